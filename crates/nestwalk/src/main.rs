@@ -1,0 +1,2 @@
+//! The `nestwalk` binary.
+fn main() {}

@@ -1,0 +1,14 @@
+//! Paging modes, page-table entries, and tables in simulated physical memory.
+//!
+//! A *page* of one address space is translated to a *frame* of the next. Tables hold real entries at
+//! real simulated addresses, so that a walker's references can go through a cache model.
+
+pub mod entry;
+mod map;
+mod memory;
+mod mode;
+
+pub use entry::{Entry, Permissions};
+pub use map::{Leaf, MapError, NotMapped, TableOwner, look_up, store};
+pub use memory::TableMemory;
+pub use mode::{LEGACY32, LONG4, LONG5, Level, MAX_LEVELS, MODES, Mode, PAE};

@@ -1,0 +1,165 @@
+//! Plain look-up and change of radix tables: what an OS or a VMM does, without caches or costs.
+
+use crate::entry::{Entry, Permissions};
+use crate::memory::TableMemory;
+use crate::mode::{Level, Mode};
+use nestwalk_types::{Address, PageSize};
+
+/// Where a leaf entry is and what it maps.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Leaf<O> {
+    /// Address of the leaf entry.
+    pub at: O,
+    /// Level of the leaf entry.
+    pub level: Level,
+    /// The entry.
+    pub entry: Entry,
+    /// First address of the page it maps.
+    pub frame: O,
+    /// Size of the page.
+    pub size: PageSize,
+    /// What all entries on the way allow.
+    pub permissions: Permissions,
+}
+
+impl<O: Address> Leaf<O> {
+    /// Where `address`, which this leaf maps, is.
+    pub fn apply<I: Address>(&self, address: I) -> O {
+        self.frame.offset_by(address.offset_in(self.size))
+    }
+}
+
+/// The table of `level` that should hold or hold a pointer to an address has no entry for it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct NotMapped {
+    /// Level of the entry that is not present.
+    pub level: Level,
+}
+
+/// Looks an address up as an OS would.
+///
+/// # Errors
+/// The level at which no present entry stands.
+pub fn look_up<I: Address, O: Address>(
+    memory: &TableMemory<O>,
+    mode: &Mode,
+    root: O,
+    address: I,
+) -> Result<Leaf<O>, NotMapped> {
+    let (mut table, mut permissions) = (root, Permissions::ALL);
+    for level in (1..=mode.levels).rev() {
+        let at = mode.entry_at(table, address.value(), level);
+        let entry = Entry(memory.read(at, mode.entry_bytes).unwrap_or(0));
+        if !entry.is_present() {
+            return Err(NotMapped { level });
+        }
+        permissions = permissions.and(entry);
+        if level == 1 || (mode.may_be_leaf(level) && entry.has(crate::entry::LARGE)) {
+            let size = mode.span(level);
+            return Ok(Leaf { at, level, entry, frame: entry.frame(size), size, permissions });
+        }
+        table = entry.target();
+    }
+    Err(NotMapped { level: 1 })
+}
+
+/// The kernel or VMM that owns a set of tables: gives frames for new tables and learns of stores.
+pub trait TableOwner<O> {
+    /// A free 4 KiB frame for a table of `level`, or `None` if memory is exhausted.
+    fn new_table(&mut self, level: Level) -> Option<O>;
+    /// An entry was stored.
+    fn stored(&mut self, at: O, entry: Entry);
+}
+
+/// Why a mapping could not be made.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum MapError {
+    /// No frame for a table.
+    OutOfMemory,
+    /// A leaf of a larger size stands at this level.
+    Occupied(Level),
+}
+
+/// Stores `entry` as the entry of `level` for `address`, making the tables above it as needed.
+/// Returns the address of the entry and what stood there.
+///
+/// # Errors
+/// See [`MapError`]; tables made before the error stay.
+pub fn store<I: Address, O: Address>(
+    memory: &mut TableMemory<O>,
+    mode: &Mode,
+    root: O,
+    address: I,
+    level: Level,
+    entry: Entry,
+    owner: &mut impl TableOwner<O>,
+) -> Result<(O, Entry), MapError> {
+    let mut table = root;
+    for l in (level + 1..=mode.levels).rev() {
+        let at = mode.entry_at(table, address.value(), l);
+        let here = Entry(memory.read(at, mode.entry_bytes).unwrap_or(0));
+        if here.is_present() {
+            if mode.may_be_leaf(l) && here.has(crate::entry::LARGE) {
+                return Err(MapError::Occupied(l));
+            }
+            table = here.target();
+        } else {
+            let new = owner.new_table(l - 1).ok_or(MapError::OutOfMemory)?;
+            memory.insert(new, None);
+            let pointer = Entry::table(new);
+            memory.write(at, mode.entry_bytes, pointer.0);
+            owner.stored(at, pointer);
+            table = new;
+        }
+    }
+    let at = mode.entry_at(table, address.value(), level);
+    let old = Entry(memory.write(at, mode.entry_bytes, entry.0).unwrap_or(0));
+    owner.stored(at, entry);
+    Ok((at, old))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mode::MODES;
+    use nestwalk_types::{Gpa, Gva, Protection};
+
+    struct Bump(u64, Vec<(Gpa, Entry)>);
+    impl TableOwner<Gpa> for Bump {
+        fn new_table(&mut self, _: Level) -> Option<Gpa> {
+            self.0 += 0x1000;
+            Some(Gpa::new(self.0))
+        }
+        fn stored(&mut self, at: Gpa, entry: Entry) {
+            self.1.push((at, entry));
+        }
+    }
+
+    #[test]
+    fn what_is_stored_is_found_in_every_mode_and_size() {
+        for mode in MODES {
+            for size in mode.page_sizes() {
+                let mut memory = TableMemory::new();
+                let root = Gpa::new(0x1000);
+                memory.insert(root, None);
+                let mut owner = Bump(0x1000, vec![]);
+                let level = mode.leaf_level(size).unwrap();
+                let gva = Gva::new(0xc765_4321 & mode.address_mask());
+                let frame = Gpa::new(0x8000_0000);
+                let leaf = Entry::leaf(frame, Protection::READ_WRITE, level > 1);
+                store(&mut memory, mode, root, gva, level, leaf, &mut owner).unwrap();
+                let found = look_up(&memory, mode, root, gva).unwrap();
+                assert_eq!((found.frame, found.size, found.level), (frame, size, level));
+                assert_eq!(found.apply(gva), frame.offset_by(gva.offset_in(size)));
+                assert!(found.permissions.write && found.permissions.user);
+                assert_eq!(owner.1.len(), usize::from(mode.levels - level) + 1);
+                let other = Gva::new(gva.value() ^ size.bytes());
+                assert_eq!(look_up(&memory, mode, root, other), Err(NotMapped { level }));
+                if level > 1 {
+                    let e = store(&mut memory, mode, root, gva, 1, leaf, &mut owner);
+                    assert_eq!(e, Err(MapError::Occupied(level)));
+                }
+            }
+        }
+    }
+}

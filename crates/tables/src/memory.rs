@@ -1,0 +1,200 @@
+//! Page-table pages in simulated physical memory: real entries at real addresses.
+
+use nestwalk_types::Address;
+use std::marker::PhantomData;
+
+const CHUNK_SHIFT: u32 = 9;
+const CHUNK: usize = 1 << CHUNK_SHIFT;
+const SLAB_SHIFT: u32 = 8;
+const SLAB: usize = 1 << SLAB_SHIFT;
+
+type Page = [u64; 512];
+
+/// The pages of one physical address space that hold page tables. Pages of data have no contents
+/// and take no memory.
+///
+/// A read is three dependent loads (directory, slot, entry) and no hashing. Memory: 4 KiB per table
+/// page and 2 KiB per 2 MiB of address space that has a table page.
+pub struct TableMemory<A> {
+    /// Slot + 1 of each frame, by frame number in chunks of 512; 0 is no table.
+    directory: Vec<Option<Box<[u32; CHUNK]>>>,
+    slabs: Vec<Box<[Page]>>,
+    free: Vec<u32>,
+    used: u32,
+    space: PhantomData<A>,
+}
+
+impl<A: Address> Default for TableMemory<A> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<A: Address> TableMemory<A> {
+    /// No tables.
+    pub const fn new() -> Self {
+        Self {
+            directory: Vec::new(),
+            slabs: Vec::new(),
+            free: Vec::new(),
+            used: 0,
+            space: PhantomData,
+        }
+    }
+
+    #[inline]
+    fn slot(&self, at: A) -> Option<usize> {
+        let frame = at.page_number();
+        let chunk = self.directory.get((frame >> CHUNK_SHIFT) as usize)?.as_ref()?;
+        (chunk[frame as usize & (CHUNK - 1)] as usize).checked_sub(1)
+    }
+    #[inline]
+    fn page_of_slot(&self, slot: usize) -> &Page {
+        &self.slabs[slot >> SLAB_SHIFT][slot & (SLAB - 1)]
+    }
+    #[inline]
+    fn page_of_slot_mut(&mut self, slot: usize) -> &mut Page {
+        &mut self.slabs[slot >> SLAB_SHIFT][slot & (SLAB - 1)]
+    }
+
+    /// Table pages held.
+    pub const fn len(&self) -> u64 {
+        (self.used as u64) - (self.free.len() as u64)
+    }
+    /// No table pages.
+    pub const fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+    /// Whether the page of `at` holds a table.
+    pub fn contains(&self, at: A) -> bool {
+        self.slot(at).is_some()
+    }
+    /// The entries of the page of `at`, as 8-byte words.
+    pub fn page(&self, at: A) -> Option<&Page> {
+        self.slot(at).map(|s| self.page_of_slot(s))
+    }
+
+    /// Makes the page of `at` a table with these words, or all zero.
+    pub fn insert(&mut self, at: A, words: Option<&Page>) {
+        let frame = at.page_number();
+        let index = (frame >> CHUNK_SHIFT) as usize;
+        if index >= self.directory.len() {
+            self.directory.resize_with(index + 1, || None);
+        }
+        let known = self.slot(at);
+        let slot = known.unwrap_or_else(|| {
+            let slot = self.free.pop().unwrap_or_else(|| {
+                self.used += 1;
+                self.used - 1
+            }) as usize;
+            if slot >> SLAB_SHIFT >= self.slabs.len() {
+                self.slabs.push(vec![[0; 512]; SLAB].into_boxed_slice());
+            }
+            let chunk = self.directory[index].get_or_insert_with(|| Box::new([0; CHUNK]));
+            chunk[frame as usize & (CHUNK - 1)] = slot as u32 + 1;
+            slot
+        });
+        let page = self.page_of_slot_mut(slot);
+        match words {
+            Some(words) => *page = *words,
+            None => page.fill(0),
+        }
+    }
+
+    /// The page of `at` holds a table no more. Does nothing if it held none.
+    pub fn remove(&mut self, at: A) {
+        if let Some(slot) = self.slot(at) {
+            let frame = at.page_number();
+            if let Some(chunk) = &mut self.directory[(frame >> CHUNK_SHIFT) as usize] {
+                chunk[frame as usize & (CHUNK - 1)] = 0;
+            }
+            self.free.push(slot as u32);
+        }
+    }
+
+    /// The entry of `bytes` (4 or 8) bytes at `at`; `None` if the page holds no table.
+    #[inline]
+    pub fn read(&self, at: A, bytes: u8) -> Option<u64> {
+        let word = self.page_of_slot(self.slot(at)?)[(at.value() >> 3 & 511) as usize];
+        Some(if bytes == 8 {
+            word
+        } else if at.value() & 4 == 0 {
+            word & 0xffff_ffff
+        } else {
+            word >> 32
+        })
+    }
+
+    /// Stores an entry of `bytes` (4 or 8) bytes at `at`. Returns what stood there, or `None`, and
+    /// changes nothing, if the page holds no table.
+    #[inline]
+    pub fn write(&mut self, at: A, bytes: u8, value: u64) -> Option<u64> {
+        let slot = self.slot(at)?;
+        let word = &mut self.page_of_slot_mut(slot)[(at.value() >> 3 & 511) as usize];
+        let old = *word;
+        if bytes == 8 {
+            *word = value;
+            Some(old)
+        } else {
+            let shift = if at.value() & 4 == 0 { 0 } else { 32 };
+            *word = old & !(0xffff_ffff << shift) | (value & 0xffff_ffff) << shift;
+            Some(old >> shift & 0xffff_ffff)
+        }
+    }
+
+    /// Sets bits of an entry: what hardware does with the accessed and dirty bits.
+    #[inline]
+    pub fn set_bits(&mut self, at: A, bits: u64) {
+        if let Some(slot) = self.slot(at) {
+            let shift = at.value() & 4;
+            self.page_of_slot_mut(slot)[(at.value() >> 3 & 511) as usize] |= bits << (shift * 8);
+        }
+    }
+
+    /// Addresses of all table pages, ascending.
+    pub fn pages(&self) -> impl Iterator<Item = A> {
+        self.directory.iter().enumerate().flat_map(|(i, chunk)| {
+            chunk.iter().flat_map(move |c| {
+                c.iter()
+                    .enumerate()
+                    .filter(|(_, s)| **s != 0)
+                    .map(move |(j, _)| A::new(((i << CHUNK_SHIFT | j) as u64) << 12))
+            })
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nestwalk_types::Gpa;
+
+    #[test]
+    fn four_byte_entries_share_a_word() {
+        let mut m = TableMemory::new();
+        let t = Gpa::new(0x5000);
+        m.insert(t, None);
+        assert_eq!(m.write(Gpa::new(0x5004), 4, 0xdead_beef), Some(0));
+        assert_eq!(m.write(Gpa::new(0x5000), 4, 0x1234_5678), Some(0));
+        m.set_bits(Gpa::new(0x5004), 0x10);
+        assert_eq!(m.read(Gpa::new(0x5004), 4), Some(0xdead_beff));
+        assert_eq!(m.read(Gpa::new(0x5000), 8), Some(0xdead_beff_1234_5678));
+    }
+
+    #[test]
+    fn slots_are_reused_and_clean() {
+        let mut m = TableMemory::new();
+        for i in 0..1000u64 {
+            m.insert(Gpa::new(i << 24), None);
+            m.write(Gpa::new(i << 24), 8, i + 1);
+        }
+        assert_eq!(m.len(), 1000);
+        assert_eq!(m.pages().count(), 1000);
+        m.remove(Gpa::new(7 << 24));
+        assert_eq!(m.read(Gpa::new(7 << 24), 8), None);
+        m.insert(Gpa::new(0x9000), None);
+        assert_eq!(m.read(Gpa::new(0x9000), 8), Some(0));
+        assert_eq!(m.read(Gpa::new(8 << 24), 8), Some(9));
+        assert_eq!(m.len(), 1000);
+    }
+}

@@ -1,0 +1,168 @@
+//! Paging modes as data: one description, so that one walker serves them all.
+
+use nestwalk_types::{Address, PageSize};
+
+/// Level of a page table: 1 holds the entries of base pages, `Mode::levels` is the root.
+pub type Level = u8;
+
+/// Most levels any mode has.
+pub const MAX_LEVELS: usize = 5;
+
+/// A paging mode (SDM vol. 3A, chapter "Paging"; APM vol. 2, "Page Translation and Protection").
+#[derive(Debug, PartialEq, Eq)]
+pub struct Mode {
+    /// Name on the command line and in results.
+    pub name: &'static str,
+    /// Number of levels.
+    pub levels: Level,
+    /// Bytes per entry, 4 or 8.
+    pub entry_bytes: u8,
+    /// `shifts[l]` is the lowest address bit that indexes level `l`; index 0 is unused.
+    shifts: [u8; MAX_LEVELS + 1],
+    /// `bits[l]` address bits index level `l`.
+    bits: [u8; MAX_LEVELS + 1],
+    /// Bit `l` set: an entry of level `l` may map a page.
+    leaf_levels: u8,
+    /// The root's entries are read into registers when CR3 is loaded (PAE), so that a walk makes no
+    /// reference to it.
+    pub root_in_registers: bool,
+}
+
+/// 4-level paging: 48-bit addresses; also 4-level nested tables.
+pub static LONG4: Mode = Mode {
+    name: "4-level",
+    levels: 4,
+    entry_bytes: 8,
+    shifts: [0, 12, 21, 30, 39, 48],
+    bits: [0, 9, 9, 9, 9, 0],
+    leaf_levels: 0b1110,
+    root_in_registers: false,
+};
+
+/// 5-level paging: 57-bit addresses; also 5-level nested tables.
+pub static LONG5: Mode = Mode {
+    name: "5-level",
+    levels: 5,
+    entry_bytes: 8,
+    shifts: [0, 12, 21, 30, 39, 48],
+    bits: [0, 9, 9, 9, 9, 9],
+    leaf_levels: 0b1110,
+    root_in_registers: false,
+};
+
+/// PAE paging: 32-bit addresses, 8-byte entries, four page-directory pointers in registers.
+pub static PAE: Mode = Mode {
+    name: "pae",
+    levels: 3,
+    entry_bytes: 8,
+    shifts: [0, 12, 21, 30, 32, 0],
+    bits: [0, 9, 9, 2, 0, 0],
+    leaf_levels: 0b0110,
+    root_in_registers: true,
+};
+
+/// 32-bit paging: 32-bit addresses, two levels of 4-byte entries, 4 MiB pages.
+pub static LEGACY32: Mode = Mode {
+    name: "2-level",
+    levels: 2,
+    entry_bytes: 4,
+    shifts: [0, 12, 22, 32, 0, 0],
+    bits: [0, 10, 10, 0, 0, 0],
+    leaf_levels: 0b0110,
+    root_in_registers: false,
+};
+
+/// Every mode, for the command line and for tests.
+pub static MODES: [&Mode; 4] = [&LONG4, &LONG5, &PAE, &LEGACY32];
+
+impl Mode {
+    /// The mode of that name.
+    pub fn by_name(name: &str) -> Option<&'static Self> {
+        MODES.into_iter().find(|m| m.name == name)
+    }
+    /// Bits of an address that are translated, the offset included.
+    pub const fn address_bits(&self) -> u32 {
+        self.shifts[self.levels as usize] as u32 + self.bits[self.levels as usize] as u32
+    }
+    /// Bytes that one entry of `level` covers, as a size.
+    #[inline]
+    pub const fn span(&self, level: Level) -> PageSize {
+        PageSize::from_shift(self.shifts[level as usize])
+    }
+    /// Whether an entry of `level` may map a page.
+    #[inline]
+    pub const fn may_be_leaf(&self, level: Level) -> bool {
+        self.leaf_levels >> level & 1 == 1
+    }
+    /// The level whose entries map pages of `size`, if there is one.
+    pub fn leaf_level(&self, size: PageSize) -> Option<Level> {
+        (1..=self.levels).find(|&l| self.may_be_leaf(l) && self.span(l) == size)
+    }
+    /// Page sizes that can be mapped, smallest first.
+    pub fn page_sizes(&self) -> impl Iterator<Item = PageSize> {
+        (1..=self.levels).filter(|&l| self.may_be_leaf(l)).map(|l| self.span(l))
+    }
+    /// Index of `address` in its table of `level`.
+    #[inline]
+    pub const fn index(&self, address: u64, level: Level) -> u64 {
+        address >> self.shifts[level as usize] & ((1 << self.bits[level as usize]) - 1)
+    }
+    /// Entries in a table of `level`.
+    #[inline]
+    pub const fn entries(&self, level: Level) -> u64 {
+        1 << self.bits[level as usize]
+    }
+    /// Address of the entry for `address` in the table of `level` at `table`.
+    #[inline]
+    pub fn entry_at<O: Address>(&self, table: O, address: u64, level: Level) -> O {
+        table.offset_by(self.index(address, level) * u64::from(self.entry_bytes))
+    }
+    /// The bits of `address` above what an entry of `level` covers: what a walk cache that skips to
+    /// the table below is tagged with.
+    #[inline]
+    pub const fn prefix(&self, address: u64, level: Level) -> u64 {
+        (address & self.address_mask()) >> self.shifts[level as usize]
+    }
+    /// All translated address bits.
+    #[inline]
+    pub const fn address_mask(&self) -> u64 {
+        u64::MAX >> (64 - self.address_bits())
+    }
+    /// References of a walk that finds nothing cached and a leaf at `leaf`.
+    pub const fn walk_references(&self, leaf: Level) -> u32 {
+        self.levels as u32 - leaf as u32 + 1 - self.root_in_registers as u32
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_modes_are_the_manuals() {
+        assert_eq!(MODES.map(Mode::address_bits), [48, 57, 32, 32]);
+        assert_eq!(
+            LEGACY32.page_sizes().collect::<Vec<_>>(),
+            [PageSize::SIZE_4K, PageSize::SIZE_4M]
+        );
+        assert_eq!(PAE.leaf_level(PageSize::SIZE_2M), Some(2));
+        assert_eq!(PAE.leaf_level(PageSize::SIZE_1G), None);
+        assert_eq!(LONG5.leaf_level(PageSize::SIZE_1G), Some(3));
+        assert_eq!(MODES.map(|m| m.walk_references(1)), [4, 5, 2, 2]);
+        // A table is one 4 KiB page, but for PAE's four-entry root.
+        for m in MODES {
+            for l in 1..=m.levels {
+                let bytes = m.entries(l) * u64::from(m.entry_bytes);
+                assert!(bytes == 4096 || (l == 3 && m.name == "pae" && bytes == 32));
+            }
+        }
+    }
+
+    #[test]
+    fn index_takes_the_right_bits() {
+        let a = 0x0000_7fff_ffff_f000;
+        assert_eq!((1..=4).map(|l| LONG4.index(a, l)).collect::<Vec<_>>(), [511, 511, 511, 255]);
+        assert_eq!(LEGACY32.index(0xffc0_1000, 2), 1023);
+        assert_eq!(LEGACY32.index(0xffc0_1000, 1), 1);
+    }
+}

@@ -1,0 +1,20 @@
+//! The words of nestwalk: address spaces, page sizes, events, batches, and what a source is.
+//!
+//! Every other crate speaks these; this one depends on nothing.
+
+mod addr;
+mod batch;
+mod event;
+mod rng;
+mod size;
+mod source;
+
+pub use addr::{Address, Gpa, Gva, Hpa, Hva};
+pub use batch::{Batch, BatchBuilder, GuestBatch};
+pub use event::{
+    AccessKind, Control, FaultCode, Invalidation, OsWork, ProcessId, Protection, Run, RunFlags,
+    VcpuId,
+};
+pub use rng::{SplitMix64, mix64};
+pub use size::PageSize;
+pub use source::{Source, SourceError, SourceInfo};
