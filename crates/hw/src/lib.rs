@@ -1,1 +1,15 @@
-//! Placeholder.
+//! Translation hardware: TLBs, walk caches, data caches, and the profiles that size them.
+//!
+//! Hardware only reads tables. Nothing here calls an OS or a VMM.
+
+pub mod assoc;
+pub mod cache;
+pub mod geometry;
+pub mod profile;
+pub mod tlb;
+pub mod walk_cache;
+
+pub use cache::{Caches, HPA_LIMIT, ServedBy};
+pub use profile::Profile;
+pub use tlb::{Asid, Tlb, Translation};
+pub use walk_cache::{Pointer, WalkCache};

@@ -1,0 +1,116 @@
+//! Data caches: they decide how long each reference takes. Tags only, no contents.
+
+use crate::assoc::SetAssoc;
+use crate::geometry::Geometry;
+use crate::profile::CacheProfile;
+use nestwalk_types::Hpa;
+
+/// Where a reference was served.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash)]
+#[repr(u8)]
+pub enum ServedBy {
+    /// First-level cache.
+    L1,
+    /// Second-level cache.
+    L2,
+    /// Last-level cache.
+    Llc,
+    /// Memory.
+    Memory,
+}
+
+impl ServedBy {
+    /// Number of variants.
+    pub const COUNT: usize = 4;
+    /// Names in results, in order.
+    pub const NAMES: [&'static str; Self::COUNT] = ["l1", "l2", "llc", "memory"];
+}
+
+/// Host-physical addresses must be below this: 16 TiB. A tag is then 32 bits wide.
+pub const HPA_LIMIT: u64 = 1 << 44;
+
+/// One cache of 64-byte lines with LRU replacement.
+#[derive(Clone, Debug)]
+pub struct Cache {
+    lines: SetAssoc<u32, ()>,
+}
+
+impl Cache {
+    /// An empty cache; `geometry.entries` counts lines.
+    pub fn new(geometry: Geometry) -> Self {
+        Self { lines: SetAssoc::new(geometry) }
+    }
+    /// Looks a line up and fills it if it is not there. Whether it was there.
+    #[inline]
+    pub fn access(&mut self, line: u64) -> bool {
+        let (tag, set) = self.lines.indexer().split(line);
+        // 38 bits of line number, of which every real cache indexes with 6 at least.
+        let tag = tag as u32;
+        if self.lines.look_up(set, tag).is_some() {
+            return true;
+        }
+        self.lines.fill(set, tag, ());
+        false
+    }
+}
+
+/// The private caches of one core.
+#[derive(Clone, Debug)]
+pub struct CoreCaches {
+    l1d: Cache,
+    l1i: Cache,
+    l2: Cache,
+}
+
+/// All caches of a machine: private first and second levels, a shared last level.
+///
+/// A miss fills every level that missed. Not modelled: write-backs, prefetchers, coherence traffic,
+/// back-invalidation.
+#[derive(Clone, Debug)]
+pub struct Caches {
+    cores: Vec<CoreCaches>,
+    llc: Cache,
+}
+
+impl Caches {
+    /// Empty caches of this profile for `cores` cores.
+    pub fn new(profile: &CacheProfile, cores: usize) -> Self {
+        let core = CoreCaches {
+            l1d: Cache::new(profile.l1d.geometry()),
+            l1i: Cache::new(profile.l1i.geometry()),
+            l2: Cache::new(profile.l2.geometry()),
+        };
+        Self { cores: vec![core; cores], llc: Cache::new(profile.llc.geometry()) }
+    }
+    /// A data reference, of the program or of the walker (page walkers load through the first-level
+    /// data cache on the processors of the profiles).
+    #[inline]
+    pub fn data(&mut self, core: usize, at: Hpa) -> ServedBy {
+        let line = at.value() >> 6;
+        let private = &mut self.cores[core];
+        if private.l1d.access(line) {
+            return ServedBy::L1;
+        }
+        Self::beyond(&mut private.l2, &mut self.llc, line)
+    }
+    /// An instruction fetch.
+    #[inline]
+    pub fn fetch(&mut self, core: usize, at: Hpa) -> ServedBy {
+        let line = at.value() >> 6;
+        let private = &mut self.cores[core];
+        if private.l1i.access(line) {
+            return ServedBy::L1;
+        }
+        Self::beyond(&mut private.l2, &mut self.llc, line)
+    }
+    #[inline]
+    fn beyond(l2: &mut Cache, llc: &mut Cache, line: u64) -> ServedBy {
+        if l2.access(line) {
+            ServedBy::L2
+        } else if llc.access(line) {
+            ServedBy::Llc
+        } else {
+            ServedBy::Memory
+        }
+    }
+}

@@ -1,0 +1,425 @@
+//! Hardware profiles: data files whose every number names its source.
+
+use crate::geometry::Geometry;
+use nestwalk_tables::Level;
+use nestwalk_types::PageSize;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+/// A number and where it comes from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sourced {
+    /// The number, in the unit of its key.
+    pub value: f64,
+    /// Paper, manual or measurement; or `calibrated: ...`, or `derived: ...`.
+    pub source: String,
+}
+
+/// One array of a TLB level.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TlbProfile {
+    /// Page sizes that share the array: `4k`, `2m`, `4m`, `1g`.
+    pub sizes: Vec<String>,
+    /// Entries in all.
+    pub entries: u32,
+    /// Entries per set; as many as `entries` if fully associative.
+    pub ways: u32,
+    /// Where the numbers come from.
+    pub source: String,
+}
+
+/// One walk cache or nested TLB.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ArrayProfile {
+    /// Entries in all.
+    pub entries: u32,
+    /// Entries per set.
+    pub ways: u32,
+    /// Where the numbers come from.
+    pub source: String,
+}
+
+/// Paging-structure caches, named by the entry that they hold. A missing one does not exist.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+pub struct WalkCacheProfile {
+    /// Entries of page directories: takes a walk to the leaf table.
+    pub pde: Option<ArrayProfile>,
+    /// Entries of page-directory-pointer tables: takes a walk to the page directory.
+    pub pdpte: Option<ArrayProfile>,
+    /// Entries of level 4.
+    pub pml4e: Option<ArrayProfile>,
+    /// Entries of level 5.
+    pub pml5e: Option<ArrayProfile>,
+}
+
+impl WalkCacheProfile {
+    /// The cache that takes a walk to a table of `level`.
+    pub const fn to_level(&self, level: Level) -> Option<&ArrayProfile> {
+        match level {
+            1 => self.pde.as_ref(),
+            2 => self.pdpte.as_ref(),
+            3 => self.pml4e.as_ref(),
+            4 => self.pml5e.as_ref(),
+            _ => None,
+        }
+    }
+}
+
+/// One data cache of 64-byte lines.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CacheLevelProfile {
+    /// Capacity in KiB.
+    pub kib: u32,
+    /// Lines per set.
+    pub ways: u32,
+    /// Load-to-use latency in core cycles.
+    pub cycles: u32,
+    /// Where the numbers come from.
+    pub source: String,
+}
+
+/// The cache hierarchy.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CacheProfile {
+    /// First-level data cache, one per core.
+    pub l1d: CacheLevelProfile,
+    /// First-level instruction cache, one per core.
+    pub l1i: CacheLevelProfile,
+    /// Second-level cache, one per core.
+    pub l2: CacheLevelProfile,
+    /// Last-level cache, shared.
+    pub llc: CacheLevelProfile,
+    /// Latency of a reference that goes to memory, in core cycles.
+    pub memory_cycles: Sourced,
+}
+
+/// The core.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CoreProfile {
+    /// Nominal frequency in MHz; turns the software costs' times into cycles.
+    pub frequency_mhz: Sourced,
+    /// Cycles per instruction when every reference hits the first level.
+    pub base_cpi: Sourced,
+    /// Extra cycles of a first-level TLB miss that the second level serves.
+    pub l2_tlb_hit_cycles: Sourced,
+    /// Cycles to look the walk caches up, once per walk.
+    pub walk_cache_cycles: Sourced,
+    /// Share of the walker's cycles by which the program is delayed, 0 to 1: what out-of-order
+    /// execution and several walkers do not hide.
+    pub walk_exposed: Sourced,
+    /// Share of data references' latency beyond the first level by which the program is delayed.
+    pub data_exposed: Sourced,
+}
+
+/// Costs of the software that answers, in nanoseconds (cycles follow from the frequency).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SoftwareProfile {
+    /// A VM exit and the entry after it, with KVM's dispatch between.
+    pub exit_ns: Sourced,
+    /// Work of the VMM for one shadow entry that was missing, beyond the exit.
+    pub shadow_fill_ns: Sourced,
+    /// Work to decode and emulate a write to a protected table, beyond the exit.
+    pub emulate_write_ns: Sourced,
+    /// Work to inject a page fault into the guest, beyond the exit.
+    pub inject_fault_ns: Sourced,
+    /// Work of a CR3 load or an invalidation that exits, beyond the exit.
+    pub context_exit_ns: Sourced,
+    /// Work per entry that a resynchronisation looks at.
+    pub sync_entry_ns: Sourced,
+    /// Work of the VMM for one nested-table entry that was missing, beyond the exit.
+    pub nested_fill_ns: Sourced,
+    /// Work of the host kernel to find and map a page for guest RAM.
+    pub host_fault_ns: Sourced,
+    /// Clearing of 4 KiB of memory.
+    pub clear_page_ns: Sourced,
+    /// The guest kernel's answer to a page fault, without the clearing of the page.
+    pub guest_fault_ns: Sourced,
+    /// The guest kernel's fork, without its table writes' exits.
+    pub guest_fork_ns: Sourced,
+    /// The guest kernel's exec.
+    pub guest_exec_ns: Sourced,
+    /// The guest kernel's exit of a process.
+    pub guest_exit_ns: Sourced,
+    /// The guest kernel's context switch.
+    pub guest_switch_ns: Sourced,
+}
+
+/// Everything that a machine's cost depends on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Profile {
+    /// Short name, as given to `--profile`.
+    pub name: String,
+    /// The processor in words.
+    pub description: String,
+    /// The core.
+    pub core: CoreProfile,
+    /// First-level data TLBs.
+    pub l1d_tlb: Vec<TlbProfile>,
+    /// First-level instruction TLBs.
+    pub l1i_tlb: Vec<TlbProfile>,
+    /// Second-level TLBs.
+    pub l2_tlb: Vec<TlbProfile>,
+    /// Paging-structure caches for linear and combined mappings, by virtual address.
+    pub walk_cache: WalkCacheProfile,
+    /// Paging-structure caches of nested tables, by guest-physical address.
+    pub nested_walk_cache: WalkCacheProfile,
+    /// Cached guest-physical translations, if the processor has them.
+    pub nested_tlb: Option<ArrayProfile>,
+    /// Data caches.
+    pub caches: CacheProfile,
+    /// Software costs.
+    pub software: SoftwareProfile,
+}
+
+/// What is wrong with a profile.
+#[derive(Debug, Error)]
+pub enum ProfileError {
+    /// No built-in profile and no file of that name.
+    #[error("no profile `{name}`; there are: {known}; or give the path of a .toml file")]
+    Unknown {
+        /// What was asked for.
+        name: String,
+        /// What there is.
+        known: String,
+    },
+    /// The file cannot be read.
+    #[error("profile {path}: {source}")]
+    Read {
+        /// The file.
+        path: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Not TOML, or not a profile.
+    #[error("profile {path}: {source}")]
+    Parse {
+        /// The file.
+        path: String,
+        /// Where and why.
+        source: Box<toml::de::Error>,
+    },
+    /// A value that contradicts itself or another.
+    #[error("profile {profile}: {key}: {problem}")]
+    Value {
+        /// The profile.
+        profile: String,
+        /// The key.
+        key: String,
+        /// What is wrong and what would be right.
+        problem: String,
+    },
+}
+
+impl TlbProfile {
+    /// The page sizes; unknown ones were refused when the profile was read.
+    pub fn page_sizes(&self) -> impl Iterator<Item = PageSize> {
+        self.sizes.iter().filter_map(|s| parse_page_size(s))
+    }
+    /// Geometry, checked when the profile was read.
+    pub const fn geometry(&self) -> Geometry {
+        Geometry { entries: self.entries, ways: self.ways }
+    }
+}
+impl ArrayProfile {
+    /// Geometry, checked when the profile was read.
+    pub const fn geometry(&self) -> Geometry {
+        Geometry { entries: self.entries, ways: self.ways }
+    }
+}
+impl CacheLevelProfile {
+    /// Geometry in lines, checked when the profile was read.
+    pub const fn geometry(&self) -> Geometry {
+        Geometry { entries: self.kib * 16, ways: self.ways }
+    }
+}
+
+/// The page size of a short name.
+pub fn parse_page_size(name: &str) -> Option<PageSize> {
+    [PageSize::SIZE_4K, PageSize::SIZE_2M, PageSize::SIZE_4M, PageSize::SIZE_1G]
+        .into_iter()
+        .find(|s| s.short() == name)
+}
+
+/// The profiles that are built in: name and text.
+pub static BUILT_IN: &[(&str, &str)] = &[
+    ("cascade-lake-6252", include_str!("../profiles/cascade-lake-6252.toml")),
+    ("skylake-i5-7600", include_str!("../profiles/skylake-i5-7600.toml")),
+    ("sandy-bridge-e5-2430", include_str!("../profiles/sandy-bridge-e5-2430.toml")),
+    ("zen2", include_str!("../profiles/zen2.toml")),
+];
+
+impl Profile {
+    /// A built-in profile by name, or one from a file.
+    ///
+    /// # Errors
+    /// See [`ProfileError`].
+    pub fn load(name: &str) -> Result<Self, ProfileError> {
+        if let Some((name, text)) = BUILT_IN.iter().find(|b| b.0 == name) {
+            return Self::parse(name, text);
+        }
+        if !name.ends_with(".toml") {
+            let known = BUILT_IN.iter().map(|b| b.0).collect::<Vec<_>>().join(", ");
+            return Err(ProfileError::Unknown { name: name.into(), known });
+        }
+        let text = std::fs::read_to_string(name)
+            .map_err(|source| ProfileError::Read { path: name.into(), source })?;
+        Self::parse(name, &text)
+    }
+
+    /// Reads and checks a profile; `path` is for messages.
+    ///
+    /// # Errors
+    /// See [`ProfileError`].
+    pub fn parse(path: &str, text: &str) -> Result<Self, ProfileError> {
+        let profile: Self = toml::from_str(text)
+            .map_err(|e| ProfileError::Parse { path: path.into(), source: Box::new(e) })?;
+        profile.check()?;
+        Ok(profile)
+    }
+
+    fn check(&self) -> Result<(), ProfileError> {
+        let wrong = |key: &str, problem: String| ProfileError::Value {
+            profile: self.name.clone(),
+            key: key.into(),
+            problem,
+        };
+        for (key, level) in
+            [("l1d_tlb", &self.l1d_tlb), ("l1i_tlb", &self.l1i_tlb), ("l2_tlb", &self.l2_tlb)]
+        {
+            let mut seen = Vec::new();
+            for array in level {
+                Geometry::new(array.entries, array.ways).map_err(|e| wrong(key, e.to_string()))?;
+                for size in &array.sizes {
+                    let Some(parsed) = parse_page_size(size) else {
+                        let problem = format!("page size `{size}`: use 4k, 2m, 4m or 1g");
+                        return Err(wrong(key, problem));
+                    };
+                    if seen.contains(&parsed) {
+                        return Err(wrong(key, format!("page size {size} stands in two arrays")));
+                    }
+                    seen.push(parsed);
+                }
+            }
+            if !seen.contains(&PageSize::SIZE_4K) {
+                return Err(wrong(key, "no array holds 4k pages; one must".into()));
+            }
+        }
+        let arrays = [
+            ("walk_cache.pde", &self.walk_cache.pde),
+            ("walk_cache.pdpte", &self.walk_cache.pdpte),
+            ("walk_cache.pml4e", &self.walk_cache.pml4e),
+            ("walk_cache.pml5e", &self.walk_cache.pml5e),
+            ("nested_walk_cache.pde", &self.nested_walk_cache.pde),
+            ("nested_walk_cache.pdpte", &self.nested_walk_cache.pdpte),
+            ("nested_walk_cache.pml4e", &self.nested_walk_cache.pml4e),
+            ("nested_walk_cache.pml5e", &self.nested_walk_cache.pml5e),
+            ("nested_tlb", &self.nested_tlb),
+        ];
+        for (key, array) in arrays.iter().filter_map(|(k, a)| a.as_ref().map(|a| (k, a))) {
+            Geometry::new(array.entries, array.ways).map_err(|e| wrong(key, e.to_string()))?;
+        }
+        self.check_caches(&wrong)?;
+        self.check_numbers(&wrong)
+    }
+
+    fn check_caches(
+        &self,
+        wrong: &impl Fn(&str, String) -> ProfileError,
+    ) -> Result<(), ProfileError> {
+        let c = &self.caches;
+        let levels = [("l1d", &c.l1d), ("l1i", &c.l1i), ("l2", &c.l2), ("llc", &c.llc)];
+        for (name, level) in levels {
+            let key = format!("caches.{name}");
+            let lines = level.kib.checked_mul(16).unwrap_or(0);
+            let geometry =
+                Geometry::new(lines, level.ways).map_err(|e| wrong(&key, e.to_string()))?;
+            if geometry.sets().trailing_zeros() < 6 {
+                let problem = format!(
+                    "{} sets: the number of sets must be a multiple of 64",
+                    geometry.sets()
+                );
+                return Err(wrong(&key, problem));
+            }
+        }
+        for pair in [levels[0], levels[2], levels[3]].windows(2) {
+            let ((below, a), (above, b)) = (pair[0], pair[1]);
+            if a.cycles >= b.cycles || a.kib >= b.kib {
+                let problem = format!(
+                    "{} KiB at {} cycles is not smaller and faster than {above}'s {} KiB at {}",
+                    a.kib, a.cycles, b.kib, b.cycles
+                );
+                return Err(wrong(&format!("caches.{below}"), problem));
+            }
+        }
+        if c.memory_cycles.value <= f64::from(c.llc.cycles) {
+            let problem = format!(
+                "{} is not slower than the last-level cache's {}",
+                c.memory_cycles.value, c.llc.cycles
+            );
+            return Err(wrong("caches.memory_cycles", problem));
+        }
+        Ok(())
+    }
+
+    fn check_numbers(
+        &self,
+        wrong: &impl Fn(&str, String) -> ProfileError,
+    ) -> Result<(), ProfileError> {
+        for (key, number) in self.numbers() {
+            let share = key.ends_with("_exposed");
+            let n = number.value;
+            if !n.is_finite() || n < 0.0 || (share && n > 1.0) {
+                let range = if share { "between 0 and 1" } else { "0 or more" };
+                return Err(wrong(key, format!("{n} must be {range}")));
+            }
+            if number.source.trim().is_empty() {
+                return Err(wrong(key, "the source is empty; every number names one".into()));
+            }
+        }
+        if self.core.frequency_mhz.value < 1.0 || self.core.base_cpi.value <= 0.0 {
+            return Err(wrong("core", "frequency_mhz and base_cpi must be above 0".into()));
+        }
+        Ok(())
+    }
+
+    /// All single numbers with their keys: what sensitivity analysis varies.
+    pub fn numbers(&self) -> Vec<(&'static str, &Sourced)> {
+        let (c, s) = (&self.core, &self.software);
+        vec![
+            ("core.frequency_mhz", &c.frequency_mhz),
+            ("core.base_cpi", &c.base_cpi),
+            ("core.l2_tlb_hit_cycles", &c.l2_tlb_hit_cycles),
+            ("core.walk_cache_cycles", &c.walk_cache_cycles),
+            ("core.walk_exposed", &c.walk_exposed),
+            ("core.data_exposed", &c.data_exposed),
+            ("caches.memory_cycles", &self.caches.memory_cycles),
+            ("software.exit_ns", &s.exit_ns),
+            ("software.shadow_fill_ns", &s.shadow_fill_ns),
+            ("software.emulate_write_ns", &s.emulate_write_ns),
+            ("software.inject_fault_ns", &s.inject_fault_ns),
+            ("software.context_exit_ns", &s.context_exit_ns),
+            ("software.sync_entry_ns", &s.sync_entry_ns),
+            ("software.nested_fill_ns", &s.nested_fill_ns),
+            ("software.host_fault_ns", &s.host_fault_ns),
+            ("software.clear_page_ns", &s.clear_page_ns),
+            ("software.guest_fault_ns", &s.guest_fault_ns),
+            ("software.guest_fork_ns", &s.guest_fork_ns),
+            ("software.guest_exec_ns", &s.guest_exec_ns),
+            ("software.guest_exit_ns", &s.guest_exit_ns),
+            ("software.guest_switch_ns", &s.guest_switch_ns),
+        ]
+    }
+}
+
+#[cfg(test)]
+#[path = "profile_tests.rs"]
+mod tests;

@@ -1,0 +1,296 @@
+//! Translation look-aside buffers: complete translations by page number, size and tag.
+
+use crate::assoc::SetAssoc;
+use crate::profile::TlbProfile;
+use nestwalk_tables::Permissions;
+use nestwalk_types::{Address, Hpa, PageSize};
+
+/// Whose translation an entry is: VPID (upper 4 bits) and PCID (lower 12 bits).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, Default)]
+pub struct Asid(u16);
+
+impl Asid {
+    /// The tag of a PCID in a VPID; 0 is the host's.
+    pub const fn new(vpid: u8, pcid: u16) -> Self {
+        Self((vpid as u16) << 12 | pcid & 0xfff)
+    }
+    /// The PCID.
+    pub const fn pcid(self) -> u16 {
+        self.0 & 0xfff
+    }
+    /// The VPID.
+    pub const fn vpid(self) -> u8 {
+        (self.0 >> 12) as u8
+    }
+    /// The same VM, another address space.
+    #[must_use]
+    pub const fn with_pcid(self, pcid: u16) -> Self {
+        Self::new(self.vpid(), pcid)
+    }
+}
+
+/// A complete translation, as a TLB holds it: 8 bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Translation(u64);
+
+impl Translation {
+    const WRITE: u64 = 1;
+    const USER: u64 = 1 << 1;
+    const EXECUTE: u64 = 1 << 2;
+    const DIRTY: u64 = 1 << 3;
+    const GLOBAL: u64 = 1 << 4;
+    const FRAME: u64 = 0x000f_ffff_ffff_f000;
+
+    /// A page of `size` at `frame`. `dirty` says that stores need not set the dirty bit any more.
+    #[inline]
+    pub fn new(
+        frame: Hpa,
+        size: PageSize,
+        permissions: Permissions,
+        dirty: bool,
+        global: bool,
+    ) -> Self {
+        Self(
+            frame.value() & Self::FRAME
+                | u64::from(permissions.write)
+                | u64::from(permissions.user) << 1
+                | u64::from(permissions.execute) << 2
+                | u64::from(dirty) << 3
+                | u64::from(global) << 4
+                | u64::from(size.shift()) << 5,
+        )
+    }
+    /// Size of the page.
+    #[inline]
+    pub const fn size(self) -> PageSize {
+        PageSize::from_shift((self.0 >> 5 & 63) as u8)
+    }
+    /// First address of the page.
+    #[inline]
+    pub const fn frame(self) -> Hpa {
+        Hpa::new(self.0 & Self::FRAME)
+    }
+    /// Where an address of the page is.
+    #[inline]
+    pub fn apply<I: Address>(self, address: I) -> Hpa {
+        let mask = (1u64 << (self.0 >> 5 & 63)) - 1;
+        Hpa::new(self.0 & Self::FRAME | address.value() & mask)
+    }
+    /// What may be done with the page.
+    #[inline]
+    pub const fn permissions(self) -> Permissions {
+        Permissions {
+            write: self.0 & Self::WRITE != 0,
+            user: self.0 & Self::USER != 0,
+            execute: self.0 & Self::EXECUTE != 0,
+        }
+    }
+    /// Whether a store needs no walk to set the dirty bit.
+    #[inline]
+    pub const fn is_dirty(self) -> bool {
+        self.0 & Self::DIRTY != 0
+    }
+    /// Whether it stays when CR3 is loaded.
+    #[inline]
+    pub const fn is_global(self) -> bool {
+        self.0 & Self::GLOBAL != 0
+    }
+    /// The bits that an access needs to find set: see [`Translation::serves`].
+    #[inline]
+    pub const fn needs(write: bool, fetch: bool, user: bool) -> u64 {
+        let mut bits = 0;
+        if write {
+            bits |= Self::WRITE | Self::DIRTY;
+        }
+        if fetch {
+            bits |= Self::EXECUTE;
+        }
+        if user {
+            bits |= Self::USER;
+        }
+        bits
+    }
+    /// Whether the access may use the entry as it is: permitted, and dirty if it is a store.
+    #[inline]
+    pub const fn serves(self, needs: u64) -> bool {
+        self.0 & needs == needs
+    }
+}
+
+/// Tag of an entry: page number, size and whose it is.
+#[inline]
+fn tag(page: u64, size: PageSize, asid: u32) -> u64 {
+    // 45 bits of page number at most, 6 of size, 12 + of PCID; the VPID takes the size's place in
+    // spirit: together 45 - (shift - 12) + 6 + 17 stay below 64 for 5-level paging.
+    page << 19 | u64::from(size.shift() & 3) << 17 | u64::from(asid)
+}
+const GLOBAL_ASID: u32 = 1 << 16;
+const ASID_BITS: u64 = (1 << 17) - 1;
+
+/// One array of a TLB level: entries for one page size, or for several that share the ways.
+#[derive(Clone, Debug)]
+struct Array {
+    sizes: Vec<SizeIn>,
+    entries: SetAssoc<u64, Translation>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct SizeIn {
+    size: PageSize,
+    /// Whether the array may hold an entry of this size.
+    used: bool,
+}
+
+/// One level of TLB: an array per page size or per group of sizes.
+#[derive(Clone, Debug)]
+pub struct Tlb {
+    arrays: Vec<Array>,
+    any_global: bool,
+}
+
+impl Tlb {
+    /// An empty TLB of this geometry.
+    pub fn new(profile: &[TlbProfile]) -> Self {
+        let arrays = profile
+            .iter()
+            .map(|p| Array {
+                sizes: p.page_sizes().map(|size| SizeIn { size, used: false }).collect(),
+                entries: SetAssoc::new(p.geometry()),
+            })
+            .collect();
+        Self { arrays, any_global: false }
+    }
+
+    /// Looks an address up. The entry found becomes the most recently used of its set.
+    #[inline]
+    pub fn look_up<I: Address>(&mut self, address: I, asid: Asid) -> Option<Translation> {
+        let found = self.probe(address, u32::from(asid.0));
+        if found.is_none() && self.any_global {
+            return self.probe(address, GLOBAL_ASID | u32::from(asid.0) & 0xf000);
+        }
+        found
+    }
+
+    #[inline]
+    fn probe<I: Address>(&mut self, address: I, asid: u32) -> Option<Translation> {
+        for array in &mut self.arrays {
+            for s in &array.sizes {
+                if s.used {
+                    let page = address.value() >> s.size.shift();
+                    let set = array.entries.indexer().set(page);
+                    if let Some(t) = array.entries.look_up(set, tag(page, s.size, asid)) {
+                        return Some(*t);
+                    }
+                }
+            }
+        }
+        None
+    }
+
+    /// Whether this level can hold pages of `size`.
+    pub fn holds(&self, size: PageSize) -> bool {
+        self.arrays.iter().any(|a| a.sizes.iter().any(|s| s.size == size))
+    }
+
+    /// Fills the translation of `address`, in place of an older one of the same page. A size that
+    /// the level does not hold is filled as the largest smaller one that it holds ("in effect broken
+    /// into smaller pages"), as processors do whose TLB has no entries for it.
+    #[inline]
+    pub fn fill<I: Address>(&mut self, address: I, asid: Asid, translation: Translation) {
+        let mut size = translation.size();
+        let mut translation = translation;
+        let Some((array, place)) = self.place(size).or_else(|| {
+            let smaller = self
+                .arrays
+                .iter()
+                .flat_map(|a| a.sizes.iter().map(|s| s.size))
+                .filter(|&s| s < size)
+                .max()?;
+            size = smaller;
+            let frame = translation.apply(address.align_down(smaller));
+            translation = Translation::new(
+                frame,
+                smaller,
+                translation.permissions(),
+                translation.is_dirty(),
+                translation.is_global(),
+            );
+            self.place(smaller)
+        }) else {
+            return;
+        };
+        let array = &mut self.arrays[array];
+        array.sizes[place].used = true;
+        let mut asid = u32::from(asid.0);
+        if translation.is_global() {
+            self.any_global = true;
+            asid = GLOBAL_ASID | asid & 0xf000;
+        }
+        let page = address.value() >> size.shift();
+        let set = array.entries.indexer().set(page);
+        array.entries.put(set, tag(page, size, asid), translation);
+    }
+
+    #[inline]
+    fn place(&self, size: PageSize) -> Option<(usize, usize)> {
+        self.arrays
+            .iter()
+            .enumerate()
+            .find_map(|(i, a)| a.sizes.iter().position(|s| s.size == size).map(|j| (i, j)))
+    }
+
+    /// Removes the entries that translate `address` for `asid`, of any size; global ones too if
+    /// `global`. Returns how many there were.
+    pub fn invalidate_page<I: Address>(&mut self, address: I, asid: Asid, global: bool) -> u32 {
+        let mut removed = 0;
+        for array in &mut self.arrays {
+            for s in array.sizes.iter().filter(|s| s.used) {
+                let page = address.value() >> s.size.shift();
+                let set = array.entries.indexer().set(page);
+                let own = u32::from(asid.0);
+                removed += u32::from(array.entries.remove(set, tag(page, s.size, own)));
+                if global && self.any_global {
+                    let shared = GLOBAL_ASID | own & 0xf000;
+                    removed += u32::from(array.entries.remove(set, tag(page, s.size, shared)));
+                }
+            }
+        }
+        removed
+    }
+
+    /// Removes everything of `asid` but global entries.
+    pub fn invalidate_asid(&mut self, asid: Asid) {
+        for array in &mut self.arrays {
+            array.entries.retain(|t, _| t & ASID_BITS != u64::from(asid.0));
+        }
+    }
+
+    /// Removes everything of a VPID, with or without its global entries.
+    pub fn invalidate_vpid(&mut self, vpid: u8, global: bool) {
+        for array in &mut self.arrays {
+            array.entries.retain(|t, _| {
+                t >> 12 & 0xf != u64::from(vpid) || (!global && t & u64::from(GLOBAL_ASID) != 0)
+            });
+        }
+    }
+
+    /// Removes everything.
+    pub fn flush(&mut self) {
+        for array in &mut self.arrays {
+            array.entries.flush();
+            for s in &mut array.sizes {
+                s.used = false;
+            }
+        }
+        self.any_global = false;
+    }
+
+    /// Valid entries.
+    pub fn len(&self) -> usize {
+        self.arrays.iter().map(|a| a.entries.iter().count()).sum()
+    }
+    /// No valid entry.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}

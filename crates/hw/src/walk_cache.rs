@@ -1,0 +1,126 @@
+//! Paging-structure caches: partial walks, by the address bits already translated.
+//!
+//! Intel's description (SDM vol. 3A, "Caching Paging-Structure Information"): one cache per level,
+//! each entry takes a walk straight to a lower table; the longest match wins. With nested paging the
+//! *combined* cache maps a prefix of the gVA to the **host**-physical address of the guest table, and
+//! a second one holds the nested tables' own entries by gPA.
+
+use crate::assoc::SetAssoc;
+use crate::profile::WalkCacheProfile;
+use crate::tlb::Asid;
+use nestwalk_tables::{Level, MAX_LEVELS, Mode, Permissions};
+use nestwalk_types::{Address, Hpa};
+
+/// What a walk cache says: where the next table is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Pointer {
+    /// Host-physical address of the table: where the walker fetches.
+    pub table: Hpa,
+    /// Address of the same table in the space that its entries are written in (the gPA of a guest
+    /// table). Hardware has no use for it; the simulator finds the contents by it.
+    pub home: u64,
+    /// What the entries passed so far allow.
+    pub permissions: Permissions,
+}
+
+impl Default for Pointer {
+    fn default() -> Self {
+        Self { table: Hpa::new(0), home: 0, permissions: Permissions::ALL }
+    }
+}
+
+/// One walk cache per level of table that a walk can be taken straight to.
+#[derive(Clone, Debug)]
+pub struct WalkCache {
+    /// `to[l]` takes a walk to a table of level `l`.
+    to: [Option<SetAssoc<u64, Pointer>>; MAX_LEVELS],
+}
+
+#[inline]
+fn tag(prefix: u64, asid: Asid) -> u64 {
+    prefix << 16 | u64::from(asid.vpid()) << 12 | u64::from(asid.pcid())
+}
+
+impl WalkCache {
+    /// Empty caches of this geometry.
+    pub fn new(profile: &WalkCacheProfile) -> Self {
+        Self {
+            to: std::array::from_fn(|l| {
+                profile.to_level(l as Level).map(|g| SetAssoc::new(g.geometry()))
+            }),
+        }
+    }
+
+    /// The longest match for an address: the level of the table to go on with, and the pointer.
+    /// `floor` is the lowest level of interest (1 but for walks that end above).
+    #[inline]
+    pub fn look_up<I: Address>(
+        &mut self,
+        mode: &Mode,
+        address: I,
+        asid: Asid,
+    ) -> Option<(Level, Pointer)> {
+        for level in 1..mode.levels {
+            if let Some(cache) = &mut self.to[level as usize]
+                && !cache.is_unused()
+            {
+                let prefix = mode.prefix(address.value(), level + 1);
+                let set = cache.indexer().set(prefix);
+                if let Some(pointer) = cache.look_up(set, tag(prefix, asid)) {
+                    return Some((level, *pointer));
+                }
+            }
+        }
+        None
+    }
+
+    /// Remembers that the walk of an address came to a table of `level`.
+    #[inline]
+    pub fn fill<I: Address>(
+        &mut self,
+        mode: &Mode,
+        address: I,
+        asid: Asid,
+        level: Level,
+        pointer: Pointer,
+    ) {
+        if let Some(cache) = &mut self.to[level as usize] {
+            let prefix = mode.prefix(address.value(), level + 1);
+            let set = cache.indexer().set(prefix);
+            cache.put(set, tag(prefix, asid), pointer);
+        }
+    }
+
+    /// Removes every entry of `asid`.
+    pub fn invalidate_asid(&mut self, asid: Asid) {
+        let own = tag(0, asid);
+        for cache in self.to.iter_mut().flatten() {
+            cache.retain(|t, _| t & 0xffff != own);
+        }
+    }
+
+    /// Removes every entry of a VPID.
+    pub fn invalidate_vpid(&mut self, vpid: u8) {
+        for cache in self.to.iter_mut().flatten() {
+            cache.retain(|t, _| t >> 12 & 0xf != u64::from(vpid));
+        }
+    }
+
+    /// Removes the entries that a walk of `address` could use.
+    pub fn invalidate_address<I: Address>(&mut self, mode: &Mode, address: I, asid: Asid) {
+        for level in 1..mode.levels {
+            if let Some(cache) = &mut self.to[level as usize] {
+                let prefix = mode.prefix(address.value(), level + 1);
+                let set = cache.indexer().set(prefix);
+                cache.remove(set, tag(prefix, asid));
+            }
+        }
+    }
+
+    /// Removes everything.
+    pub fn flush(&mut self) {
+        for cache in self.to.iter_mut().flatten() {
+            cache.flush();
+        }
+    }
+}
