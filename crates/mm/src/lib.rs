@@ -1,1 +1,36 @@
-//! Placeholder.
+//! Memory management for the guest (gVA to gPA) and the host (hVA to hPA) alike, and the modelled
+//! guest.
+//!
+//! ```text
+//! Buddy            free 4 KiB frames of one zone, blocks up to 1 GiB
+//! PhysicalMemory   zones over a memory map, shared frames, initial fragmentation
+//! placement        page sizes (4k, thp, 2m, 4m, 1g) and which frame serves a fault
+//! AddressSpace     mappings and page tables: fault, fork, unmap, protect; tells an Observer
+//! ModelledGuest    processes on vCPUs: a plain trace in, tables, CR3 loads, invalidations out
+//! HostMemory       guest RAM in the VMM process: gPA to the host page behind it
+//! ```
+//!
+//! Behaviour follows Linux on x86-64, whose functions are named where they are modelled.
+
+mod bitmap;
+mod buddy;
+mod error;
+mod guest;
+mod host;
+mod physical;
+mod placement;
+mod space;
+
+pub use buddy::{Buddy, FreeError, LINUX_MAX_ORDER, MAX_ORDER};
+pub use error::MmError;
+pub use guest::{DYNAMIC_PCIDS, GuestConfig, GuestError, GuestStats, ModelledGuest, Sink};
+pub use host::{HostConfig, HostMemory, HostPage, KERNEL_BYTES, Slot};
+pub use physical::{
+    DMA32_END, KERNEL_IMAGE_AT, LOW_RESERVED_BYTES, MAX_PHYSICAL_BYTES, PhysicalMemory,
+    pc_memory_map,
+};
+pub use placement::{FirstFit, PLACEMENTS, PagePolicy, Placement, PlacementKind, Request};
+pub use space::{
+    Access, AddressSpace, Counters, FLUSH_CEILING, Flush, GATHER_PAGES, Mapped, Memory, Observer,
+    SpaceConfig, Unobserved, Vma, VmaSet,
+};

@@ -1,0 +1,137 @@
+//! Turns what address spaces do into the controls of the output.
+
+use crate::guest::cpu::Cpu;
+use crate::space::{Flush, Observer};
+use nestwalk_tables::{Entry, Level};
+use nestwalk_types::{
+    Address, Control, Gpa, GuestBatch, Gva, Invalidation, OsWork, PageSize, Run, VcpuId,
+};
+
+/// Controls after which a part of the output is handed on, if someone takes parts.
+const PART: usize = 4 * nestwalk_types::Batch::RUNS;
+
+/// Takes parts of an output that would be too large as a whole.
+pub type Sink<'a> = dyn FnMut(&mut GuestBatch) + 'a;
+
+/// The output of one batch.
+pub(super) struct Output<'a> {
+    batch: &'a mut GuestBatch,
+    sink: Option<&'a mut Sink<'a>>,
+}
+
+impl<'a> Output<'a> {
+    pub fn new(batch: &'a mut GuestBatch, sink: Option<&'a mut Sink<'a>>) -> Self {
+        clear(batch);
+        Self { batch, sink }
+    }
+    pub fn control(&mut self, control: Control) {
+        self.batch.batch.controls.push((self.batch.batch.runs.len() as u32, control));
+        if self.batch.batch.controls.len() >= PART
+            && let Some(sink) = &mut self.sink
+        {
+            sink(self.batch);
+            clear(self.batch);
+        }
+    }
+    /// Runs whose addresses are in [`Output::gpas`] already.
+    pub fn runs(&mut self, runs: &[Run]) {
+        self.batch.batch.runs.extend_from_slice(runs);
+    }
+    #[inline]
+    pub const fn gpas(&mut self) -> &mut Vec<Gpa> {
+        &mut self.batch.gpas
+    }
+}
+
+fn clear(batch: &mut GuestBatch) {
+    batch.batch.runs.clear();
+    batch.batch.controls.clear();
+    batch.gpas.clear();
+}
+
+/// Occurrences of each [`OsWork`] that are not in the output yet.
+#[derive(Default)]
+pub(super) struct Work([u64; OsWork::ALL.len()]);
+
+impl Work {
+    pub fn add(&mut self, work: OsWork, count: u64) {
+        self.0[work.index()] += count;
+    }
+    /// One control per kind that occurred.
+    pub fn emit(&mut self, output: &mut Output<'_>) {
+        for work in OsWork::ALL {
+            let count = std::mem::take(&mut self.0[work.index()]);
+            if count > 0 {
+                let count = u32::try_from(count).unwrap_or(u32::MAX);
+                output.control(Control::OsWork { work, count });
+            }
+        }
+    }
+}
+
+/// The observer of one process's address space, working on one vCPU.
+pub(super) struct Emit<'a, 'o> {
+    pub output: &'a mut Output<'o>,
+    pub cpus: &'a mut [Cpu],
+    /// The vCPU that does the kernel's work.
+    pub vcpu: VcpuId,
+    /// Context number of the address space.
+    pub context: u64,
+    /// How often translations were taken away from it (Linux, `mm->context.tlb_gen`).
+    pub generation: &'a mut u64,
+    pub entry_bytes: u8,
+    pub work: &'a mut Work,
+    pub invalidations: &'a mut u64,
+}
+
+impl Emit<'_, '_> {
+    /// Linux without INVPCID: pages by INVLPG, everything of a PCID by loading the same CR3 with bit
+    /// 63 clear (`flush_tlb_func`, `native_flush_tlb_local`).
+    fn invalidate_on(&mut self, index: usize, flush: &Flush<Gva>) {
+        let vcpu = VcpuId(index as u8);
+        match *flush {
+            Flush::Pages { start, stride, count, .. } => {
+                for i in 0..count {
+                    let page = start.offset_by(i << stride.shift());
+                    self.output
+                        .control(Control::Invalidate { vcpu, what: Invalidation::Page(page) });
+                }
+                *self.invalidations += count;
+            }
+            Flush::All => {
+                let Cpu { root, pcid, .. } = self.cpus[index];
+                self.output.control(Control::LoadCr3 { vcpu, root, pcid, keep: false });
+                *self.invalidations += 1;
+            }
+        }
+    }
+}
+
+impl Observer<Gva, Gpa> for Emit<'_, '_> {
+    fn table_new(&mut self, gpa: Gpa, _: Level) {
+        self.output.control(Control::TableNew { vcpu: self.vcpu, gpa, entries: None });
+    }
+    #[inline]
+    fn stored(&mut self, gpa: Gpa, entry: Entry) {
+        let value = entry.0 & u64::MAX >> (64 - 8 * u32::from(self.entry_bytes));
+        self.output.control(Control::TableWrite { vcpu: self.vcpu, gpa, value });
+    }
+    fn page_cleared(&mut self, gpa: Gpa, size: PageSize) {
+        self.output.control(Control::PageCleared { vcpu: self.vcpu, gpa, size });
+    }
+    fn page_copied(&mut self, _: Gpa, _: Gpa, size: PageSize) {
+        self.work.add(OsWork::PageCopied, size.base_pages());
+    }
+    /// Every vCPU that runs the process pays now. Any other finds at its next switch to the process
+    /// that the generation of its PCID is old, and flushes then.
+    fn invalidate(&mut self, flush: Flush<Gva>) {
+        *self.generation += 1;
+        for index in 0..self.cpus.len() {
+            if self.cpus[index].loaded == self.context {
+                self.invalidate_on(index, &flush);
+                self.cpus[index].flushed(*self.generation);
+                self.cpus[index].forget_flushed(&flush);
+            }
+        }
+    }
+}

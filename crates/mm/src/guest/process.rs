@@ -1,0 +1,242 @@
+//! Processes: creation, switch, fork, exec, exit, and changes of their mappings.
+
+use crate::error::MmError;
+use crate::guest::cpu::Cpu;
+use crate::guest::emit::{Emit, Output};
+use crate::guest::{GuestError, ModelledGuest, Process};
+use crate::space::{AddressSpace, Memory};
+use nestwalk_types::{Address, Control, Gpa, Gva, OsWork, ProcessId, Protection, VcpuId};
+
+impl ModelledGuest {
+    /// Says what an error of an address space means for the guest.
+    pub(super) fn error(&self, process: ProcessId, error: MmError) -> GuestError {
+        match error {
+            MmError::OutOfMemory { address, .. } => GuestError::OutOfMemory {
+                process,
+                gva: address,
+                bytes: self.memory.physical.bytes(),
+                resident: self.memory.counters.data_frames << 12,
+                tables: self.memory.counters.table_frames << 12,
+            },
+            error => GuestError::Process { process, error },
+        }
+    }
+
+    /// Does something with a process's address space, on the vCPU that acts for it.
+    pub(super) fn with<R>(
+        &mut self,
+        id: ProcessId,
+        vcpu: VcpuId,
+        output: &mut Output<'_>,
+        f: impl FnOnce(
+            &mut AddressSpace<Gva, Gpa>,
+            &mut Memory<Gpa>,
+            &mut Emit<'_, '_>,
+        ) -> Result<R, MmError>,
+    ) -> Result<R, GuestError> {
+        self.create(id, vcpu, output)?;
+        let result = match self.processes.get_mut(&id) {
+            Some(process) => {
+                let mut emit = Emit {
+                    output,
+                    cpus: &mut self.cpus,
+                    vcpu,
+                    context: process.context,
+                    generation: &mut process.generation,
+                    entry_bytes: self.config.mode.entry_bytes,
+                    work: &mut self.work,
+                    invalidations: &mut self.stats.invalidations,
+                };
+                f(&mut process.space, &mut self.memory, &mut emit)
+            }
+            None => Err(MmError::NoMapping { space: Gva::SPACE, address: 0 }),
+        };
+        result.map_err(|e| self.error(id, e))
+    }
+
+    /// An empty address space with a number of its own.
+    fn new_process(
+        &mut self,
+        id: ProcessId,
+        vcpu: VcpuId,
+        output: &mut Output<'_>,
+    ) -> Result<Process, GuestError> {
+        self.contexts += 1;
+        let (context, mut generation) = (self.contexts, 0);
+        let mut emit = Emit {
+            output,
+            cpus: &mut self.cpus,
+            vcpu,
+            context,
+            generation: &mut generation,
+            entry_bytes: self.config.mode.entry_bytes,
+            work: &mut self.work,
+            invalidations: &mut self.stats.invalidations,
+        };
+        match AddressSpace::new(self.space_config, &mut self.memory, &mut emit) {
+            Ok(space) => Ok(Process { space, context, generation }),
+            Err(e) => Err(self.error(id, e)),
+        }
+    }
+
+    /// A process that was never mentioned comes into being.
+    pub(super) fn create(
+        &mut self,
+        id: ProcessId,
+        vcpu: VcpuId,
+        output: &mut Output<'_>,
+    ) -> Result<(), GuestError> {
+        if !self.processes.contains_key(&id) {
+            let process = self.new_process(id, vcpu, output)?;
+            self.processes.insert(id, process);
+        }
+        Ok(())
+    }
+
+    pub(super) fn cpu(&mut self, vcpu: VcpuId) -> &mut Cpu {
+        let index = usize::from(vcpu.0);
+        if index >= self.cpus.len() {
+            let shift = self.config.mode.span(2).shift();
+            self.cpus.resize_with(index + 1, || Cpu::new(shift));
+        }
+        &mut self.cpus[index]
+    }
+
+    /// Loads CR3 with the process's root, unless it is there.
+    pub(super) fn load(
+        &mut self,
+        vcpu: VcpuId,
+        id: ProcessId,
+        output: &mut Output<'_>,
+    ) -> Result<(), GuestError> {
+        self.create(id, vcpu, output)?;
+        let pcids = self.config.pcids;
+        let Some(process) = self.processes.get(&id) else { return Ok(()) };
+        let (root, context) = (process.space.root(), process.context);
+        let generation = process.generation;
+        let cpu = self.cpu(vcpu);
+        cpu.process = Some(id);
+        if cpu.loaded != context {
+            let keep = cpu.load(context, generation, root, pcids);
+            let pcid = cpu.pcid;
+            output.control(Control::LoadCr3 { vcpu, root, pcid, keep });
+            self.stats.cr3_loads += 1;
+        }
+        Ok(())
+    }
+
+    pub(super) fn switch(
+        &mut self,
+        vcpu: VcpuId,
+        id: ProcessId,
+        output: &mut Output<'_>,
+    ) -> Result<(), GuestError> {
+        self.current = vcpu;
+        if self.cpu(vcpu).process != Some(id) {
+            self.count(OsWork::ContextSwitch);
+        }
+        self.load(vcpu, id, output)
+    }
+
+    /// Does something with a process's mappings.
+    pub(super) fn change(
+        &mut self,
+        id: ProcessId,
+        output: &mut Output<'_>,
+        f: impl FnOnce(
+            &mut AddressSpace<Gva, Gpa>,
+            &mut Memory<Gpa>,
+            &mut Emit<'_, '_>,
+        ) -> Result<(), MmError>,
+    ) -> Result<(), GuestError> {
+        let vcpu = self.acting_for(id);
+        self.with(id, vcpu, output, f)
+    }
+
+    fn acting_for(&self, id: ProcessId) -> VcpuId {
+        self.processes.get(&id).map_or(self.current, |p| self.acting(p.context))
+    }
+
+    /// What is not mapped in the range is mapped first, as an access there would have it.
+    pub(super) fn populate(
+        &mut self,
+        id: ProcessId,
+        start: Gva,
+        bytes: u64,
+        output: &mut Output<'_>,
+    ) -> Result<(), GuestError> {
+        let vcpu = self.acting_for(id);
+        let gaps = self.with(id, vcpu, output, |space, memory, emit| {
+            let gaps = space.map_gaps(start, bytes, Protection::ALL)?;
+            space.populate(memory, start, bytes, emit)?;
+            Ok(gaps)
+        })?;
+        self.stats.implicit_mappings += gaps;
+        Ok(())
+    }
+
+    /// A child that exists already is gone first: its exit was not part of the trace.
+    pub(super) fn fork(
+        &mut self,
+        parent: ProcessId,
+        child: ProcessId,
+        output: &mut Output<'_>,
+    ) -> Result<(), GuestError> {
+        if parent == child {
+            return Err(GuestError::ForkOfItself(parent));
+        }
+        self.exit(child, output);
+        let vcpu = self.acting_for(parent);
+        let space =
+            self.with(parent, vcpu, output, |space, memory, emit| space.fork(memory, emit))?;
+        self.contexts += 1;
+        self.processes.insert(child, Process { space, context: self.contexts, generation: 0 });
+        self.count(OsWork::Fork);
+        Ok(())
+    }
+
+    /// The vCPU that executes it switches to the new address space, then the old one is unmapped
+    /// (`exec_mmap`). Other vCPUs that ran the process load the new one at their next access.
+    pub(super) fn exec(
+        &mut self,
+        id: ProcessId,
+        output: &mut Output<'_>,
+    ) -> Result<(), GuestError> {
+        let vcpu = self.acting_for(id);
+        let new = self.new_process(id, vcpu, output)?;
+        if let Some(old) = self.processes.insert(id, new) {
+            if self.cpus.get(usize::from(vcpu.0)).is_some_and(|c| c.loaded == old.context) {
+                self.load(vcpu, id, output)?;
+            }
+            self.tear_down(old, vcpu, output);
+        }
+        self.count(OsWork::Exec);
+        Ok(())
+    }
+
+    /// Does nothing if there is no such process. A vCPU that runs it goes on in the kernel until the
+    /// next switch; should it access memory before, the process begins anew.
+    pub(super) fn exit(&mut self, id: ProcessId, output: &mut Output<'_>) {
+        let vcpu = self.acting_for(id);
+        if let Some(process) = self.processes.remove(&id) {
+            self.tear_down(process, vcpu, output);
+            self.count(OsWork::Exit);
+        }
+    }
+
+    fn tear_down(&mut self, process: Process, vcpu: VcpuId, output: &mut Output<'_>) {
+        let Process { space, context, mut generation } = process;
+        let mut emit = Emit {
+            output,
+            cpus: &mut self.cpus,
+            vcpu,
+            context,
+            generation: &mut generation,
+            entry_bytes: self.config.mode.entry_bytes,
+            work: &mut self.work,
+            invalidations: &mut self.stats.invalidations,
+        };
+        space.destroy(&mut self.memory, &mut emit);
+        self.cpus.iter_mut().filter(|c| c.loaded == context).for_each(Cpu::lose);
+    }
+}

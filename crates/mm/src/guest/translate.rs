@@ -1,0 +1,131 @@
+//! Runs: the hot loop, look-ups of the tables, and faults.
+
+use crate::guest::emit::Output;
+use crate::guest::{GuestError, ModelledGuest};
+use crate::space::{Access, Mapped, canonical};
+use nestwalk_tables::{Entry, entry};
+use nestwalk_types::{
+    Address, Control, FaultCode, Gpa, Gva, OsWork, PageSize, ProcessId, Protection, Run,
+};
+
+impl ModelledGuest {
+    /// Gives each run its address; what the kernel must do before goes to the output before the run.
+    pub(super) fn translate(
+        &mut self,
+        runs: &[Run],
+        output: &mut Output<'_>,
+    ) -> Result<(), GuestError> {
+        // Runs before this one are in the output.
+        let mut done = 0;
+        output.gpas().reserve(runs.len());
+        for (i, run) in runs.iter().enumerate() {
+            let cpu = self.cpus.get(usize::from(run.vcpu.0));
+            let gpa = match cpu.and_then(|c| c.cached(run)) {
+                Some(gpa) => gpa,
+                None => match self.walk(run) {
+                    Some(gpa) => gpa,
+                    None => {
+                        output.runs(&runs[done..i]);
+                        done = i;
+                        self.resolve(run, output)?
+                    }
+                },
+            };
+            output.gpas().push(gpa);
+        }
+        output.runs(&runs[done..]);
+        Ok(())
+    }
+
+    /// Looks the run's page up in the tables that CR3 points to. `None` if that faults, or if the
+    /// vCPU has no address space yet.
+    #[inline]
+    fn walk(&mut self, run: &Run) -> Option<Gpa> {
+        let cpu = self.cpus.get(usize::from(run.vcpu.0)).filter(|c| c.loaded != 0)?;
+        let (mode, tables) = (self.config.mode, &self.memory.tables);
+        if let Some(table) = cpu.table(run.gva) {
+            let at = mode.entry_at(table, run.gva.value(), 1);
+            let entry = Entry(tables.read(at, mode.entry_bytes)?);
+            return self.use_leaf(run, at, entry, PageSize::SIZE_4K);
+        }
+        if canonical(mode, run.gva.value() & mode.address_mask()) != run.gva.value() {
+            return None;
+        }
+        let leaf = nestwalk_tables::look_up(tables, mode, cpu.root, run.gva).ok()?;
+        if leaf.level == 1 {
+            let table = leaf.at.align_down(PageSize::SIZE_4K);
+            self.cpu(run.vcpu).remember_table(run.gva, table);
+        }
+        self.use_leaf(run, leaf.at, leaf.entry, leaf.size)
+    }
+
+    /// Uses a leaf as the processor does, which sets its accessed and dirty bits, and remembers it.
+    /// A page counts as writable only when it is dirty, so that the first store comes here.
+    #[inline]
+    fn use_leaf(&mut self, run: &Run, at: Gpa, leaf: Entry, size: PageSize) -> Option<Gpa> {
+        let (store, fetch) = (run.flags.is_store(), run.flags.is_fetch());
+        let no_execute = leaf.has(entry::NO_EXECUTE) && self.config.mode.entry_bytes == 8;
+        if !leaf.is_present() || (store && !leaf.has(entry::WRITE)) || (fetch && no_execute) {
+            return None;
+        }
+        let used = if store { entry::ACCESSED | entry::DIRTY } else { entry::ACCESSED };
+        if !leaf.has(used) {
+            self.memory.tables.set_bits(at, used);
+        }
+        let base = run.gva.offset_in(size) & !0xfff;
+        let frame = leaf.frame::<Gpa>(size).offset_by(base);
+        let writable = leaf.with(used).has(entry::WRITE | entry::DIRTY);
+        let cpu = self.cpus.get_mut(usize::from(run.vcpu.0))?;
+        cpu.remember(run.gva, frame, writable, !no_execute);
+        Some(frame.offset_by(run.gva.value() & 0xfff))
+    }
+
+    /// The first access of a vCPU, a page fault, or both.
+    #[cold]
+    fn resolve(&mut self, run: &Run, output: &mut Output<'_>) -> Result<Gpa, GuestError> {
+        let (vcpu, gva) = (run.vcpu, run.gva);
+        self.current = vcpu;
+        let cpu = self.cpu(vcpu);
+        let (id, had) = (cpu.process.unwrap_or(ProcessId(0)), cpu.loaded);
+        self.load(vcpu, id, output)?;
+        if had != self.cpu(vcpu).loaded
+            && let Some(gpa) = self.walk(run)
+        {
+            return Ok(gpa);
+        }
+        let mapped = self.fault(id, run, output)?;
+        let gpa = self.use_leaf(run, mapped.at, mapped.entry, mapped.size);
+        gpa.ok_or_else(|| {
+            // The mapping allows the access, so the leaf does; not reached.
+            self.error(id, crate::MmError::NoMapping { space: Gva::SPACE, address: gva.value() })
+        })
+    }
+
+    /// Delivers the fault and has the kernel answer it. An address outside of every mapping is
+    /// mapped first: the trace does not say what was mapped.
+    fn fault(
+        &mut self,
+        id: ProcessId,
+        run: &Run,
+        output: &mut Output<'_>,
+    ) -> Result<Mapped<Gpa>, GuestError> {
+        let gva = run.gva;
+        // Without NX, that is with 4-byte entries, a fetch is a load to the kernel, too (SDM vol. 3A,
+        // "Page-Fault Exceptions": the I/D flag).
+        let fetch = run.flags.is_fetch() && self.config.mode.entry_bytes == 8;
+        let access = Access { write: run.flags.is_store(), execute: fetch };
+        let block = self.config.policy.implicit_block(self.config.mode);
+        let user = !run.flags.is_kernel();
+        let (mapped, implicit) = self.with(id, run.vcpu, output, |space, memory, emit| {
+            let implicit = space.map_around(gva, block, Protection::ALL)?;
+            let present = space.look_up(memory, gva).is_ok();
+            let code = FaultCode { present, write: access.write, user, fetch };
+            emit.output.control(Control::Fault { vcpu: run.vcpu, gva, code });
+            Ok((space.fault(memory, gva, access, emit)?, implicit))
+        })?;
+        self.stats.faults += 1;
+        self.stats.implicit_mappings += u64::from(implicit);
+        self.count(OsWork::PageFault);
+        Ok(mapped)
+    }
+}

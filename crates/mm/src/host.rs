@@ -1,0 +1,248 @@
+//! The host's memory: the VMM process maps guest RAM, and its page tables say where it is.
+
+use crate::error::MmError;
+use crate::physical::PhysicalMemory;
+use crate::placement::{PagePolicy, PlacementKind};
+use crate::space::{Access, AddressSpace, Counters, Memory, SpaceConfig, Unobserved};
+use nestwalk_tables::Mode;
+use nestwalk_types::{Address, Gpa, Hpa, Hva, PageSize, Protection};
+
+const GIB: u64 = 1 << 30;
+
+/// The page of host memory behind a guest-physical address.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct HostPage {
+    /// First host-physical address of the page.
+    pub frame: Hpa,
+    /// Its size: gPA, hVA and hPA are congruent modulo it, and the slot holds all of it, so a
+    /// nested table may map it as one page.
+    pub size: PageSize,
+    /// It was touched just now for the first time.
+    pub fresh: bool,
+}
+
+/// A memslot: a range of gPA and the range of hVA that is behind it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Slot {
+    /// First guest-physical address.
+    pub gpa: Gpa,
+    /// Length in bytes.
+    pub bytes: u64,
+    /// First host-virtual address, congruent to `gpa` modulo 1 GiB.
+    pub hva: Hva,
+}
+
+/// What the host's memory is made of.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct HostConfig {
+    /// Bytes of RAM.
+    pub bytes: u64,
+    /// Paging mode of the host process.
+    pub mode: &'static Mode,
+    /// Page sizes behind guest RAM.
+    pub policy: PagePolicy,
+    /// Placement behind guest RAM.
+    pub placement: PlacementKind,
+    /// See [`PhysicalMemory::fragment`].
+    pub fragmentation: f64,
+    /// Seed of the fragmentation.
+    pub seed: u64,
+    /// Bytes of the host kernel's image.
+    pub kernel_bytes: u64,
+}
+
+/// Bytes of a kernel's image, text to bss, unless configured: 32 MiB, a distribution's kernel of
+/// 2025 rounded up (its boot log says "Memory: ... (... kernel code, ... rwdata, ... rodata, ...
+/// init, ... bss)"; it only shifts the first frames).
+pub const KERNEL_BYTES: u64 = 32 << 20;
+
+/// Guest RAM as the host sees it: an address space of the VMM process with one mapping per memslot,
+/// whose pages come when the guest touches them.
+pub struct HostMemory {
+    memory: Memory<Hpa>,
+    space: AddressSpace<Hva, Hpa>,
+    slots: Vec<Slot>,
+}
+
+impl HostMemory {
+    /// Host memory of `bytes` as one flat range, and memslots `(first gPA, bytes)`.
+    ///
+    /// # Errors
+    /// See [`HostMemory::with_config`].
+    pub fn new(
+        bytes: u64,
+        mode: &'static Mode,
+        policy: PagePolicy,
+        fragmentation: f64,
+        seed: u64,
+        slots: &[(Gpa, u64)],
+    ) -> Result<Self, MmError> {
+        let placement = PlacementKind::default();
+        let kernel_bytes = KERNEL_BYTES;
+        let config =
+            HostConfig { bytes, mode, policy, placement, fragmentation, seed, kernel_bytes };
+        Self::with_config(&config, slots)
+    }
+
+    /// As configured.
+    ///
+    /// # Errors
+    /// More than 16 TiB, a page size that the mode does not have, slots that do not fit into the
+    /// address space of the mode.
+    pub fn with_config(config: &HostConfig, slots: &[(Gpa, u64)]) -> Result<Self, MmError> {
+        let ranges = [(Hpa::new(0), config.bytes)];
+        let mut physical = PhysicalMemory::new(&ranges, config.kernel_bytes)?;
+        physical.fragment(config.fragmentation, config.seed)?;
+        let mut memory = Memory::new(physical, false);
+        let HostConfig { mode, policy, placement, .. } = *config;
+        let space_config = SpaceConfig { mode, policy, placement };
+        let mut space = AddressSpace::new(space_config, &mut memory, &mut Unobserved)?;
+        // Where Linux has its mmap area, in round numbers.
+        let mut hva = if mode.address_bits() > 32 { 0x6000_0000_0000 } else { 0 };
+        let mut placed = Vec::new();
+        for &(gpa, bytes) in slots {
+            let at = Hva::new(hva + gpa.value() % GIB);
+            let protection = Protection::READ_WRITE;
+            space.map(&mut memory, at, bytes, protection, &mut Unobserved)?;
+            placed.push(Slot { gpa, bytes, hva: at });
+            // A hole, so that mappings of two slots never merge into one.
+            hva = (at.value() + bytes + 4096).next_multiple_of(GIB);
+        }
+        placed.sort_by_key(|s| s.gpa);
+        Ok(Self { memory, space, slots: placed })
+    }
+
+    /// The memslots, ascending by gPA.
+    pub fn slots(&self) -> &[Slot] {
+        &self.slots
+    }
+    /// Host-physical memory.
+    pub const fn physical(&self) -> &PhysicalMemory<Hpa> {
+        &self.memory.physical
+    }
+    /// The address space of the VMM process.
+    pub const fn space(&self) -> &AddressSpace<Hva, Hpa> {
+        &self.space
+    }
+    /// Frames and pages in use; `table_frames` holds the host process's own tables and those of
+    /// [`HostMemory::alloc_table`].
+    pub const fn counters(&self) -> &Counters {
+        &self.memory.counters
+    }
+
+    /// Where guest RAM at `gpa` is in the VMM process, or `None` outside of every slot.
+    #[inline]
+    pub fn hva(&self, gpa: Gpa) -> Option<Hva> {
+        let after = self.slots.partition_point(|s| s.gpa <= gpa);
+        let slot = self.slots.get(after.checked_sub(1)?)?;
+        let offset = gpa.value() - slot.gpa.value();
+        (offset < slot.bytes).then(|| slot.hva.offset_by(offset))
+    }
+
+    /// The host page behind `gpa`, which is touched, as for a store, if it was not before.
+    ///
+    /// # Errors
+    /// An address outside of every slot; no free frame.
+    pub fn ensure(&mut self, gpa: Gpa) -> Result<HostPage, MmError> {
+        let hva = self.hva(gpa).ok_or_else(|| self.no_slot(gpa))?;
+        let mapped = self.space.fault(&mut self.memory, hva, Access::WRITE, &mut Unobserved)?;
+        Ok(HostPage { frame: mapped.frame, size: mapped.size, fresh: mapped.fresh })
+    }
+
+    fn no_slot(&self, gpa: Gpa) -> MmError {
+        let ranges = self
+            .slots
+            .iter()
+            .map(|s| format!("{:#x}..{:#x}", s.gpa.value(), s.gpa.value() + s.bytes));
+        let slots = ranges.collect::<Vec<_>>().join(", ");
+        MmError::NoSlot { space: Gpa::SPACE, address: gpa.value(), slots }
+    }
+
+    /// The host page behind `gpa` if it was touched already.
+    pub fn look_up(&self, gpa: Gpa) -> Option<HostPage> {
+        let leaf = self.space.look_up(&self.memory, self.hva(gpa)?).ok()?;
+        Some(HostPage { frame: leaf.frame, size: leaf.size, fresh: false })
+    }
+
+    /// A 4 KiB frame for a table of the VMM (nested, shadow), whose contents the VMM keeps.
+    pub fn alloc_table(&mut self) -> Option<Hpa> {
+        let table = self.memory.physical.alloc(0)?;
+        self.memory.counters.add_table();
+        Some(table)
+    }
+    /// Gives a frame of [`HostMemory::alloc_table`] back.
+    pub fn free_table(&mut self, table: Hpa) {
+        self.memory.physical.free(table, 0);
+        self.memory.counters.table_frames -= 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::physical::pc_memory_map;
+    use nestwalk_tables::{LONG4, LONG5};
+
+    fn host(policy: &str, fragmentation: f64) -> HostMemory {
+        let policy = PagePolicy::by_name(policy).unwrap();
+        let slots = pc_memory_map(5 * GIB);
+        HostMemory::new(16 * GIB, &LONG4, policy, fragmentation, 1, &slots).unwrap()
+    }
+
+    #[test]
+    fn pages_are_congruent_and_inside_of_their_slot() {
+        for (policy, size) in [("4k", 12), ("thp", 21), ("2m", 21), ("1g", 30)] {
+            let mut h = host(policy, 0.0);
+            for gpa in [0x1000, 0x4012_3456, 0xbfff_f000, 0x1_0000_0000, 0x1_7fff_ffff] {
+                let gpa = Gpa::new(gpa);
+                assert_eq!(h.look_up(gpa), None);
+                let page = h.ensure(gpa).unwrap();
+                assert_eq!((page.size.shift(), page.fresh), (size, true), "{policy} {gpa:?}");
+                assert_eq!(page.frame.offset_in(page.size), 0);
+                let hva = h.hva(gpa).unwrap();
+                assert_eq!(hva.offset_in(PageSize::SIZE_1G), gpa.offset_in(PageSize::SIZE_1G));
+                assert!(h.hva(gpa.align_down(page.size)).is_some());
+                assert_eq!(h.ensure(gpa).unwrap(), HostPage { fresh: false, ..page });
+                assert_eq!(h.look_up(gpa), Some(HostPage { fresh: false, ..page }));
+            }
+        }
+    }
+
+    #[test]
+    fn outside_of_every_slot_is_an_error_that_names_them() {
+        let mut h = host("4k", 0.0);
+        let e = h.ensure(Gpa::new(0xc000_0000)).unwrap_err().to_string();
+        assert!(e.contains("0xc0000000") && e.contains("0x0..0xc0000000"), "{e}");
+        assert!(h.ensure(Gpa::new(6 * GIB)).is_err());
+    }
+
+    #[test]
+    fn a_slot_that_ends_early_has_small_pages_there() {
+        let policy = PagePolicy::by_name("1g").unwrap();
+        let slots = [(Gpa::new(0x20_0000), 0x40_1000)];
+        let mut h = HostMemory::new(4 * GIB, &LONG5, policy, 0.0, 1, &slots).unwrap();
+        assert_eq!(h.ensure(Gpa::new(0x20_0000)).unwrap().size, PageSize::SIZE_2M);
+        assert_eq!(h.ensure(Gpa::new(0x60_0000)).unwrap().size, PageSize::SIZE_4K);
+        assert!(h.ensure(Gpa::new(0x60_1000)).is_err());
+    }
+
+    #[test]
+    fn a_fragmented_host_falls_back_to_4_kib() {
+        let mut h = host("thp", 1.0);
+        assert_eq!(h.ensure(Gpa::new(0)).unwrap().size, PageSize::SIZE_4K);
+        assert_eq!(h.counters().fallbacks, 1);
+        let tables = h.counters().table_frames;
+        let t = h.alloc_table().unwrap();
+        assert_eq!(h.counters().table_frames, tables + 1);
+        h.free_table(t);
+        assert_eq!(h.counters().table_frames, tables);
+    }
+
+    #[test]
+    fn the_host_can_be_full() {
+        let slots = [(Gpa::new(0), 1 << 30)];
+        let mut h = HostMemory::new(64 << 20, &LONG4, PagePolicy::Base, 0.0, 1, &slots).unwrap();
+        let e = (0..1u64 << 18).find_map(|i| h.ensure(Gpa::new(i << 12)).err()).unwrap();
+        assert!(matches!(e, MmError::OutOfMemory { space: "hVA", .. }), "{e}");
+    }
+}

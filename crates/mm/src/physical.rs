@@ -1,0 +1,456 @@
+//! Physical memory of one machine: zones of a memory map, shared frames, fragmentation.
+
+use crate::buddy::{Buddy, MAX_ORDER};
+use crate::error::MmError;
+use nestwalk_types::{Address, PageSize, SplitMix64, mix64};
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+use std::marker::PhantomData;
+use std::ops::Range;
+
+/// Physical addresses are below this: 16 TiB. Tags of the data-cache models rely on it.
+pub const MAX_PHYSICAL_BYTES: u64 = 1 << 44;
+/// Frames below 1 MiB belong to the firmware, as on every PC.
+pub const LOW_RESERVED_BYTES: u64 = 1 << 20;
+/// Where Linux on x86 is loaded (`CONFIG_PHYSICAL_START`): 16 MiB.
+pub const KERNEL_IMAGE_AT: u64 = 16 << 20;
+/// Border of the zones DMA32 and NORMAL: 4 GiB.
+pub const DMA32_END: u64 = 4 << 30;
+
+const GIB: u64 = 1 << 30;
+
+/// Ranges of RAM, `(first address, bytes)`, of a QEMU `pc` machine with `bytes` of memory.
+///
+/// All of it lies below 3.5 GiB if it fits there; otherwise 3 GiB do, so that 1 GiB pages fit, and
+/// the rest begins at 4 GiB (QEMU, `hw/i386/pc_piix.c`, `pc_init1`, `max_ram_below_4g` and
+/// `gigabyte_align`). A VMM has one memslot per range.
+pub fn pc_memory_map<O: Address>(bytes: u64) -> Vec<(O, u64)> {
+    if bytes < 0xe000_0000 {
+        return vec![(O::new(0), bytes)];
+    }
+    vec![(O::new(0), 3 * GIB), (O::new(DMA32_END), bytes - 3 * GIB)]
+}
+
+/// Hashes one number; the map's order is never looked at, so results do not depend on it.
+#[derive(Default)]
+struct NumberHasher(u64);
+
+impl Hasher for NumberHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|b| self.0 = mix64(self.0 ^ u64::from(*b)));
+    }
+    fn write_u64(&mut self, value: u64) {
+        self.0 = mix64(value);
+    }
+}
+
+/// State of a block that has, or had, more than one mapping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Share {
+    /// That many mappings, at least 2, all of the block's size or all counted at this size.
+    Mappings(u32),
+    /// At least one mapper has split the block, so mappings are counted in blocks of order `sub`;
+    /// `live` of them are still allocated.
+    Split { sub: u32, live: u32 },
+}
+
+/// One zone: a buddy allocator over its part of the memory map.
+#[derive(Clone, Debug)]
+struct Zone {
+    name: &'static str,
+    buddy: Buddy,
+}
+
+/// Physical memory: RAM in up to two zones, DMA32 below 4 GiB and NORMAL above. Allocation falls
+/// back from NORMAL to DMA32, as in Linux's zone list.
+#[derive(Debug)]
+pub struct PhysicalMemory<O> {
+    /// In the order of allocation.
+    zones: Vec<Zone>,
+    ranges: Vec<(O, u64)>,
+    frames: u64,
+    pinned: u64,
+    shares: HashMap<u64, Share, BuildHasherDefault<NumberHasher>>,
+    /// Blocks in state [`Share::Split`]: no look-up for them while there are none.
+    split: u64,
+    space: PhantomData<O>,
+}
+
+fn key(frame: u64, order: u32) -> u64 {
+    frame << 5 | u64::from(order)
+}
+
+impl<O: Address> PhysicalMemory<O> {
+    /// RAM in `ranges` of `(first address, bytes)`, ascending. The first MiB and `kernel_bytes` from
+    /// [`KERNEL_IMAGE_AT`] on are in use from the beginning, as far as they are RAM.
+    ///
+    /// # Errors
+    /// Ranges that are not whole pages, overlap, or reach beyond [`MAX_PHYSICAL_BYTES`]; no memory
+    /// left after what is reserved.
+    pub fn new(ranges: &[(O, u64)], kernel_bytes: u64) -> Result<Self, MmError> {
+        let bytes = ranges.iter().fold(0u64, |sum, r| sum.saturating_add(r.1));
+        let wrong = |reason: &str| MmError::PhysicalMemory { bytes, reason: reason.into() };
+        let mut last = 0;
+        for &(start, length) in ranges {
+            let start = start.value();
+            let end = start.checked_add(length).filter(|end| *end <= MAX_PHYSICAL_BYTES);
+            let Some(end) = end else {
+                return Err(wrong("reaches beyond 16 TiB, the most that is supported"));
+            };
+            if start & 0xfff != 0 || length & 0xfff != 0 {
+                return Err(wrong("must be whole pages of 4096 bytes"));
+            }
+            if start < last {
+                return Err(wrong("ranges must be ascending and must not overlap"));
+            }
+            last = end;
+        }
+        let border = DMA32_END >> 12;
+        let mut zones = Vec::new();
+        for (name, zone) in [("NORMAL", border..u64::MAX), ("DMA32", 0..border)] {
+            let parts: Vec<_> = ranges.iter().map(|r| part(r, &zone)).collect();
+            let first = parts.iter().filter(|p| !p.is_empty()).map(|p| p.start).min();
+            let end = parts.iter().filter(|p| !p.is_empty()).map(|p| p.end).max();
+            if let (Some(first), Some(end)) = (first, end) {
+                let mut buddy = Buddy::new_empty(first..end);
+                parts.into_iter().for_each(|p| buddy.add(p));
+                zones.push(Zone { name, buddy });
+            }
+        }
+        let mut memory = Self {
+            zones,
+            ranges: ranges.to_vec(),
+            frames: bytes >> 12,
+            pinned: 0,
+            shares: HashMap::default(),
+            split: 0,
+            space: PhantomData,
+        };
+        memory.reserve(0..LOW_RESERVED_BYTES >> 12);
+        memory.reserve(KERNEL_IMAGE_AT >> 12..(KERNEL_IMAGE_AT + kernel_bytes).div_ceil(4096));
+        if memory.free_frames() == 0 {
+            return Err(wrong("nothing is left after the first MiB and the kernel image"));
+        }
+        Ok(memory)
+    }
+
+    /// Takes those frames of the range that are free for good.
+    fn reserve(&mut self, frames: Range<u64>) {
+        for frame in frames {
+            self.pinned += u64::from(self.alloc_at(O::new(frame << 12), 0));
+        }
+    }
+
+    /// Starts fragmented: in each whole 2 MiB block, with probability `degree`, one to eight 4 KiB
+    /// frames at random places are in use for good, as kernel objects that cannot be moved would be.
+    ///
+    /// So `degree` is about the share of memory that no 2 MiB page can use, [`PhysicalMemory::fmfi`]
+    /// of order 9, while at most 8 of 512 frames are lost. This is how experiments on huge pages
+    /// fragment memory: unmovable pages scattered over page blocks (Kwon et al., "Coordinated and
+    /// Efficient Huge Page Management with Ingens", OSDI 2016, measures FMFI so); the number per
+    /// block only decides which smaller contiguity remains.
+    ///
+    /// # Errors
+    /// A degree that is not in 0..=1.
+    pub fn fragment(&mut self, degree: f64, seed: u64) -> Result<(), MmError> {
+        if !(0.0..=1.0).contains(&degree) {
+            return Err(MmError::Fragmentation(degree));
+        }
+        let mut random = SplitMix64::new(seed);
+        for (start, bytes) in self.ranges.clone() {
+            let (first, end) = (start.page_number().div_ceil(512), (start.value() + bytes) >> 21);
+            for block in first..end {
+                if random.unit() < degree {
+                    for _ in 0..=random.below(8) {
+                        let frame = block << 9 | random.below(512);
+                        self.pinned += u64::from(self.alloc_at(O::new(frame << 12), 0));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Ranges of RAM, `(first address, bytes)`, ascending.
+    pub fn ranges(&self) -> &[(O, u64)] {
+        &self.ranges
+    }
+    /// Bytes of RAM, the reserved ones included.
+    pub const fn bytes(&self) -> u64 {
+        self.frames << 12
+    }
+    /// Free frames of 4 KiB.
+    pub fn free_frames(&self) -> u64 {
+        self.zones.iter().map(|z| z.buddy.free_frames()).sum()
+    }
+    /// Frames that were in use from the beginning: firmware, kernel image, fragmentation.
+    pub const fn pinned_frames(&self) -> u64 {
+        self.pinned
+    }
+    /// The zones in the order of allocation, `(name, allocator)`.
+    pub fn zones(&self) -> impl Iterator<Item = (&'static str, &Buddy)> {
+        self.zones.iter().map(|z| (z.name, &z.buddy))
+    }
+    /// [`Buddy::fmfi`] over all zones, each weighted by its free memory.
+    pub fn fmfi(&self, order: u32) -> f64 {
+        let free = self.free_frames();
+        if free == 0 {
+            return 1.0;
+        }
+        let part = |z: &Zone| z.buddy.fmfi(order) * z.buddy.free_frames() as f64;
+        self.zones.iter().map(part).sum::<f64>() / free as f64
+    }
+
+    fn zone(&mut self, frame: u64) -> Option<&mut Buddy> {
+        self.zones.iter_mut().map(|z| &mut z.buddy).find(|b| b.range().contains(&frame))
+    }
+
+    /// A free block of `2^order` frames, or `None`.
+    #[inline]
+    pub fn alloc(&mut self, order: u32) -> Option<O> {
+        self.zones.iter_mut().find_map(|z| z.buddy.alloc(order)).map(|f| O::new(f << 12))
+    }
+    /// Takes exactly this block; `false` if it is not free as a whole.
+    pub fn alloc_at(&mut self, at: O, order: u32) -> bool {
+        let frame = at.page_number();
+        self.zone(frame).is_some_and(|b| b.alloc_at(frame, order))
+    }
+    /// Whether the frame of `at` is free.
+    pub fn is_free(&self, at: O) -> bool {
+        self.zones.iter().any(|z| z.buddy.is_free(at.page_number()))
+    }
+
+    /// Adds a mapping to a block that has one already.
+    pub fn share(&mut self, at: O, order: u32) {
+        let k = key(at.page_number(), order);
+        match self.shares.get_mut(&k) {
+            None => {
+                self.shares.insert(k, Share::Mappings(2));
+            }
+            Some(Share::Mappings(n)) => *n += 1,
+            Some(&mut Share::Split { sub, .. }) => {
+                for part in parts(at, order, sub) {
+                    self.share(part, sub);
+                }
+            }
+        }
+    }
+
+    /// Whether the block, or a part of it, has more than one mapping.
+    pub fn is_shared(&self, at: O, order: u32) -> bool {
+        if self.shares.is_empty() {
+            return false;
+        }
+        match self.shares.get(&key(at.page_number(), order)) {
+            None => false,
+            Some(Share::Mappings(_)) => true,
+            Some(&Share::Split { sub, .. }) => {
+                parts(at, order, sub).any(|part| self.is_shared(part, sub))
+            }
+        }
+    }
+
+    /// One mapper of the block maps it in blocks of order `sub` from now on.
+    pub fn split(&mut self, at: O, order: u32, sub: u32) {
+        let k = key(at.page_number(), order);
+        let mappings = match self.shares.get(&k) {
+            Some(&Share::Mappings(n)) => Some(n),
+            Some(Share::Split { .. }) => return,
+            // Not shared, but part of a block whose parts are counted: its own parts are, too.
+            None if self.split > 0 && self.whole_of(at, order).is_some() => None,
+            None => return,
+        };
+        self.shares.insert(k, Share::Split { sub, live: 1 << (order - sub) });
+        self.split += 1;
+        if let Some(n) = mappings {
+            for part in parts(at, order, sub) {
+                self.shares.insert(key(part.page_number(), sub), Share::Mappings(n));
+            }
+        }
+    }
+
+    /// The block in [`Share::Split`] that counts this one as a part, as a key, and its order.
+    fn whole_of(&self, at: O, order: u32) -> Option<(u64, u32)> {
+        [9, 10, MAX_ORDER].into_iter().filter(|whole| *whole > order).find_map(|whole| {
+            let k = key(at.page_number() >> whole << whole, whole);
+            match self.shares.get(&k) {
+                Some(Share::Split { sub, .. }) if *sub == order => Some((k, whole)),
+                _ => None,
+            }
+        })
+    }
+
+    /// Takes a mapping away from a block; the block, or those parts of it that have no mapping left,
+    /// are free again. Returns how many frames that are.
+    pub fn release(&mut self, at: O, order: u32) -> u64 {
+        let k = key(at.page_number(), order);
+        let share = if self.shares.is_empty() { None } else { self.shares.get_mut(&k) };
+        match share {
+            None => {
+                self.free(at, order);
+                if self.split > 0 {
+                    self.part_is_gone(at, order);
+                }
+                1 << order
+            }
+            Some(Share::Mappings(2)) => {
+                self.shares.remove(&k);
+                0
+            }
+            Some(Share::Mappings(n)) => {
+                *n -= 1;
+                0
+            }
+            Some(&mut Share::Split { sub, .. }) => {
+                parts(at, order, sub).map(|part| self.release(part, sub)).sum()
+            }
+        }
+    }
+
+    /// Keeps the books of blocks in [`Share::Split`] when a part has become free.
+    fn part_is_gone(&mut self, at: O, mut order: u32) {
+        while let Some((k, whole)) = self.whole_of(at, order) {
+            let Some(Share::Split { live, .. }) = self.shares.get_mut(&k) else { return };
+            *live -= 1;
+            if *live > 0 {
+                return;
+            }
+            self.shares.remove(&k);
+            self.split -= 1;
+            order = whole;
+        }
+    }
+
+    /// Frees a block that has no mapping: a table, or what was taken with
+    /// [`PhysicalMemory::alloc_at`]. A block that is free already is a bug, which debug builds catch.
+    pub fn free(&mut self, at: O, order: u32) {
+        let frame = at.page_number();
+        let freed = self.zone(frame).map(|b| b.free(frame, order));
+        debug_assert_eq!(freed, Some(Ok(())), "{at:?} order {order}");
+    }
+}
+
+/// The part of a range of addresses that lies in `zone`, in frames.
+fn part<O: Address>(range: &(O, u64), zone: &Range<u64>) -> Range<u64> {
+    let (first, end) = (range.0.page_number(), (range.0.value() + range.1) >> 12);
+    first.max(zone.start)..end.min(zone.end)
+}
+
+/// The blocks of order `sub` in a block.
+fn parts<O: Address>(at: O, order: u32, sub: u32) -> impl Iterator<Item = O> {
+    (0..1u64 << (order - sub)).map(move |i| at.offset_by(i << (12 + sub)))
+}
+
+/// Size of the pages that a page of `size` is split into: the leaf one level below.
+pub(crate) const fn below(size: PageSize) -> PageSize {
+    if size.shift() > PageSize::SIZE_2M.shift() + 1 { PageSize::SIZE_2M } else { PageSize::SIZE_4K }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nestwalk_types::Gpa;
+
+    fn memory(bytes: u64) -> PhysicalMemory<Gpa> {
+        PhysicalMemory::new(&pc_memory_map(bytes), 8 << 20).unwrap()
+    }
+
+    #[test]
+    fn the_map_is_qemu_s() {
+        assert_eq!(pc_memory_map::<Gpa>(2 * GIB), [(Gpa::new(0), 2 * GIB)]);
+        assert_eq!(pc_memory_map::<Gpa>(0xdfff_f000).len(), 1);
+        let large = pc_memory_map::<Gpa>(8 * GIB);
+        assert_eq!(large, [(Gpa::new(0), 3 * GIB), (Gpa::new(4 * GIB), 5 * GIB)]);
+    }
+
+    #[test]
+    fn normal_first_then_dma32_and_never_what_is_reserved() {
+        let mut m = memory(4 * GIB);
+        assert_eq!(m.zones().map(|z| z.0).collect::<Vec<_>>(), ["NORMAL", "DMA32"]);
+        assert_eq!(m.pinned_frames(), 256 + 2048);
+        assert_eq!(m.free_frames(), ((4 * GIB) >> 12) - 256 - 2048);
+        assert_eq!(m.alloc(18), Some(Gpa::new(4 * GIB)));
+        // NORMAL is full; the first GiB has the reserved frames.
+        assert_eq!(m.alloc(18), Some(Gpa::new(GIB)));
+        let mut frames = 2u64 << 18;
+        while let Some(f) = m.alloc(0) {
+            let a = f.value();
+            assert!(a >= LOW_RESERVED_BYTES && !(16 << 20..24 << 20).contains(&a), "{f:?}");
+            frames += 1;
+        }
+        assert_eq!(frames + m.pinned_frames(), m.bytes() >> 12);
+    }
+
+    #[test]
+    fn wrong_memories_are_refused() {
+        let new = |r: &[(u64, u64)]| {
+            let r: Vec<_> = r.iter().map(|r| (Gpa::new(r.0), r.1)).collect();
+            PhysicalMemory::new(&r, 0).map(|_| ()).unwrap_err().to_string()
+        };
+        assert!(new(&[(0, (1 << 44) + 4096)]).contains("16 TiB"));
+        assert!(new(&[(0, 4097)]).contains("whole pages"));
+        assert!(new(&[(0, 1 << 21), (1 << 20, 1 << 21)]).contains("overlap"));
+        assert!(new(&[(0, 1 << 20)]).contains("nothing is left"));
+        assert!(memory(1 << 30).fragment(1.5, 0).is_err());
+        assert!(memory(1 << 30).fragment(f64::NAN, 0).is_err());
+    }
+
+    #[test]
+    fn fragmentation_takes_that_share_of_the_2_mib_blocks() {
+        for degree in [0.0, 0.3, 1.0] {
+            let mut m = memory(8 * GIB);
+            let whole = m.free_frames();
+            m.fragment(degree, 42).unwrap();
+            assert!((m.fmfi(9) - degree).abs() < 0.04, "{degree}: {}", m.fmfi(9));
+            // 4.5 frames of each block that is hit, a few of them taken already.
+            let lost = (whole - m.free_frames()) as f64 / (4096.0 * 4.5);
+            assert!((lost - degree).abs() < 0.05, "{degree}: {lost}");
+            let mut again = memory(8 * GIB);
+            again.fragment(degree, 42).unwrap();
+            assert_eq!(again.free_frames(), m.free_frames());
+        }
+    }
+
+    #[test]
+    fn a_shared_1_gib_block_may_be_split_twice() {
+        let mut m = memory(4 * GIB);
+        let whole = m.free_frames();
+        let block = m.alloc(18).unwrap();
+        m.share(block, 18);
+        m.split(block, 18, 9);
+        let second = block.offset_by(2 << 20);
+        assert_eq!(m.release(second, 9), 0); // copied by one mapper: the other has it alone
+        m.split(second, 9, 0); // and splits it
+        let pages: u64 = parts(second, 9, 0).map(|p| m.release(p, 0)).sum();
+        assert_eq!(pages, 512);
+        let rest: Vec<_> = parts(block, 18, 9).filter(|p| *p != second).collect();
+        assert_eq!(rest.iter().map(|p| m.release(*p, 9)).sum::<u64>(), 0);
+        assert_eq!(rest.iter().map(|p| m.release(*p, 9)).sum::<u64>(), 511 << 9);
+        assert_eq!((m.free_frames(), m.shares.len(), m.split), (whole, 0, 0));
+    }
+
+    #[test]
+    fn shared_blocks_are_freed_with_their_last_mapping() {
+        let mut m = memory(GIB);
+        let whole = m.free_frames();
+        let block = m.alloc(9).unwrap();
+        assert!(!m.is_shared(block, 9));
+        m.share(block, 9);
+        m.share(block, 9); // three mappings
+        assert!(m.is_shared(block, 9));
+        m.split(block, 9, 0); // one of them in 4 KiB pages now
+        let pages: Vec<_> = parts(block, 9, 0).collect();
+        assert_eq!(m.release(pages[5], 0), 0); // copied by its owner
+        assert_eq!(m.release(block, 9), 0); // the second mapper goes
+        assert!(m.is_shared(block, 9) && !m.is_shared(pages[5], 0));
+        for (i, p) in pages.iter().enumerate().filter(|p| p.0 != 5) {
+            assert_eq!(m.release(*p, 0), 0, "{i}");
+        }
+        assert!(!m.is_shared(block, 9));
+        assert_eq!(m.release(block, 9), 512);
+        assert_eq!((m.free_frames(), m.shares.len(), m.split), (whole, 0, 0));
+    }
+}
