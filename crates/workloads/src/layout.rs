@@ -9,8 +9,10 @@
 //! 0x7fff_ffff_f000  top of the stack
 //! ```
 //!
-//! Mappings of 2 MiB and more are aligned to 2 MiB, as Linux 6.7 and later do for transparent huge
-//! pages. Between two mappings one page at least stays free, so that they do not become one.
+//! Mappings of 2 MiB and more are aligned to 2 MiB, as Linux 6.7 to 6.11 do for transparent huge
+//! pages (6.12 does it only if the length is a multiple of 2 MiB, too: "mm, mmap: limit THP
+//! alignment of anonymous mappings to PMD-aligned sizes"). Between two mappings one page at least
+//! stays free, so that they do not become one.
 
 use nestwalk_types::{Control, Gva, ProcessId, Protection};
 

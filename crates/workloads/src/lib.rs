@@ -11,7 +11,8 @@
 //! What all have in common:
 //! - One vCPU; processes are numbered from 0.
 //! - Instruction fetches are not part of the stream. Instructions per access were counted in the
-//!   inner loops as gcc 12.2 compiles them with -O2 for x86-64.
+//!   inner loops as gcc 12.2 compiles them with -O2 for x86-64, or are estimates where a workload
+//!   says so.
 //! - With [`Populate::Yes`] long-lived memory is made present, array by array, and what the program
 //!   does before its main loop (building the hash table, clearing the search tree, the first
 //!   shuffle) has been done when the region of interest begins. With [`Populate::No`] all of that

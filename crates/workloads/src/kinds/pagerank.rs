@@ -1,6 +1,6 @@
 //! `pagerank`: PageRank by power iteration over a Kronecker graph.
 //!
-//! Source: GAP Benchmark Suite 1.4, `pr.cc` (`PageRankPull`): damping .85, at most 20 iterations;
+//! Source: GAP Benchmark Suite, `pr_spmv.cc` (`PageRankPull`): damping .85, at most 20 iterations;
 //! each computes `outgoing_contrib[v] = scores[v] / out_degree(v)` and then sums it over the
 //! in-neighbours of every vertex. Vertices are 32-bit numbers, scores floats, indices pointers, as
 //! in GAP. Two things are added: the scores of vertices without out-edges are spread over all, so

@@ -27,7 +27,7 @@ pub(crate) const WORKLOAD: Workload = Workload {
     make,
 };
 
-const COPY: [Site; 2] = [Site::new(0, 3), Site::new(1, 1)];
+const COPY: [Site; 2] = [Site::new(0, 4), Site::new(1, 1)];
 const SCALE: [Site; 2] = [Site::new(2, 4), Site::new(3, 2)];
 const ADD: [Site; 3] = [Site::new(4, 4), Site::new(5, 1), Site::new(6, 1)];
 const TRIAD: [Site; 3] = [Site::new(7, 4), Site::new(8, 2), Site::new(9, 1)];

@@ -1,16 +1,16 @@
 //! `svm`: training of a linear support-vector machine on sparse data.
 //!
-//! Source: LIBLINEAR 2.47, `solve_l2r_l1l2_svc` with L1 loss (`-s 3`), the dual coordinate descent
+//! Source: LIBLINEAR 2.30, `solve_l2r_l1l2_svc` with L1 loss (`-s 3`), the dual coordinate descent
 //! of Hsieh et al. (ICML 2008), C = 1, tolerance 0.1, at most 1000 passes. The data have the shape
 //! of kdd2012 (149.6 million rows, 54.7 million features, 11 values a row): rows are arrays of
 //! `feature_node` (int index, double value; 16 bytes) ended by index -1.
 //!
 //! Real: the training with its weights and dual variables, and the order of all its accesses.
-//! Implicit: the rows: the features are 11 categories (all values are 1/sqrt(11), as kdd2012 is
-//! normalised), each with a third of a row's worth of the features, low numbers more frequent
-//! (density x^(-2/3)); labels are the sign of a planted weight vector. Also implicit: the order in
-//! which a pass visits the rows, a bijection; the shuffle before each pass makes its accesses but
-//! its result is replaced by the bijection. Rows are not shrunk away.
+//! Implicit: the rows. There are a third as many features as rows, in 11 categories of equal size;
+//! a row has one of each, low numbers more often (density x^(-2/3)), all with the value 1/sqrt(11),
+//! as kdd2012 is normalised. Labels are the sign of a planted weight vector. Also implicit: the
+//! order in which a pass visits the rows, a bijection; the shuffle before each pass makes its
+//! accesses but its result is replaced by the bijection. Rows are not shrunk away.
 //! The first shuffle is set-up where memory is populated. Instructions: 7 per value in the product
 //! and 9 in the update, as gcc 12.2 -O2 compiles the loops.
 
@@ -38,9 +38,9 @@ const INDEX: Site = Site::new(4, 4);
 const ROW: Site = Site::new(5, 1);
 const LABEL: Site = Site::new(6, 1);
 const FIRST_NODE: Site = Site::new(7, 2);
-const DOT_WEIGHT: Site = Site::new(8, 2);
+const DOT_WEIGHT: Site = Site::new(8, 4);
 const DOT_VALUE: Site = Site::new(9, 1);
-const DOT_NEXT: Site = Site::new(10, 3);
+const DOT_NEXT: Site = Site::new(10, 2);
 const ALPHA: Site = Site::new(11, 8);
 const QD: Site = Site::new(12, 14);
 const ALPHA_STORE: Site = Site::new(13, 8);
