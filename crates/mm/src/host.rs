@@ -51,9 +51,8 @@ pub struct HostConfig {
     pub kernel_bytes: u64,
 }
 
-/// Bytes of a kernel's image, text to bss, unless configured: 32 MiB, a distribution's kernel of
-/// 2025 rounded up (its boot log says "Memory: ... (... kernel code, ... rwdata, ... rodata, ...
-/// init, ... bss)"; it only shifts the first frames).
+/// Bytes of a kernel's image unless configured: 32 MiB. An assumption, not a measurement; it only
+/// decides where the first free frames are.
 pub const KERNEL_BYTES: u64 = 32 << 20;
 
 /// Guest RAM as the host sees it: an address space of the VMM process with one mapping per memslot,

@@ -147,11 +147,10 @@ impl<O: Address> PhysicalMemory<O> {
     /// Starts fragmented: in each whole 2 MiB block, with probability `degree`, one to eight 4 KiB
     /// frames at random places are in use for good, as kernel objects that cannot be moved would be.
     ///
-    /// So `degree` is about the share of memory that no 2 MiB page can use, [`PhysicalMemory::fmfi`]
-    /// of order 9, while at most 8 of 512 frames are lost. This is how experiments on huge pages
-    /// fragment memory: unmovable pages scattered over page blocks (Kwon et al., "Coordinated and
-    /// Efficient Huge Page Management with Ingens", OSDI 2016, measures FMFI so); the number per
-    /// block only decides which smaller contiguity remains.
+    /// So `degree` is about the share of free memory that no 2 MiB page can use
+    /// ([`PhysicalMemory::fmfi`] of order 9), which is how studies of huge pages say how fragmented
+    /// memory is, while at most 8 of a block's 512 frames are lost. The number per block is a choice
+    /// of this model: it decides which contiguity below 2 MiB remains.
     ///
     /// # Errors
     /// A degree that is not in 0..=1.

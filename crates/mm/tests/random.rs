@@ -253,7 +253,7 @@ fn refuses(result: Result<(), GuestError>, gva: u64) {
 
 proptest! {
     #![proptest_config(ProptestConfig {
-        cases: 400, failure_persistence: None, ..ProptestConfig::default()
+        cases: 1500, failure_persistence: None, ..ProptestConfig::default()
     })]
     #[test]
     fn the_output_alone_is_the_truth(

@@ -15,6 +15,19 @@ const GENERATIONS: u64 = 1 << 12;
 const STORE: u32 = 0;
 /// Bit in a slot's value: fetches are allowed.
 const FETCH: u32 = 1;
+/// In the value of a region: a page that covers the whole region, with the two bits above; otherwise
+/// the region's table of level 1.
+const LARGE: u64 = 1 << 2;
+
+/// What is known of the part of the address space that one table of level 1 covers.
+pub(super) enum Region {
+    /// Nothing, or the access is not allowed.
+    Unknown,
+    /// Its table of level 1.
+    Table(Gpa),
+    /// A large page covers it; this is where the address is.
+    Page(Gpa),
+}
 
 /// A direct-mapped cache line. The tag is the page's address with the generation in place of the
 /// offset; generation 0 is never current, so a tag of 0 is empty.
@@ -104,12 +117,34 @@ impl Cpu {
         let region = gva.value() >> self.region_shift;
         (region as usize & (REGIONS - 1), region << self.region_shift | self.generation)
     }
-    /// The table of level 1 for `gva`, if that is known.
+    /// What is known of the region around the run's address. Part of a large page is remembered as
+    /// a page, too, so that the next access is a hit.
     #[inline]
-    pub fn table(&self, gva: Gva) -> Option<Gpa> {
-        let (index, tag) = self.region(gva);
+    pub fn look_in_region(&mut self, run: &Run) -> Region {
+        let (index, tag) = self.region(run.gva);
         let slot = &self.regions[index];
-        (slot.tag == tag).then(|| Gpa::new(slot.value))
+        if slot.tag != tag {
+            Region::Unknown
+        } else if slot.value & LARGE == 0 {
+            Region::Table(Gpa::new(slot.value))
+        } else if need(run) & !slot.value == 0 {
+            let (mask, gva) = ((1 << self.region_shift) - 1, run.gva.value());
+            let gpa = slot.value & !mask | gva & mask;
+            self.pages[(gva >> 12) as usize & (PAGES - 1)] = Slot {
+                tag: gva & !0xfff | self.generation,
+                value: gpa & !0xfff | slot.value & permissions(true, true),
+            };
+            Region::Page(Gpa::new(gpa))
+        } else {
+            Region::Unknown
+        }
+    }
+    /// Remembers the part of a large page that covers the region of `gva`; `gpa` is where `gva` is.
+    pub fn remember_large(&mut self, gva: Gva, gpa: Gpa, writable: bool, executable: bool) {
+        let (index, tag) = self.region(gva);
+        let first = gpa.value() >> self.region_shift << self.region_shift;
+        let value = first | permissions(writable, executable) | LARGE;
+        self.regions[index] = Slot { tag, value };
     }
     /// Remembers the table of level 1 for `gva`.
     pub fn remember_table(&mut self, gva: Gva, table: Gpa) {

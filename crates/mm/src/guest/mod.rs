@@ -1,23 +1,7 @@
 //! The modelled guest: a small Linux mm that gives a plain access trace the page tables, CR3 loads
 //! and invalidations that a kernel would have made.
 //!
-//! In come runs and the controls of processes, out go the same runs with their guest-physical
-//! addresses and, at the positions where they take effect, architectural controls. The output alone
-//! says everything about the guest's tables:
-//!
-//! ```text
-//! TableNew     the page is a table of zeros from here on
-//! TableWrite   one entry, as a kernel stores it; accessed and dirty bits that the processor sets
-//!              later are not said (the machine that sets them knows), but are part of later values
-//! PageCleared  the pages in it are no tables from here on
-//! ```
-//!
-//! Nothing is said when a table is freed: to a VMM it is a table until it is used for something else.
-//!
-//! Debts: whenever a translation is taken away or restricted, the vCPUs that run the process get
-//! invalidations at once; another vCPU that has run it pays when it switches back, by a CR3 load
-//! without `keep`. A frame is free only after that. Giving more permission owes nothing, as on x86:
-//! a vCPU with an old read-only entry faults, finds the new entry, and goes on.
+//! The protocol is described at [`ModelledGuest`].
 
 mod config;
 mod cpu;
@@ -45,7 +29,18 @@ struct Process {
     generation: u64,
 }
 
-/// The modelled guest. See the [module](self).
+/// The modelled guest: in come runs and the controls of processes, out go the same runs with their
+/// guest-physical addresses and architectural controls at the positions where they take effect.
+///
+/// The output alone says everything about the guest's tables: `TableNew` (a table of zeros from here
+/// on), `TableWrite` (one entry), `PageCleared` (its pages are no tables from here on). Accessed and
+/// dirty bits that the processor sets later are not said, but are part of later values. Nothing is
+/// said when a table is freed: to a VMM it is a table until it is used for something else.
+///
+/// Whenever a translation is taken away or restricted, the vCPUs that run the process get
+/// invalidations at once, and any other vCPU that has run it pays when it switches back, by a CR3
+/// load without `keep`. Giving more permission owes nothing, as on x86: a vCPU with an old read-only
+/// entry must look at the tables again before it faults.
 pub struct ModelledGuest {
     config: GuestConfig,
     space_config: SpaceConfig,

@@ -1,5 +1,6 @@
 //! Runs: the hot loop, look-ups of the tables, and faults.
 
+use crate::guest::cpu::Region;
 use crate::guest::emit::Output;
 use crate::guest::{GuestError, ModelledGuest};
 use crate::space::{Access, Mapped, canonical};
@@ -41,17 +42,27 @@ impl ModelledGuest {
     /// vCPU has no address space yet.
     #[inline]
     fn walk(&mut self, run: &Run) -> Option<Gpa> {
-        let cpu = self.cpus.get(usize::from(run.vcpu.0)).filter(|c| c.loaded != 0)?;
-        let (mode, tables) = (self.config.mode, &self.memory.tables);
-        if let Some(table) = cpu.table(run.gva) {
-            let at = mode.entry_at(table, run.gva.value(), 1);
-            let entry = Entry(tables.read(at, mode.entry_bytes)?);
-            return self.use_leaf(run, at, entry, PageSize::SIZE_4K);
+        let cpu = self.cpus.get_mut(usize::from(run.vcpu.0)).filter(|c| c.loaded != 0)?;
+        match cpu.look_in_region(run) {
+            Region::Page(gpa) => Some(gpa),
+            Region::Table(table) => {
+                let mode = self.config.mode;
+                let at = mode.entry_at(table, run.gva.value(), 1);
+                let entry = Entry(self.memory.tables.read(at, mode.entry_bytes)?);
+                self.use_leaf(run, at, entry, PageSize::SIZE_4K)
+            }
+            Region::Unknown => self.walk_from_root(run),
         }
+    }
+
+    #[inline(never)]
+    fn walk_from_root(&mut self, run: &Run) -> Option<Gpa> {
+        let root = self.cpus.get(usize::from(run.vcpu.0))?.root;
+        let mode = self.config.mode;
         if canonical(mode, run.gva.value() & mode.address_mask()) != run.gva.value() {
             return None;
         }
-        let leaf = nestwalk_tables::look_up(tables, mode, cpu.root, run.gva).ok()?;
+        let leaf = nestwalk_tables::look_up(&self.memory.tables, mode, root, run.gva).ok()?;
         if leaf.level == 1 {
             let table = leaf.at.align_down(PageSize::SIZE_4K);
             self.cpu(run.vcpu).remember_table(run.gva, table);
@@ -72,12 +83,15 @@ impl ModelledGuest {
         if !leaf.has(used) {
             self.memory.tables.set_bits(at, used);
         }
-        let base = run.gva.offset_in(size) & !0xfff;
-        let frame = leaf.frame::<Gpa>(size).offset_by(base);
+        let gpa = leaf.frame::<Gpa>(size).offset_by(run.gva.offset_in(size));
         let writable = leaf.with(used).has(entry::WRITE | entry::DIRTY);
         let cpu = self.cpus.get_mut(usize::from(run.vcpu.0))?;
-        cpu.remember(run.gva, frame, writable, !no_execute);
-        Some(frame.offset_by(run.gva.value() & 0xfff))
+        if size == PageSize::SIZE_4K {
+            cpu.remember(run.gva, gpa.align_down(size), writable, !no_execute);
+        } else {
+            cpu.remember_large(run.gva, gpa, writable, !no_execute);
+        }
+        Some(gpa)
     }
 
     /// The first access of a vCPU, a page fault, or both.
@@ -94,6 +108,10 @@ impl ModelledGuest {
             return Ok(gpa);
         }
         let mapped = self.fault(id, run, output)?;
+        if mapped.size == PageSize::SIZE_4K {
+            let table = mapped.at.align_down(PageSize::SIZE_4K);
+            self.cpu(vcpu).remember_table(gva, table);
+        }
         let gpa = self.use_leaf(run, mapped.at, mapped.entry, mapped.size);
         gpa.ok_or_else(|| {
             // The mapping allows the access, so the leaf does; not reached.

@@ -1,6 +1,7 @@
 //! Map, unmap, protect, and the end of an address space.
 
 use crate::error::MmError;
+use crate::space::gather::Gather;
 use crate::space::{AddressSpace, Memory, Observer, size_index};
 use nestwalk_tables::{Entry, Level, entry};
 use nestwalk_types::{Address, Protection};
@@ -172,7 +173,8 @@ impl<I: Address, O: Address> AddressSpace<I, O> {
                 let kept = mode.root_in_registers && level == mode.levels;
                 if first >= free.start && first + mask < free.end && !kept {
                     self.store(memory, at, Entry(0), observer);
-                    self.gather.table(first, entry.target());
+                    let from = address & !mode.span(2).mask();
+                    self.gather.table(from, entry.target());
                 }
             }
             address = next;
@@ -263,18 +265,20 @@ impl<I: Address, O: Address> AddressSpace<I, O> {
         }
     }
 
-    /// Unmaps everything; the root stays.
+    /// Unmaps everything (`exit_mmap`); the root stays. Whatever is owed, everything is invalidated.
     pub fn clear(&mut self, memory: &mut Memory<O>, observer: &mut impl Observer<I, O>) {
         let all = Range { start: 0, end: self.config.mode.address_mask() + 1 };
         let levels = self.config.mode.levels;
         self.vmas.clear();
+        self.gather.everything();
         self.zap(memory, self.root, levels, all, observer);
         self.unlink(memory, self.root, levels, all, all, observer);
         self.flush(memory, observer);
+        self.gather = Gather::default();
         self.placement.unmapped(all.start, all.end);
     }
 
-    /// The end: unmaps everything (`exit_mmap`) and frees the root.
+    /// The end: unmaps everything and frees the root.
     pub fn destroy(mut self, memory: &mut Memory<O>, observer: &mut impl Observer<I, O>) {
         self.clear(memory, observer);
         let mode = self.config.mode;

@@ -38,6 +38,8 @@ pub(super) struct Gather<O> {
     start: u64,
     end: u64,
     stride: PageSize,
+    /// The address space ends: whatever is owed, everything is invalidated.
+    whole: bool,
 }
 
 impl<O> Default for Gather<O> {
@@ -48,6 +50,7 @@ impl<O> Default for Gather<O> {
             start: u64::MAX,
             end: 0,
             stride: PageSize::SIZE_1G,
+            whole: false,
         }
     }
 }
@@ -65,8 +68,13 @@ impl<O: Address> Gather<O> {
         self.pages.push((frame, size));
         self.pages.len() >= GATHER_PAGES
     }
-    /// The table, whose entries began to cover at `address`, is linked no more. Linux extends the
-    /// range by one page there (`__pte_free_tlb`, `tlb_flush_pmd_range`).
+    /// From now on everything is invalidated if anything is (Linux, `tlb_gather_mmu_fullmm`).
+    pub fn everything(&mut self) {
+        self.whole = true;
+    }
+    /// The table is linked no more; `address` is where the unmapping came upon it, rounded down to
+    /// what a table of level 1 covers. Linux extends the range by one page there (`free_pgd_range`,
+    /// `pmd_free_tlb`).
     pub fn table(&mut self, address: u64, table: O) {
         self.start = self.start.min(address);
         self.end = self.end.max(address + 4096);
@@ -84,7 +92,7 @@ impl<O: Address> Gather<O> {
             let first = self.start & !self.stride.mask();
             let count = (self.end - first).div_ceil(self.stride.bytes());
             let (stride, tables) = (self.stride, !self.tables.is_empty());
-            observer.invalidate(if count <= FLUSH_CEILING {
+            observer.invalidate(if count <= FLUSH_CEILING && !self.whole {
                 Flush::Pages { start: typed(first), stride, count, tables }
             } else {
                 Flush::All
