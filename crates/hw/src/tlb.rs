@@ -30,6 +30,10 @@ impl Asid {
 }
 
 /// A complete translation, as a TLB holds it: 8 bytes.
+///
+/// An entry may be a *splinter*: smaller than the page that the guest's tables map, because the
+/// host's page is smaller or because the TLB has no entries of the size. It knows the size of the
+/// whole, since an invalidation of the page must remove all its splinters.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Translation(u64);
 
@@ -40,6 +44,7 @@ impl Translation {
     const DIRTY: u64 = 1 << 3;
     const GLOBAL: u64 = 1 << 4;
     const FRAME: u64 = 0x000f_ffff_ffff_f000;
+    const WHOLE_SHIFT: u32 = 52;
 
     /// A page of `size` at `frame`. `dirty` says that stores need not set the dirty bit any more.
     #[inline]
@@ -57,8 +62,26 @@ impl Translation {
                 | u64::from(permissions.execute) << 2
                 | u64::from(dirty) << 3
                 | u64::from(global) << 4
-                | u64::from(size.shift()) << 5,
+                | u64::from(size.shift()) << 5
+                | u64::from(size.shift()) << Self::WHOLE_SHIFT,
         )
+    }
+    /// The same translation as a part of a page of size `whole`.
+    #[inline]
+    #[must_use]
+    pub const fn splinter_of(self, whole: PageSize) -> Self {
+        let rest = self.0 & !(63 << Self::WHOLE_SHIFT);
+        Self(rest | (whole.shift() as u64) << Self::WHOLE_SHIFT)
+    }
+    /// Base-2 logarithm of the size of the page that the guest's tables map.
+    #[inline]
+    const fn whole_shift(self) -> u32 {
+        (self.0 >> Self::WHOLE_SHIFT) as u32 & 63
+    }
+    /// Whether it is smaller than the page that the guest's tables map.
+    #[inline]
+    pub const fn is_splinter(self) -> bool {
+        self.whole_shift() != (self.0 >> 5 & 63) as u32
     }
     /// Size of the page.
     #[inline]
@@ -146,6 +169,7 @@ struct SizeIn {
 pub struct Tlb {
     arrays: Vec<Array>,
     any_global: bool,
+    any_splinter: bool,
 }
 
 impl Tlb {
@@ -158,7 +182,7 @@ impl Tlb {
                 entries: SetAssoc::new(p.geometry()),
             })
             .collect();
-        Self { arrays, any_global: false }
+        Self { arrays, any_global: false, any_splinter: false }
     }
 
     /// Looks an address up. The entry found becomes the most recently used of its set.
@@ -187,40 +211,54 @@ impl Tlb {
         None
     }
 
-    /// Whether this level can hold pages of `size`.
-    pub fn holds(&self, size: PageSize) -> bool {
-        self.arrays.iter().any(|a| a.sizes.iter().any(|s| s.size == size))
-    }
-
-    /// Fills the translation of `address`, in place of an older one of the same page. A size that
-    /// the level does not hold is filled as the largest smaller one that it holds ("in effect broken
-    /// into smaller pages"), as processors do whose TLB has no entries for it.
+    /// Fills the translation of `address`, in place of an older one of the same page. A level that
+    /// does not hold pages of the size leaves it out.
     #[inline]
     pub fn fill<I: Address>(&mut self, address: I, asid: Asid, translation: Translation) {
-        let mut size = translation.size();
-        let mut translation = translation;
-        let Some((array, place)) = self.place(size).or_else(|| {
-            let smaller = self
-                .arrays
-                .iter()
-                .flat_map(|a| a.sizes.iter().map(|s| s.size))
-                .filter(|&s| s < size)
-                .max()?;
-            size = smaller;
-            let frame = translation.apply(address.align_down(smaller));
-            translation = Translation::new(
-                frame,
-                smaller,
-                translation.permissions(),
-                translation.is_dirty(),
-                translation.is_global(),
-            );
-            self.place(smaller)
-        }) else {
-            return;
-        };
+        if let Some(place) = self.place(translation.size()) {
+            self.fill_at(place, address, asid, translation);
+        }
+    }
+
+    /// As [`Tlb::fill`], but a size that the level does not hold is filled as a splinter of the
+    /// largest smaller size that it holds: the first level must be able to serve every access.
+    #[inline]
+    pub fn fill_splintering<I: Address>(
+        &mut self,
+        address: I,
+        asid: Asid,
+        translation: Translation,
+    ) {
+        match self.place(translation.size()) {
+            Some(place) => self.fill_at(place, address, asid, translation),
+            None => self.fill_smaller(address, asid, translation),
+        }
+    }
+
+    #[cold]
+    fn fill_smaller<I: Address>(&mut self, address: I, asid: Asid, translation: Translation) {
+        let held = self.arrays.iter().flat_map(|a| a.sizes.iter().map(|s| s.size));
+        let Some(size) = held.filter(|&s| s < translation.size()).max() else { return };
+        let Some(place) = self.place(size) else { return };
+        let frame = translation.apply(address.align_down(size));
+        let (permissions, dirty) = (translation.permissions(), translation.is_dirty());
+        let part = Translation::new(frame, size, permissions, dirty, translation.is_global())
+            .splinter_of(PageSize::from_shift(translation.whole_shift() as u8));
+        self.fill_at(place, address, asid, part);
+    }
+
+    #[inline]
+    fn fill_at<I: Address>(
+        &mut self,
+        (array, place): (usize, usize),
+        address: I,
+        asid: Asid,
+        translation: Translation,
+    ) {
+        let size = translation.size();
         let array = &mut self.arrays[array];
         array.sizes[place].used = true;
+        self.any_splinter |= translation.is_splinter();
         let mut asid = u32::from(asid.0);
         if translation.is_global() {
             self.any_global = true;
@@ -255,6 +293,30 @@ impl Tlb {
                 }
             }
         }
+        if self.any_splinter {
+            removed += self.remove_splinters(address.value(), u64::from(asid.0), global);
+        }
+        removed
+    }
+
+    /// Removes all parts of the large page around `address`.
+    fn remove_splinters(&mut self, address: u64, asid: u64, global: bool) -> u32 {
+        let mut removed = 0;
+        let shared = u64::from(GLOBAL_ASID) | asid & 0xf000;
+        for array in &mut self.arrays {
+            array.entries.retain(|t, part| {
+                let own = t & ASID_BITS == asid || (global && t & ASID_BITS == shared);
+                if !own || !part.is_splinter() {
+                    return true;
+                }
+                // The tag has the low 45 bits of the page number.
+                let (size, whole) = (part.size().shift(), part.whole_shift());
+                let page = address >> size & ((1 << 45) - 1);
+                let same = (t >> 19) >> (whole - size) == page >> (whole - size);
+                removed += u32::from(same);
+                !same
+            });
+        }
         removed
     }
 
@@ -283,6 +345,7 @@ impl Tlb {
             }
         }
         self.any_global = false;
+        self.any_splinter = false;
     }
 
     /// Valid entries.
@@ -294,3 +357,7 @@ impl Tlb {
         self.len() == 0
     }
 }
+
+#[cfg(test)]
+#[path = "tlb_tests.rs"]
+mod tests;

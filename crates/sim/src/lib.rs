@@ -1,1 +1,29 @@
-//! Placeholder.
+//! Machines: a guest's events drive a scheme's hardware and hypervisor, watched by a referee, and the
+//! counts become cycles.
+//!
+//! One way: events → [`engine`] → [`scheme::Scheme`] (walker, then software) → [`counters`] →
+//! [`cost`].
+
+pub mod compare;
+pub mod cost;
+pub mod counters;
+pub mod engine;
+pub mod hardware;
+pub mod referee;
+pub mod results;
+pub mod scheme;
+pub mod schemes;
+pub mod spec;
+pub mod vmm;
+pub mod walk;
+pub mod world;
+
+pub use compare::{CompareError, Outcome, Plan, Progress, compare};
+pub use cost::Cycles;
+pub use counters::{Counters, Dimension, ExitReason};
+pub use engine::{AnyMachine, Machine};
+pub use referee::Verdict;
+pub use results::{FIELDS, MachineResult};
+pub use scheme::{MachineError, PageTableBytes};
+pub use schemes::{Build, Definition, SCHEMES};
+pub use spec::{DimensionSpec, MachineSpec, SpecError};

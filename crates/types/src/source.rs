@@ -52,3 +52,15 @@ pub trait Source: Send {
         0
     }
 }
+
+impl<S: Source + ?Sized> Source for Box<S> {
+    fn info(&self) -> SourceInfo {
+        (**self).info()
+    }
+    fn next_batch(&mut self, batch: &mut Batch) -> Result<bool, SourceError> {
+        (**self).next_batch(batch)
+    }
+    fn position(&self) -> u64 {
+        (**self).position()
+    }
+}

@@ -1,0 +1,231 @@
+//! What can be typed. Parsing has no effects; what it means is decided in `experiment`.
+
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+/// A laboratory for memory virtualization: real memory behaviour in, every technique of address
+/// translation in one pass, what each costs and saves out.
+#[derive(Parser, Debug)]
+#[command(name = "nestwalk", version, max_term_width = 100)]
+pub struct Args {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Commands.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Drive many machines with one source and compare them
+    Compare(CompareArgs),
+    /// Repeat an experiment from its configuration file (`compare --output DIR` writes one)
+    Run(RunArgs),
+    /// Show one translation, reference by reference
+    Walk(WalkArgs),
+    /// List schemes, page sizes, placements, profiles, workloads and patterns
+    Schemes,
+    /// Explain a scheme, a profile, a workload, or a field of the results
+    Explain(ExplainArgs),
+    /// Measure the simulator itself: accesses per second of each scheme
+    Bench(BenchArgs),
+}
+
+/// How results are printed.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Format {
+    /// A table for people.
+    #[default]
+    Table,
+    /// One JSON object.
+    Json,
+    /// A row per machine.
+    Csv,
+}
+
+/// Where results go and how the work is done: nothing here changes a result.
+#[derive(ClapArgs, Debug, Clone)]
+pub struct OutputArgs {
+    /// How results are printed
+    #[arg(long, value_enum, default_value_t)]
+    pub format: Format,
+    /// Also write results.json, results.csv, table.txt and the resolved config.toml into DIR
+    #[arg(long, value_name = "DIR")]
+    pub output: Option<PathBuf>,
+    /// Worker threads [default: all cores]. Results do not depend on it
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+    /// No progress on standard error
+    #[arg(long, short)]
+    pub quiet: bool,
+}
+
+/// Options of `compare`.
+#[derive(ClapArgs, Debug, Clone)]
+pub struct CompareArgs {
+    /// Workloads (`gups`), patterns (`zipf:theta=0.9`) or trace files; several become several
+    /// processes. With --lackey: nothing here, the command follows `--`. See `nestwalk schemes`
+    #[arg(value_name = "SOURCE")]
+    pub sources: Vec<String>,
+    /// The command after `--` runs under valgrind's lackey tool and its accesses drive the machines
+    /// live
+    #[arg(long, requires = "command")]
+    pub lackey: bool,
+    /// The command for --lackey
+    #[arg(last = true, value_name = "COMMAND")]
+    pub command: Vec<OsString>,
+    /// Machines, separated by commas: scheme[:guest pages[+host pages]][@placement[+placement]].
+    /// The controls `ideal` and `native` are added
+    #[arg(long, default_value = "native,shadow,nested")]
+    pub machines: String,
+    /// Hardware profile: a built-in name or a .toml file
+    #[arg(long, default_value = "cascade-lake-6252")]
+    pub profile: String,
+    /// Memory that a workload or pattern works on
+    #[arg(long, value_name = "BYTES", default_value = "4GiB")]
+    pub footprint: String,
+    /// Accesses to simulate, after set-up and warm-up [default: 20M for workloads and patterns, all
+    /// of a trace or program]
+    #[arg(long, value_name = "COUNT")]
+    pub accesses: Option<String>,
+    /// Page sizes of machines that do not name theirs: 4k, thp, 2m, 4m, 1g
+    #[arg(long, default_value = "4k")]
+    pub page_size: String,
+    /// Decides every random choice
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// The referee checks every access of every machine
+    #[arg(long)]
+    pub verify: bool,
+    /// Accesses that are simulated first and not counted
+    #[arg(long, value_name = "COUNT", default_value = "0")]
+    pub warmup: String,
+    /// Whether memory of workloads and patterns is present before counting begins; `auto` is yes up
+    /// to 64 GiB
+    #[arg(long, value_enum, default_value_t)]
+    pub populate: PopulateArg,
+    /// vCPUs that the processes share
+    #[arg(long, default_value_t = 1)]
+    pub vcpus: u8,
+    /// Instructions of a process's turn where several share a vCPU
+    #[arg(long, value_name = "COUNT", default_value = "100k")]
+    pub quantum: String,
+    /// Guest memory [default: twice the footprint and 8 GiB]
+    #[arg(long, value_name = "BYTES")]
+    pub guest_memory: Option<String>,
+    /// Host memory [default: 1.25 times the guest's and 8 GiB]
+    #[arg(long, value_name = "BYTES")]
+    pub host_memory: Option<String>,
+    /// Paging mode of the guest: 4-level, 5-level, pae, 2-level
+    #[arg(long, default_value = "4-level")]
+    pub guest_paging: String,
+    /// Paging mode of nested tables and of the host: 4-level, 5-level
+    #[arg(long, default_value = "4-level")]
+    pub host_paging: String,
+    /// Degree of fragmentation of guest memory at the start, 0 to 1
+    #[arg(long, value_name = "DEGREE", default_value_t = 0.0)]
+    pub guest_fragmentation: f64,
+    /// Degree of fragmentation of host memory at the start, 0 to 1
+    #[arg(long, value_name = "DEGREE", default_value_t = 0.0)]
+    pub host_fragmentation: f64,
+    /// The guest does not use PCIDs: every switch empties its TLBs
+    #[arg(long)]
+    pub no_pcids: bool,
+    /// Format of trace files, instead of telling it by their contents: lackey, champsim, drmemtrace
+    #[arg(long, value_name = "FORMAT")]
+    pub trace_format: Option<String>,
+    /// Where results go.
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// Whether memory is there before counting begins.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum PopulateArg {
+    /// Yes up to 64 GiB of footprint.
+    #[default]
+    Auto,
+    /// Yes.
+    Yes,
+    /// First touches are measured.
+    No,
+}
+
+/// Options of `run`.
+#[derive(ClapArgs, Debug, Clone)]
+pub struct RunArgs {
+    /// The configuration, as `compare --output DIR` writes it
+    #[arg(value_name = "FILE.toml")]
+    pub file: PathBuf,
+    /// Where results go.
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// Options of `walk`.
+#[derive(ClapArgs, Debug, Clone)]
+pub struct WalkArgs {
+    /// The machine, as for `compare --machines`
+    #[arg(default_value = "nested")]
+    pub machine: String,
+    /// Guest-virtual address
+    #[arg(long, default_value = "0x7ffff7a01234")]
+    pub address: String,
+    /// Hardware profile
+    #[arg(long, default_value = "cascade-lake-6252")]
+    pub profile: String,
+    /// Page sizes if the machine does not name them
+    #[arg(long, default_value = "4k")]
+    pub page_size: String,
+    /// Keep the profile's walk caches: references that they save are left out
+    #[arg(long)]
+    pub caches: bool,
+    /// Paging mode of the guest
+    #[arg(long, default_value = "4-level")]
+    pub guest_paging: String,
+    /// Paging mode of nested tables
+    #[arg(long, default_value = "4-level")]
+    pub host_paging: String,
+    /// How the steps are printed
+    #[arg(long, value_enum, default_value_t)]
+    pub format: Format,
+}
+
+/// Options of `explain`.
+#[derive(ClapArgs, Debug, Clone)]
+pub struct ExplainArgs {
+    /// A scheme, profile, workload, pattern, or field of the JSON results; `results` for all fields
+    pub name: String,
+}
+
+/// Options of `bench`.
+#[derive(ClapArgs, Debug, Clone)]
+pub struct BenchArgs {
+    /// Accesses of each measurement
+    #[arg(long, value_name = "COUNT", default_value = "20M")]
+    pub accesses: String,
+    /// Count the simulator's instructions under valgrind instead of seconds, and compare them with
+    /// the numbers in this file
+    #[arg(long, value_name = "FILE")]
+    pub instructions: Option<PathBuf>,
+    /// With --instructions: write the numbers instead of comparing them
+    #[arg(long, requires = "instructions")]
+    pub bless: bool,
+    /// Only one case, and print nothing: what --instructions runs under valgrind
+    #[arg(long, hide = true)]
+    pub case: Option<String>,
+    /// How results are printed
+    #[arg(long, value_enum, default_value_t)]
+    pub format: Format,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Args;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_surface_is_consistent() {
+        Args::command().debug_assert();
+    }
+}

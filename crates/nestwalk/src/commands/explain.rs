@@ -1,0 +1,115 @@
+//! `schemes` and `explain`: the catalogue.
+
+use crate::args::ExplainArgs;
+use anyhow::{Result, bail};
+use nestwalk_hw::Profile;
+use nestwalk_hw::profile::BUILT_IN;
+use nestwalk_mm::PLACEMENTS;
+use nestwalk_report::{Align, Table};
+use nestwalk_sim::spec::PAGES;
+use nestwalk_sim::{FIELDS, SCHEMES};
+use nestwalk_workloads::WORKLOADS;
+use std::io::Write;
+
+/// Patterns and what can be set of them, beside what all have: footprint, size, reads, accesses,
+/// seed, vcpus, chunk, instructions, populate.
+static PATTERNS: &[(&str, &str)] = &[
+    ("sequential", "slot after slot"),
+    ("stride", "fixed distance (stride=4160 bytes)"),
+    ("uniform", "random slots"),
+    ("zipf", "random items with Zipf's law (theta=0.99, item=4096 bytes)"),
+    ("chase", "a random cycle through all nodes (node=64 bytes)"),
+    ("phases", "several in turn: phases:sequential/uniform/zipf"),
+];
+
+fn section(title: &str, rows: Vec<(String, String)>) -> String {
+    let mut table = Table::new().column(title, Align::Left).column("", Align::Left);
+    for (name, text) in rows {
+        table.row(vec![name, text]);
+    }
+    table.render() + "\n"
+}
+
+/// `nestwalk schemes`.
+pub fn schemes() -> Result<()> {
+    let own = |name: &str, text: &str| (name.to_owned(), text.to_owned());
+    let mut out = String::new();
+    out += &section("scheme", SCHEMES.iter().map(|s| own(s.name, s.summary)).collect());
+    out += &section("placement", PLACEMENTS.iter().map(|p| own(p.0, p.2)).collect());
+    let pages = "base pages; transparent 2 MiB; explicit 2 MiB, 4 MiB (2-level paging), 1 GiB";
+    out += &section("page sizes", vec![own(&PAGES.join(" "), pages)]);
+    let mut profiles = Vec::new();
+    for (name, _) in BUILT_IN {
+        profiles.push(own(name, &Profile::load(name)?.description));
+    }
+    out += &section("profile", profiles);
+    out += &section("workload", WORKLOADS.iter().map(|w| own(w.name, w.summary)).collect());
+    out += &section("pattern", PATTERNS.iter().map(|(n, s)| own(n, s)).collect());
+    out += "A machine is scheme[:guest pages[+host pages]][@placement[+placement]], such as \
+            nested:4k+2m.\n`nestwalk explain NAME` tells more.\n";
+    std::io::stdout().lock().write_all(out.as_bytes())?;
+    Ok(())
+}
+
+/// `nestwalk explain NAME`.
+pub fn explain(args: &ExplainArgs) -> Result<()> {
+    let name = args.name.as_str();
+    let mut out = String::new();
+    if let Some(s) = SCHEMES.iter().find(|s| s.name == name) {
+        out += &format!("scheme {}: {}\n", s.name, s.summary);
+        out += if s.virtualized {
+            "Runs a virtual machine: page sizes and placement of guest and host can differ.\n"
+        } else {
+            "Runs without a hypervisor: there is no host dimension.\n"
+        };
+    }
+    if BUILT_IN.iter().any(|b| b.0 == name) || name.ends_with(".toml") {
+        let profile = Profile::load(name)?;
+        out += &format!("profile {}: {}\n", profile.name, profile.description);
+        let mut table = Table::new()
+            .column("number", Align::Left)
+            .column("value", Align::Right)
+            .column("source", Align::Left);
+        for (key, number) in profile.numbers() {
+            table.row(vec![key.into(), number.value.to_string(), number.source.clone()]);
+        }
+        out += &table.render();
+        out += "Geometries of TLBs, walk caches and caches stand in the profile's file.\n";
+    }
+    if let Some(w) = WORKLOADS.iter().find(|w| w.name == name) {
+        out += &format!("workload {}: {}\n", w.name, w.summary);
+        for s in w.settings {
+            out += &format!(
+                "  {}:{}=N  {} (default {}, {} to {})\n",
+                w.name, s.name, s.summary, s.default, s.range.0, s.range.1
+            );
+        }
+    }
+    if let Some((_, summary)) = PATTERNS.iter().find(|p| p.0 == name) {
+        out += &format!("pattern {name}: {summary}\n");
+    }
+    for (field, unit, meaning) in FIELDS.iter().filter(|f| name == "results" || f.0 == name) {
+        let unit = if unit.is_empty() { String::new() } else { format!(" [{unit}]") };
+        out += &format!("{field}{unit}: {meaning}\n");
+    }
+    if out.is_empty() {
+        bail!(
+            "`{name}` is no scheme, profile, workload, pattern or field of the results; \
+             `nestwalk schemes` lists them, `nestwalk explain results` lists the fields"
+        );
+    }
+    std::io::stdout().lock().write_all(out.as_bytes())?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::PATTERNS;
+    use nestwalk_source::Pattern;
+
+    #[test]
+    fn every_pattern_is_listed() {
+        let listed: Vec<&str> = PATTERNS.iter().map(|p| p.0).collect();
+        assert_eq!(listed[..listed.len() - 1], Pattern::NAMES);
+    }
+}

@@ -1,0 +1,6 @@
+//! One file per command.
+
+pub mod bench;
+pub mod compare;
+pub mod explain;
+pub mod walk;

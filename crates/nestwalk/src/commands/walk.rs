@@ -1,0 +1,138 @@
+//! `walk`: one translation, reference by reference.
+
+use crate::args::{Format, WalkArgs};
+use crate::experiment::{mode, pages};
+use anyhow::{Context, Result, bail};
+use nestwalk_hw::Profile;
+use nestwalk_hw::profile::WalkCacheProfile;
+use nestwalk_mm::{GuestConfig, ModelledGuest};
+use nestwalk_report::{Align, Table};
+use nestwalk_sim::Dimension;
+use nestwalk_sim::compare::{Plan, machine};
+use nestwalk_sim::hardware::Step;
+use nestwalk_sim::spec::MachineSpec;
+use nestwalk_types::{AccessKind, Batch, BatchBuilder, GuestBatch, Gva, VcpuId};
+use serde_json::json;
+use std::io::Write;
+
+const GUEST_BYTES: u64 = 16 << 30;
+
+/// `nestwalk walk`.
+pub fn walk(args: &WalkArgs) -> Result<()> {
+    let text = args.address.trim_start_matches("0x");
+    let address = u64::from_str_radix(text, 16)
+        .with_context(|| format!("--address {}: not a hexadecimal number", args.address))?;
+    let guest_mode = mode("--guest-paging", &args.guest_paging)?;
+    let host_mode = mode("--host-paging", &args.host_paging)?;
+    if address > guest_mode.address_mask() / 2 {
+        bail!(
+            "--address {address:#x}: outside of the user half of {} paging, which ends at {:#x}",
+            guest_mode.name,
+            guest_mode.address_mask() / 2
+        );
+    }
+    let spec = MachineSpec::parse(&args.machine, pages("--page-size", &args.page_size)?)?;
+    if spec.scheme.name == "ideal" {
+        bail!("machine `{}`: the ideal machine does not walk; try native, shadow, nested", args.machine);
+    }
+    let mut profile = Profile::load(&args.profile)?;
+    if !args.caches {
+        profile.walk_cache = WalkCacheProfile::default();
+        profile.nested_walk_cache = WalkCacheProfile::default();
+        profile.nested_tlb = None;
+    }
+    let guest_bytes = if guest_mode.entry_bytes == 4 { 3 << 30 } else { GUEST_BYTES };
+    let plan = Plan {
+        machines: Vec::new(),
+        profile,
+        guest_mode,
+        host_mode,
+        vcpus: 1,
+        guest_bytes,
+        host_bytes: 2 * GUEST_BYTES,
+        fragmentation: (0.0, 0.0),
+        pcids: true,
+        seed: 1,
+        verify: false,
+        threads: 1,
+    };
+    let mut machine = machine(&plan, &spec)?;
+    let config = GuestConfig {
+        policy: spec.guest.pages,
+        placement: spec.guest.placement,
+        ..GuestConfig::new(guest_mode, guest_bytes)
+    };
+    let mut builder = BatchBuilder::new();
+    let (pc, gva) = (Gva::new(0), Gva::new(address));
+    builder.access(VcpuId(0), pc, gva, 1, AccessKind::Load, 1);
+    let (mut batch, mut events) = (Batch::default(), GuestBatch::default());
+    builder.take_into(&mut batch);
+    ModelledGuest::new(config)?.process(&batch, &mut events)?;
+    machine.run(&events)?;
+    let steps = machine.watch(&batch.runs[0])?;
+    let out = match args.format {
+        Format::Json => as_json(&spec.name, address, &steps)?,
+        Format::Table | Format::Csv => as_table(&spec.name, address, &steps),
+    };
+    std::io::stdout().lock().write_all(out.as_bytes())?;
+    Ok(())
+}
+
+/// Names of the field: gL4 is the guest's level-4 entry, hL4 a nested one, sL4 a shadow one.
+fn name(step: &Step) -> String {
+    let letter = match step.dimension {
+        Dimension::Guest => 'g',
+        Dimension::Nested => 'h',
+        Dimension::Shadow => 's',
+    };
+    format!("{letter}L{}", step.level)
+}
+
+fn purpose(step: &Step) -> String {
+    match (step.dimension, step.on_behalf) {
+        (Dimension::Nested, 0) => "where is the page".into(),
+        (Dimension::Nested, level) => format!("where is the guest's level-{level} table"),
+        (_, _) => "entry of the address".into(),
+    }
+}
+
+fn as_json(machine: &str, address: u64, steps: &[Step]) -> Result<String> {
+    let steps: Vec<_> = steps
+        .iter()
+        .map(|s| {
+            json!({
+                "reference": name(s),
+                "dimension": s.dimension,
+                "level": s.level,
+                "on_behalf_of_guest_level": s.on_behalf,
+                "host_physical_address": format!("{:#x}", s.at.value()),
+                "entry": format!("{:#x}", s.entry),
+            })
+        })
+        .collect();
+    let value = json!({ "machine": machine, "address": format!("{address:#x}"), "steps": steps });
+    Ok(serde_json::to_string_pretty(&value)? + "\n")
+}
+
+fn as_table(machine: &str, address: u64, steps: &[Step]) -> String {
+    let mut table = Table::new()
+        .column("#", Align::Right)
+        .column("entry", Align::Left)
+        .column("read at hPA", Align::Right)
+        .column("contents", Align::Right)
+        .column("why", Align::Left);
+    for (i, step) in steps.iter().enumerate() {
+        table.row(vec![
+            (i + 1).to_string(),
+            name(step),
+            format!("{:#x}", step.at.value()),
+            format!("{:#x}", step.entry),
+            purpose(step),
+        ]);
+    }
+    format!(
+        "{machine} translates gVA {address:#x} in {} references:\n\n{}",
+        steps.len(),
+        table.render()
+    )
+}

@@ -1,0 +1,238 @@
+//! What an experiment is, with nothing left to defaults: the file that repeats it.
+
+use crate::args::{CompareArgs, PopulateArg};
+use anyhow::{Context, Result, anyhow, bail};
+use nestwalk_hw::{HPA_LIMIT, Profile};
+use nestwalk_mm::PagePolicy;
+use nestwalk_report::{parse_bytes, parse_count};
+use nestwalk_sim::compare::Plan;
+use nestwalk_sim::spec::{MachineSpec, PAGES};
+use nestwalk_tables::{MODES, Mode};
+use serde::{Deserialize, Serialize};
+use std::path::Path;
+
+const GIB: u64 = 1 << 30;
+/// Footprint up to which memory is populated before counting begins, if not said otherwise: beyond
+/// it, populating takes minutes and gigabytes of tables.
+const POPULATE_MAX: u64 = 64 * GIB;
+/// Accesses of a workload or pattern, if not said otherwise.
+const ACCESSES: u64 = 20_000_000;
+
+/// Everything that decides the results. Byte for byte the same experiment gives byte for byte the
+/// same results.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Experiment {
+    /// Version of nestwalk that wrote the file.
+    pub version: String,
+    /// Workloads, patterns or trace files.
+    pub sources: Vec<String>,
+    /// A command to run under valgrind's lackey tool, in place of sources.
+    pub lackey: Vec<String>,
+    /// Format of trace files; empty to tell it by their contents.
+    pub trace_format: String,
+    /// Names of machines, controls included.
+    pub machines: Vec<String>,
+    /// Bytes that workloads and patterns work on.
+    pub footprint: u64,
+    /// Accesses to count; 0 for all that the source has.
+    pub accesses: u64,
+    /// Accesses before that are not counted.
+    pub warmup: u64,
+    /// Memory is present before counting begins.
+    pub populate: bool,
+    /// Seed of every random choice.
+    pub seed: u64,
+    /// The referee watches.
+    pub verify: bool,
+    /// vCPUs.
+    pub vcpus: u8,
+    /// Instructions of a turn.
+    pub quantum: u64,
+    /// Bytes of guest memory.
+    pub guest_memory: u64,
+    /// Bytes of host memory.
+    pub host_memory: u64,
+    /// Paging mode of the guest.
+    pub guest_paging: String,
+    /// Paging mode of nested tables and of the host.
+    pub host_paging: String,
+    /// Degree of fragmentation of guest memory.
+    pub guest_fragmentation: f64,
+    /// Degree of fragmentation of host memory.
+    pub host_fragmentation: f64,
+    /// The guest uses PCIDs.
+    pub pcids: bool,
+    /// The hardware profile, whole, so that a later change of a built-in one changes nothing here.
+    pub profile: Profile,
+}
+
+/// The paging mode of that name.
+pub fn mode(option: &str, name: &str) -> Result<&'static Mode> {
+    Mode::by_name(name).ok_or_else(|| {
+        let known = MODES.iter().map(|m| m.name).collect::<Vec<_>>().join(", ");
+        anyhow!("{option} {name}: no such paging mode; there are: {known}")
+    })
+}
+
+/// The page policy of that name.
+pub fn pages(option: &str, name: &str) -> Result<PagePolicy> {
+    PagePolicy::by_name(name)
+        .ok_or_else(|| anyhow!("{option} {name}: no such page size; there are: {}", PAGES.join(", ")))
+}
+
+impl Experiment {
+    /// What the arguments mean.
+    ///
+    /// # Errors
+    /// An argument has no meaning.
+    pub fn from_args(args: &CompareArgs) -> Result<Self> {
+        let mut sources = args.sources.clone();
+        if args.lackey && !sources.is_empty() {
+            bail!("--lackey runs a command, so there can be no other source: {}", sources.join(" "));
+        }
+        if !args.lackey && !args.command.is_empty() {
+            bail!("a command after `--` needs --lackey, as in: compare --lackey -- gcc -c x.c");
+        }
+        if sources.is_empty() && !args.lackey {
+            sources.push("gups".into());
+        }
+        let lackey: Vec<String> = args
+            .command
+            .iter()
+            .map(|a| {
+                a.to_str().map(String::from).ok_or_else(|| anyhow!("{a:?}: not valid UTF-8"))
+            })
+            .collect::<Result<_>>()?;
+        let footprint = parse_bytes(&args.footprint).context("--footprint")?;
+        let machines =
+            MachineSpec::parse_list(&args.machines, pages("--page-size", &args.page_size)?)
+                .context("--machines")?;
+        let guest_mode = mode("--guest-paging", &args.guest_paging)?;
+        let guest_memory = match &args.guest_memory {
+            Some(text) => parse_bytes(text).context("--guest-memory")?,
+            // Frames of 4-byte entries are below 4 GiB, of which the I/O gap takes one.
+            None if guest_mode.entry_bytes == 4 => 3 * GIB,
+            None => default_guest_memory(footprint, sources.len() as u64),
+        };
+        let host_memory = match &args.host_memory {
+            Some(text) => parse_bytes(text).context("--host-memory")?,
+            None => (guest_memory / 4 * 5 + 8 * GIB).next_multiple_of(GIB),
+        };
+        let traces = args.lackey || sources.iter().any(|s| crate::sources::is_file(s));
+        let accesses = match &args.accesses {
+            Some(text) => parse_count(text).context("--accesses")?,
+            None if traces => 0,
+            None => ACCESSES,
+        };
+        let experiment = Self {
+            version: env!("CARGO_PKG_VERSION").into(),
+            sources,
+            lackey,
+            trace_format: args.trace_format.clone().unwrap_or_default(),
+            machines: machines.into_iter().map(|m| m.name).collect(),
+            footprint,
+            accesses,
+            warmup: parse_count(&args.warmup).context("--warmup")?,
+            populate: match args.populate {
+                PopulateArg::Auto => footprint <= POPULATE_MAX,
+                PopulateArg::Yes => true,
+                PopulateArg::No => false,
+            },
+            seed: args.seed,
+            verify: args.verify,
+            vcpus: args.vcpus,
+            quantum: parse_count(&args.quantum).context("--quantum")?,
+            guest_memory,
+            host_memory,
+            guest_paging: args.guest_paging.clone(),
+            host_paging: args.host_paging.clone(),
+            guest_fragmentation: args.guest_fragmentation,
+            host_fragmentation: args.host_fragmentation,
+            pcids: !args.no_pcids,
+            profile: Profile::load(&args.profile).context("--profile")?,
+        };
+        experiment.check()?;
+        Ok(experiment)
+    }
+
+    /// Reads a configuration.
+    ///
+    /// # Errors
+    /// The file cannot be read, or is no experiment.
+    pub fn from_file(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+        let experiment: Self =
+            toml::from_str(&text).with_context(|| path.display().to_string())?;
+        // The profile inside is checked as one in a file of its own would be.
+        let profile = toml::to_string(&experiment.profile)?;
+        Profile::parse(&path.display().to_string(), &profile)?;
+        experiment.check().with_context(|| path.display().to_string())?;
+        Ok(experiment)
+    }
+
+    fn check(&self) -> Result<()> {
+        if self.vcpus == 0 {
+            bail!("--vcpus 0: a machine has at least 1");
+        }
+        if self.quantum == 0 {
+            bail!("--quantum 0: a turn has at least 1 instruction");
+        }
+        for (option, degree) in [
+            ("--guest-fragmentation", self.guest_fragmentation),
+            ("--host-fragmentation", self.host_fragmentation),
+        ] {
+            if !(0.0..=1.0).contains(&degree) {
+                bail!("{option} {degree}: must be from 0 to 1");
+            }
+        }
+        for (option, bytes) in
+            [("--guest-memory", self.guest_memory), ("--host-memory", self.host_memory)]
+        {
+            if bytes > HPA_LIMIT {
+                bail!(
+                    "{option} {}: at most {} of memory can be modelled",
+                    nestwalk_report::bytes(bytes),
+                    nestwalk_report::bytes(HPA_LIMIT)
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// The machines and their memory.
+    ///
+    /// # Errors
+    /// A name in the file has no meaning.
+    pub fn plan(&self, threads: usize) -> Result<Plan> {
+        let mut machines = Vec::new();
+        for name in &self.machines {
+            machines.push(MachineSpec::parse(name, PagePolicy::Base)?);
+        }
+        let guest_mode = mode("--guest-paging", &self.guest_paging)?;
+        Ok(Plan {
+            machines,
+            profile: self.profile.clone(),
+            guest_mode,
+            host_mode: mode("--host-paging", &self.host_paging)?,
+            vcpus: usize::from(self.vcpus),
+            guest_bytes: self.guest_memory,
+            host_bytes: self.host_memory,
+            fragmentation: (self.guest_fragmentation, self.host_fragmentation),
+            pcids: self.pcids,
+            seed: self.seed,
+            verify: self.verify,
+            threads,
+        })
+    }
+}
+
+/// Twice what the sources work on, for kernels' and tables' needs and for page sizes that waste, and
+/// 8 GiB. Memory that is not touched costs the simulator next to nothing.
+fn default_guest_memory(footprint: u64, sources: u64) -> u64 {
+    footprint
+        .saturating_mul(2 * sources.max(1))
+        .saturating_add(8 * GIB)
+        .checked_next_multiple_of(GIB)
+        .unwrap_or(u64::MAX)
+}

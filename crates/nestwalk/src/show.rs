@@ -1,0 +1,115 @@
+//! Results as a table for people.
+
+use nestwalk_report::{Align, Table, bytes, count};
+use nestwalk_sim::results::MachineResult;
+use std::fmt::Write;
+
+const NONE: &str = "-";
+
+fn ratio(a: u64, b: u64) -> f64 {
+    if b == 0 { 0.0 } else { a as f64 / b as f64 }
+}
+
+fn per_walk(refs: u64, walks: u64) -> String {
+    if refs == 0 { NONE.into() } else { format!("{:.2}", ratio(refs, walks)) }
+}
+
+fn or_none(value: u64, text: String) -> String {
+    if value == 0 { NONE.into() } else { text }
+}
+
+/// The main table: a row per machine.
+pub fn machines(results: &[MachineResult]) -> String {
+    let right = Align::Right;
+    let mut table = Table::new()
+        .column("machine", Align::Left)
+        .column("L1 TLB\nMPKI", right)
+        .column("L2 TLB\nMPKI", right)
+        .column("walks", right)
+        .column("guest\nrefs/walk", right)
+        .column("nested\nrefs/walk", right)
+        .column("shadow\nrefs/walk", right)
+        .column("served by\nL1/L2/LLC/mem %", right)
+        .column("cycles\n/walk", right)
+        .column("walk\novh. %", right)
+        .column("VM\nexits", right)
+        .column("VMM\novh. %", right)
+        .column("total\novh. %", right)
+        .column("guest\ntables", right)
+        .column("host\ntables", right);
+    for r in results {
+        let ideal = r.scheme == "ideal";
+        let refs: u64 = r.refs_served.values().sum();
+        let share = |place: &str| {
+            format!("{:.0}", 100.0 * ratio(r.refs_served.get(place).copied().unwrap_or(0), refs))
+        };
+        let served = ["l1", "l2", "llc", "memory"].map(share).join("/");
+        let host = r.page_table_bytes.nested + r.page_table_bytes.shadow + r.page_table_bytes.host;
+        let unless_ideal = |text: String| if ideal { NONE.into() } else { text };
+        table.row(vec![
+            r.name.clone(),
+            unless_ideal(format!("{:.2}", r.l1_tlb_mpki)),
+            unless_ideal(format!("{:.2}", r.l2_tlb_mpki)),
+            unless_ideal(count(r.walks)),
+            per_walk(r.guest_refs, r.walks),
+            per_walk(r.nested_refs, r.walks),
+            per_walk(r.shadow_refs, r.walks),
+            or_none(refs, served),
+            or_none(r.walks, format!("{:.0}", r.cycles_per_walk)),
+            unless_ideal(format!("{:.1}", r.walk_overhead_percent)),
+            or_none(r.vm_exits_total, count(r.vm_exits_total)),
+            or_none(r.vm_exits_total, format!("{:.1}", r.vmm_overhead_percent)),
+            unless_ideal(format!("{:.1}", r.overhead_percent)),
+            or_none(r.page_table_bytes.guest, bytes(r.page_table_bytes.guest)),
+            or_none(host, bytes(host)),
+        ]);
+    }
+    table.drop_columns_of(NONE);
+    table.render()
+}
+
+/// VM exits by reason, a row per machine that has any.
+pub fn exits(results: &[MachineResult]) -> String {
+    let mut table = Table::new().column("VM exits by reason", Align::Left);
+    let mut reasons: Vec<&str> = Vec::new();
+    for r in results {
+        reasons.extend(r.vm_exits.keys().filter(|k| !reasons.contains(k)).collect::<Vec<_>>());
+    }
+    if reasons.is_empty() {
+        return String::new();
+    }
+    for reason in &reasons {
+        table = table.column(reason, Align::Right);
+    }
+    table = table.column("per 1000 instructions", Align::Right);
+    for r in results.iter().filter(|r| r.vm_exits_total > 0) {
+        let mut row = vec![r.name.clone()];
+        row.extend(reasons.iter().map(|k| match r.vm_exits.get(k) {
+            Some(n) => count(*n),
+            None => NONE.into(),
+        }));
+        row.push(format!("{:.4}", 1000.0 * ratio(r.vm_exits_total, r.instructions)));
+        table.row(row);
+    }
+    format!("\n{}", table.render())
+}
+
+/// What the referee found, a line per machine that it watched.
+pub fn referee(results: &[MachineResult]) -> String {
+    let mut out = String::new();
+    for r in results {
+        if let Some(verdict) = &r.referee {
+            let _ = writeln!(
+                out,
+                "referee: {}: {} runs checked, {} violations",
+                r.name,
+                count(verdict.checked),
+                count(verdict.violations)
+            );
+            for line in &verdict.told {
+                let _ = writeln!(out, "  {line}");
+            }
+        }
+    }
+    if out.is_empty() { out } else { format!("\n{out}") }
+}

@@ -1,0 +1,361 @@
+//! One pass: a source drives many machines at once.
+//!
+//! Every guest configuration that occurs is one modelled guest. It turns each batch of the source into
+//! architectural events once, and all machines with that guest read the same batch. Machines are
+//! independent of each other, so the result is the same whatever the number of threads.
+
+use crate::cost::Cycles;
+use crate::engine::AnyMachine;
+use crate::results::MachineResult;
+use crate::scheme::MachineError;
+use crate::schemes::Build;
+use crate::spec::{DimensionSpec, MachineSpec};
+use nestwalk_hw::Profile;
+use nestwalk_mm::{
+    GuestConfig, GuestError, GuestStats, HostConfig, HostMemory, KERNEL_BYTES, MmError,
+    ModelledGuest, pc_memory_map,
+};
+use nestwalk_tables::Mode;
+use nestwalk_types::{Batch, GuestBatch, Source, SourceError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use thiserror::Error;
+
+/// Batches on their way to a worker at most: enough to hide that machines differ in speed.
+const IN_FLIGHT: usize = 4;
+
+/// Everything that decides a comparison, but for the source.
+#[derive(Clone)]
+pub struct Plan {
+    /// The machines, controls included.
+    pub machines: Vec<MachineSpec>,
+    /// Hardware and costs.
+    pub profile: Profile,
+    /// Paging mode of the guest.
+    pub guest_mode: &'static Mode,
+    /// Paging mode of nested tables and of the host.
+    pub host_mode: &'static Mode,
+    /// vCPUs.
+    pub vcpus: usize,
+    /// Bytes of guest memory.
+    pub guest_bytes: u64,
+    /// Bytes of host memory.
+    pub host_bytes: u64,
+    /// Degree of fragmentation of guest and host memory at the start, 0 to 1.
+    pub fragmentation: (f64, f64),
+    /// The guest uses PCIDs, where its paging mode has them.
+    pub pcids: bool,
+    /// Decides fragmentation.
+    pub seed: u64,
+    /// The referee watches.
+    pub verify: bool,
+    /// Worker threads.
+    pub threads: usize,
+}
+
+/// Why a comparison ended early.
+#[derive(Debug, Error)]
+pub enum CompareError {
+    /// The source failed.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// The modelled guest cannot go on.
+    #[error("guest {guest}: {source}")]
+    Guest {
+        /// Its page sizes.
+        guest: String,
+        /// Why.
+        source: GuestError,
+    },
+    /// A machine cannot go on.
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    /// A machine's memory cannot be set up.
+    #[error("{machine}: {source}")]
+    Memory {
+        /// The machine.
+        machine: String,
+        /// Why.
+        source: MmError,
+    },
+    /// The user asked for it.
+    #[error("interrupted: the results are those of the accesses up to here")]
+    Interrupted,
+}
+
+/// What a comparison found, whether it came to its end or not.
+pub struct Outcome {
+    /// One per machine, in the order of the plan.
+    pub machines: Vec<MachineResult>,
+    /// What each guest did, by its page sizes.
+    pub guests: Vec<(String, GuestStats)>,
+    /// Why it ended early.
+    pub error: Option<CompareError>,
+}
+
+/// How far a comparison is.
+#[derive(Clone, Copy, Debug)]
+pub struct Progress {
+    /// Accesses so far, set-up included.
+    pub accesses: u64,
+    /// Position in the source, in the unit of its total.
+    pub position: u64,
+}
+
+/// A machine with its place in the plan and the guest it belongs to.
+struct Seat {
+    index: usize,
+    group: usize,
+    machine: Box<dyn AnyMachine>,
+}
+
+struct Group {
+    spec: DimensionSpec,
+    guest: ModelledGuest,
+}
+
+/// Runs a source once through all machines of the plan.
+///
+/// # Errors
+/// The machines cannot be set up. What goes wrong later is in [`Outcome::error`], beside what was
+/// found before.
+pub fn compare(
+    plan: &Plan,
+    source: &mut dyn Source,
+    stop: &AtomicBool,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Outcome, CompareError> {
+    let (mut groups, seats) = set_up(plan)?;
+    let (seats, error) = if plan.threads <= 1 {
+        run_here(&mut groups, seats, source, stop, progress)
+    } else {
+        run_on_threads(plan.threads, &mut groups, seats, source, stop, progress)
+    };
+    let guests =
+        groups.iter().map(|g| (g.spec.pages.name().to_owned(), g.guest.stats())).collect();
+    Ok(Outcome { machines: results(plan, &seats), guests, error })
+}
+
+fn set_up(plan: &Plan) -> Result<(Vec<Group>, Vec<Seat>), CompareError> {
+    let mut groups: Vec<Group> = Vec::new();
+    let mut seats = Vec::new();
+    for (index, spec) in plan.machines.iter().enumerate() {
+        let group = match groups.iter().position(|g| g.spec == spec.guest) {
+            Some(group) => group,
+            None => {
+                groups.push(Group { spec: spec.guest, guest: guest(plan, spec.guest)? });
+                groups.len() - 1
+            }
+        };
+        let machine = machine(plan, spec)?;
+        seats.push(Seat { index, group, machine });
+    }
+    Ok((groups, seats))
+}
+
+fn guest(plan: &Plan, spec: DimensionSpec) -> Result<ModelledGuest, CompareError> {
+    let config = GuestConfig {
+        policy: spec.pages,
+        placement: spec.placement,
+        fragmentation: plan.fragmentation.0,
+        seed: plan.seed,
+        pcids: plan.pcids && plan.guest_mode.levels >= 4,
+        ..GuestConfig::new(plan.guest_mode, plan.guest_bytes)
+    };
+    let guest = spec.pages.name().to_owned();
+    ModelledGuest::new(config).map_err(|source| CompareError::Guest { guest, source })
+}
+
+/// Makes one machine of the plan.
+///
+/// # Errors
+/// Its memory or its scheme cannot be set up.
+pub fn machine(plan: &Plan, spec: &MachineSpec) -> Result<Box<dyn AnyMachine>, CompareError> {
+    let host = match spec.host {
+        None => None,
+        Some(host) => {
+            let config = HostConfig {
+                bytes: plan.host_bytes,
+                mode: plan.host_mode,
+                policy: host.pages,
+                placement: host.placement,
+                fragmentation: plan.fragmentation.1,
+                // The host's memory is another machine's: its holes are elsewhere.
+                seed: plan.seed ^ 0x686f_7374,
+                kernel_bytes: KERNEL_BYTES,
+            };
+            let slots = pc_memory_map(plan.guest_bytes);
+            let memory = HostMemory::with_config(&config, &slots);
+            Some(memory.map_err(|source| CompareError::Memory {
+                machine: spec.name.clone(),
+                source,
+            })?)
+        }
+    };
+    Ok((spec.scheme.build)(Build {
+        name: spec.name.clone(),
+        profile: plan.profile.clone(),
+        guest_mode: plan.guest_mode,
+        nested_mode: plan.host_mode,
+        vcpus: plan.vcpus,
+        guest_bytes: plan.guest_bytes,
+        host,
+        verify: plan.verify,
+    })?)
+}
+
+/// Takes batches from the source and gives each guest's version, in parts, to `each`, until the end.
+/// What `each` leaves behind is reused.
+fn drive(
+    groups: &mut [Group],
+    source: &mut dyn Source,
+    stop: &AtomicBool,
+    progress: &mut dyn FnMut(Progress),
+    mut each: impl FnMut(usize, &mut GuestBatch) -> Result<(), CompareError>,
+) -> Option<CompareError> {
+    let mut batch = Batch::default();
+    let mut out = GuestBatch::default();
+    let mut accesses = 0;
+    loop {
+        if stop.load(Ordering::Relaxed) {
+            return Some(CompareError::Interrupted);
+        }
+        match source.next_batch(&mut batch) {
+            Ok(true) => {}
+            Ok(false) => return None,
+            Err(error) => return Some(error.into()),
+        }
+        for (index, group) in groups.iter_mut().enumerate() {
+            let mut error = None;
+            let mut sink = |part: &mut GuestBatch| {
+                if error.is_none() {
+                    error = each(index, part).err();
+                }
+            };
+            let guest_error = group.guest.process_in_parts(&batch, &mut out, &mut sink).err();
+            // What the guest did before it failed is simulated all the same.
+            sink(&mut out);
+            if error.is_some() {
+                return error;
+            }
+            if let Some(source) = guest_error {
+                let guest = group.spec.pages.name();
+                return Some(CompareError::Guest { guest, source });
+            }
+        }
+        accesses += batch.accesses();
+        progress(Progress { accesses, position: source.position() });
+    }
+}
+
+fn run_here(
+    groups: &mut [Group],
+    mut seats: Vec<Seat>,
+    source: &mut dyn Source,
+    stop: &AtomicBool,
+    progress: &mut dyn FnMut(Progress),
+) -> (Vec<Seat>, Option<CompareError>) {
+    let error = drive(groups, source, stop, progress, |group, batch| {
+        for seat in seats.iter_mut().filter(|s| s.group == group) {
+            seat.machine.run(batch)?;
+        }
+        Ok(())
+    });
+    (seats, error)
+}
+
+type Parcel = (usize, Arc<GuestBatch>);
+
+fn run_on_threads(
+    threads: usize,
+    groups: &mut [Group],
+    seats: Vec<Seat>,
+    source: &mut dyn Source,
+    stop: &AtomicBool,
+    progress: &mut dyn FnMut(Progress),
+) -> (Vec<Seat>, Option<CompareError>) {
+    let workers = threads.min(seats.len()).max(1);
+    let mut shares: Vec<Vec<Seat>> = (0..workers).map(|_| Vec::new()).collect();
+    for (i, seat) in seats.into_iter().enumerate() {
+        shares[i % workers].push(seat);
+    }
+    std::thread::scope(|scope| {
+        let mut lines = Vec::new();
+        let mut handles = Vec::new();
+        for share in shares {
+            let groups: Vec<usize> = share.iter().map(|s| s.group).collect();
+            let (line, inbox) = sync_channel::<Parcel>(IN_FLIGHT);
+            lines.push((groups, line));
+            handles.push(scope.spawn(move || work(share, &inbox)));
+        }
+        let mut error = drive(groups, source, stop, progress, |group, batch| {
+            send(&lines, group, std::mem::take(batch))
+        });
+        drop(lines);
+        let mut seats = Vec::new();
+        for handle in handles {
+            match handle.join() {
+                Ok((share, failed)) => {
+                    seats.extend(share);
+                    // A worker that failed closed its line: its reason is the real one.
+                    error = failed.map(CompareError::from).or(error);
+                }
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        }
+        seats.sort_by_key(|s| s.index);
+        (seats, error)
+    })
+}
+
+fn send(
+    lines: &[(Vec<usize>, SyncSender<Parcel>)],
+    group: usize,
+    batch: GuestBatch,
+) -> Result<(), CompareError> {
+    let batch = Arc::new(batch);
+    for (_, line) in lines.iter().filter(|(groups, _)| groups.contains(&group)) {
+        if line.send((group, Arc::clone(&batch))).is_err() {
+            return Err(CompareError::Interrupted);
+        }
+    }
+    Ok(())
+}
+
+fn work(mut share: Vec<Seat>, inbox: &Receiver<Parcel>) -> (Vec<Seat>, Option<MachineError>) {
+    while let Ok((group, batch)) = inbox.recv() {
+        for seat in share.iter_mut().filter(|s| s.group == group) {
+            if let Err(error) = seat.machine.run(&batch) {
+                return (share, Some(error));
+            }
+        }
+    }
+    (share, None)
+}
+
+fn results(plan: &Plan, seats: &[Seat]) -> Vec<MachineResult> {
+    let ideal_of = |guest: DimensionSpec| {
+        seats
+            .iter()
+            .find(|s| {
+                let spec = &plan.machines[s.index];
+                spec.scheme.name == "ideal" && spec.guest == guest
+            })
+            .map_or(0.0, |s| Cycles::of(s.machine.counters(), &plan.profile).total())
+    };
+    seats
+        .iter()
+        .map(|seat| {
+            let spec = &plan.machines[seat.index];
+            MachineResult::new(
+                (seat.machine.name(), spec.scheme.name),
+                seat.machine.counters(),
+                &plan.profile,
+                ideal_of(spec.guest),
+                seat.machine.page_table_bytes(),
+                seat.machine.verdict(),
+            )
+        })
+        .collect()
+}

@@ -1,0 +1,88 @@
+//! The cost model: counted events and the profile's numbers become cycles.
+//!
+//! ```text
+//! program     = instructions * base_cpi + data_exposed * (latency beyond the first level)
+//! guest OS    = faults, clears, copies, forks, execs, exits, switches * their times
+//! translation = walk_exposed * (walker cycles + second-level TLB hits * l2_tlb_hit_cycles)
+//! VMM         = exits and the work behind them * their times
+//! ```
+//!
+//! Overheads follow the papers (Agile Paging, ISCA 2016, Table IV): relative to what the same
+//! instructions take on the `ideal` machine with the same guest; the walk's share is everything that
+//! is not the VMM's, so that what page tables displace from the caches counts as translation.
+
+use crate::counters::{Counters, ExitReason};
+use nestwalk_hw::{Profile, ServedBy};
+use nestwalk_types::OsWork;
+use serde::Serialize;
+
+/// Cycles of one machine, by cause. Fractions of cycles are kept.
+#[derive(Clone, Copy, PartialEq, Debug, Default, Serialize)]
+pub struct Cycles {
+    /// Instructions and their data references.
+    pub program: f64,
+    /// The guest kernel's work, the same on every machine with this guest.
+    pub guest_os: f64,
+    /// Delay by page walks and second-level TLB hits.
+    pub translation: f64,
+    /// The VMM's and the host kernel's work.
+    pub vmm: f64,
+}
+
+impl Cycles {
+    /// All of it.
+    pub fn total(&self) -> f64 {
+        self.program + self.guest_os + self.translation + self.vmm
+    }
+
+    /// Prices the counters of one machine.
+    pub fn of(c: &Counters, profile: &Profile) -> Self {
+        let core = &profile.core;
+        let program = c.instructions as f64 * core.base_cpi.value
+            + core.data_exposed.value * (beyond_l1(&c.data, profile) + beyond_l1(&c.fetch, profile));
+        let translation = core.walk_exposed.value
+            * (c.walk_cycles as f64 + c.l2_tlb_hits as f64 * core.l2_tlb_hit_cycles.value);
+        let per_ns = core.frequency_mhz.value / 1000.0;
+        Self {
+            program,
+            guest_os: guest_os_ns(c, profile) * per_ns,
+            translation,
+            vmm: vmm_ns(c, profile) * per_ns,
+        }
+    }
+}
+
+/// Latency of references beyond that of the first level, in cycles.
+fn beyond_l1(served: &[u64; ServedBy::COUNT], profile: &Profile) -> f64 {
+    let p = &profile.caches;
+    let first = f64::from(p.l1d.cycles);
+    let latency =
+        [first, f64::from(p.l2.cycles), f64::from(p.llc.cycles), p.memory_cycles.value];
+    served.iter().zip(latency).map(|(n, l)| *n as f64 * (l - first)).sum()
+}
+
+fn guest_os_ns(c: &Counters, profile: &Profile) -> f64 {
+    let s = &profile.software;
+    let work = |w: OsWork| c.os_work[w.index()] as f64;
+    c.guest_faults as f64 * s.guest_fault_ns.value
+        + (c.pages_cleared as f64 + 2.0 * work(OsWork::PageCopied)) * s.clear_page_ns.value
+        + work(OsWork::Fork) * s.guest_fork_ns.value
+        + work(OsWork::Exec) * s.guest_exec_ns.value
+        + work(OsWork::Exit) * s.guest_exit_ns.value
+        + work(OsWork::ContextSwitch) * s.guest_switch_ns.value
+}
+
+fn vmm_ns(c: &Counters, profile: &Profile) -> f64 {
+    let s = &profile.software;
+    let exits = |r: ExitReason| c.exits[r as usize] as f64;
+    c.exits_total() as f64 * s.exit_ns.value
+        + c.nested_fills as f64 * s.nested_fill_ns.value
+        + c.shadow_fills as f64 * s.shadow_fill_ns.value
+        + exits(ExitReason::TrueFault) * s.inject_fault_ns.value
+        + exits(ExitReason::TableWrite) * s.emulate_write_ns.value
+        + exits(ExitReason::TableUnsync) * s.shadow_fill_ns.value
+        + (exits(ExitReason::Cr3Load) + exits(ExitReason::Invalidation)) * s.context_exit_ns.value
+        + (c.sync_entries + c.shadow_prefetches) as f64 * s.sync_entry_ns.value
+        + c.host_faults as f64 * s.host_fault_ns.value
+        + c.host_pages_cleared as f64 * s.clear_page_ns.value
+}

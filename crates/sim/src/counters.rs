@@ -1,0 +1,195 @@
+//! What is counted, once, with its unit; everything reported is derived from these.
+
+use nestwalk_hw::ServedBy;
+use nestwalk_types::OsWork;
+use serde::Serialize;
+
+/// Whose table a walker's reference read.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Dimension {
+    /// The guest's tables (native: the only ones).
+    Guest,
+    /// The nested tables.
+    Nested,
+    /// The shadow tables.
+    Shadow,
+}
+
+impl Dimension {
+    /// Number of variants.
+    pub const COUNT: usize = 3;
+}
+
+/// References of walks, by dimension and by where they were served.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct References(pub [[u64; ServedBy::COUNT]; Dimension::COUNT]);
+
+impl References {
+    /// References to one dimension's tables.
+    pub fn of(&self, dimension: Dimension) -> u64 {
+        self.0[dimension as usize].iter().sum()
+    }
+    /// References to all tables.
+    pub fn total(&self) -> u64 {
+        self.0.iter().flatten().sum()
+    }
+    /// References that were served by one place.
+    pub fn served_by(&self, place: ServedBy) -> u64 {
+        self.0.iter().map(|d| d[place as usize]).sum()
+    }
+    pub(crate) fn add(&mut self, other: &Self) {
+        for (a, b) in self.0.iter_mut().flatten().zip(other.0.iter().flatten()) {
+            *a += b;
+        }
+    }
+}
+
+/// Why control passed from the guest to the VMM.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+#[repr(u8)]
+pub enum ExitReason {
+    /// A guest-physical address had no nested entry.
+    EptViolation,
+    /// Shadow: a fault that belongs to the guest; the VMM injects it.
+    TrueFault,
+    /// Shadow: the guest maps the page, only the shadow entry was missing.
+    HiddenFault,
+    /// Shadow: the first store to a clean page, so that the VMM can set the guest's dirty bit.
+    DirtyFault,
+    /// Shadow: a store to a write-protected guest table, emulated.
+    TableWrite,
+    /// Shadow: the first store to a leaf guest table, which goes out of sync.
+    TableUnsync,
+    /// Shadow: a load of CR3.
+    Cr3Load,
+    /// Shadow: INVLPG or INVPCID.
+    Invalidation,
+}
+
+impl ExitReason {
+    /// All reasons in the order of their counters.
+    pub const ALL: [Self; 8] = [
+        Self::EptViolation,
+        Self::TrueFault,
+        Self::HiddenFault,
+        Self::DirtyFault,
+        Self::TableWrite,
+        Self::TableUnsync,
+        Self::Cr3Load,
+        Self::Invalidation,
+    ];
+    /// Key in results.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::EptViolation => "ept_violation",
+            Self::TrueFault => "true_fault",
+            Self::HiddenFault => "hidden_fault",
+            Self::DirtyFault => "dirty_fault",
+            Self::TableWrite => "table_write",
+            Self::TableUnsync => "table_unsync",
+            Self::Cr3Load => "cr3_load",
+            Self::Invalidation => "invalidation",
+        }
+    }
+}
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        /// Counts of one machine since its region of interest began.
+        #[derive(Clone, PartialEq, Eq, Debug, Default)]
+        pub struct Counters {
+            $($(#[$doc])* pub $name: u64,)*
+            /// References of completed walks.
+            pub references: References,
+            /// References of walks that ended in a fault.
+            pub faulted_references: References,
+            /// Data references of the program by where they were served, one per line of a run.
+            pub data: [u64; ServedBy::COUNT],
+            /// Instruction lines fetched, by where they were served.
+            pub fetch: [u64; ServedBy::COUNT],
+            /// VM exits by reason, in the order of [`ExitReason::ALL`].
+            pub exits: [u64; ExitReason::ALL.len()],
+            /// Guest kernel work by kind, in the order of [`OsWork::ALL`].
+            pub os_work: [u64; OsWork::ALL.len()],
+        }
+        impl Counters {
+            /// Names and values of the plain counters, in order.
+            pub fn named(&self) -> Vec<(&'static str, u64)> {
+                vec![$((stringify!($name), self.$name),)*]
+            }
+        }
+    };
+}
+
+counters! {
+    /// Instructions retired.
+    instructions,
+    /// Accesses: loads, stores and fetches.
+    accesses,
+    /// Instruction fetches among the accesses.
+    fetches,
+    /// Accesses that missed the first-level TLB.
+    l1_tlb_misses,
+    /// Of these, the ones that the second level served.
+    l2_tlb_hits,
+    /// Accesses that missed both levels.
+    l2_tlb_misses,
+    /// Accesses whose entry was there but could not serve: a store to a clean page, or an entry with
+    /// fewer permissions than the table has by now. The walker runs; it is no miss.
+    upgrades,
+    /// Walks that found a translation: one per second-level miss or upgrade.
+    walks,
+    /// Walks that ended in a fault of either dimension; each is followed by another walk.
+    faulted_walks,
+    /// Walks that began at a table that a walk cache pointed to.
+    walk_cache_hits,
+    /// Guest-physical look-ups served by the nested TLB.
+    nested_tlb_hits,
+    /// Guest-physical look-ups that walked the nested tables.
+    nested_walks,
+    /// Cycles in which the walker was at work, faulted walks included.
+    walk_cycles,
+    /// TLB entries that are smaller than the guest's page because the host's is.
+    splintered,
+    /// Page faults delivered to the guest kernel.
+    guest_faults,
+    /// Pages (4 KiB) that the guest kernel cleared.
+    pages_cleared,
+    /// Entries stored to guest tables.
+    table_writes,
+    /// Page faults in the host kernel for guest RAM.
+    host_faults,
+    /// Pages (4 KiB) that the host kernel cleared.
+    host_pages_cleared,
+    /// Entries that the VMM stored to nested tables.
+    nested_fills,
+    /// Entries that the VMM stored to shadow tables, prefetched ones not included.
+    shadow_fills,
+    /// Shadow entries filled ahead of a fault.
+    shadow_prefetches,
+    /// Entries compared while out-of-sync shadow tables were brought in step.
+    sync_entries,
+    /// Shadow table pages made.
+    shadow_pages,
+    /// Shadow table pages dropped.
+    shadow_zaps,
+    /// Shadow table pages dropped because of write flooding.
+    flood_zaps,
+    /// CR3 loads of the guest.
+    cr3_loads,
+    /// Invalidations of the guest.
+    invalidations,
+}
+
+impl Counters {
+    /// Counts an exit.
+    #[inline]
+    pub const fn exit(&mut self, reason: ExitReason) {
+        self.exits[reason as usize] += 1;
+    }
+    /// Exits of all reasons.
+    pub fn exits_total(&self) -> u64 {
+        self.exits.iter().sum()
+    }
+}

@@ -1,0 +1,381 @@
+//! A machine: drives one scheme with the event stream, access by access.
+//!
+//! The hot loop looks the TLBs up and sends the data reference through the caches. A miss goes to the
+//! scheme's walker; a fault of the walker goes to the scheme's software, whose answer is followed by
+//! another walk. Hardware never calls software.
+
+use crate::counters::Counters;
+use crate::hardware::{GUEST_VPID, Hardware, Request, Step};
+use crate::referee::{Referee, Verdict};
+use crate::scheme::{Answer, MachineError, PageTableBytes, Platform, Scheme};
+use crate::schemes::Build;
+use crate::walk::Fault;
+use crate::world::World;
+use nestwalk_hw::Translation;
+use nestwalk_types::{
+    Address, Control, FaultCode, Gpa, GuestBatch, Gva, Hpa, PageSize, Run, VcpuId,
+};
+
+/// Walks that one access may need: each answered fault maps one more page, and a nested walk meets
+/// at most one fault for each of 5 guest tables and the page, each with a few more for the VMM's own
+/// progress.
+const ATTEMPTS: u32 = 64;
+
+/// A machine whatever its scheme. Called once per batch.
+pub trait AnyMachine: Send {
+    /// The name it was asked for by.
+    fn name(&self) -> &str;
+    /// Runs a batch.
+    ///
+    /// # Errors
+    /// The machine cannot go on; what was counted so far stays.
+    fn run(&mut self, batch: &GuestBatch) -> Result<(), MachineError>;
+    /// What was counted since the region of interest began.
+    fn counters(&self) -> &Counters;
+    /// Memory that tables take now.
+    fn page_table_bytes(&self) -> PageTableBytes;
+    /// What the referee found, if there was one.
+    fn verdict(&self) -> Option<Verdict>;
+    /// Shows the references of one walk with cold hardware structures, without changing counters.
+    ///
+    /// # Errors
+    /// The machine cannot go on.
+    fn watch(&mut self, run: &Run) -> Result<Vec<Step>, MachineError>;
+}
+
+/// One machine of scheme `S`.
+pub struct Machine<S> {
+    name: String,
+    /// Everything but the scheme.
+    pub platform: Platform,
+    /// The scheme.
+    pub scheme: S,
+    referee: Option<Referee>,
+}
+
+impl<S: Scheme> Machine<S> {
+    /// A machine in which nothing is mapped yet.
+    ///
+    /// # Errors
+    /// The scheme cannot be set up.
+    pub fn new(scheme: S, build: Build) -> Result<Self, MachineError> {
+        let vpid = if build.host.is_some() { GUEST_VPID } else { 0 };
+        Ok(Self {
+            platform: Platform {
+                hardware: Hardware::new(&build.profile, build.vcpus, vpid),
+                world: World::new(build.guest_mode, build.vcpus, build.host),
+                counters: Counters::default(),
+            },
+            scheme,
+            referee: build.verify.then(|| Referee::new(&build.name)),
+            name: build.name,
+        })
+    }
+
+    fn run_slice(&mut self, runs: &[Run], gpas: &[Gpa]) -> Result<(), MachineError> {
+        let (mut accesses, mut instructions, mut fetches) = (0, 0, 0);
+        for (run, gpa) in runs.iter().zip(gpas) {
+            let (hpa, hit) = self.translate(run)?;
+            accesses += u64::from(run.count);
+            instructions += u64::from(run.instructions);
+            if run.flags.is_fetch() {
+                fetches += u64::from(run.count);
+            }
+            self.data(run, hpa);
+            if let Some(referee) = &mut self.referee {
+                referee.check(&self.platform, run, *gpa, hpa, hit);
+            }
+        }
+        let counters = &mut self.platform.counters;
+        counters.accesses += accesses;
+        counters.instructions += instructions;
+        counters.fetches += fetches;
+        Ok(())
+    }
+
+    /// Where a run's first access is, and the translation used.
+    #[inline]
+    fn translate(&mut self, run: &Run) -> Result<(Hpa, Translation), MachineError> {
+        let flags = run.flags;
+        let needs = Translation::needs(flags.is_store(), flags.is_fetch(), !flags.is_kernel());
+        let Some(core) = self.platform.hardware.cores.get_mut(usize::from(run.vcpu.0)) else {
+            return Err(self.no_such_vcpu(run.vcpu));
+        };
+        let asid = core.asid;
+        let l1 = if flags.is_fetch() { &mut core.l1i } else { &mut core.l1d };
+        let translation = match l1.look_up(run.gva, asid) {
+            Some(hit) if hit.serves(needs) => hit,
+            found => self.first_level_miss(run, found.is_some(), needs)?,
+        };
+        Ok((translation.apply(run.gva), translation))
+    }
+
+    /// Sends the data references of a run through the caches, the first access's line first.
+    #[inline]
+    fn data(&mut self, run: &Run, hpa: Hpa) {
+        let platform = &mut self.platform;
+        let core = usize::from(run.vcpu.0);
+        let first = 1u64 << (hpa.value() >> 6 & 63);
+        if run.flags.is_fetch() {
+            platform.counters.fetch[platform.hardware.caches.fetch(core, hpa) as usize] += 1;
+        } else {
+            platform.counters.data[platform.hardware.caches.data(core, hpa) as usize] += 1;
+        }
+        let mut rest = run.lines & !first;
+        let page = hpa.value() & !0xfff;
+        while rest != 0 {
+            let at = Hpa::new(page | u64::from(rest.trailing_zeros()) << 6);
+            rest &= rest - 1;
+            if run.flags.is_fetch() {
+                platform.counters.fetch[platform.hardware.caches.fetch(core, at) as usize] += 1;
+            } else {
+                platform.counters.data[platform.hardware.caches.data(core, at) as usize] += 1;
+            }
+        }
+    }
+
+    /// The first level missed, or (`upgrade`) has an entry that cannot serve this access.
+    #[inline(never)]
+    fn first_level_miss(
+        &mut self,
+        run: &Run,
+        upgrade: bool,
+        needs: u64,
+    ) -> Result<Translation, MachineError> {
+        let request = Request::of(run);
+        let platform = &mut self.platform;
+        let core = &mut platform.hardware.cores[request.core()];
+        let asid = core.asid;
+        let mut stale = upgrade;
+        if upgrade {
+            platform.counters.upgrades += 1;
+        } else {
+            platform.counters.l1_tlb_misses += 1;
+            match core.l2.look_up(run.gva, asid) {
+                Some(hit) if hit.serves(needs) => {
+                    platform.counters.l2_tlb_hits += 1;
+                    let l1 = if request.fetch { &mut core.l1i } else { &mut core.l1d };
+                    l1.fill_splintering(run.gva, asid, hit);
+                    return Ok(hit);
+                }
+                Some(_) => {
+                    platform.counters.l2_tlb_hits += 1;
+                    platform.counters.upgrades += 1;
+                    stale = true;
+                }
+                None => platform.counters.l2_tlb_misses += 1,
+            }
+        }
+        if stale {
+            core.drop_page(run.gva, asid, true);
+        }
+        let translation = self.resolve(&request)?;
+        let core = &mut self.platform.hardware.cores[request.core()];
+        core.l2.fill(run.gva, asid, translation);
+        let l1 = if request.fetch { &mut core.l1i } else { &mut core.l1d };
+        l1.fill_splintering(run.gva, asid, translation);
+        Ok(translation)
+    }
+
+    /// Walks until the access is translated.
+    fn resolve(&mut self, request: &Request) -> Result<Translation, MachineError> {
+        for _ in 0..ATTEMPTS {
+            match self.walk(request) {
+                Ok(translation) => return Ok(translation),
+                Err(fault) => {
+                    let answer = self.scheme.answer(&mut self.platform, request, fault)?;
+                    if answer == Answer::GuestFault {
+                        return Err(MachineError::NotMapped {
+                            machine: self.name.clone(),
+                            gva: request.gva,
+                            vcpu: request.vcpu.0,
+                        });
+                    }
+                }
+            }
+        }
+        Err(self.stuck(request))
+    }
+
+    fn walk(&mut self, request: &Request) -> Result<Translation, Fault> {
+        self.platform.hardware.begin_walk();
+        let result = self.scheme.walk(&mut self.platform, request);
+        self.platform.hardware.end_walk(&mut self.platform.counters, result.is_err());
+        result
+    }
+
+    /// The access that faults in the guest: the hardware walks and fails; the guest's kernel answers
+    /// with the events that follow.
+    fn guest_fault(
+        &mut self,
+        vcpu: VcpuId,
+        gva: Gva,
+        code: FaultCode,
+    ) -> Result<(), MachineError> {
+        self.platform.counters.guest_faults += 1;
+        let request = Request {
+            vcpu,
+            gva,
+            write: code.write,
+            fetch: code.fetch,
+            user: code.user,
+            pc: Gva::new(0),
+        };
+        for _ in 0..ATTEMPTS {
+            let answer = match self.walk(&request) {
+                // A spurious fault: another vCPU's kernel has mapped the page by now.
+                Ok(_) => Answer::GuestFault,
+                Err(fault) => self.scheme.answer(&mut self.platform, &request, fault)?,
+            };
+            if answer == Answer::GuestFault {
+                // A page fault removes what the TLBs hold for the address (SDM vol. 3A,
+                // "Invalidation of TLBs and Paging-Structure Caches").
+                let mode = self.platform.world.mode;
+                let core = &mut self.platform.hardware.cores[request.core()];
+                core.drop_translation(mode, gva);
+                return Ok(());
+            }
+        }
+        Err(self.stuck(&request))
+    }
+
+    fn stuck(&self, request: &Request) -> MachineError {
+        let (machine, gva) = (self.name.clone(), request.gva);
+        MachineError::Stuck { machine, gva, attempts: ATTEMPTS }
+    }
+
+    fn no_such_vcpu(&self, vcpu: VcpuId) -> MachineError {
+        MachineError::NoSuchVcpu {
+            machine: self.name.clone(),
+            vcpu: vcpu.0,
+            vcpus: self.platform.hardware.cores.len(),
+            needed: usize::from(vcpu.0) + 1,
+        }
+    }
+
+    fn known(&self, vcpu: VcpuId) -> Result<(), MachineError> {
+        if usize::from(vcpu.0) < self.platform.hardware.cores.len() {
+            Ok(())
+        } else {
+            Err(self.no_such_vcpu(vcpu))
+        }
+    }
+
+    fn control(&mut self, control: &Control) -> Result<(), MachineError> {
+        let platform = &mut self.platform;
+        match *control {
+            Control::RegionOfInterest => platform.counters = Counters::default(),
+            Control::OsWork { work, count } => {
+                platform.counters.os_work[work.index()] += u64::from(count);
+            }
+            Control::TableWrite { vcpu, gpa, value } => {
+                self.known(vcpu)?;
+                self.table_write(vcpu, gpa, value)?;
+            }
+            Control::PageCleared { vcpu, gpa, size } => {
+                self.known(vcpu)?;
+                self.page_cleared(vcpu, gpa, size)?;
+            }
+            Control::Fault { vcpu, gva, code } => {
+                self.known(vcpu)?;
+                self.guest_fault(vcpu, gva, code)?;
+            }
+            Control::TableNew { vcpu, gpa, ref entries } => {
+                self.known(vcpu)?;
+                if entries.is_none() {
+                    self.scheme.page_written(&mut self.platform, vcpu, gpa, PageSize::SIZE_4K)?;
+                }
+                self.platform.world.guest.insert(gpa, entries.as_deref());
+            }
+            Control::LoadCr3 { vcpu, root, pcid, keep } => {
+                self.known(vcpu)?;
+                self.platform.counters.cr3_loads += 1;
+                self.platform.world.roots[usize::from(vcpu.0)] = root;
+                self.scheme.load_cr3(&mut self.platform, vcpu, pcid, keep)?;
+            }
+            Control::Invalidate { vcpu, what } => {
+                self.known(vcpu)?;
+                self.platform.counters.invalidations += 1;
+                self.scheme.invalidate(&mut self.platform, vcpu, what)?;
+            }
+            _ => return Err(MachineError::NotArchitectural { machine: self.name.clone() }),
+        }
+        Ok(())
+    }
+
+    fn table_write(&mut self, vcpu: VcpuId, gpa: Gpa, value: u64) -> Result<(), MachineError> {
+        let world = &mut self.platform.world;
+        let bytes = world.mode.entry_bytes;
+        if let Some(old) = world.guest.write(gpa, bytes, value) {
+            self.platform.counters.table_writes += 1;
+            self.scheme.table_write(&mut self.platform, vcpu, gpa, old, value)?;
+        }
+        Ok(())
+    }
+
+    fn page_cleared(
+        &mut self,
+        vcpu: VcpuId,
+        gpa: Gpa,
+        size: PageSize,
+    ) -> Result<(), MachineError> {
+        self.platform.counters.pages_cleared += size.base_pages();
+        for i in 0..size.base_pages() {
+            self.platform.world.guest.remove(gpa.offset_by(i << 12));
+        }
+        self.scheme.page_written(&mut self.platform, vcpu, gpa, size)
+    }
+}
+
+impl<S: Scheme> AnyMachine for Machine<S> {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn run(&mut self, batch: &GuestBatch) -> Result<(), MachineError> {
+        for (controls, runs) in batch.batch.segments() {
+            for (_, control) in controls {
+                self.control(control)?;
+            }
+            self.run_slice(&batch.batch.runs[runs.clone()], &batch.gpas[runs])?;
+        }
+        Ok(())
+    }
+
+    fn counters(&self) -> &Counters {
+        &self.platform.counters
+    }
+
+    fn page_table_bytes(&self) -> PageTableBytes {
+        self.scheme.page_table_bytes(&self.platform)
+    }
+
+    fn verdict(&self) -> Option<Verdict> {
+        self.referee.as_ref().map(|r| r.verdict(&self.platform))
+    }
+
+    fn watch(&mut self, run: &Run) -> Result<Vec<Step>, MachineError> {
+        self.known(run.vcpu)?;
+        let before = self.platform.counters.clone();
+        let core = &mut self.platform.hardware.cores[usize::from(run.vcpu.0)];
+        core.walk_cache.flush();
+        core.nested_walk_cache.flush();
+        if let Some(nested) = &mut core.nested_tlb {
+            nested.flush();
+        }
+        let result = self.resolve(&Request::of(run)).and_then(|_| {
+            // All faults are answered: one more walk from cold is the one to show.
+            let core = &mut self.platform.hardware.cores[usize::from(run.vcpu.0)];
+            core.walk_cache.flush();
+            core.nested_walk_cache.flush();
+            if let Some(nested) = &mut core.nested_tlb {
+                nested.flush();
+            }
+            self.platform.hardware.steps = Some(Vec::new());
+            self.resolve(&Request::of(run))
+        });
+        let steps = self.platform.hardware.steps.take().unwrap_or_default();
+        self.platform.counters = before;
+        result.map(|_| steps)
+    }
+}

@@ -1,0 +1,247 @@
+//! What a comparison found, as numbers with names, units and meanings.
+
+use crate::cost::Cycles;
+use crate::counters::{Counters, Dimension, ExitReason};
+use crate::referee::Verdict;
+use crate::scheme::PageTableBytes;
+use nestwalk_hw::{Profile, ServedBy};
+use nestwalk_types::OsWork;
+use serde::Serialize;
+use std::collections::BTreeMap;
+
+/// Results of one machine. Units and meanings: [`FIELDS`].
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[allow(missing_docs, reason = "documented in FIELDS, which a test compares with this")]
+pub struct MachineResult {
+    pub name: String,
+    pub scheme: String,
+    pub instructions: u64,
+    pub accesses: u64,
+    pub fetches: u64,
+    pub l1_tlb_misses: u64,
+    pub l2_tlb_hits: u64,
+    pub l2_tlb_misses: u64,
+    pub l1_tlb_mpki: f64,
+    pub l2_tlb_mpki: f64,
+    pub upgrades: u64,
+    pub walks: u64,
+    pub faulted_walks: u64,
+    pub guest_refs: u64,
+    pub nested_refs: u64,
+    pub shadow_refs: u64,
+    pub refs_per_walk: f64,
+    pub refs_served: BTreeMap<&'static str, u64>,
+    pub faulted_refs: u64,
+    pub walk_cache_hits: u64,
+    pub nested_tlb_hits: u64,
+    pub nested_walks: u64,
+    pub splintered: u64,
+    pub walk_cycles: u64,
+    pub cycles_per_walk: f64,
+    pub vm_exits: BTreeMap<&'static str, u64>,
+    pub vm_exits_total: u64,
+    pub vmm_cycles: f64,
+    pub guest_faults: u64,
+    pub guest_os_cycles: f64,
+    pub guest_os_work: BTreeMap<&'static str, u64>,
+    pub pages_cleared: u64,
+    pub table_writes: u64,
+    pub cr3_loads: u64,
+    pub invalidations: u64,
+    pub host_faults: u64,
+    pub host_pages_cleared: u64,
+    pub nested_fills: u64,
+    pub shadow_fills: u64,
+    pub shadow_prefetches: u64,
+    pub sync_entries: u64,
+    pub shadow_pages: u64,
+    pub shadow_zaps: u64,
+    pub flood_zaps: u64,
+    pub data_served: BTreeMap<&'static str, u64>,
+    pub fetch_served: BTreeMap<&'static str, u64>,
+    pub program_cycles: f64,
+    pub translation_cycles: f64,
+    pub total_cycles: f64,
+    pub ideal_cycles: f64,
+    pub walk_overhead_percent: f64,
+    pub vmm_overhead_percent: f64,
+    pub overhead_percent: f64,
+    pub page_table_bytes: PageTableBytes,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub referee: Option<Verdict>,
+}
+
+/// Name, unit and meaning of each field of [`MachineResult`], in its order.
+pub static FIELDS: &[(&str, &str, &str)] = &[
+    ("name", "", "the machine: scheme:guest pages+host pages"),
+    ("scheme", "", "the scheme"),
+    ("instructions", "count", "instructions retired in the region of interest"),
+    ("accesses", "count", "loads, stores and instruction fetches; one across pages counts twice"),
+    ("fetches", "count", "instruction fetches among the accesses"),
+    ("l1_tlb_misses", "count", "accesses that missed the first-level TLB"),
+    ("l2_tlb_hits", "count", "of these, the ones that the second level served"),
+    ("l2_tlb_misses", "count", "accesses that missed both levels"),
+    ("l1_tlb_mpki", "per 1000 instructions", "first-level misses"),
+    ("l2_tlb_mpki", "per 1000 instructions", "second-level misses"),
+    ("upgrades", "count", "accesses whose TLB entry could not serve (clean page stored to, permission since widened); the walker ran, but it was no miss"),
+    ("walks", "count", "walks that found a translation: second-level misses and upgrades"),
+    ("faulted_walks", "count", "walks that ended in a fault, each followed by another walk"),
+    ("guest_refs", "count", "references of completed walks to guest tables (native: its own tables)"),
+    ("nested_refs", "count", "references of completed walks to nested tables"),
+    ("shadow_refs", "count", "references of completed walks to shadow tables"),
+    ("refs_per_walk", "count", "references per completed walk, all tables"),
+    ("refs_served", "count", "where references of completed walks were served: l1, l2, llc, memory"),
+    ("faulted_refs", "count", "references of walks that ended in a fault"),
+    ("walk_cache_hits", "count", "walks that began at a table that a paging-structure cache pointed to"),
+    ("nested_tlb_hits", "count", "guest-physical look-ups served by the nested TLB"),
+    ("nested_walks", "count", "guest-physical look-ups that walked nested tables"),
+    ("splintered", "count", "walks whose TLB entry is smaller than the guest's page because the host's is"),
+    ("walk_cycles", "cycles", "the walker at work, faulted walks included, nothing hidden"),
+    ("cycles_per_walk", "cycles", "walk_cycles per walk, faulted ones included"),
+    ("vm_exits", "count", "exits to the hypervisor by reason"),
+    ("vm_exits_total", "count", "exits of all reasons"),
+    ("vmm_cycles", "cycles", "the hypervisor's and the host kernel's work"),
+    ("guest_faults", "count", "page faults delivered to the guest kernel"),
+    ("guest_os_cycles", "cycles", "the guest kernel's work; the same on every machine with this guest"),
+    ("guest_os_work", "count", "the guest kernel's forks, execs, exits, copies and switches"),
+    ("pages_cleared", "4 KiB pages", "memory that the guest kernel cleared"),
+    ("table_writes", "count", "entries that the guest kernel stored to its tables"),
+    ("cr3_loads", "count", "loads of CR3"),
+    ("invalidations", "count", "INVLPG and INVPCID"),
+    ("host_faults", "count", "page faults of the host kernel for guest RAM"),
+    ("host_pages_cleared", "4 KiB pages", "memory that the host kernel cleared"),
+    ("nested_fills", "count", "entries stored to nested tables"),
+    ("shadow_fills", "count", "entries stored to shadow tables on a fault"),
+    ("shadow_prefetches", "count", "entries stored to shadow tables ahead of a fault"),
+    ("sync_entries", "count", "shadow entries compared while out-of-sync tables were brought in step"),
+    ("shadow_pages", "count", "shadow table pages made"),
+    ("shadow_zaps", "count", "shadow table pages dropped"),
+    ("flood_zaps", "count", "of these, the ones dropped because of write flooding"),
+    ("data_served", "count", "where the program's data references were served, one per line of a page run"),
+    ("fetch_served", "count", "where instruction lines were served"),
+    ("program_cycles", "cycles", "instructions and their exposed data latency"),
+    ("translation_cycles", "cycles", "delay by walks and second-level TLB hits, after overlap"),
+    ("total_cycles", "cycles", "program + guest OS + translation + VMM"),
+    ("ideal_cycles", "cycles", "total of the ideal machine with the same guest"),
+    ("walk_overhead_percent", "% of ideal", "everything above ideal that is not the VMM's"),
+    ("vmm_overhead_percent", "% of ideal", "vmm_cycles"),
+    ("overhead_percent", "% of ideal", "both together"),
+    ("page_table_bytes", "bytes", "memory of tables at the end: guest, nested, shadow, host process"),
+    ("referee", "", "with --verify: runs checked, violations, the first of them"),
+];
+
+fn ratio(a: f64, b: f64) -> f64 {
+    if b == 0.0 { 0.0 } else { a / b }
+}
+
+fn served(counts: &[u64; ServedBy::COUNT]) -> BTreeMap<&'static str, u64> {
+    ServedBy::NAMES.into_iter().zip(counts.iter().copied()).collect()
+}
+
+impl MachineResult {
+    /// Derives everything from the counters. `ideal_cycles` is 0 if there is no ideal machine.
+    pub fn new(
+        (name, scheme): (&str, &str),
+        c: &Counters,
+        profile: &Profile,
+        ideal_cycles: f64,
+        page_table_bytes: PageTableBytes,
+        referee: Option<Verdict>,
+    ) -> Self {
+        let cycles = Cycles::of(c, profile);
+        let kilo = c.instructions as f64 / 1000.0;
+        let percent = |x: f64| 100.0 * ratio(x, ideal_cycles);
+        let places = [ServedBy::L1, ServedBy::L2, ServedBy::Llc, ServedBy::Memory];
+        let exits = ExitReason::ALL.iter().map(|r| (r.name(), c.exits[*r as usize]));
+        Self {
+            name: name.into(),
+            scheme: scheme.into(),
+            instructions: c.instructions,
+            accesses: c.accesses,
+            fetches: c.fetches,
+            l1_tlb_misses: c.l1_tlb_misses,
+            l2_tlb_hits: c.l2_tlb_hits,
+            l2_tlb_misses: c.l2_tlb_misses,
+            l1_tlb_mpki: ratio(c.l1_tlb_misses as f64, kilo),
+            l2_tlb_mpki: ratio(c.l2_tlb_misses as f64, kilo),
+            upgrades: c.upgrades,
+            walks: c.walks,
+            faulted_walks: c.faulted_walks,
+            guest_refs: c.references.of(Dimension::Guest),
+            nested_refs: c.references.of(Dimension::Nested),
+            shadow_refs: c.references.of(Dimension::Shadow),
+            refs_per_walk: ratio(c.references.total() as f64, c.walks as f64),
+            refs_served: served(&places.map(|p| c.references.served_by(p))),
+            faulted_refs: c.faulted_references.total(),
+            walk_cache_hits: c.walk_cache_hits,
+            nested_tlb_hits: c.nested_tlb_hits,
+            nested_walks: c.nested_walks,
+            splintered: c.splintered,
+            walk_cycles: c.walk_cycles,
+            cycles_per_walk: ratio(c.walk_cycles as f64, (c.walks + c.faulted_walks) as f64),
+            vm_exits: exits.filter(|(_, n)| *n > 0).collect(),
+            vm_exits_total: c.exits_total(),
+            vmm_cycles: cycles.vmm,
+            guest_faults: c.guest_faults,
+            guest_os_cycles: cycles.guest_os,
+            guest_os_work: OsWork::ALL
+                .iter()
+                .map(|w| (w.name(), c.os_work[w.index()]))
+                .filter(|(_, n)| *n > 0)
+                .collect(),
+            pages_cleared: c.pages_cleared,
+            table_writes: c.table_writes,
+            cr3_loads: c.cr3_loads,
+            invalidations: c.invalidations,
+            host_faults: c.host_faults,
+            host_pages_cleared: c.host_pages_cleared,
+            nested_fills: c.nested_fills,
+            shadow_fills: c.shadow_fills,
+            shadow_prefetches: c.shadow_prefetches,
+            sync_entries: c.sync_entries,
+            shadow_pages: c.shadow_pages,
+            shadow_zaps: c.shadow_zaps,
+            flood_zaps: c.flood_zaps,
+            data_served: served(&c.data),
+            fetch_served: served(&c.fetch),
+            program_cycles: cycles.program,
+            translation_cycles: cycles.translation,
+            total_cycles: cycles.total(),
+            ideal_cycles,
+            walk_overhead_percent: percent(cycles.total() - cycles.vmm - ideal_cycles),
+            vmm_overhead_percent: percent(cycles.vmm),
+            overhead_percent: percent(cycles.total() - ideal_cycles),
+            page_table_bytes,
+            referee,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_field_is_documented_in_order() {
+        let profile = Profile::load("cascade-lake-6252").unwrap();
+        let verdict = Verdict { checked: 0, violations: 0, told: Vec::new() };
+        let result = MachineResult::new(
+            ("n", "s"),
+            &Counters::default(),
+            &profile,
+            0.0,
+            PageTableBytes::default(),
+            Some(verdict),
+        );
+        let text = serde_json::to_string(&result).unwrap();
+        let mut from = 0;
+        for (name, _, meaning) in FIELDS {
+            let key = format!("\"{name}\":");
+            let at = text[from..].find(&key).unwrap_or_else(|| panic!("{name} is not in order"));
+            from += at + key.len();
+            assert!(!meaning.is_empty());
+        }
+        let keys = serde_json::to_value(&result).unwrap().as_object().unwrap().len();
+        assert_eq!(keys, FIELDS.len());
+    }
+}

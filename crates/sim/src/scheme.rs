@@ -1,0 +1,196 @@
+//! What a scheme is: a walker, and the software that answers its faults.
+
+use crate::counters::Counters;
+use crate::hardware::{Hardware, Request};
+use crate::walk::Fault;
+use crate::world::World;
+use nestwalk_hw::Translation;
+use nestwalk_mm::MmError;
+use nestwalk_types::{Gpa, Gva, Invalidation, PageSize, VcpuId};
+use serde::Serialize;
+use thiserror::Error;
+
+/// Everything of a machine but its scheme.
+pub struct Platform {
+    /// The tables of the guest and the memory behind it.
+    pub world: World,
+    /// TLBs and caches.
+    pub hardware: Hardware,
+    /// What was counted.
+    pub counters: Counters,
+}
+
+/// How software answered a fault.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Answer {
+    /// The access may be tried again.
+    Retry,
+    /// The fault is the guest's own and was delivered to it.
+    GuestFault,
+}
+
+/// Why a machine cannot go on.
+#[derive(Debug, Error, Clone, PartialEq)]
+pub enum MachineError {
+    /// No host memory for a page or a table.
+    #[error("{machine}: {source}")]
+    Host {
+        /// The machine.
+        machine: String,
+        /// What was asked of the host.
+        source: Box<MmError>,
+    },
+    /// The host has no frame for a table of the VMM.
+    #[error("host memory is exhausted: no frame for a {what}; give the host more memory")]
+    NoTableFrame {
+        /// Which table.
+        what: &'static str,
+    },
+    /// The stream accesses memory that the guest's tables do not map at that time.
+    #[error(
+        "{machine}: access to {gva:?} on vCPU {vcpu}, which the guest's tables do not allow: \
+         the source must carry the page fault and the table writes before the access"
+    )]
+    NotMapped {
+        /// The machine.
+        machine: String,
+        /// The address.
+        gva: Gva,
+        /// The vCPU.
+        vcpu: u8,
+    },
+    /// A vCPU that the machine does not have.
+    #[error("{machine}: event on vCPU {vcpu}, but the machine has {vcpus}; give --vcpus {needed}")]
+    NoSuchVcpu {
+        /// The machine.
+        machine: String,
+        /// The vCPU of the event.
+        vcpu: u8,
+        /// vCPUs of the machine.
+        vcpus: usize,
+        /// vCPUs that would do.
+        needed: usize,
+    },
+    /// A process-level event came to a machine: it went past the guest.
+    #[error("{machine}: a process-level event came to the machine without passing a guest")]
+    NotArchitectural {
+        /// The machine.
+        machine: String,
+    },
+    /// A fault that does not go away when it is answered: a bug of the scheme.
+    #[error("{machine}: the fault at {gva:?} came back {attempts} times")]
+    Stuck {
+        /// The machine.
+        machine: String,
+        /// The address.
+        gva: Gva,
+        /// How often.
+        attempts: u32,
+    },
+}
+
+impl From<MmError> for MachineError {
+    fn from(source: MmError) -> Self {
+        Self::Host { machine: "host".into(), source: Box::new(source) }
+    }
+}
+
+/// Bytes of page tables by owner.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+pub struct PageTableBytes {
+    /// The guest's own tables.
+    pub guest: u64,
+    /// Nested tables.
+    pub nested: u64,
+    /// Shadow tables.
+    pub shadow: u64,
+    /// The host kernel's tables of the VMM process, for guest RAM.
+    pub host: u64,
+}
+
+/// A technique of address translation: the hardware that walks, and the hypervisor behind it.
+///
+/// The hooks with a body do what bare hardware does; a scheme overrides those where its hypervisor
+/// takes part. The guest's tables in `platform.world` are always up to date when a hook is called.
+pub trait Scheme: Send {
+    /// Walks for one access; the TLBs have missed. Reads tables and sets accessed and dirty bits,
+    /// nothing else: a fault is returned, not answered.
+    ///
+    /// # Errors
+    /// The fault that the access meets.
+    fn walk(&mut self, platform: &mut Platform, request: &Request) -> Result<Translation, Fault>;
+
+    /// Software answers a fault.
+    ///
+    /// # Errors
+    /// The machine cannot go on.
+    fn answer(
+        &mut self,
+        platform: &mut Platform,
+        request: &Request,
+        fault: Fault,
+    ) -> Result<Answer, MachineError>;
+
+    /// The guest loaded CR3.
+    ///
+    /// # Errors
+    /// The machine cannot go on.
+    fn load_cr3(
+        &mut self,
+        platform: &mut Platform,
+        vcpu: VcpuId,
+        pcid: u16,
+        keep: bool,
+    ) -> Result<(), MachineError> {
+        platform.hardware.load_cr3(vcpu, pcid, keep);
+        Ok(())
+    }
+
+    /// The guest invalidated translations.
+    ///
+    /// # Errors
+    /// The machine cannot go on.
+    fn invalidate(
+        &mut self,
+        platform: &mut Platform,
+        vcpu: VcpuId,
+        what: Invalidation,
+    ) -> Result<(), MachineError> {
+        platform.hardware.invalidate(vcpu, what);
+        Ok(())
+    }
+
+    /// The guest stored `new` over `old` in one of its tables; the store is done.
+    ///
+    /// # Errors
+    /// The machine cannot go on.
+    fn table_write(
+        &mut self,
+        _platform: &mut Platform,
+        _vcpu: VcpuId,
+        _at: Gpa,
+        _old: u64,
+        _new: u64,
+    ) -> Result<(), MachineError> {
+        Ok(())
+    }
+
+    /// The guest kernel wrote a whole page through its own mapping: a fresh page or a fresh table.
+    ///
+    /// # Errors
+    /// The machine cannot go on.
+    fn page_written(
+        &mut self,
+        _platform: &mut Platform,
+        _vcpu: VcpuId,
+        _at: Gpa,
+        _size: PageSize,
+    ) -> Result<(), MachineError> {
+        Ok(())
+    }
+
+    /// Memory that tables take.
+    fn page_table_bytes(&self, platform: &Platform) -> PageTableBytes {
+        PageTableBytes { guest: platform.world.guest.len() * 4096, ..PageTableBytes::default() }
+    }
+}

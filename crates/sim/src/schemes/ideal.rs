@@ -1,0 +1,120 @@
+//! `ideal`: translation costs nothing. The same accesses, to the same guest-physical addresses, through
+//! the same data caches, with the same guest kernel; no TLB, no walk, no exit.
+//!
+//! What every overhead is a percentage of (the papers' E_ideal).
+
+use super::{Build, Definition};
+use crate::counters::Counters;
+use crate::engine::AnyMachine;
+use crate::hardware::Step;
+use crate::referee::Verdict;
+use crate::scheme::{MachineError, PageTableBytes};
+use nestwalk_hw::Caches;
+use nestwalk_types::{Control, Gpa, GuestBatch, Hpa, Run};
+
+/// The catalogue's entry.
+pub const DEFINITION: Definition = Definition {
+    name: "ideal",
+    summary: "translation costs nothing: what overheads are relative to",
+    virtualized: false,
+    build,
+};
+
+fn build(request: Build) -> Result<Box<dyn AnyMachine>, MachineError> {
+    Ok(Box::new(Ideal {
+        caches: Caches::new(&request.profile.caches, request.vcpus),
+        cores: request.vcpus,
+        counters: Counters::default(),
+        name: request.name,
+    }))
+}
+
+struct Ideal {
+    name: String,
+    caches: Caches,
+    cores: usize,
+    counters: Counters,
+}
+
+impl Ideal {
+    fn run_one(&mut self, run: &Run, gpa: Gpa) {
+        let core = usize::from(run.vcpu.0);
+        let counters = &mut self.counters;
+        counters.accesses += u64::from(run.count);
+        counters.instructions += u64::from(run.instructions);
+        let fetch = run.flags.is_fetch();
+        if fetch {
+            counters.fetches += u64::from(run.count);
+        }
+        // As on bare metal: a gPA is an hPA.
+        let first = Hpa::new(gpa.value());
+        let page = gpa.value() & !0xfff;
+        let mut rest = run.lines & !(1 << (gpa.value() >> 6 & 63));
+        let mut at = first;
+        loop {
+            if fetch {
+                counters.fetch[self.caches.fetch(core, at) as usize] += 1;
+            } else {
+                counters.data[self.caches.data(core, at) as usize] += 1;
+            }
+            if rest == 0 {
+                return;
+            }
+            at = Hpa::new(page | u64::from(rest.trailing_zeros()) << 6);
+            rest &= rest - 1;
+        }
+    }
+}
+
+impl AnyMachine for Ideal {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn run(&mut self, batch: &GuestBatch) -> Result<(), MachineError> {
+        for (controls, runs) in batch.batch.segments() {
+            for (_, control) in controls {
+                match control {
+                    Control::RegionOfInterest => self.counters = Counters::default(),
+                    Control::OsWork { work, count } => {
+                        self.counters.os_work[work.index()] += u64::from(*count);
+                    }
+                    Control::Fault { .. } => self.counters.guest_faults += 1,
+                    Control::PageCleared { size, .. } => {
+                        self.counters.pages_cleared += size.base_pages();
+                    }
+                    _ => {}
+                }
+            }
+            for i in runs {
+                let run = &batch.batch.runs[i];
+                if usize::from(run.vcpu.0) >= self.cores {
+                    return Err(MachineError::NoSuchVcpu {
+                        machine: self.name.clone(),
+                        vcpu: run.vcpu.0,
+                        vcpus: self.cores,
+                        needed: usize::from(run.vcpu.0) + 1,
+                    });
+                }
+                self.run_one(run, batch.gpas[i]);
+            }
+        }
+        Ok(())
+    }
+
+    fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    fn page_table_bytes(&self) -> PageTableBytes {
+        PageTableBytes::default()
+    }
+
+    fn verdict(&self) -> Option<Verdict> {
+        None
+    }
+
+    fn watch(&mut self, _run: &Run) -> Result<Vec<Step>, MachineError> {
+        Ok(Vec::new())
+    }
+}

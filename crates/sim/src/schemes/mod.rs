@@ -1,0 +1,72 @@
+//! The catalogue of schemes: one file each, and one word in the list below.
+
+use crate::engine::AnyMachine;
+use crate::scheme::MachineError;
+use nestwalk_hw::Profile;
+use nestwalk_mm::HostMemory;
+use nestwalk_tables::Mode;
+
+/// What a scheme is known by.
+#[derive(Clone, Copy, Debug)]
+pub struct Definition {
+    /// Name on the command line, in configuration and in results.
+    pub name: &'static str,
+    /// One line for the catalogue.
+    pub summary: &'static str,
+    /// It runs a virtual machine: there is a host behind the guest.
+    pub virtualized: bool,
+    /// Makes a machine.
+    pub build: fn(Build) -> Result<Box<dyn AnyMachine>, MachineError>,
+}
+
+/// What a machine is made from.
+pub struct Build {
+    /// Its name in results.
+    pub name: String,
+    /// Its hardware and costs.
+    pub profile: Profile,
+    /// Paging mode of the guest.
+    pub guest_mode: &'static Mode,
+    /// Paging mode of nested tables.
+    pub nested_mode: &'static Mode,
+    /// vCPUs, each on a core of its own.
+    pub vcpus: usize,
+    /// Bytes of guest memory.
+    pub guest_bytes: u64,
+    /// Memory behind the guest, for virtualized schemes.
+    pub host: Option<HostMemory>,
+    /// The referee watches.
+    pub verify: bool,
+}
+
+macro_rules! schemes {
+    ($($name:ident),* $(,)?) => {
+        $(pub mod $name;)*
+        /// Every scheme, in the order of the catalogue.
+        pub static SCHEMES: &[Definition] = &[$($name::DEFINITION),*];
+    };
+}
+
+schemes! { ideal, native, nested, shadow }
+
+/// The scheme of that name.
+pub fn by_name(name: &str) -> Option<&'static Definition> {
+    SCHEMES.iter().find(|s| s.name == name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::SCHEMES;
+
+    #[test]
+    fn every_file_of_the_folder_is_in_the_list() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/src/schemes");
+        for file in std::fs::read_dir(folder).unwrap() {
+            let path = file.unwrap().path();
+            let stem = path.file_stem().unwrap().to_string_lossy().into_owned();
+            if stem != "mod" {
+                assert!(SCHEMES.iter().any(|s| s.name == stem), "{stem} is not in the list");
+            }
+        }
+    }
+}

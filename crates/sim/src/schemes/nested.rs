@@ -1,0 +1,84 @@
+//! `nested`: hardware walks guest and nested tables (Intel EPT, AMD NPT), 24 references at most.
+//!
+//! The guest's faults, CR3 loads, invalidations and table writes cost no exit. The only exits are the
+//! violations by which the nested tables are built, one per host page.
+
+use super::{Build, Definition};
+use crate::counters::Dimension;
+use crate::engine::{AnyMachine, Machine};
+use crate::hardware::Request;
+use crate::scheme::{Answer, MachineError, PageTableBytes, Platform, Scheme};
+use crate::vmm::nested_mmu::NestedMmu;
+use crate::walk::{Fault, Tables, walk_2d};
+use nestwalk_hw::Translation;
+use nestwalk_types::{Gpa, PageSize, VcpuId};
+
+/// The catalogue's entry.
+pub const DEFINITION: Definition = Definition {
+    name: "nested",
+    summary: "two-dimensional walks over guest and nested tables (EPT, NPT)",
+    virtualized: true,
+    build,
+};
+
+fn build(request: Build) -> Result<Box<dyn AnyMachine>, MachineError> {
+    let mut request = request;
+    let mmu = NestedMmu::new(request.nested_mode, &mut request.host)?;
+    Ok(Box::new(Machine::new(Nested { mmu }, request)?))
+}
+
+/// The nested tables of the VM.
+pub struct Nested {
+    /// The hypervisor's half.
+    pub mmu: NestedMmu,
+}
+
+impl Scheme for Nested {
+    #[inline]
+    fn walk(&mut self, platform: &mut Platform, request: &Request) -> Result<Translation, Fault> {
+        let world = &mut platform.world;
+        let root = world.root(request.vcpu);
+        let mut guest = Tables {
+            mode: world.mode,
+            memory: &mut world.guest,
+            root,
+            dimension: Dimension::Guest,
+        };
+        let mut nested = self.mmu.tables();
+        walk_2d(&mut platform.hardware, &mut platform.counters, &mut guest, &mut nested, request)
+    }
+
+    fn answer(
+        &mut self,
+        platform: &mut Platform,
+        request: &Request,
+        fault: Fault,
+    ) -> Result<Answer, MachineError> {
+        match fault {
+            Fault::Linear { .. } => Ok(Answer::GuestFault),
+            Fault::Nested { gpa } => {
+                self.mmu.violation(platform, Some(request), gpa)?;
+                Ok(Answer::Retry)
+            }
+        }
+    }
+
+    fn page_written(
+        &mut self,
+        platform: &mut Platform,
+        _vcpu: VcpuId,
+        at: Gpa,
+        size: PageSize,
+    ) -> Result<(), MachineError> {
+        self.mmu.back(platform, at, size)
+    }
+
+    fn page_table_bytes(&self, platform: &Platform) -> PageTableBytes {
+        PageTableBytes {
+            guest: platform.world.guest.len() * 4096,
+            nested: self.mmu.bytes(),
+            shadow: 0,
+            host: platform.world.host.as_ref().map_or(0, |h| h.counters().table_frames * 4096 - self.mmu.bytes()),
+        }
+    }
+}

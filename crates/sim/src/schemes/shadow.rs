@@ -1,0 +1,102 @@
+//! `shadow`: the hypervisor keeps tables from guest-virtual to host-physical addresses, and hardware
+//! walks those, 4 references at most. Every change of the guest's tables costs exits.
+
+use super::{Build, Definition};
+use crate::counters::Dimension;
+use crate::engine::{AnyMachine, Machine};
+use crate::hardware::Request;
+use crate::scheme::{Answer, MachineError, PageTableBytes, Platform, Scheme};
+use crate::vmm::shadow::ShadowMmu;
+use crate::walk::{Fault, Tables, walk_1d};
+use nestwalk_hw::Translation;
+use nestwalk_types::{Gpa, Invalidation, PageSize, VcpuId};
+
+/// The catalogue's entry.
+pub const DEFINITION: Definition = Definition {
+    name: "shadow",
+    summary: "shadow tables kept by the hypervisor with KVM's rules; one-dimensional walks",
+    virtualized: true,
+    build,
+};
+
+fn build(request: Build) -> Result<Box<dyn AnyMachine>, MachineError> {
+    let guest_pages = request.guest_bytes >> 12;
+    let mmu = ShadowMmu::new(request.guest_mode, request.vcpus, guest_pages);
+    Ok(Box::new(Machine::new(Shadow { mmu }, request)?))
+}
+
+/// The shadow tables of the VM.
+pub struct Shadow {
+    /// The hypervisor's half.
+    pub mmu: ShadowMmu,
+}
+
+impl Scheme for Shadow {
+    #[inline]
+    fn walk(&mut self, platform: &mut Platform, request: &Request) -> Result<Translation, Fault> {
+        let root = self.mmu.walk_root(request.core());
+        let (mode, memory) = self.mmu.tables();
+        let mut tables = Tables { mode, memory, root, dimension: Dimension::Shadow };
+        walk_1d(&mut platform.hardware, &mut platform.counters, &mut tables, request)
+    }
+
+    fn answer(
+        &mut self,
+        platform: &mut Platform,
+        request: &Request,
+        _fault: Fault,
+    ) -> Result<Answer, MachineError> {
+        self.mmu.page_fault(platform, request)
+    }
+
+    fn load_cr3(
+        &mut self,
+        platform: &mut Platform,
+        vcpu: VcpuId,
+        pcid: u16,
+        keep: bool,
+    ) -> Result<(), MachineError> {
+        self.mmu.load_cr3(platform, vcpu, pcid, keep)
+    }
+
+    fn invalidate(
+        &mut self,
+        platform: &mut Platform,
+        vcpu: VcpuId,
+        what: Invalidation,
+    ) -> Result<(), MachineError> {
+        self.mmu.invalidate(platform, vcpu, what);
+        Ok(())
+    }
+
+    fn table_write(
+        &mut self,
+        platform: &mut Platform,
+        _vcpu: VcpuId,
+        at: Gpa,
+        _old: u64,
+        new: u64,
+    ) -> Result<(), MachineError> {
+        self.mmu.table_write(platform, at, new);
+        Ok(())
+    }
+
+    fn page_written(
+        &mut self,
+        platform: &mut Platform,
+        _vcpu: VcpuId,
+        at: Gpa,
+        size: PageSize,
+    ) -> Result<(), MachineError> {
+        self.mmu.page_written(platform, at, size)
+    }
+
+    fn page_table_bytes(&self, platform: &Platform) -> PageTableBytes {
+        PageTableBytes {
+            guest: platform.world.guest.len() * 4096,
+            nested: 0,
+            shadow: self.mmu.bytes(),
+            host: platform.world.host.as_ref().map_or(0, |h| h.counters().table_frames * 4096 - self.mmu.bytes()),
+        }
+    }
+}

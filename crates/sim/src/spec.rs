@@ -1,0 +1,248 @@
+//! Names of machines: `scheme[:guest[+host]][@placement[+placement]]`.
+//!
+//! `nested:4k+2m` is nested paging with 4 KiB guest pages and 2 MiB host pages. A missing host part is
+//! the guest's; a missing guest part is the default of the run. Placement policies follow `@`.
+
+use crate::schemes::{Definition, SCHEMES, by_name};
+use nestwalk_mm::{PLACEMENTS, PagePolicy, PlacementKind};
+use thiserror::Error;
+
+/// Page-size policies by name.
+pub static PAGES: &[&str] = &["4k", "thp", "2m", "4m", "1g"];
+
+/// One dimension's policies.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct DimensionSpec {
+    /// Page sizes.
+    pub pages: PagePolicy,
+    /// Which frames.
+    pub placement: PlacementKind,
+}
+
+/// One machine, as asked for.
+#[derive(Clone, Debug)]
+pub struct MachineSpec {
+    /// The name, with nothing left to defaults.
+    pub name: String,
+    /// The scheme.
+    pub scheme: &'static Definition,
+    /// Policies of the guest.
+    pub guest: DimensionSpec,
+    /// Policies of the host; `None` if the scheme has none.
+    pub host: Option<DimensionSpec>,
+}
+
+/// Why a name is none.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum SpecError {
+    /// No such scheme.
+    #[error("machine `{name}`: no scheme `{scheme}`; there are: {known}")]
+    Scheme {
+        /// The machine's name.
+        name: String,
+        /// The part that is not known.
+        scheme: String,
+        /// What there is.
+        known: String,
+    },
+    /// No such page size policy.
+    #[error("machine `{name}`: no page sizes `{pages}`; there are: {known}")]
+    Pages {
+        /// The machine's name.
+        name: String,
+        /// The part that is not known.
+        pages: String,
+        /// What there is.
+        known: String,
+    },
+    /// No such placement policy.
+    #[error("machine `{name}`: no placement `{placement}`; there are: {known}")]
+    Placement {
+        /// The machine's name.
+        name: String,
+        /// The part that is not known.
+        placement: String,
+        /// What there is.
+        known: String,
+    },
+    /// A host part for a scheme without a host.
+    #[error("machine `{name}`: `{scheme}` is not virtualized, so it has no host part `+...`")]
+    NoHost {
+        /// The machine's name.
+        name: String,
+        /// The scheme.
+        scheme: &'static str,
+    },
+    /// The same machine twice.
+    #[error("machine `{name}` is asked for twice")]
+    Twice {
+        /// The machine's name.
+        name: String,
+    },
+}
+
+impl MachineSpec {
+    /// Reads a name; `default_pages` stands for a missing guest part.
+    ///
+    /// # Errors
+    /// See [`SpecError`].
+    pub fn parse(name: &str, default_pages: PagePolicy) -> Result<Self, SpecError> {
+        let (rest, placement) = name.split_once('@').map_or((name, None), |(r, p)| (r, Some(p)));
+        let (scheme, pages) = rest.split_once(':').map_or((rest, None), |(s, p)| (s, Some(p)));
+        let scheme = by_name(scheme).ok_or_else(|| SpecError::Scheme {
+            name: name.into(),
+            scheme: scheme.into(),
+            known: SCHEMES.iter().map(|s| s.name).collect::<Vec<_>>().join(", "),
+        })?;
+        let halves = |text: Option<&str>| match text.map(|t| t.split_once('+').ok_or(t)) {
+            None => (None, None),
+            Some(Ok((guest, host))) => (Some(guest.to_owned()), Some(host.to_owned())),
+            Some(Err(both)) => (Some(both.to_owned()), None),
+        };
+        let (guest_pages, host_pages) = halves(pages);
+        let (guest_placement, host_placement) = halves(placement);
+        if !scheme.virtualized && (host_pages.is_some() || host_placement.is_some()) {
+            return Err(SpecError::NoHost { name: name.into(), scheme: scheme.name });
+        }
+        let guest = DimensionSpec {
+            pages: match guest_pages {
+                Some(p) => pages_by_name(name, &p)?,
+                None => default_pages,
+            },
+            placement: match guest_placement {
+                Some(p) => placement_by_name(name, &p)?,
+                None => PlacementKind::default(),
+            },
+        };
+        let host = DimensionSpec {
+            pages: match host_pages {
+                Some(p) => pages_by_name(name, &p)?,
+                None => guest.pages,
+            },
+            placement: match host_placement {
+                Some(p) => placement_by_name(name, &p)?,
+                None => guest.placement,
+            },
+        };
+        let host = scheme.virtualized.then_some(host);
+        Ok(Self { name: full_name(scheme, guest, host), scheme, guest, host })
+    }
+
+    /// Reads a list of names and adds the controls that are missing: `native` and `ideal` for every
+    /// guest that occurs.
+    ///
+    /// # Errors
+    /// See [`SpecError`].
+    pub fn parse_list(names: &str, default_pages: PagePolicy) -> Result<Vec<Self>, SpecError> {
+        let mut asked = Vec::new();
+        for name in names.split(',').map(str::trim).filter(|n| !n.is_empty()) {
+            asked.push(Self::parse(name, default_pages)?);
+        }
+        for (i, spec) in asked.iter().enumerate() {
+            if asked[..i].iter().any(|s| s.name == spec.name) {
+                return Err(SpecError::Twice { name: spec.name.clone() });
+            }
+        }
+        let mut guests: Vec<DimensionSpec> = Vec::new();
+        for spec in &asked {
+            if !guests.contains(&spec.guest) {
+                guests.push(spec.guest);
+            }
+        }
+        let mut all = Vec::new();
+        for control in ["ideal", "native"] {
+            let Some(scheme) = by_name(control) else { continue };
+            for &guest in &guests {
+                let name = full_name(scheme, guest, None);
+                if !asked.iter().any(|s| s.name == name) {
+                    all.push(Self { name, scheme, guest, host: None });
+                }
+            }
+        }
+        all.append(&mut asked);
+        Ok(all)
+    }
+}
+
+fn full_name(
+    scheme: &Definition,
+    guest: DimensionSpec,
+    host: Option<DimensionSpec>,
+) -> String {
+    let mut name = format!("{}:{}", scheme.name, guest.pages.name());
+    if let Some(host) = host {
+        name += &format!("+{}", host.pages.name());
+    }
+    let plain = |d: DimensionSpec| d.placement == PlacementKind::default();
+    if !plain(guest) || host.is_some_and(|h| !plain(h)) {
+        name += &format!("@{}", guest.placement.name());
+        if let Some(host) = host {
+            name += &format!("+{}", host.placement.name());
+        }
+    }
+    name
+}
+
+fn pages_by_name(machine: &str, pages: &str) -> Result<PagePolicy, SpecError> {
+    PagePolicy::by_name(pages).ok_or_else(|| SpecError::Pages {
+        name: machine.into(),
+        pages: pages.into(),
+        known: PAGES.join(", "),
+    })
+}
+
+fn placement_by_name(machine: &str, placement: &str) -> Result<PlacementKind, SpecError> {
+    PlacementKind::by_name(placement).ok_or_else(|| SpecError::Placement {
+        name: machine.into(),
+        placement: placement.into(),
+        known: PLACEMENTS.iter().map(|p| p.0).collect::<Vec<_>>().join(", "),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_page_policy_has_its_name() {
+        for name in PAGES {
+            assert_eq!(PagePolicy::by_name(name).unwrap().name(), *name);
+        }
+    }
+
+    fn base() -> PagePolicy {
+        PagePolicy::by_name("4k").unwrap()
+    }
+
+    #[test]
+    fn names_are_completed_and_controls_added() {
+        let names = |list: &str| -> Vec<String> {
+            let specs = MachineSpec::parse_list(list, base()).unwrap();
+            specs.into_iter().map(|s| s.name).collect()
+        };
+        assert_eq!(names("nested"), ["ideal:4k", "native:4k", "nested:4k+4k"]);
+        assert_eq!(names("native,shadow:2m"), [
+            "ideal:4k",
+            "ideal:2m",
+            "native:2m",
+            "native:4k",
+            "shadow:2m+2m"
+        ]);
+        assert_eq!(names("nested:4k+2m,nested:4k+1g").len(), 4);
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_with_what_there_is() {
+        let error = |name: &str| MachineSpec::parse(name, base()).unwrap_err().to_string();
+        let e = error("nestde");
+        assert!(e.contains("no scheme `nestde`") && e.contains("nested"), "{e}");
+        let e = error("nested:8k");
+        assert!(e.contains("`8k`") && e.contains("4k") && e.contains("thp"), "{e}");
+        let e = error("native:4k+2m");
+        assert!(e.contains("not virtualized"), "{e}");
+        let e = error("nested@where");
+        assert!(e.contains("no placement `where`") && e.contains("default"), "{e}");
+        let e = MachineSpec::parse_list("nested,nested:4k", base()).unwrap_err().to_string();
+        assert!(e.contains("twice"), "{e}");
+    }
+}

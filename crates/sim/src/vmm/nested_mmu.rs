@@ -1,0 +1,103 @@
+//! Nested tables (EPT, NPT): built page by page as the guest touches its memory.
+
+use crate::counters::ExitReason;
+use crate::hardware::Request;
+use crate::scheme::{MachineError, Platform};
+use crate::walk::NestedTables;
+use nestwalk_mm::HostMemory;
+use nestwalk_tables::{Entry, Level, MapError, Mode, TableMemory, TableOwner, look_up, store};
+use nestwalk_types::{Address, Gpa, Hpa, PageSize, Protection};
+
+/// The nested tables of one VM.
+pub struct NestedMmu {
+    mode: &'static Mode,
+    memory: TableMemory<Hpa>,
+    root: Hpa,
+}
+
+/// Nested tables take their frames from the host; nobody watches their entries.
+struct FromHost<'a>(&'a mut HostMemory);
+
+impl TableOwner<Hpa> for FromHost<'_> {
+    fn new_table(&mut self, _level: Level) -> Option<Hpa> {
+        self.0.alloc_table()
+    }
+    fn stored(&mut self, _at: Hpa, _entry: Entry) {}
+}
+
+impl NestedMmu {
+    /// An empty root table, its frame taken from the host.
+    ///
+    /// # Errors
+    /// There is no host, or no frame.
+    pub fn new(mode: &'static Mode, host: &mut Option<HostMemory>) -> Result<Self, MachineError> {
+        let no_frame = MachineError::NoTableFrame { what: "nested root table" };
+        let root = host.as_mut().and_then(HostMemory::alloc_table).ok_or(no_frame)?;
+        let mut memory = TableMemory::new();
+        memory.insert(root, None);
+        Ok(Self { mode, memory, root })
+    }
+
+    /// What the hardware walks.
+    #[inline]
+    pub fn tables(&mut self) -> NestedTables<'_> {
+        NestedTables { mode: self.mode, memory: &mut self.memory, root: self.root }
+    }
+
+    /// Bytes of nested tables.
+    pub const fn bytes(&self) -> u64 {
+        self.memory.len() * 4096
+    }
+
+    /// Answers an EPT violation: asks the host for the page and maps it.
+    ///
+    /// # Errors
+    /// Host memory is exhausted, or the address is no guest memory.
+    pub fn violation(
+        &mut self,
+        platform: &mut Platform,
+        request: Option<&Request>,
+        gpa: Gpa,
+    ) -> Result<PageSize, MachineError> {
+        platform.counters.exit(ExitReason::EptViolation);
+        platform.hardware.after_ept_violation(platform.world.mode, request, gpa);
+        let (host_frame, host_size) = super::host_page(platform, gpa)?;
+        let (level, size) = super::largest_leaf(self.mode, host_size);
+        let frame = host_frame.offset_by(gpa.offset_in(host_size)).align_down(size);
+        let Some(host) = &mut platform.world.host else {
+            return Err(MachineError::NoTableFrame { what: "nested table" });
+        };
+        let leaf = Entry::leaf(frame, Protection::ALL, level > 1);
+        let mut owner = FromHost(host);
+        match store(&mut self.memory, self.mode, self.root, gpa, level, leaf, &mut owner) {
+            Ok(_) | Err(MapError::Occupied(_)) => {}
+            Err(MapError::OutOfMemory) => {
+                return Err(MachineError::NoTableFrame { what: "nested table" });
+            }
+        }
+        platform.counters.nested_fills += 1;
+        Ok(size)
+    }
+
+    /// The guest kernel writes a whole page: every part of it that is not mapped is a violation.
+    ///
+    /// # Errors
+    /// As [`NestedMmu::violation`].
+    pub fn back(
+        &mut self,
+        platform: &mut Platform,
+        gpa: Gpa,
+        size: PageSize,
+    ) -> Result<(), MachineError> {
+        let end = gpa.value() + size.bytes();
+        let mut at = gpa;
+        while at.value() < end {
+            let page = match look_up(&self.memory, self.mode, self.root, at) {
+                Ok(leaf) => leaf.size,
+                Err(_) => self.violation(platform, None, at)?,
+            };
+            at = at.align_down(page).offset_by(page.bytes());
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,275 @@
+//! What the guest does to its tables and to CR3, and what the VMM owes for it.
+
+use super::{FLOOD, NONE, PREVIOUS_ROOTS, PageId, Root, ShadowMmu};
+use crate::counters::ExitReason;
+use crate::scheme::{MachineError, Platform};
+use nestwalk_tables::Entry;
+use nestwalk_tables::entry::{ACCESSED, LARGE, PRESENT};
+use nestwalk_types::{Address, Gpa, Gva, Hpa, Invalidation, PageSize, VcpuId};
+
+impl ShadowMmu {
+    /// The guest stored to one of its tables; the mirror has the new entry already.
+    pub fn table_write(&mut self, platform: &mut Platform, at: Gpa, new: u64) {
+        let gfn = at.page_number();
+        let Some(&first) = self.by_guest.get(&gfn) else { return };
+        if self.is_protected(first) {
+            platform.counters.exit(ExitReason::TableWrite);
+            self.emulate(platform, first, at, Entry(new));
+            self.settle(platform);
+        } else {
+            self.unsync(platform, first);
+        }
+    }
+
+    /// Whether the guest frame is shadowed above the leaf level.
+    fn is_protected(&self, first: PageId) -> bool {
+        let mut page = first;
+        while page != NONE {
+            if self.pages[page as usize].level > 1 {
+                return true;
+            }
+            page = self.pages[page as usize].next_same;
+        }
+        false
+    }
+
+    /// The first store to a leaf table since it was in step exits; from then on stores are free.
+    fn unsync(&mut self, platform: &mut Platform, first: PageId) {
+        let mut exited = false;
+        let mut page = first;
+        while page != NONE {
+            let p = &mut self.pages[page as usize];
+            if !p.unsync {
+                p.unsync = true;
+                self.unsync.push(page);
+                exited = true;
+            }
+            page = self.pages[page as usize].next_same;
+        }
+        if exited {
+            platform.counters.exit(ExitReason::TableUnsync);
+        }
+    }
+
+    /// An emulated store (`kvm_mmu_pte_write`).
+    fn emulate(&mut self, platform: &mut Platform, first: PageId, at: Gpa, new: Entry) {
+        let index = (at.value() & 0xfff) / u64::from(self.mode.entry_bytes);
+        let mut page = first;
+        while page != NONE {
+            let next = self.pages[page as usize].next_same;
+            let p = &mut self.pages[page as usize];
+            if p.level > 1 {
+                p.flood += 1;
+                if p.flood >= FLOOD {
+                    platform.counters.flood_zaps += 1;
+                    self.zap(platform, page);
+                    page = next;
+                    continue;
+                }
+            }
+            let level = p.level;
+            let spte = self.spte_at(page, index);
+            self.drop_entry(spte);
+            if level == 1 && new.has(PRESENT | ACCESSED) {
+                let gfn = new.target::<Gpa>().page_number();
+                if self.prefill(platform, page, index, gfn, new) {
+                    platform.counters.shadow_prefetches += 1;
+                }
+            }
+            page = next;
+        }
+    }
+
+    /// The guest kernel wrote a whole page through its own mapping.
+    ///
+    /// The first write of a page needs a shadow entry of that mapping (a hidden fault per host page).
+    /// A page that is still shadowed as a table, since the hypervisor cannot know that it was freed,
+    /// is written like one: stores to a protected table exit until flooding drops it, a leaf table
+    /// goes out of sync.
+    ///
+    /// # Errors
+    /// Host memory is exhausted, or the address is no guest memory.
+    pub fn page_written(
+        &mut self,
+        platform: &mut Platform,
+        gpa: Gpa,
+        size: PageSize,
+    ) -> Result<(), MachineError> {
+        let end = gpa.value() + size.bytes();
+        let mut at = gpa;
+        while at.value() < end {
+            at = self.map_for_kernel(platform, at)?;
+        }
+        for region in gpa.value() >> 21..=(end - 1) >> 21 {
+            if !self.shadowed_in_2m.contains_key(&region) {
+                continue;
+            }
+            let from = (region << 9).max(gpa.page_number());
+            let to = ((region + 1) << 9).min(end >> 12);
+            for gfn in from..to {
+                self.overwrite(platform, gfn);
+            }
+        }
+        self.settle(platform);
+        Ok(())
+    }
+
+    /// A shadowed guest frame is overwritten as a whole.
+    fn overwrite(&mut self, platform: &mut Platform, gfn: u64) {
+        while let Some(&first) = self.by_guest.get(&gfn) {
+            if !self.is_protected(first) {
+                self.unsync(platform, first);
+                return;
+            }
+            platform.counters.exit(ExitReason::TableWrite);
+            self.emulate(platform, first, Gpa::new(gfn << 12), Entry(0));
+        }
+    }
+
+    /// Makes sure that the kernel's own mapping of `gpa` has a shadow entry. Returns the end of the
+    /// host page.
+    fn map_for_kernel(&mut self, platform: &mut Platform, gpa: Gpa) -> Result<Gpa, MachineError> {
+        let gfn = gpa.page_number();
+        let word = (gfn >> 6) as usize;
+        if self.kernel_mapped.get(word).is_some_and(|w| w >> (gfn & 63) & 1 == 1) {
+            return Ok(gpa.align_down(PageSize::SIZE_4K).offset_by(0x1000));
+        }
+        platform.counters.exit(ExitReason::HiddenFault);
+        platform.counters.shadow_fills += 1;
+        let (_, size) = super::super::host_page(platform, gpa)?;
+        let first = gpa.align_down(size).page_number();
+        let last = first + size.base_pages();
+        if (last >> 6) as usize >= self.kernel_mapped.len() {
+            self.kernel_mapped.resize((last >> 6) as usize + 1, 0);
+        }
+        if size == PageSize::SIZE_4K {
+            self.kernel_mapped[word] |= 1 << (gfn & 63);
+        } else {
+            self.kernel_mapped[(first >> 6) as usize..(last >> 6) as usize].fill(u64::MAX);
+        }
+        Ok(Gpa::new(last << 12))
+    }
+
+    /// The guest loaded CR3.
+    ///
+    /// # Errors
+    /// No frame for a root.
+    pub fn load_cr3(
+        &mut self,
+        platform: &mut Platform,
+        vcpu: VcpuId,
+        pcid: u16,
+        keep: bool,
+    ) -> Result<(), MachineError> {
+        platform.counters.exit(ExitReason::Cr3Load);
+        let v = usize::from(vcpu.0);
+        let gfn = platform.world.roots[v].page_number();
+        if let Some(mut root) = self.roots[v].current
+            && root.gfn == gfn
+            && !self.pages[root.page as usize].obsolete
+        {
+            root.pcid = pcid;
+            self.roots[v].current = Some(root);
+            if !keep {
+                self.sync_root(platform, root.page);
+            }
+        } else {
+            self.switch_root(platform, v, (gfn, pcid), keep)?;
+        }
+        self.settle(platform);
+        platform.hardware.load_cr3(vcpu, pcid, keep);
+        Ok(())
+    }
+
+    /// Takes up a previous root, or loads one (`fast_cr3_switch`).
+    fn switch_root(
+        &mut self,
+        platform: &mut Platform,
+        v: usize,
+        (gfn, pcid): (u64, u16),
+        keep: bool,
+    ) -> Result<(), MachineError> {
+        let cached = self.roots[v].previous.iter().position(|r| {
+            r.gfn == gfn && r.pcid == pcid && !self.pages[r.page as usize].obsolete
+        });
+        let root = match cached.and_then(|i| self.roots[v].previous.remove(i)) {
+            Some(root) => {
+                if !keep {
+                    self.sync_root(platform, root.page);
+                }
+                root
+            }
+            None => self.take_root(platform, gfn, pcid)?,
+        };
+        if let Some(old) = self.roots[v].current.replace(root) {
+            self.roots[v].previous.push_front(old);
+        }
+        if self.roots[v].previous.len() > PREVIOUS_ROOTS
+            && let Some(oldest) = self.roots[v].previous.pop_back()
+        {
+            self.release(platform, oldest.page);
+        }
+        Ok(())
+    }
+
+    /// The guest invalidated translations.
+    pub fn invalidate(&mut self, platform: &mut Platform, vcpu: VcpuId, what: Invalidation) {
+        platform.counters.exit(ExitReason::Invalidation);
+        let v = usize::from(vcpu.0);
+        let roots: Vec<Root> =
+            self.roots[v].current.into_iter().chain(self.roots[v].previous.clone()).collect();
+        let current_pcid = platform.hardware.cores[v].asid.pcid();
+        match what {
+            Invalidation::Page(gva) => {
+                for root in roots.iter().filter(|r| r.pcid == current_pcid) {
+                    self.invalidate_page(platform, root.page, gva);
+                }
+            }
+            Invalidation::PageInPcid(gva, pcid) => {
+                for root in roots.iter().filter(|r| r.pcid == pcid) {
+                    self.invalidate_page(platform, root.page, gva);
+                }
+            }
+            Invalidation::Pcid(pcid) => {
+                for root in roots.iter().filter(|r| r.pcid == pcid) {
+                    self.sync_root(platform, root.page);
+                }
+            }
+            Invalidation::AllButGlobal | Invalidation::All => {
+                for root in &roots {
+                    self.sync_root(platform, root.page);
+                }
+            }
+        }
+        self.settle(platform);
+        platform.hardware.invalidate(vcpu, what);
+    }
+
+    /// INVLPG: an out-of-sync leaf is dropped and read anew (`FNAME(invlpg)`).
+    fn invalidate_page(&mut self, platform: &mut Platform, root: PageId, gva: Gva) {
+        let mut page = root;
+        for level in (1..=self.mode.levels).rev() {
+            let index = self.mode.index(gva.value(), level);
+            let spte = self.spte_at(page, index);
+            let entry = Entry(self.memory.read(spte, 8).unwrap_or(0));
+            if level == 1 || entry.has(PRESENT | LARGE) {
+                if !self.pages[page as usize].unsync {
+                    return;
+                }
+                self.drop_entry(spte);
+                let at = self.guest_entry_at(page, index);
+                let raw = platform.world.guest.read(at, self.mode.entry_bytes).unwrap_or(0);
+                let guest = Entry(raw);
+                let gfn = guest.target::<Gpa>().page_number();
+                if guest.has(PRESENT | ACCESSED) && self.prefill(platform, page, index, gfn, guest) {
+                    platform.counters.shadow_prefetches += 1;
+                }
+                return;
+            }
+            if !entry.is_present() {
+                return;
+            }
+            page = self.by_table[&entry.target::<Hpa>().page_number()];
+        }
+    }
+}

@@ -1,0 +1,231 @@
+//! Faults of the hardware on shadow tables: the guest's own, or the shadow's.
+
+use super::{Access, PREFETCH, PageId, ShadowMmu};
+use crate::counters::ExitReason;
+use crate::hardware::Request;
+use crate::scheme::{Answer, MachineError, Platform};
+use crate::vmm::{host_page, largest_leaf};
+use nestwalk_tables::entry::{ACCESSED, DIRTY, LARGE, NO_EXECUTE, PRESENT, USER, WRITE};
+use nestwalk_tables::{Entry, Level, MAX_LEVELS, Permissions};
+use nestwalk_types::{Address, Gpa, Hpa, PageSize};
+
+/// The guest's entries for an address, as the VMM reads them.
+struct GuestWalk {
+    entries: [Entry; MAX_LEVELS + 1],
+    leaf: Level,
+    permissions: Permissions,
+    /// The leaf was dirty before this access.
+    was_dirty: bool,
+}
+
+/// A shadow leaf with the permissions that a guest leaf gives: a clean guest page is mapped read-only,
+/// so that the first store exits and the guest's dirty bit can be set.
+pub(super) fn with_permissions(spte: Entry, guest: Entry) -> Entry {
+    Entry(spte.0 & !(WRITE | USER | NO_EXECUTE) | permission_bits(guest))
+}
+
+fn permission_bits(guest: Entry) -> Access {
+    let write = if guest.has(WRITE | DIRTY) { WRITE } else { 0 };
+    guest.0 & (USER | NO_EXECUTE) | write
+}
+
+impl ShadowMmu {
+    /// Answers a fault of the hardware (`FNAME(page_fault)`).
+    ///
+    /// # Errors
+    /// Host memory is exhausted, or the guest maps an address that is no guest memory.
+    pub fn page_fault(
+        &mut self,
+        platform: &mut Platform,
+        request: &Request,
+    ) -> Result<Answer, MachineError> {
+        let Some(walk) = self.guest_walk(platform, request) else {
+            platform.counters.exit(ExitReason::TrueFault);
+            return Ok(Answer::GuestFault);
+        };
+        let size = self.mode.span(walk.leaf);
+        let frame: Gpa = walk.entries[walk.leaf as usize].frame(size);
+        let gpa = frame.offset_by(request.gva.offset_in(size));
+        let (host_frame, host_size) = host_page(platform, gpa)?;
+        let (mut target, mut target_size) = largest_leaf(self.mode, size.min(host_size));
+        while target > 1
+            && self.is_shadowed_within(gpa.align_down(target_size).page_number(), target_size)
+        {
+            let smaller = PageSize::from_shift(target_size.shift() as u8 - 1);
+            (target, target_size) = largest_leaf(self.mode, smaller);
+        }
+        self.hardware_root(platform, request.core())?;
+        let page = self.fetch(platform, request, &walk, target)?;
+        let index = self.mode.index(request.gva.value(), target);
+        let old = Entry(self.memory.read(self.spte_at(page, index), 8).unwrap_or(0));
+        let dirty_only = old.is_present() && request.write && !walk.was_dirty;
+        platform.counters.exit(if dirty_only {
+            ExitReason::DirtyFault
+        } else {
+            ExitReason::HiddenFault
+        });
+        let frame = host_frame.offset_by(gpa.offset_in(host_size)).align_down(target_size);
+        let leaf = self.leaf_entry(frame, target, &walk);
+        let gfn = gpa.align_down(target_size).page_number();
+        self.set_leaf(page, index, gfn, leaf);
+        platform.counters.shadow_fills += 1;
+        if old.is_present() {
+            // The hardware may hold the read-only translation on any core.
+            for core in &mut platform.hardware.cores {
+                core.drop_page(request.gva, core.asid, true);
+            }
+        }
+        self.prefetch(platform, page, index, &walk);
+        self.settle(platform);
+        Ok(Answer::Retry)
+    }
+
+    /// Walks the guest's tables; `None` if they do not allow the access. Sets the guest's accessed
+    /// bits, and the dirty bit for a store, as the hardware would have.
+    fn guest_walk(&self, platform: &mut Platform, request: &Request) -> Option<GuestWalk> {
+        let mode = self.mode;
+        let guest = &mut platform.world.guest;
+        let mut table = platform.world.roots[request.core()];
+        let mut walk = GuestWalk {
+            entries: [Entry(0); MAX_LEVELS + 1],
+            leaf: 0,
+            permissions: Permissions::ALL,
+            was_dirty: false,
+        };
+        let mut at = [Gpa::new(0); MAX_LEVELS + 1];
+        for level in (1..=mode.levels).rev() {
+            let here = mode.entry_at(table, request.gva.value(), level);
+            let entry = Entry(guest.read(here, mode.entry_bytes).unwrap_or(0));
+            if !entry.is_present() {
+                return None;
+            }
+            at[level as usize] = here;
+            walk.entries[level as usize] = entry;
+            walk.permissions = walk.permissions.and(entry);
+            if level == 1 || (mode.may_be_leaf(level) && entry.has(LARGE)) {
+                walk.leaf = level;
+                break;
+            }
+            table = entry.target();
+        }
+        if !walk.permissions.allow(request.write, request.fetch, request.user) {
+            return None;
+        }
+        for level in walk.leaf..=mode.levels {
+            guest.set_bits(at[level as usize], ACCESSED);
+        }
+        let leaf = &mut walk.entries[walk.leaf as usize];
+        walk.was_dirty = leaf.has(DIRTY);
+        if request.write {
+            guest.set_bits(at[walk.leaf as usize], DIRTY);
+            *leaf = leaf.with(DIRTY);
+        }
+        Some(walk)
+    }
+
+    /// Goes down the shadow tables to the level of the leaf, making what is missing (`FNAME(fetch)`).
+    fn fetch(
+        &mut self,
+        platform: &mut Platform,
+        request: &Request,
+        walk: &GuestWalk,
+        target: Level,
+    ) -> Result<PageId, MachineError> {
+        let root = self.walk_root(request.core());
+        let mut page = self.by_table[&root.page_number()];
+        for level in (target + 1..=self.mode.levels).rev() {
+            self.pages[page as usize].flood = 0;
+            let guest = walk.entries[level.max(walk.leaf) as usize];
+            // Below a large guest leaf there is no guest table: the page is split.
+            let direct = level <= walk.leaf;
+            let gfn = if direct {
+                let size = self.mode.span(walk.leaf);
+                let base: Gpa = guest.frame(size);
+                base.offset_by(request.gva.offset_in(size))
+                    .align_down(self.mode.span(level))
+                    .page_number()
+            } else {
+                guest.target::<Gpa>().page_number()
+            };
+            let split = direct.then(|| permission_bits(guest));
+            let child = self.page(platform, gfn, level - 1, split)?;
+            // Making room for the child may have dropped the page that we stand on.
+            if !self.pages[page as usize].live || self.pages[page as usize].obsolete {
+                self.hardware_root(platform, request.core())?;
+                return self.fetch(platform, request, walk, target);
+            }
+            let spte = self.spte_at(page, self.mode.index(request.gva.value(), level));
+            let table = self.pages[child as usize].table;
+            let old = Entry(self.memory.read(spte, 8).unwrap_or(0));
+            let same = old.is_present() && !old.has(LARGE) && old.target::<Hpa>() == table;
+            if !same {
+                self.drop_entry(spte);
+                let mut pointer = Entry::table(table);
+                if !direct {
+                    pointer = Entry(
+                        pointer.0 & !(WRITE | USER) | guest.0 & (WRITE | USER | NO_EXECUTE),
+                    );
+                }
+                self.link(spte, child, pointer);
+            }
+            page = child;
+        }
+        self.pages[page as usize].flood = 0;
+        Ok(page)
+    }
+
+    fn leaf_entry(&self, frame: Hpa, level: Level, walk: &GuestWalk) -> Entry {
+        let mut leaf = frame.value() | PRESENT | ACCESSED;
+        if level > 1 {
+            leaf |= LARGE;
+        }
+        with_permissions(Entry(leaf), walk.entries[walk.leaf as usize])
+    }
+
+    /// Fills the neighbours of a fresh leaf entry, in their aligned group of 8, up to the first whose
+    /// guest entry is not used yet or whose page the host does not have (`FNAME(pte_prefetch)`,
+    /// `direct_pte_prefetch`).
+    fn prefetch(&mut self, platform: &mut Platform, page: PageId, index: u64, walk: &GuestWalk) {
+        if self.pages[page as usize].level > 1 {
+            return;
+        }
+        let direct = self.pages[page as usize].split.is_some();
+        let first = index & !(PREFETCH - 1);
+        for i in first..first + PREFETCH {
+            let spte = self.spte_at(page, i);
+            if i == index || self.memory.read(spte, 8).unwrap_or(0) & PRESENT != 0 {
+                continue;
+            }
+            let (gfn, guest) = if direct {
+                (self.pages[page as usize].gfn + i, walk.entries[walk.leaf as usize])
+            } else {
+                let at = self.guest_entry_at(page, i);
+                let raw = platform.world.guest.read(at, self.mode.entry_bytes).unwrap_or(0);
+                (Entry(raw).target::<Gpa>().page_number(), Entry(raw))
+            };
+            if !guest.has(PRESENT | ACCESSED) || !self.prefill(platform, page, i, gfn, guest) {
+                break;
+            }
+            platform.counters.shadow_prefetches += 1;
+        }
+    }
+
+    /// Fills a leaf entry if the host has the page already.
+    pub(super) fn prefill(
+        &mut self,
+        platform: &mut Platform,
+        page: PageId,
+        index: u64,
+        gfn: u64,
+        guest: Entry,
+    ) -> bool {
+        let gpa = Gpa::new(gfn << 12);
+        let Some(host) = platform.world.host.as_ref().and_then(|h| h.look_up(gpa)) else {
+            return false;
+        };
+        let frame = host.frame.offset_by(gpa.offset_in(host.size));
+        let leaf = with_permissions(Entry(frame.value() | PRESENT | ACCESSED), guest);
+        self.set_leaf(page, index, gfn, leaf);
+        true
+    }
+}

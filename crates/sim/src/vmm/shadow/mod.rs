@@ -1,0 +1,218 @@
+//! Shadow tables with the rules of KVM's shadow MMU (Linux 4.19 `mmu.c`, `paging_tmpl.h`, and
+//! Documentation/virtual/kvm/mmu.txt).
+//!
+//! One *shadow page* per guest table page and level holds entries that map guest-virtual to
+//! host-physical addresses. The protocol:
+//!
+//! - A guest table above the leaf level that is shadowed is write-protected: each store exits, is
+//!   emulated, and drops the shadow entry. Three stores without a use in between (write flooding) drop
+//!   the shadow page.
+//! - A leaf table goes *out of sync* on its first store, which exits; later stores are free. It is
+//!   compared and protected again when its address space is loaded or flushed, and single entries at
+//!   INVLPG.
+//! - A fault of the hardware on shadow tables exits. If the guest's tables do not allow the access it
+//!   is a *true fault* and injected; otherwise it was *hidden*: the entry is filled, with its
+//!   neighbours where that needs no host fault.
+//! - Shadow pages are kept when CR3 moves on, so that a root can be taken up again; their number is
+//!   bounded and the oldest go first.
+//!
+//! Protection is decided by the guest's table events, not by read-only shadow entries of the guest
+//! kernel's own mapping, which the stream of a modelled guest does not show.
+
+mod events;
+mod fault;
+mod pages;
+#[cfg(test)]
+mod tests;
+
+use super::rmap::Rmap;
+use crate::scheme::{MachineError, Platform};
+use nestwalk_tables::{Level, Mode, TableMemory};
+use nestwalk_types::{Address, Gpa, Hpa};
+use rustc_hash::FxHashMap;
+use std::collections::VecDeque;
+
+/// Entries that a fill looks at ahead of time, in an aligned group (`PTE_PREFETCH_NUM`).
+pub const PREFETCH: u64 = 8;
+/// Stores to a table above the leaf level, without a use in between, that drop its shadow
+/// (`detect_write_flooding`).
+pub const FLOOD: u8 = 3;
+/// Roots remembered besides the current one (`KVM_MMU_NUM_PREV_ROOTS`).
+pub const PREVIOUS_ROOTS: usize = 3;
+/// Shadow pages per thousand guest pages at most (`KVM_PERMILLE_MMU_PAGES`).
+pub const QUOTA_PERMILLE: u64 = 20;
+/// Shadow pages allowed at least (`KVM_MIN_ALLOC_MMU_PAGES`).
+pub const QUOTA_MIN: u64 = 64;
+
+/// Index of a shadow page.
+type PageId = u32;
+const NONE: PageId = PageId::MAX;
+
+/// What a large guest page permits, as the bits W, U and NX of its entry. Pieces of it with other
+/// permissions (another process's mapping, a page still clean) are other shadow pages, as in KVM's
+/// `role.access`.
+type Access = u64;
+
+/// One shadow table page.
+struct ShadowPage {
+    /// Guest frame of the table that it shadows; for a direct page the first frame that it maps.
+    gfn: u64,
+    level: Level,
+    /// It splits a large guest page: there is no guest table behind it.
+    split: Option<Access>,
+    /// Where it is in host memory.
+    table: Hpa,
+    unsync: bool,
+    flood: u8,
+    /// vCPUs' current and previous roots that hold it.
+    holders: u32,
+    /// Entries that point to it.
+    parents: Vec<Hpa>,
+    /// Guest frame that each leaf entry maps, plus one; allocated with the first leaf.
+    gfns: Option<Box<[u32; 512]>>,
+    /// Next shadow page of the same guest frame.
+    next_same: PageId,
+    /// Counts reuses of the index, so that the age queue can tell.
+    generation: u32,
+    live: bool,
+    /// Zapped while a vCPU still holds it as root.
+    obsolete: bool,
+}
+
+/// A root that a vCPU holds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Root {
+    page: PageId,
+    gfn: u64,
+    pcid: u16,
+}
+
+/// Roots of one vCPU.
+#[derive(Clone, Default)]
+struct Roots {
+    current: Option<Root>,
+    previous: VecDeque<Root>,
+}
+
+/// The shadow tables of one VM.
+pub struct ShadowMmu {
+    mode: &'static Mode,
+    memory: TableMemory<Hpa>,
+    pages: Vec<ShadowPage>,
+    free: Vec<PageId>,
+    live: u64,
+    quota: u64,
+    /// Page by guest frame, level and, for a piece of a large page, its permissions.
+    by_role: FxHashMap<(u64, Level, Option<Access>), PageId>,
+    /// First shadow page of each shadowed guest table frame.
+    by_guest: FxHashMap<u64, PageId>,
+    /// Page by the host frame number of its table.
+    by_table: FxHashMap<u64, PageId>,
+    /// Shadowed guest frames in each 2 MiB: no large entry may cover them.
+    shadowed_in_2m: FxHashMap<u64, u32>,
+    /// Pages in order of creation, with the generation at that time.
+    by_age: VecDeque<(PageId, u32)>,
+    /// Pages that may be out of sync.
+    unsync: Vec<PageId>,
+    roots: Vec<Roots>,
+    rmap: Rmap,
+    /// Guest frames that the guest kernel's own mapping has a shadow entry for, 64 to a word.
+    kernel_mapped: Vec<u64>,
+    /// Entries were dropped or narrowed that hardware may still hold.
+    flush_owed: bool,
+}
+
+impl ShadowMmu {
+    /// No shadow pages yet. `guest_pages` is the size of guest memory in 4 KiB pages.
+    pub fn new(mode: &'static Mode, vcpus: usize, guest_pages: u64) -> Self {
+        Self {
+            mode,
+            memory: TableMemory::new(),
+            pages: Vec::new(),
+            free: Vec::new(),
+            live: 0,
+            quota: (guest_pages * QUOTA_PERMILLE / 1000).max(QUOTA_MIN),
+            by_role: FxHashMap::default(),
+            by_guest: FxHashMap::default(),
+            by_table: FxHashMap::default(),
+            shadowed_in_2m: FxHashMap::default(),
+            by_age: VecDeque::new(),
+            unsync: Vec::new(),
+            roots: vec![Roots::default(); vcpus],
+            rmap: Rmap::default(),
+            kernel_mapped: Vec::new(),
+            flush_owed: false,
+        }
+    }
+
+    /// Bytes of shadow tables.
+    pub const fn bytes(&self) -> u64 {
+        self.memory.len() * 4096
+    }
+
+    /// The root that the vCPU's hardware walks, made first if need be, and the tables.
+    ///
+    /// # Errors
+    /// The host has no frame for the root.
+    pub fn hardware_root(
+        &mut self,
+        platform: &mut Platform,
+        vcpu: usize,
+    ) -> Result<Hpa, MachineError> {
+        if let Some(root) = self.roots[vcpu].current
+            && !self.pages[root.page as usize].obsolete
+        {
+            return Ok(self.pages[root.page as usize].table);
+        }
+        let gfn = platform.world.roots[vcpu].page_number();
+        let pcid = platform.hardware.cores[vcpu].asid.pcid();
+        if let Some(old) = self.roots[vcpu].current.take() {
+            self.release(platform, old.page);
+        }
+        let root = self.take_root(platform, gfn, pcid)?;
+        self.roots[vcpu].current = Some(root);
+        Ok(self.pages[root.page as usize].table)
+    }
+
+    /// The root as it stands, for the walker; 0 if there is none yet.
+    #[inline]
+    pub fn walk_root(&self, vcpu: usize) -> Hpa {
+        self.roots[vcpu].current.map_or(Hpa::new(0), |r| self.pages[r.page as usize].table)
+    }
+
+    /// The tables that the hardware walks.
+    #[inline]
+    pub fn tables(&mut self) -> (&'static Mode, &mut TableMemory<Hpa>) {
+        (self.mode, &mut self.memory)
+    }
+
+    fn take_root(
+        &mut self,
+        platform: &mut Platform,
+        gfn: u64,
+        pcid: u16,
+    ) -> Result<Root, MachineError> {
+        let page = self.page(platform, gfn, self.mode.levels, None)?;
+        self.pages[page as usize].holders += 1;
+        self.sync_root(platform, page);
+        Ok(Root { page, gfn, pcid })
+    }
+
+    /// One holder less; an obsolete page goes with its last.
+    fn release(&mut self, platform: &mut Platform, page: PageId) {
+        let p = &mut self.pages[page as usize];
+        p.holders -= 1;
+        if p.holders == 0 && p.obsolete {
+            self.free_page(platform, page);
+        }
+    }
+
+    fn spte_at(&self, page: PageId, index: u64) -> Hpa {
+        self.pages[page as usize].table.offset_by(index * 8)
+    }
+
+    /// The guest's entry behind an entry of an indirect page.
+    fn guest_entry_at(&self, page: PageId, index: u64) -> Gpa {
+        Gpa::new((self.pages[page as usize].gfn << 12) + index * u64::from(self.mode.entry_bytes))
+    }
+}

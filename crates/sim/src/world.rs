@@ -1,0 +1,32 @@
+//! What the hardware of one machine walks: the guest's tables and, in a VM, the host's memory.
+
+use nestwalk_mm::HostMemory;
+use nestwalk_tables::{Mode, TableMemory};
+use nestwalk_types::{Gpa, VcpuId};
+
+/// The guest's tables as this machine's vCPUs see them, and the memory behind the guest.
+///
+/// The guest's tables are a mirror, kept up by the stream's table events, so that every machine sees
+/// them as they were at that moment of the program.
+pub struct World {
+    /// Paging mode of the guest.
+    pub mode: &'static Mode,
+    /// The guest's table pages.
+    pub guest: TableMemory<Gpa>,
+    /// Root table of each vCPU, as CR3 has it.
+    pub roots: Vec<Gpa>,
+    /// Memory behind guest RAM; `None` on bare metal, where a gPA is an hPA.
+    pub host: Option<HostMemory>,
+}
+
+impl World {
+    /// A world in which nothing is mapped.
+    pub fn new(mode: &'static Mode, vcpus: usize, host: Option<HostMemory>) -> Self {
+        Self { mode, guest: TableMemory::new(), roots: vec![Gpa::new(0); vcpus], host }
+    }
+    /// The vCPU's root table.
+    #[inline]
+    pub fn root(&self, vcpu: VcpuId) -> Gpa {
+        self.roots[usize::from(vcpu.0)]
+    }
+}
