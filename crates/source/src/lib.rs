@@ -1,1 +1,25 @@
-//! Placeholder.
+//! Where event streams come from: importers of trace formats, live programs, synthetic patterns.
+//!
+//! Every source implements [`nestwalk_types::Source`] and works in constant memory. All sources of
+//! this crate say which process runs on each vCPU before the first access, and say
+//! [`nestwalk_types::Control::RegionOfInterest`] exactly once: traces and live programs at the
+//! start, patterns after their set-up.
+
+mod bytes;
+pub mod champsim;
+mod decoder;
+pub mod drmemtrace;
+mod input;
+pub mod lackey;
+mod limit;
+mod multiplex;
+mod patterns;
+
+#[doc(hidden)]
+pub mod fuzzing;
+
+pub use input::{Format, open};
+pub use lackey::{Lackey, LackeyStats, RunOptions};
+pub use limit::Limit;
+pub use multiplex::Multiplex;
+pub use patterns::{Pattern, PatternError, PatternSource, PatternSpec};

@@ -1,0 +1,130 @@
+//! Opening a file as a source: compression and format are told by content, not by name.
+
+use crate::bytes::Window;
+use crate::champsim::{self, ChampSim};
+use crate::drmemtrace::{self, Drmemtrace};
+use crate::lackey::{self, Lackey};
+use nestwalk_types::{Source, SourceError};
+use std::fs::File;
+use std::io;
+use std::path::Path;
+
+/// A trace format.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Format {
+    /// Text of `valgrind --tool=lackey --trace-mem=yes`.
+    Lackey,
+    /// 64-byte `ChampSim` records.
+    ChampSim,
+    /// `DynamoRIO` drmemtrace, final (post-processed) form.
+    Drmemtrace,
+}
+
+impl Format {
+    /// All formats, in the order in which they are tried.
+    pub const ALL: [Self; 3] = [Self::Lackey, Self::Drmemtrace, Self::ChampSim];
+
+    /// The name on the command line.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Lackey => "lackey",
+            Self::ChampSim => "champsim",
+            Self::Drmemtrace => "drmemtrace",
+        }
+    }
+
+    /// The format that the first bytes of a file show, if one does.
+    fn of(head: &[u8]) -> Option<Self> {
+        Self::ALL.into_iter().find(|format| match format {
+            Self::Lackey => lackey::matches(head),
+            Self::ChampSim => champsim::matches(head),
+            Self::Drmemtrace => drmemtrace::matches(head),
+        })
+    }
+
+    fn names() -> String {
+        Self::ALL.map(Self::name).join(", ")
+    }
+}
+
+impl std::str::FromStr for Format {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let found = Self::ALL.into_iter().find(|f| f.name() == text);
+        found.ok_or_else(|| format!("unknown trace format `{text}`; there are {}", Self::names()))
+    }
+}
+
+impl std::fmt::Display for Format {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Decompressed bytes that detection looks at: some 200 lines of lackey, 64 `ChampSim` records.
+const HEAD: usize = 4096;
+
+/// Opens the trace at `path`. Compression (gzip, xz, zstd, zip for drmemtrace) is told by content,
+/// and so is the format, unless it is given.
+///
+/// A directory is accepted for [`Format::Drmemtrace`] alone: its files are the threads of a trace.
+///
+/// # Errors
+/// The file does not exist, cannot be read, is a directory or empty, or is in none of the formats.
+pub fn open(path: &Path, format: Option<Format>) -> Result<Box<dyn Source>, SourceError> {
+    if format == Some(Format::Drmemtrace) && path.is_dir() {
+        return Ok(Box::new(Drmemtrace::open_directory(path, Drmemtrace::VCPUS)?));
+    }
+    let (name, mut file, total) = open_file(path)?;
+    if format.is_none_or(|f| f == Format::Drmemtrace) && drmemtrace::is_zip(&mut file) {
+        return Ok(Box::new(Drmemtrace::open(path)?));
+    }
+    let mut window = Window::file(file).map_err(|e| cannot_read(&name, &e))?;
+    let found = format.or_else(|| Format::of(window.peek(HEAD)));
+    let fail = |message| SourceError { source: name.clone(), message };
+    let Some(found) = found else {
+        window.failure().map_err(fail)?;
+        return Err(fail(format!(
+            "neither {} by its first {} bytes; name the format with `--trace-format` if it is one \
+             of these",
+            Format::names().replace(", ", " nor "),
+            window.rest().len().min(HEAD)
+        )));
+    };
+    if window.peek(1).is_empty() {
+        window.failure().map_err(fail)?;
+        return Err(fail("empty after decompression; a trace has at least one record".into()));
+    }
+    Ok(match found {
+        Format::Lackey => Box::new(Lackey::source(name, window, Some(total))),
+        Format::ChampSim => Box::new(ChampSim::source(name, window, Some(total))),
+        Format::Drmemtrace => Box::new(Drmemtrace::source(name, window, Some(total))),
+    })
+}
+
+/// A file that is one and has something in it: its name for messages, and its length in bytes.
+/// Pipes have no length.
+pub(crate) fn open_file(path: &Path) -> Result<(String, File, u64), SourceError> {
+    let name = path.display().to_string();
+    let fail = |message: String| SourceError { source: name.clone(), message };
+    let file = File::open(path).map_err(|e| match e.kind() {
+        io::ErrorKind::NotFound => fail("no such file; give the path of a trace".into()),
+        _ => fail(format!("cannot be opened: {e}")),
+    })?;
+    let metadata = file.metadata().map_err(|e| cannot_read(&name, &e))?;
+    if metadata.is_dir() {
+        return Err(fail(
+            "a directory; give a file, or `--trace-format drmemtrace` for a directory with one \
+             file per thread"
+                .into(),
+        ));
+    }
+    if metadata.is_file() && metadata.len() == 0 {
+        return Err(fail("an empty file; a trace has at least one record".into()));
+    }
+    Ok((name, file, metadata.len()))
+}
+
+pub(crate) fn cannot_read(name: &str, error: &io::Error) -> SourceError {
+    SourceError { source: name.to_owned(), message: format!("cannot be read: {error}") }
+}

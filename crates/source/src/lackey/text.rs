@@ -1,0 +1,319 @@
+//! The text of `valgrind --tool=lackey --trace-mem=yes`, decoded byte by byte.
+//!
+//! The format is that of `lackey/lk_main.c` (valgrind 3.19, functions `trace_instr`, `trace_load`,
+//! `trace_store`, `trace_modify`): `"I  %08lx,%lu\n"`, `" L %08lx,%lu\n"`, `" S %08lx,%lu\n"`,
+//! `" M %08lx,%lu\n"`: a lower-case hexadecimal address of at least eight digits and a decimal size
+//! in bytes. Data records follow the record of their instruction.
+//!
+//! `M`, a modify, is a load and a store of one instruction. It becomes one store, since a TLB is
+//! looked up for writing and a read-modify-write counts as a write.
+
+use crate::decoder::{Decode, Step};
+use nestwalk_types::{AccessKind, BatchBuilder, Gva, SourceInfo, VcpuId};
+
+/// What was found in a log.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct LackeyStats {
+    /// `I` records.
+    pub instructions: u64,
+    /// `L` records.
+    pub loads: u64,
+    /// `S` records.
+    pub stores: u64,
+    /// `M` records.
+    pub modifies: u64,
+    /// Lines of valgrind itself, which begin with `==`, `--` or `**` and a process number.
+    pub chatter_lines: u64,
+    /// Lines that are neither: the program's own output, or records damaged by it.
+    pub other_lines: u64,
+}
+
+impl LackeyStats {
+    /// Records of all four kinds.
+    pub fn records(&self) -> u64 {
+        self.instructions + self.loads + self.stores + self.modifies
+    }
+    /// The sum of two logs.
+    #[must_use]
+    pub fn plus(&self, other: &Self) -> Self {
+        Self {
+            instructions: self.instructions + other.instructions,
+            loads: self.loads + other.loads,
+            stores: self.stores + other.stores,
+            modifies: self.modifies + other.modifies,
+            chatter_lines: self.chatter_lines + other.chatter_lines,
+            other_lines: self.other_lines + other.other_lines,
+        }
+    }
+}
+
+/// The kinds of records.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Kind {
+    Instruction,
+    Load,
+    Store,
+    Modify,
+}
+
+/// A record and the length of its line, newline included.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Record {
+    pub(crate) kind: Kind,
+    pub(crate) address: u64,
+    pub(crate) bytes: u32,
+    pub(crate) line: usize,
+}
+
+/// Bytes that hold any record with its newline: 3 of kind, 16 of address, 1 comma, 4 of size, 1.
+const LONGEST: usize = 32;
+
+/// Value of a lower-case hexadecimal digit; 0xff for every other byte.
+const DIGITS: [u8; 256] = {
+    let mut table = [0xff; 256];
+    let mut i = 0;
+    while i < 16 {
+        table[b"0123456789abcdef"[i] as usize] = i as u8;
+        i += 1;
+    }
+    table
+};
+
+/// The record that `bytes` begin with, if they begin with one.
+#[inline]
+pub(crate) fn record(bytes: &[u8; LONGEST]) -> Option<Record> {
+    let kind = match [bytes[0], bytes[1], bytes[2]] {
+        [b'I', b' ', b' '] => Kind::Instruction,
+        [b' ', b'L', b' '] => Kind::Load,
+        [b' ', b'S', b' '] => Kind::Store,
+        [b' ', b'M', b' '] => Kind::Modify,
+        _ => return None,
+    };
+    let (mut address, mut bad) = (0u64, 0);
+    for &byte in &bytes[3..11] {
+        let digit = DIGITS[usize::from(byte)];
+        bad |= digit;
+        address = address << 4 | u64::from(digit);
+    }
+    if bad >= 16 {
+        return None;
+    }
+    let mut at = 11;
+    loop {
+        let digit = DIGITS[usize::from(bytes[at])];
+        if digit >= 16 {
+            break;
+        }
+        address = address << 4 | u64::from(digit);
+        at += 1;
+        if at > 19 {
+            return None;
+        }
+    }
+    if bytes[at] != b',' {
+        return None;
+    }
+    at += 1;
+    let first = at;
+    let mut size = 0;
+    while bytes[at].is_ascii_digit() {
+        if at - first == 4 {
+            return None;
+        }
+        size = size * 10 + u32::from(bytes[at] - b'0');
+        at += 1;
+    }
+    (size > 0 && bytes[first] != b'0' && bytes[at] == b'\n').then_some(Record {
+        kind,
+        address,
+        bytes: size,
+        line: at + 1,
+    })
+}
+
+/// Distinct process numbers in chatter that are remembered: more than enough to say "several".
+const PROCESSES: usize = 64;
+
+/// The decoder of one log.
+#[derive(Default)]
+pub(crate) struct Text {
+    pub(crate) stats: LackeyStats,
+    pub(crate) vcpu: VcpuId,
+    /// Address of the latest instruction: that of the data records which follow.
+    pc: Gva,
+    /// Inside a line that is no record and whose end is not known yet.
+    skipping: bool,
+    /// A log of a live process may lack its end: the process was killed.
+    may_be_cut: bool,
+    processes: Vec<u32>,
+}
+
+impl Text {
+    /// The decoder of one log of a live program, for this vCPU.
+    pub(crate) fn live(vcpu: VcpuId) -> Self {
+        Self { vcpu, may_be_cut: true, ..Self::default() }
+    }
+
+    #[inline]
+    fn take(&mut self, r: Record, out: &mut BatchBuilder) {
+        let gva = Gva::new(r.address);
+        let kind = match r.kind {
+            Kind::Instruction => {
+                self.stats.instructions += 1;
+                self.pc = gva;
+                out.access(self.vcpu, gva, gva, r.bytes, AccessKind::Fetch, 1);
+                return;
+            }
+            Kind::Load => {
+                self.stats.loads += 1;
+                AccessKind::Load
+            }
+            Kind::Store => {
+                self.stats.stores += 1;
+                AccessKind::Store
+            }
+            Kind::Modify => {
+                self.stats.modifies += 1;
+                AccessKind::Store
+            }
+        };
+        out.access(self.vcpu, self.pc, gva, r.bytes, kind, 0);
+    }
+
+    /// A line, or the beginning of one, that is no record.
+    #[cold]
+    fn other(&mut self, line: &[u8]) {
+        match chatter(line) {
+            Some(process) => {
+                self.stats.chatter_lines += 1;
+                if self.processes.len() < PROCESSES && !self.processes.contains(&process) {
+                    self.processes.push(process);
+                }
+            }
+            None => self.stats.other_lines += 1,
+        }
+    }
+
+    fn approximations(&self) -> Vec<String> {
+        let mut all = vec![
+            "lackey sees one thread at a time: threads of a process share one vCPU".to_owned(),
+        ];
+        if self.processes.len() > 1 {
+            all.push(format!(
+                "the log holds the records of {} processes mixed, taken as one process; `--lackey \
+                 -- COMMAND` keeps them apart",
+                self.processes.len()
+            ));
+        }
+        if self.stats.other_lines > 0 {
+            all.push(format!(
+                "{} lines of the log are neither records nor valgrind's own and were skipped",
+                self.stats.other_lines
+            ));
+        }
+        all
+    }
+}
+
+/// The process number of a line of valgrind's own: `==123== …`, `--123-- …` or `**123** …`.
+pub(crate) fn chatter(line: &[u8]) -> Option<u32> {
+    let [mark @ (b'=' | b'-' | b'*'), second, rest @ ..] = line else { return None };
+    let digits = rest.iter().take_while(|b| b.is_ascii_digit()).count();
+    let closed = rest.len() >= digits + 2 && rest[digits] == *mark && rest[digits + 1] == *mark;
+    if second != mark || !(1..=9).contains(&digits) || !closed {
+        return None;
+    }
+    Some(rest[..digits].iter().fold(0, |n, b| n * 10 + u32::from(b - b'0')))
+}
+
+/// Whether an unfinished last line is the beginning of a record.
+fn is_cut_record(rest: &[u8]) -> bool {
+    [b"I  ", b" L ", b" S ", b" M "].iter().any(|head| {
+        let n = rest.len().min(3);
+        rest[..n] == head[..n]
+    })
+}
+
+impl Decode for Text {
+    fn decode(&mut self, bytes: &[u8], _: u64, out: &mut BatchBuilder) -> Step {
+        let mut used = 0;
+        while !out.is_full() {
+            let rest = &bytes[used..];
+            if self.skipping {
+                let Some(end) = newline(rest) else {
+                    used = bytes.len();
+                    break;
+                };
+                used += end;
+                self.skipping = false;
+                continue;
+            }
+            let mut short = [0; LONGEST];
+            let head = rest.first_chunk().unwrap_or_else(|| {
+                short[..rest.len()].copy_from_slice(rest);
+                &short
+            });
+            if let Some(r) = record(head) {
+                self.take(r, out);
+                used += r.line;
+            } else if let Some(end) = newline(rest) {
+                self.other(&rest[..end]);
+                used += end;
+            } else if rest.len() >= LONGEST {
+                self.other(rest);
+                self.skipping = true;
+            } else {
+                break;
+            }
+        }
+        Step { used, error: None }
+    }
+
+    fn finish(&mut self, rest: &[u8], offset: u64, _: &mut BatchBuilder) -> Result<(), String> {
+        if !rest.is_empty() {
+            if is_cut_record(rest) && !self.may_be_cut {
+                return Err(format!(
+                    "the log ends inside the record at byte {offset}, line {}: it was cut off",
+                    self.stats.records() + self.stats.chatter_lines + self.stats.other_lines + 1
+                ));
+            }
+            self.other(rest);
+        }
+        if self.stats.records() == 0 && !self.may_be_cut {
+            return Err(format!(
+                "no record such as `I  04016b80,3` in {} lines; the log must be written with \
+                 `valgrind --tool=lackey --trace-mem=yes`",
+                self.stats.chatter_lines + self.stats.other_lines
+            ));
+        }
+        Ok(())
+    }
+
+    fn info(&self) -> SourceInfo {
+        SourceInfo {
+            description: "log of valgrind's lackey".into(),
+            knows_lines: true,
+            knows_pc: true,
+            has_fetches: true,
+            approximations: self.approximations(),
+            ..SourceInfo::default()
+        }
+    }
+}
+
+/// Bytes up to and with the first newline.
+fn newline(bytes: &[u8]) -> Option<usize> {
+    bytes.iter().position(|&b| b == b'\n').map(|i| i + 1)
+}
+
+/// Whether these bytes, the start of a file, look like a lackey log: a record among its lines, or
+/// the tool's greeting.
+pub(crate) fn matches(head: &[u8]) -> bool {
+    head.split_inclusive(|&b| b == b'\n').any(|line| {
+        let mut padded = [0; LONGEST];
+        let n = line.len().min(LONGEST);
+        padded[..n].copy_from_slice(&line[..n]);
+        record(&padded).is_some()
+            || (chatter(line).is_some() && line.windows(8).any(|w| w == b" Lackey,"))
+    })
+}

@@ -1,0 +1,105 @@
+//! The fuzz targets' checks over random bytes and damaged valid inputs, for a second each.
+
+mod common;
+
+use nestwalk_source::champsim::Instruction;
+use nestwalk_source::fuzzing;
+use nestwalk_types::SplitMix64;
+use std::time::{Duration, Instant};
+
+const LONG: Duration = Duration::from_secs(1);
+
+/// Changes a valid input in a few places, in the ways that find most bugs of decoders.
+fn damage(valid: &[u8], r: &mut SplitMix64) -> Vec<u8> {
+    let mut data = valid.to_vec();
+    for _ in 0..1 + r.below(4) {
+        let at = r.below(data.len().max(1) as u64) as usize;
+        match r.below(6) {
+            _ if data.is_empty() => data.push(r.next() as u8),
+            0 => data[at] ^= 1 << r.below(8),
+            1 => data[at] = [0, 0xff, 0x7f, 0x80, b'\n', b','][r.below(6) as usize],
+            2 => data.truncate(at),
+            3 => drop(data.drain(at..(at + r.below(16) as usize).min(data.len()))),
+            4 => {
+                let piece = data[at..(at + 32).min(data.len())].to_vec();
+                let to = r.below(data.len() as u64) as usize;
+                data.splice(to..to, piece);
+            }
+            _ => data[at] = r.next() as u8,
+        }
+    }
+    data
+}
+
+fn fuzz(check: fn(&[u8]), valid: &[Vec<u8>]) {
+    valid.iter().for_each(|v| check(v));
+    let mut r = SplitMix64::new(2);
+    let start = Instant::now();
+    let mut rounds = 0;
+    while start.elapsed() < LONG {
+        let random: Vec<u8> = (0..r.below(300)).map(|_| r.next() as u8).collect();
+        check(&random);
+        valid.iter().for_each(|v| check(&damage(v, &mut r)));
+        rounds += 1;
+    }
+    assert!(rounds > 100, "only {rounds} rounds in a second");
+}
+
+fn champsim() -> Vec<u8> {
+    let record = |i: u64| Instruction {
+        ip: 0x40_0000 + i,
+        is_branch: (i & 1) as u8,
+        source_memory: [i << 12, 0, 7, u64::MAX],
+        destination_memory: [0, i],
+        ..Instruction::default()
+    };
+    (0..40).flat_map(|i| record(i).to_bytes()).collect()
+}
+
+fn entry(kind: u16, size: u16, value: u64) -> [u8; 12] {
+    let mut bytes = [0; 12];
+    bytes[..2].copy_from_slice(&kind.to_le_bytes());
+    bytes[2..4].copy_from_slice(&size.to_le_bytes());
+    bytes[4..].copy_from_slice(&value.to_le_bytes());
+    bytes
+}
+
+fn drmemtrace() -> Vec<u8> {
+    let mut bytes = [entry(25, 0, 5), entry(22, 4, 7), entry(24, 4, 6)].concat();
+    for i in 0..30u64 {
+        bytes.extend(entry(28, 2, 1000 + i));
+        bytes.extend(entry(10, 4, 0x40_0000 + 4 * i));
+        bytes.extend(entry((i % 50) as u16, 3, i << 11));
+        bytes.extend(entry(17, 3, 0x0403_0201));
+    }
+    bytes.extend(entry(26, 0, 0));
+    bytes
+}
+
+#[test]
+fn lackey() {
+    let log = b"==7== Lackey\nI  04016b80,3\n L 1ffeffe7e,8\nhello\n M 04016b80,16\n S ffffffffffffffff,512\n";
+    fuzz(fuzzing::lackey, &[log.to_vec(), log.repeat(30)]);
+}
+
+#[test]
+fn champsim_records() {
+    fuzz(fuzzing::champsim, &[champsim()]);
+}
+
+#[test]
+fn drmemtrace_records() {
+    fuzz(fuzzing::drmemtrace, &[drmemtrace()]);
+}
+
+#[test]
+fn compressed_files() {
+    let all: Vec<_> = common::compressed(&champsim()).into_iter().map(|c| c.1).collect();
+    fuzz(fuzzing::compressed, &all);
+}
+
+#[test]
+fn pattern_texts() {
+    let texts = ["zipf:theta=0.9,item=4KiB", "phases:sequential/stride:stride=4160/chase:node=64"];
+    fuzz(fuzzing::pattern, &texts.map(|t| t.as_bytes().to_vec()));
+}

@@ -1,0 +1,81 @@
+//! Opening files: what is told by content, and what is said when nothing fits.
+
+mod common;
+
+use common::{collect, file};
+use nestwalk_source::champsim::Instruction;
+use nestwalk_source::{Format, open};
+use std::path::Path;
+
+fn error(path: &Path) -> String {
+    open(path, None).err().expect("an error").to_string()
+}
+
+#[test]
+fn what_is_no_trace_is_refused_with_what_would_be_right() {
+    let dir = tempfile::tempdir().unwrap();
+    let message = error(dir.path());
+    assert!(message.contains("a directory") && message.contains("--trace-format"), "{message}");
+    let message = error(&dir.path().join("missing"));
+    assert!(message.contains("no such file") && message.contains("missing"), "{message}");
+    assert!(error(file(b"").path()).contains("an empty file"));
+    let message = error(file(&[0x77; 4096]).path());
+    for name in ["lackey", "champsim", "drmemtrace", "--trace-format"] {
+        assert!(message.contains(name), "{message}");
+    }
+    assert!(error(file(b"hello\nworld\n").path()).contains("12 bytes"));
+    for (name, data) in common::compressed(b"").into_iter().skip(1) {
+        let file = file(&data);
+        let message = open(file.path(), Some(Format::ChampSim)).err().unwrap().to_string();
+        assert!(message.contains("empty after decompression"), "{name}: {message}");
+    }
+}
+
+#[test]
+fn a_magic_number_with_nonsense_behind_it_is_damage() {
+    for magic in [&[0x1f, 0x8b][..], b"\xfd7zXZ\0", &[0x28, 0xb5, 0x2f, 0xfd]] {
+        let data = [magic, &[0xa5; 200]].concat();
+        let message = error(file(&data).path());
+        assert!(message.contains("damaged") || message.contains("cut off"), "{message}");
+    }
+}
+
+#[test]
+fn each_format_is_told_by_its_content() {
+    let record = Instruction { ip: 0x40_0000, ..Instruction::default() }.to_bytes();
+    let header = [25, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0];
+    let logs: [(&[u8], &str); 4] = [
+        (b"I  04016b80,3\n L 1ffeffe7e,8\n", "lackey"),
+        (b"==9== Lackey, an example Valgrind tool\n", "lackey"),
+        (&record, "ChampSim"),
+        (&header, "drmemtrace"),
+    ];
+    for (content, name) in logs {
+        let file = file(content);
+        let description = open(file.path(), None).unwrap().info().description;
+        assert!(description.contains(name), "{description}");
+    }
+}
+
+#[test]
+fn formats_have_names() {
+    for format in Format::ALL {
+        assert_eq!(format.name().parse(), Ok(format));
+    }
+    let message = "pin".parse::<Format>().unwrap_err();
+    assert!(message.contains("lackey, drmemtrace, champsim"), "{message}");
+}
+
+#[test]
+fn progress_ends_at_the_length_of_the_file() {
+    let data: Vec<u8> = (1..50_000)
+        .flat_map(|i| Instruction { ip: i * 64, ..Instruction::default() }.to_bytes())
+        .collect();
+    for (name, data) in common::compressed(&data) {
+        let file = file(&data);
+        let mut source = open(file.path(), None).unwrap();
+        assert_eq!(source.info().total, Some(data.len() as u64), "{name}");
+        collect(source.as_mut());
+        assert_eq!(source.position(), data.len() as u64, "{name}");
+    }
+}

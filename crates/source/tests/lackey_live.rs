@@ -1,0 +1,143 @@
+//! Live programs under valgrind, which must be installed (Debian package `valgrind`).
+
+mod common;
+
+use common::{Stream, collect};
+use nestwalk_source::{Lackey, LackeyStats, RunOptions};
+use nestwalk_types::{Batch, Control, ProcessId, Source};
+use std::ffi::OsString;
+
+fn words(command: &[&str]) -> Vec<OsString> {
+    command.iter().map(OsString::from).collect()
+}
+
+fn run(command: &[&str], options: &RunOptions) -> (Stream, LackeyStats, u64) {
+    let mut live = Lackey::run(&words(command), options)
+        .expect("these tests need valgrind: install the Debian package `valgrind`");
+    let stream = collect(&mut live);
+    assert!(live.exit_status().is_some_and(|s| s.success()), "{:?}", live.exit_status());
+    (stream, live.stats(), live.stops())
+}
+
+#[test]
+fn a_program_is_one_process_with_all_its_records() {
+    let (stream, stats, _) = run(&["true"], &RunOptions::default());
+    assert_eq!(stream.end, Ok(()));
+    assert_eq!(stream.instructions(), stats.instructions);
+    assert_eq!(stats.other_lines, 0, "every line is a record or valgrind's own");
+    // The dynamic loader alone takes some 100,000 instructions; a log of its own counts them.
+    let log = common::valgrind_log(&["true"]);
+    let saved = log.split(|&b| b == b'\n').filter(|l| l.starts_with(b"I  ")).count() as u64;
+    assert!(stats.instructions.abs_diff(saved) < saved / 5, "{} {saved}", stats.instructions);
+    let p = ProcessId(1);
+    let first: Vec<_> = stream.controls.iter().map(|c| &c.1).collect();
+    assert!(
+        matches!(first[..], [Control::RegionOfInterest, Control::Switch { .. }, Control::Exit { process }] if *process == p),
+        "{first:?}"
+    );
+}
+
+#[test]
+fn forked_and_started_programs_are_processes_of_their_own() {
+    // A subshell that only forks, a program that is started, one that replaces itself twice.
+    let script = "(x=1; y=$x; exit 0); /bin/true; sh -c 'exec /bin/echo replaced'";
+    let (stream, stats, _) = run(&["sh", "-c", script], &RunOptions::default());
+    assert_eq!(stream.end, Ok(()));
+    assert_eq!(stream.instructions(), stats.instructions);
+    let count = |f: fn(&Control) -> bool| stream.controls.iter().filter(|c| f(&c.1)).count();
+    assert_eq!(count(|c| matches!(c, Control::Fork { .. })), 3, "{:?}", stream.controls);
+    assert_eq!(count(|c| matches!(c, Control::Exec { .. })), 3, "{:?}", stream.controls);
+    assert_eq!(count(|c| matches!(c, Control::Exit { .. })), 4, "{:?}", stream.controls);
+    check_life(&stream);
+}
+
+/// Every process is born before it runs, is not mentioned after its exit, and the region of interest
+/// comes once.
+fn check_life(stream: &Stream) {
+    let mut alive = vec![ProcessId(1)];
+    let mut regions = 0;
+    for (_, control) in &stream.controls {
+        match control {
+            Control::Fork { parent, child } => {
+                assert!(alive.contains(parent) && !alive.contains(child), "{control:?}");
+                alive.push(*child);
+            }
+            Control::Exec { process } | Control::Switch { process, .. } => {
+                assert!(alive.contains(process), "{control:?}");
+            }
+            Control::Exit { process } => {
+                assert!(alive.contains(process), "{control:?}");
+                alive.retain(|p| p != process);
+            }
+            Control::RegionOfInterest => regions += 1,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!((alive.len(), regions), (0, 1));
+}
+
+#[test]
+fn several_vcpus_are_used() {
+    let options = RunOptions { vcpus: 2, ..RunOptions::default() };
+    let (stream, _, _) = run(&["sh", "-c", "/bin/true; /bin/true"], &options);
+    let on = |v| stream.runs.iter().filter(|r| r.vcpu.0 == v).count();
+    assert!(on(0) > 1000 && on(1) > 1000, "{} {}", on(0), on(1));
+}
+
+#[test]
+fn a_program_that_writes_faster_is_stopped_and_loses_nothing() {
+    let options = RunOptions { unread_bytes: 64 << 10, ..RunOptions::default() };
+    let mut live = Lackey::run(&words(&["sh", "-c", "/bin/true; /bin/true"]), &options).unwrap();
+    let mut batch = Batch::default();
+    let (mut instructions, mut exits) = (0, 0);
+    while live.next_batch(&mut batch).unwrap() {
+        instructions += batch.instructions();
+        exits += batch.controls.iter().filter(|c| matches!(c.1, Control::Exit { .. })).count();
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    assert_eq!(instructions, live.stats().instructions);
+    assert_eq!(exits, 3);
+    assert!(live.stops() > 0, "the program was never stopped");
+    assert_eq!(live.stats().other_lines, 0);
+}
+
+#[test]
+fn failures_say_what_to_do() {
+    let error = |command: &[&str], options: &RunOptions| {
+        Lackey::run(&words(command), options).err().expect("an error").to_string()
+    };
+    let normal = RunOptions::default();
+    let message = error(&["no-such-command-anywhere"], &normal);
+    assert!(message.contains("no such command in PATH"), "{message}");
+    let message = error(&["/nonexistent/command"], &normal);
+    assert!(message.contains("No such file"), "{message}");
+    let message = error(&["/etc/passwd"], &normal);
+    assert!(message.contains("not an executable file"), "{message}");
+    assert!(error(&[], &normal).contains("no command given"));
+    let missing = RunOptions { valgrind: "no-such-valgrind".into(), ..normal };
+    let message = error(&["true"], &missing);
+    assert!(message.contains("install the Debian package `valgrind`"), "{message}");
+}
+
+#[test]
+fn a_failing_command_is_reported_at_the_end() {
+    let mut live = Lackey::run(&words(&["false"]), &RunOptions::default()).unwrap();
+    let stream = collect(&mut live);
+    assert!(stream.end.is_ok() && stream.accesses() > 0);
+    assert_eq!(live.exit_status().and_then(|s| s.code()), Some(1));
+    let said = live.info().approximations.join("\n");
+    assert!(said.contains("failed: exit status: 1"), "{said}");
+}
+
+#[test]
+fn dropping_the_source_ends_the_program_and_leaves_nothing() {
+    let marker = tempfile::tempdir().unwrap();
+    let done = marker.path().join("done");
+    let script = format!("/bin/sleep 2; touch {}", done.display());
+    let mut live = Lackey::run(&words(&["sh", "-c", &script]), &RunOptions::default()).unwrap();
+    let mut batch = Batch::default();
+    assert!(live.next_batch(&mut batch).unwrap());
+    drop(live);
+    std::thread::sleep(std::time::Duration::from_millis(2500));
+    assert!(!done.exists(), "the program went on");
+}
