@@ -139,6 +139,13 @@ impl Cpu {
             Region::Unknown
         }
     }
+    /// The table of level 1 for `gva`, if that is known.
+    #[inline]
+    pub fn table(&self, gva: Gva) -> Option<Gpa> {
+        let (index, tag) = self.region(gva);
+        let slot = &self.regions[index];
+        (slot.tag == tag && slot.value & LARGE == 0).then(|| Gpa::new(slot.value))
+    }
     /// Remembers the part of a large page that covers the region of `gva`; `gpa` is where `gva` is.
     pub fn remember_large(&mut self, gva: Gva, gpa: Gpa, writable: bool, executable: bool) {
         let (index, tag) = self.region(gva);

@@ -9,6 +9,9 @@ use nestwalk_types::{
     Address, Control, FaultCode, Gpa, Gva, OsWork, PageSize, ProcessId, Protection, Run,
 };
 
+/// How many runs [`ModelledGuest::load_ahead`] looks at.
+const AHEAD: usize = 16;
+
 impl ModelledGuest {
     /// Gives each run its address; what the kernel must do before goes to the output before the run.
     pub(super) fn translate(
@@ -16,26 +19,51 @@ impl ModelledGuest {
         runs: &[Run],
         output: &mut Output<'_>,
     ) -> Result<(), GuestError> {
-        // Runs before this one are in the output.
-        let mut done = 0;
+        // Runs before `done` are in the output; table entries of runs before `warm` were loaded.
+        let (mut done, mut warm) = (0, 0);
         output.gpas().reserve(runs.len());
         for (i, run) in runs.iter().enumerate() {
             let cpu = self.cpus.get(usize::from(run.vcpu.0));
             let gpa = match cpu.and_then(|c| c.cached(run)) {
                 Some(gpa) => gpa,
-                None => match self.walk(run) {
-                    Some(gpa) => gpa,
-                    None => {
-                        output.runs(&runs[done..i]);
-                        done = i;
-                        self.resolve(run, output)?
+                None => {
+                    if i >= warm {
+                        // Misses that follow each other closely wait for memory together.
+                        if i < warm + AHEAD {
+                            self.load_ahead(&runs[i..runs.len().min(i + AHEAD)]);
+                        }
+                        warm = i + AHEAD;
                     }
-                },
+                    match self.walk(run) {
+                        Some(gpa) => gpa,
+                        None => {
+                            output.runs(&runs[done..i]);
+                            done = i;
+                            self.resolve(run, output)?
+                        }
+                    }
+                }
             };
             output.gpas().push(gpa);
         }
         output.runs(&runs[done..]);
         Ok(())
+    }
+
+    /// Loads the table entries of runs that will be looked up, so that the cache misses overlap: a
+    /// look-up is too long for the processor to overlap many by itself. Changes nothing.
+    #[inline(never)]
+    fn load_ahead(&self, runs: &[Run]) {
+        let mode = self.config.mode;
+        let mut sum = 0;
+        for run in runs {
+            let Some(cpu) = self.cpus.get(usize::from(run.vcpu.0)) else { return };
+            if let Some(table) = cpu.table(run.gva) {
+                let at = mode.entry_at(table, run.gva.value(), 1);
+                sum |= self.memory.tables.read(at, 8).unwrap_or(0);
+            }
+        }
+        std::hint::black_box(sum);
     }
 
     /// Looks the run's page up in the tables that CR3 points to. `None` if that faults, or if the
