@@ -82,6 +82,15 @@ fn push<const W: usize, T: Tag, P: Copy>(
     (victim.0 != T::INVALID).then_some(victim)
 }
 
+impl<P: Copy + Default> SetAssoc<u32, P> {
+    /// Reads the first and the last tag of a set, to have them near. The value means nothing.
+    #[inline]
+    pub fn read_ahead(&self, set: usize) -> u32 {
+        let range = self.range(set);
+        self.tags[range.start] ^ self.tags[range.end - 1]
+    }
+}
+
 impl<T: Tag, P: Copy + Default> SetAssoc<T, P> {
     /// An empty array.
     pub fn new(geometry: Geometry) -> Self {

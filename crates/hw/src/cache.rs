@@ -40,6 +40,13 @@ impl Cache {
     pub fn new(geometry: Geometry) -> Self {
         Self { lines: SetAssoc::new(geometry) }
     }
+    /// Reads the set that a line belongs to, without looking it up: the simulator's own memory is
+    /// slow, and a set that was read ahead of its use is near by then. Changes nothing.
+    #[inline]
+    fn read_ahead(&self, line: u64) -> u32 {
+        let (_, set) = self.lines.indexer().split(line);
+        self.lines.read_ahead(set)
+    }
     /// Looks a line up and fills it if it is not there. Whether it was there.
     #[inline]
     pub fn access(&mut self, line: u64) -> bool {
@@ -102,6 +109,11 @@ impl Caches {
             return ServedBy::L1;
         }
         Self::beyond(&mut private.l2, &mut self.llc, line)
+    }
+    /// Reads the last-level set of an address ahead of its use. The value means nothing.
+    #[inline]
+    pub fn read_ahead(&self, at: Hpa) -> u32 {
+        self.llc.read_ahead(at.value() >> 6)
     }
     #[inline]
     fn beyond(l2: &mut Cache, llc: &mut Cache, line: u64) -> ServedBy {

@@ -30,7 +30,8 @@ fn a_translation_keeps_what_it_is_given() {
 /// replacement that keeps the most recent use.
 #[test]
 fn hit_rate_is_entries_over_pages() {
-    for (entries, ways, pages) in [(64, 4, 1024), (1536, 12, 6144), (1536, 6, 6144), (64, 64, 256)] {
+    for (entries, ways, pages) in [(64, 4, 1024), (1536, 12, 6144), (1536, 6, 6144), (64, 64, 256)]
+    {
         let mut tlb = Tlb::new(&[array(&["4k", "2m"], entries, ways)]);
         let mut r = SplitMix64::new(5);
         let (mut hits, accesses) = (0u32, 400_000u32);
@@ -42,7 +43,8 @@ fn hit_rate_is_entries_over_pages() {
                 tlb.fill(gva, A, page(gva.value(), PageSize::SIZE_4K, false));
             }
         }
-        let (rate, theory) = (f64::from(hits) / f64::from(accesses), f64::from(entries) / pages as f64);
+        let (rate, theory) =
+            (f64::from(hits) / f64::from(accesses), f64::from(entries) / pages as f64);
         assert!((rate - theory).abs() < 0.003, "{entries}/{pages}: {rate} is not {theory}");
     }
 }

@@ -163,6 +163,11 @@ impl HostMemory {
         Some(HostPage { frame: leaf.frame, size: leaf.size, fresh: false })
     }
 
+    /// The host's table pages for guest RAM.
+    pub const fn tables(&self) -> &nestwalk_tables::TableMemory<Hpa> {
+        &self.memory.tables
+    }
+
     /// A 4 KiB frame for a table of the VMM (nested, shadow), whose contents the VMM keeps.
     pub fn alloc_table(&mut self) -> Option<Hpa> {
         let table = self.memory.physical.alloc(0)?;

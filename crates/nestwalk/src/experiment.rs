@@ -77,8 +77,9 @@ pub fn mode(option: &str, name: &str) -> Result<&'static Mode> {
 
 /// The page policy of that name.
 pub fn pages(option: &str, name: &str) -> Result<PagePolicy> {
-    PagePolicy::by_name(name)
-        .ok_or_else(|| anyhow!("{option} {name}: no such page size; there are: {}", PAGES.join(", ")))
+    PagePolicy::by_name(name).ok_or_else(|| {
+        anyhow!("{option} {name}: no such page size; there are: {}", PAGES.join(", "))
+    })
 }
 
 impl Experiment {
@@ -89,7 +90,10 @@ impl Experiment {
     pub fn from_args(args: &CompareArgs) -> Result<Self> {
         let mut sources = args.sources.clone();
         if args.lackey && !sources.is_empty() {
-            bail!("--lackey runs a command, so there can be no other source: {}", sources.join(" "));
+            bail!(
+                "--lackey runs a command, so there can be no other source: {}",
+                sources.join(" ")
+            );
         }
         if !args.lackey && !args.command.is_empty() {
             bail!("a command after `--` needs --lackey, as in: compare --lackey -- gcc -c x.c");
@@ -100,9 +104,7 @@ impl Experiment {
         let lackey: Vec<String> = args
             .command
             .iter()
-            .map(|a| {
-                a.to_str().map(String::from).ok_or_else(|| anyhow!("{a:?}: not valid UTF-8"))
-            })
+            .map(|a| a.to_str().map(String::from).ok_or_else(|| anyhow!("{a:?}: not valid UTF-8")))
             .collect::<Result<_>>()?;
         let footprint = parse_bytes(&args.footprint).context("--footprint")?;
         let machines =
@@ -162,8 +164,7 @@ impl Experiment {
     /// The file cannot be read, or is no experiment.
     pub fn from_file(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
-        let experiment: Self =
-            toml::from_str(&text).with_context(|| path.display().to_string())?;
+        let experiment: Self = toml::from_str(&text).with_context(|| path.display().to_string())?;
         // The profile inside is checked as one in a file of its own would be.
         let profile = toml::to_string(&experiment.profile)?;
         Profile::parse(&path.display().to_string(), &profile)?;

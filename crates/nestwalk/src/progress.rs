@@ -15,8 +15,11 @@ impl Meter {
     /// Begins to show progress of a source.
     pub fn new(info: &SourceInfo, quiet: bool) -> Self {
         let bar = info.total.map_or_else(ProgressBar::no_length, ProgressBar::new);
-        let target =
-            if quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr_with_hz(5) };
+        let target = if quiet {
+            ProgressDrawTarget::hidden()
+        } else {
+            ProgressDrawTarget::stderr_with_hz(5)
+        };
         bar.set_draw_target(target);
         let template = if info.total.is_some() {
             "{msg} accesses, {rate} [{wide_bar}] {percent}%, {eta} left"
@@ -41,11 +44,7 @@ impl Meter {
             self.bar.tick();
         }
         let rate = progress.accesses as f64 / self.bar.elapsed().as_secs_f64().max(0.001);
-        self.bar.set_message(format!(
-            "{} at {:.1} M/s",
-            HumanCount(progress.accesses),
-            rate / 1e6
-        ));
+        self.bar.set_message(format!("{} at {:.1} M/s", HumanCount(progress.accesses), rate / 1e6));
     }
 
     /// Takes the line away.

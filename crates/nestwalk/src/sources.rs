@@ -142,7 +142,8 @@ impl Warmup {
                 rest.count -= self.left as u16;
                 first.count = self.left as u16;
                 rest.instructions = (u64::from(first.instructions) * u64::from(rest.count)
-                    / (u64::from(rest.count) + self.left)) as u16;
+                    / (u64::from(rest.count) + self.left))
+                    as u16;
                 first.instructions -= rest.instructions;
                 batch.runs.insert(index + 1, rest);
                 for control in &mut batch.controls {

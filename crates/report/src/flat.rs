@@ -76,8 +76,10 @@ mod tests {
 
     #[test]
     fn nested_keys_become_columns_and_missing_cells_are_empty() {
-        let rows =
-            [json!({"n": "a,b", "x": {"p": 1}, "z": 0}), json!({"n": "c", "x": {"q": 2.5}, "z": 3})];
+        let rows = [
+            json!({"n": "a,b", "x": {"p": 1}, "z": 0}),
+            json!({"n": "c", "x": {"q": 2.5}, "z": 3}),
+        ];
         assert_eq!(to_csv(&rows).unwrap(), "n,x.q,x.p,z\n\"a,b\",,1,0\nc,2.5,,3\n");
     }
 }

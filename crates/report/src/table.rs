@@ -76,7 +76,11 @@ impl Table {
                 titles
                     .iter()
                     .map(|t| {
-                        (h + t.len()).checked_sub(height).and_then(|i| t.get(i)).copied().unwrap_or("")
+                        (h + t.len())
+                            .checked_sub(height)
+                            .and_then(|i| t.get(i))
+                            .copied()
+                            .unwrap_or("")
                     })
                     .collect(),
             );

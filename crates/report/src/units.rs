@@ -6,7 +6,9 @@ use thiserror::Error;
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum UnitError {
     /// Not a size.
-    #[error("`{0}` is no size: write a number with KiB, MiB, GiB or TiB (or K, M, G, T), as in 4GiB")]
+    #[error(
+        "`{0}` is no size: write a number with KiB, MiB, GiB or TiB (or K, M, G, T), as in 4GiB"
+    )]
     Bytes(String),
     /// Not a count.
     #[error("`{0}` is no count: write a number, with K, M or G for thousands, millions, billions")]
@@ -15,7 +17,8 @@ pub enum UnitError {
 
 fn split(text: &str) -> (&str, String) {
     let text = text.trim();
-    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.' && c != '_').unwrap_or(text.len());
+    let end =
+        text.find(|c: char| !c.is_ascii_digit() && c != '.' && c != '_').unwrap_or(text.len());
     (&text[..end], text[end..].trim().to_ascii_lowercase())
 }
 

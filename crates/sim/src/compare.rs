@@ -132,8 +132,7 @@ pub fn compare(
     } else {
         run_on_threads(plan.threads, &mut groups, seats, source, stop, progress)
     };
-    let guests =
-        groups.iter().map(|g| (g.spec.pages.name().to_owned(), g.guest.stats())).collect();
+    let guests = groups.iter().map(|g| (g.spec.pages.name().to_owned(), g.guest.stats())).collect();
     Ok(Outcome { machines: results(plan, &seats), guests, error })
 }
 
@@ -172,27 +171,28 @@ fn guest(plan: &Plan, spec: DimensionSpec) -> Result<ModelledGuest, CompareError
 /// # Errors
 /// Its memory or its scheme cannot be set up.
 pub fn machine(plan: &Plan, spec: &MachineSpec) -> Result<Box<dyn AnyMachine>, CompareError> {
-    let host = match spec.host {
-        None => None,
-        Some(host) => {
-            let config = HostConfig {
-                bytes: plan.host_bytes,
-                mode: plan.host_mode,
-                policy: host.pages,
-                placement: host.placement,
-                fragmentation: plan.fragmentation.1,
-                // The host's memory is another machine's: its holes are elsewhere.
-                seed: plan.seed ^ 0x686f_7374,
-                kernel_bytes: KERNEL_BYTES,
-            };
-            let slots = pc_memory_map(plan.guest_bytes);
-            let memory = HostMemory::with_config(&config, &slots);
-            Some(memory.map_err(|source| CompareError::Memory {
-                machine: spec.name.clone(),
-                source,
-            })?)
-        }
-    };
+    let host =
+        match spec.host {
+            None => None,
+            Some(host) => {
+                let config = HostConfig {
+                    bytes: plan.host_bytes,
+                    mode: plan.host_mode,
+                    policy: host.pages,
+                    placement: host.placement,
+                    fragmentation: plan.fragmentation.1,
+                    // The host's memory is another machine's: its holes are elsewhere.
+                    seed: plan.seed ^ 0x686f_7374,
+                    kernel_bytes: KERNEL_BYTES,
+                };
+                let slots = pc_memory_map(plan.guest_bytes);
+                let memory = HostMemory::with_config(&config, &slots);
+                Some(memory.map_err(|source| CompareError::Memory {
+                    machine: spec.name.clone(),
+                    source,
+                })?)
+            }
+        };
     Ok((spec.scheme.build)(Build {
         name: spec.name.clone(),
         profile: plan.profile.clone(),

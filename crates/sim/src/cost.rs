@@ -39,7 +39,8 @@ impl Cycles {
     pub fn of(c: &Counters, profile: &Profile) -> Self {
         let core = &profile.core;
         let program = c.instructions as f64 * core.base_cpi.value
-            + core.data_exposed.value * (beyond_l1(&c.data, profile) + beyond_l1(&c.fetch, profile));
+            + core.data_exposed.value
+                * (beyond_l1(&c.data, profile) + beyond_l1(&c.fetch, profile));
         let translation = core.walk_exposed.value
             * (c.walk_cycles as f64 + c.l2_tlb_hits as f64 * core.l2_tlb_hit_cycles.value);
         let per_ns = core.frequency_mhz.value / 1000.0;
@@ -56,8 +57,7 @@ impl Cycles {
 fn beyond_l1(served: &[u64; ServedBy::COUNT], profile: &Profile) -> f64 {
     let p = &profile.caches;
     let first = f64::from(p.l1d.cycles);
-    let latency =
-        [first, f64::from(p.l2.cycles), f64::from(p.llc.cycles), p.memory_cycles.value];
+    let latency = [first, f64::from(p.l2.cycles), f64::from(p.llc.cycles), p.memory_cycles.value];
     served.iter().zip(latency).map(|(n, l)| *n as f64 * (l - first)).sum()
 }
 

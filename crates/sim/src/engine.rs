@@ -4,6 +4,7 @@
 //! scheme's walker; a fault of the walker goes to the scheme's software, whose answer is followed by
 //! another walk. Hardware never calls software.
 
+use crate::ahead::{GROUP, WORTHWHILE};
 use crate::counters::Counters;
 use crate::hardware::{GUEST_VPID, Hardware, Request, Step};
 use crate::referee::{Referee, Verdict};
@@ -51,6 +52,8 @@ pub struct Machine<S> {
     /// The scheme.
     pub scheme: S,
     referee: Option<Referee>,
+    /// Second-level misses in the last group of runs.
+    recent_misses: u64,
 }
 
 impl<S: Scheme> Machine<S> {
@@ -69,10 +72,23 @@ impl<S: Scheme> Machine<S> {
             scheme,
             referee: build.verify.then(|| Referee::new(&build.name)),
             name: build.name,
+            recent_misses: 0,
         })
     }
 
     fn run_slice(&mut self, runs: &[Run], gpas: &[Gpa]) -> Result<(), MachineError> {
+        for (runs, gpas) in runs.chunks(GROUP).zip(gpas.chunks(GROUP)) {
+            if self.recent_misses >= WORTHWHILE {
+                self.scheme.read_ahead(&self.platform, runs, gpas);
+            }
+            let before = self.platform.counters.l2_tlb_misses;
+            self.run_group(runs, gpas)?;
+            self.recent_misses = self.platform.counters.l2_tlb_misses - before;
+        }
+        Ok(())
+    }
+
+    fn run_group(&mut self, runs: &[Run], gpas: &[Gpa]) -> Result<(), MachineError> {
         let (mut accesses, mut instructions, mut fetches) = (0, 0, 0);
         for (run, gpa) in runs.iter().zip(gpas) {
             let (hpa, hit) = self.translate(run)?;
@@ -206,12 +222,7 @@ impl<S: Scheme> Machine<S> {
 
     /// The access that faults in the guest: the hardware walks and fails; the guest's kernel answers
     /// with the events that follow.
-    fn guest_fault(
-        &mut self,
-        vcpu: VcpuId,
-        gva: Gva,
-        code: FaultCode,
-    ) -> Result<(), MachineError> {
+    fn guest_fault(&mut self, vcpu: VcpuId, gva: Gva, code: FaultCode) -> Result<(), MachineError> {
         self.platform.counters.guest_faults += 1;
         let request = Request {
             vcpu,
@@ -313,12 +324,7 @@ impl<S: Scheme> Machine<S> {
         Ok(())
     }
 
-    fn page_cleared(
-        &mut self,
-        vcpu: VcpuId,
-        gpa: Gpa,
-        size: PageSize,
-    ) -> Result<(), MachineError> {
+    fn page_cleared(&mut self, vcpu: VcpuId, gpa: Gpa, size: PageSize) -> Result<(), MachineError> {
         self.platform.counters.pages_cleared += size.base_pages();
         for i in 0..size.base_pages() {
             self.platform.world.guest.remove(gpa.offset_by(i << 12));

@@ -268,11 +268,7 @@ impl Core {
     }
     /// Looks the combined walk cache up for the current address space.
     #[inline]
-    pub fn partial_walk(
-        &mut self,
-        mode: &Mode,
-        gva: Gva,
-    ) -> Option<(u8, Pointer)> {
+    pub fn partial_walk(&mut self, mode: &Mode, gva: Gva) -> Option<(u8, Pointer)> {
         self.walk_cache.look_up(mode, gva, self.asid)
     }
 }

@@ -4,6 +4,7 @@
 //! One way: events → [`engine`] → [`scheme::Scheme`] (walker, then software) → [`counters`] →
 //! [`cost`].
 
+pub mod ahead;
 pub mod compare;
 pub mod cost;
 pub mod counters;

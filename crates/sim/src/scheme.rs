@@ -6,7 +6,7 @@ use crate::walk::Fault;
 use crate::world::World;
 use nestwalk_hw::Translation;
 use nestwalk_mm::MmError;
-use nestwalk_types::{Gpa, Gva, Invalidation, PageSize, VcpuId};
+use nestwalk_types::{Gpa, Gva, Invalidation, PageSize, Run, VcpuId};
 use serde::Serialize;
 use thiserror::Error;
 
@@ -119,6 +119,12 @@ pub trait Scheme: Send {
     /// # Errors
     /// The fault that the access meets.
     fn walk(&mut self, platform: &mut Platform, request: &Request) -> Result<Translation, Fault>;
+
+    /// Reads ahead what walks for these runs will need, at most [`crate::ahead::GROUP`] of them.
+    /// Changes nothing but speed.
+    fn read_ahead(&mut self, platform: &Platform, runs: &[Run], gpas: &[Gpa]) {
+        let _ = (platform, runs, gpas);
+    }
 
     /// Software answers a fault.
     ///

@@ -164,11 +164,7 @@ impl MachineSpec {
     }
 }
 
-fn full_name(
-    scheme: &Definition,
-    guest: DimensionSpec,
-    host: Option<DimensionSpec>,
-) -> String {
+fn full_name(scheme: &Definition, guest: DimensionSpec, host: Option<DimensionSpec>) -> String {
     let mut name = format!("{}:{}", scheme.name, guest.pages.name());
     if let Some(host) = host {
         name += &format!("+{}", host.pages.name());
@@ -221,13 +217,10 @@ mod tests {
             specs.into_iter().map(|s| s.name).collect()
         };
         assert_eq!(names("nested"), ["ideal:4k", "native:4k", "nested:4k+4k"]);
-        assert_eq!(names("native,shadow:2m"), [
-            "ideal:4k",
-            "ideal:2m",
-            "native:2m",
-            "native:4k",
-            "shadow:2m+2m"
-        ]);
+        assert_eq!(
+            names("native,shadow:2m"),
+            ["ideal:4k", "ideal:2m", "native:2m", "native:4k", "shadow:2m+2m"]
+        );
         assert_eq!(names("nested:4k+2m,nested:4k+1g").len(), 4);
     }
 

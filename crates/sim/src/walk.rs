@@ -267,8 +267,7 @@ fn finish_2d(
     found: &Found<Gpa>,
 ) -> Result<Translation, Fault> {
     let gpa = found.frame.offset_by(request.gva.offset_in(found.size));
-    let host =
-        translate_nested(hardware, counters, nested, request.core(), gpa, request.write, 0)?;
+    let host = translate_nested(hardware, counters, nested, request.core(), gpa, request.write, 0)?;
     let size = found.size.min(host.size());
     counters.splintered += u64::from(size < found.size);
     Ok(Translation::new(

@@ -10,6 +10,11 @@ const SLAB: usize = 1 << SLAB_SHIFT;
 
 type Page = [u64; 512];
 
+/// A short cut to a table: no look-up by address. Only for hints, since it does not notice when the
+/// table goes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Handle(u32);
+
 /// The pages of one physical address space that hold page tables. Pages of data have no contents
 /// and take no memory.
 ///
@@ -55,6 +60,19 @@ impl<A: Address> TableMemory<A> {
     #[inline]
     fn page_of_slot_mut(&mut self, slot: usize) -> &mut Page {
         &mut self.slabs[slot >> SLAB_SHIFT][slot & (SLAB - 1)]
+    }
+
+    /// Where the table at `at` is held: good for [`TableMemory::word`] until it is removed.
+    #[inline]
+    pub fn handle(&self, at: A) -> Option<Handle> {
+        self.slot(at).map(|s| Handle(s as u32))
+    }
+    /// Word `index` (0..512) of a table by its handle. A handle of a table that was removed gives
+    /// any word, or 0.
+    #[inline]
+    pub fn word(&self, handle: Handle, index: u64) -> u64 {
+        let slot = handle.0 as usize;
+        self.slabs.get(slot >> SLAB_SHIFT).map_or(0, |s| s[slot & (SLAB - 1)][index as usize & 511])
     }
 
     /// Table pages held.

@@ -33,7 +33,10 @@ pub fn walk(args: &WalkArgs) -> Result<()> {
     }
     let spec = MachineSpec::parse(&args.machine, pages("--page-size", &args.page_size)?)?;
     if spec.scheme.name == "ideal" {
-        bail!("machine `{}`: the ideal machine does not walk; try native, shadow, nested", args.machine);
+        bail!(
+            "machine `{}`: the ideal machine does not walk; try native, shadow, nested",
+            args.machine
+        );
     }
     let mut profile = Profile::load(&args.profile)?;
     if !args.caches {

@@ -4,12 +4,13 @@
 //! What every overhead is a percentage of (the papers' E_ideal).
 
 use super::{Build, Definition};
+use crate::ahead::{GROUP, WORTHWHILE, read_sets};
 use crate::counters::Counters;
 use crate::engine::AnyMachine;
 use crate::hardware::Step;
 use crate::referee::Verdict;
 use crate::scheme::{MachineError, PageTableBytes};
-use nestwalk_hw::Caches;
+use nestwalk_hw::{Caches, ServedBy};
 use nestwalk_types::{Control, Gpa, GuestBatch, Hpa, Run};
 
 /// The catalogue's entry.
@@ -25,6 +26,7 @@ fn build(request: Build) -> Result<Box<dyn AnyMachine>, MachineError> {
         caches: Caches::new(&request.profile.caches, request.vcpus),
         cores: request.vcpus,
         counters: Counters::default(),
+        recent_misses: 0,
         name: request.name,
     }))
 }
@@ -34,9 +36,31 @@ struct Ideal {
     caches: Caches,
     cores: usize,
     counters: Counters,
+    /// References of the last group of runs that went to memory.
+    recent_misses: u64,
 }
 
 impl Ideal {
+    fn run_group(&mut self, runs: &[Run], gpas: &[Gpa]) -> Result<(), MachineError> {
+        if self.recent_misses >= WORTHWHILE {
+            read_sets(&self.caches, gpas.iter().map(|g| Hpa::new(g.value())));
+        }
+        let before = self.counters.data[ServedBy::Memory as usize];
+        for (run, gpa) in runs.iter().zip(gpas) {
+            if usize::from(run.vcpu.0) >= self.cores {
+                return Err(MachineError::NoSuchVcpu {
+                    machine: self.name.clone(),
+                    vcpu: run.vcpu.0,
+                    vcpus: self.cores,
+                    needed: usize::from(run.vcpu.0) + 1,
+                });
+            }
+            self.run_one(run, *gpa);
+        }
+        self.recent_misses = self.counters.data[ServedBy::Memory as usize] - before;
+        Ok(())
+    }
+
     fn run_one(&mut self, run: &Run, gpa: Gpa) {
         let core = usize::from(run.vcpu.0);
         let counters = &mut self.counters;
@@ -86,17 +110,9 @@ impl AnyMachine for Ideal {
                     _ => {}
                 }
             }
-            for i in runs {
-                let run = &batch.batch.runs[i];
-                if usize::from(run.vcpu.0) >= self.cores {
-                    return Err(MachineError::NoSuchVcpu {
-                        machine: self.name.clone(),
-                        vcpu: run.vcpu.0,
-                        vcpus: self.cores,
-                        needed: usize::from(run.vcpu.0) + 1,
-                    });
-                }
-                self.run_one(run, batch.gpas[i]);
+            let (runs, gpas) = (&batch.batch.runs[runs.clone()], &batch.gpas[runs]);
+            for (runs, gpas) in runs.chunks(GROUP).zip(gpas.chunks(GROUP)) {
+                self.run_group(runs, gpas)?;
             }
         }
         Ok(())

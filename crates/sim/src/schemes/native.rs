@@ -4,12 +4,14 @@
 //! those of the virtual machines beside it, only that a guest-physical address *is* an address of RAM.
 
 use super::{Build, Definition};
+use crate::ahead::{LeafHints, read_sets};
 use crate::counters::Dimension;
 use crate::engine::{AnyMachine, Machine};
 use crate::hardware::Request;
 use crate::scheme::{Answer, MachineError, Platform, Scheme};
 use crate::walk::{Fault, Tables, walk_1d};
 use nestwalk_hw::Translation;
+use nestwalk_types::{Gpa, Hpa, Run};
 
 /// The catalogue's entry.
 pub const DEFINITION: Definition = Definition {
@@ -20,11 +22,14 @@ pub const DEFINITION: Definition = Definition {
 };
 
 fn build(request: Build) -> Result<Box<dyn AnyMachine>, MachineError> {
-    Ok(Box::new(Machine::new(Native, request)?))
+    Ok(Box::new(Machine::new(Native::default(), request)?))
 }
 
-/// The scheme has no state of its own.
-pub struct Native;
+/// The scheme has no state of its own but hints for speed.
+#[derive(Default)]
+pub struct Native {
+    hints: LeafHints<Gpa>,
+}
 
 impl Scheme for Native {
     #[inline]
@@ -38,6 +43,15 @@ impl Scheme for Native {
             dimension: Dimension::Guest,
         };
         walk_1d(&mut platform.hardware, &mut platform.counters, &mut tables, request)
+    }
+
+    fn read_ahead(&mut self, platform: &Platform, runs: &[Run], gpas: &[Gpa]) {
+        let world = &platform.world;
+        let Some(first) = runs.first() else { return };
+        let (mode, root) = (world.mode, world.root(first.vcpu));
+        let leaves = self.hints.read(&world.guest, mode, root, runs.iter().map(|r| r.gva));
+        let used = gpas.iter().chain(&leaves.at[..runs.len()]);
+        read_sets(&platform.hardware.caches, used.map(|g| Hpa::new(g.value())));
     }
 
     fn answer(

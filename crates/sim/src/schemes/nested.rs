@@ -4,6 +4,7 @@
 //! violations by which the nested tables are built, one per host page.
 
 use super::{Build, Definition};
+use crate::ahead::{LeafHints, read_sets};
 use crate::counters::Dimension;
 use crate::engine::{AnyMachine, Machine};
 use crate::hardware::Request;
@@ -11,7 +12,7 @@ use crate::scheme::{Answer, MachineError, PageTableBytes, Platform, Scheme};
 use crate::vmm::nested_mmu::NestedMmu;
 use crate::walk::{Fault, Tables, walk_2d};
 use nestwalk_hw::Translation;
-use nestwalk_types::{Gpa, PageSize, VcpuId};
+use nestwalk_types::{Address, Gpa, Hpa, PageSize, Run, VcpuId};
 
 /// The catalogue's entry.
 pub const DEFINITION: Definition = Definition {
@@ -24,13 +25,15 @@ pub const DEFINITION: Definition = Definition {
 fn build(request: Build) -> Result<Box<dyn AnyMachine>, MachineError> {
     let mut request = request;
     let mmu = NestedMmu::new(request.nested_mode, &mut request.host)?;
-    Ok(Box::new(Machine::new(Nested { mmu }, request)?))
+    Ok(Box::new(Machine::new(Nested { mmu, guest_hints: LeafHints::default(), nested_hints: LeafHints::default() }, request)?))
 }
 
 /// The nested tables of the VM.
 pub struct Nested {
     /// The hypervisor's half.
     pub mmu: NestedMmu,
+    guest_hints: LeafHints<Gpa>,
+    nested_hints: LeafHints<Hpa>,
 }
 
 impl Scheme for Nested {
@@ -46,6 +49,24 @@ impl Scheme for Nested {
         };
         let mut nested = self.mmu.tables();
         walk_2d(&mut platform.hardware, &mut platform.counters, &mut guest, &mut nested, request)
+    }
+
+    fn read_ahead(&mut self, platform: &Platform, runs: &[Run], gpas: &[Gpa]) {
+        let world = &platform.world;
+        let Some(first) = runs.first() else { return };
+        let (mode, root) = (world.mode, world.root(first.vcpu));
+        let count = runs.len();
+        let guest = self.guest_hints.read(&world.guest, mode, root, runs.iter().map(|r| r.gva));
+        // Where the guest's leaf entries are, and where the pages are.
+        for gpas in [&guest.at[..count], gpas] {
+            let nested = self.mmu.tables();
+            let (memory, mode, root) = (nested.memory, nested.mode, nested.root);
+            let host = self.nested_hints.read(memory, mode, root, gpas.iter().copied());
+            let targets = host.entries.iter().zip(gpas).map(|(leaf, gpa)| {
+                leaf.target::<Hpa>().offset_by(gpa.offset_in(PageSize::SIZE_4K))
+            });
+            read_sets(&platform.hardware.caches, targets.chain(host.at.into_iter().take(count)));
+        }
     }
 
     fn answer(

@@ -2,6 +2,7 @@
 //! walks those, 4 references at most. Every change of the guest's tables costs exits.
 
 use super::{Build, Definition};
+use crate::ahead::{LeafHints, read_sets};
 use crate::counters::Dimension;
 use crate::engine::{AnyMachine, Machine};
 use crate::hardware::Request;
@@ -9,7 +10,7 @@ use crate::scheme::{Answer, MachineError, PageTableBytes, Platform, Scheme};
 use crate::vmm::shadow::ShadowMmu;
 use crate::walk::{Fault, Tables, walk_1d};
 use nestwalk_hw::Translation;
-use nestwalk_types::{Gpa, Invalidation, PageSize, VcpuId};
+use nestwalk_types::{Address, Gpa, Hpa, Invalidation, PageSize, Run, VcpuId};
 
 /// The catalogue's entry.
 pub const DEFINITION: Definition = Definition {
@@ -22,13 +23,14 @@ pub const DEFINITION: Definition = Definition {
 fn build(request: Build) -> Result<Box<dyn AnyMachine>, MachineError> {
     let guest_pages = request.guest_bytes >> 12;
     let mmu = ShadowMmu::new(request.guest_mode, request.vcpus, guest_pages);
-    Ok(Box::new(Machine::new(Shadow { mmu }, request)?))
+    Ok(Box::new(Machine::new(Shadow { mmu, hints: LeafHints::default() }, request)?))
 }
 
 /// The shadow tables of the VM.
 pub struct Shadow {
     /// The hypervisor's half.
     pub mmu: ShadowMmu,
+    hints: LeafHints<Hpa>,
 }
 
 impl Scheme for Shadow {
@@ -38,6 +40,17 @@ impl Scheme for Shadow {
         let (mode, memory) = self.mmu.tables();
         let mut tables = Tables { mode, memory, root, dimension: Dimension::Shadow };
         walk_1d(&mut platform.hardware, &mut platform.counters, &mut tables, request)
+    }
+
+    fn read_ahead(&mut self, platform: &Platform, runs: &[Run], _gpas: &[Gpa]) {
+        let Some(first) = runs.first() else { return };
+        let root = self.mmu.walk_root(usize::from(first.vcpu.0));
+        let (mode, memory) = self.mmu.tables();
+        let leaves = self.hints.read(memory, mode, root, runs.iter().map(|r| r.gva));
+        let pages = leaves.entries.iter().zip(runs).map(|(leaf, run)| {
+            leaf.target::<Hpa>().offset_by(run.gva.offset_in(PageSize::SIZE_4K))
+        });
+        read_sets(&platform.hardware.caches, pages.chain(leaves.at.into_iter().take(runs.len())));
     }
 
     fn answer(

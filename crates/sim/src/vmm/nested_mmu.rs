@@ -5,6 +5,7 @@ use crate::hardware::Request;
 use crate::scheme::{MachineError, Platform};
 use crate::walk::NestedTables;
 use nestwalk_mm::HostMemory;
+use nestwalk_tables::entry::{ACCESSED, DIRTY};
 use nestwalk_tables::{Entry, Level, MapError, Mode, TableMemory, TableOwner, look_up, store};
 use nestwalk_types::{Address, Gpa, Hpa, PageSize, Protection};
 
@@ -67,7 +68,8 @@ impl NestedMmu {
         let Some(host) = &mut platform.world.host else {
             return Err(MachineError::NoTableFrame { what: "nested table" });
         };
-        let leaf = Entry::leaf(frame, Protection::ALL, level > 1);
+        // KVM marks writable entries accessed and dirty when it makes them (`set_spte`).
+        let leaf = Entry::leaf(frame, Protection::ALL, level > 1).with(ACCESSED | DIRTY);
         let mut owner = FromHost(host);
         match store(&mut self.memory, self.mode, self.root, gpa, level, leaf, &mut owner) {
             Ok(_) | Err(MapError::Occupied(_)) => {}

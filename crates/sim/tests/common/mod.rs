@@ -131,7 +131,14 @@ pub fn machine(
     host_mode: &'static Mode,
     host_pages: &str,
 ) -> Box<dyn AnyMachine> {
-    machine_with(scheme, guest_mode, host_mode, host_pages, &Profile::load("cascade-lake-6252").unwrap(), 1)
+    machine_with(
+        scheme,
+        guest_mode,
+        host_mode,
+        host_pages,
+        &Profile::load("cascade-lake-6252").unwrap(),
+        1,
+    )
 }
 
 pub fn machine_with(

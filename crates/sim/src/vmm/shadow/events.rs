@@ -189,9 +189,10 @@ impl ShadowMmu {
         (gfn, pcid): (u64, u16),
         keep: bool,
     ) -> Result<(), MachineError> {
-        let cached = self.roots[v].previous.iter().position(|r| {
-            r.gfn == gfn && r.pcid == pcid && !self.pages[r.page as usize].obsolete
-        });
+        let cached = self.roots[v]
+            .previous
+            .iter()
+            .position(|r| r.gfn == gfn && r.pcid == pcid && !self.pages[r.page as usize].obsolete);
         let root = match cached.and_then(|i| self.roots[v].previous.remove(i)) {
             Some(root) => {
                 if !keep {
@@ -261,7 +262,8 @@ impl ShadowMmu {
                 let raw = platform.world.guest.read(at, self.mode.entry_bytes).unwrap_or(0);
                 let guest = Entry(raw);
                 let gfn = guest.target::<Gpa>().page_number();
-                if guest.has(PRESENT | ACCESSED) && self.prefill(platform, page, index, gfn, guest) {
+                if guest.has(PRESENT | ACCESSED) && self.prefill(platform, page, index, gfn, guest)
+                {
                     platform.counters.shadow_prefetches += 1;
                 }
                 return;

@@ -19,9 +19,12 @@ struct GuestWalk {
 }
 
 /// A shadow leaf with the permissions that a guest leaf gives: a clean guest page is mapped read-only,
-/// so that the first store exits and the guest's dirty bit can be set.
+/// so that the first store exits and the guest's dirty bit can be set. A writable entry is dirty from
+/// the start (`set_spte`).
 pub(super) fn with_permissions(spte: Entry, guest: Entry) -> Entry {
-    Entry(spte.0 & !(WRITE | USER | NO_EXECUTE) | permission_bits(guest))
+    let bits = permission_bits(guest);
+    let dirty = if bits & WRITE == 0 { 0 } else { DIRTY };
+    Entry(spte.0 & !(WRITE | USER | NO_EXECUTE) | bits | dirty)
 }
 
 fn permission_bits(guest: Entry) -> Access {
@@ -162,9 +165,8 @@ impl ShadowMmu {
                 self.drop_entry(spte);
                 let mut pointer = Entry::table(table);
                 if !direct {
-                    pointer = Entry(
-                        pointer.0 & !(WRITE | USER) | guest.0 & (WRITE | USER | NO_EXECUTE),
-                    );
+                    pointer =
+                        Entry(pointer.0 & !(WRITE | USER) | guest.0 & (WRITE | USER | NO_EXECUTE));
                 }
                 self.link(spte, child, pointer);
             }

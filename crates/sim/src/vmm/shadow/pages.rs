@@ -219,17 +219,12 @@ impl ShadowMmu {
     }
 
     /// Stores a leaf entry that maps `gfn`.
-    pub(super) fn set_leaf(
-        &mut self,
-        page: PageId,
-        index: u64,
-        gfn: u64,
-        entry: Entry,
-    ) {
+    pub(super) fn set_leaf(&mut self, page: PageId, index: u64, gfn: u64, entry: Entry) {
         let spte = self.spte_at(page, index);
         let old = Entry(self.memory.read(spte, 8).unwrap_or(0));
         if old.is_present() {
-            let same = old.target::<Hpa>() == entry.target::<Hpa>() && old.has(LARGE) == entry.has(LARGE);
+            let same =
+                old.target::<Hpa>() == entry.target::<Hpa>() && old.has(LARGE) == entry.has(LARGE);
             let level = self.pages[page as usize].level;
             if same && (level == 1 || old.has(LARGE)) && self.mapped_gfn(page, spte) == gfn {
                 self.memory.write(spte, 8, entry.0);
