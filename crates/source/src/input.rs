@@ -68,12 +68,25 @@ const HEAD: usize = 4096;
 /// and so is the format, unless it is given.
 ///
 /// A directory is accepted for [`Format::Drmemtrace`] alone: its files are the threads of a trace.
+/// Everything runs on one vCPU; see [`open_on`].
 ///
 /// # Errors
 /// The file does not exist, cannot be read, is a directory or empty, or is in none of the formats.
 pub fn open(path: &Path, format: Option<Format>) -> Result<Box<dyn Source>, SourceError> {
+    open_on(path, format, 1)
+}
+
+/// As [`open`], with the threads of a trace that keeps them apart on so many vCPUs.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_on(
+    path: &Path,
+    format: Option<Format>,
+    vcpus: u8,
+) -> Result<Box<dyn Source>, SourceError> {
     if format == Some(Format::Drmemtrace) && path.is_dir() {
-        return Ok(Box::new(Drmemtrace::open_directory(path, Drmemtrace::VCPUS)?));
+        return Ok(Box::new(Drmemtrace::open_directory(path, vcpus)?));
     }
     let (name, mut file, total) = open_file(path)?;
     if format.is_none_or(|f| f == Format::Drmemtrace) && drmemtrace::is_zip(&mut file) {
@@ -96,15 +109,15 @@ pub fn open(path: &Path, format: Option<Format>) -> Result<Box<dyn Source>, Sour
         return Err(fail("empty after decompression; a trace has at least one record".into()));
     }
     Ok(match found {
-        Format::Lackey => Box::new(Lackey::source(name, window, Some(total))),
-        Format::ChampSim => Box::new(ChampSim::source(name, window, Some(total))),
-        Format::Drmemtrace => Box::new(Drmemtrace::source(name, window, Some(total))),
+        Format::Lackey => Box::new(Lackey::source(name, window, total)),
+        Format::ChampSim => Box::new(ChampSim::source(name, window, total)),
+        Format::Drmemtrace => Box::new(Drmemtrace::source(name, window, total)),
     })
 }
 
-/// A file that is one and has something in it: its name for messages, and its length in bytes.
-/// Pipes have no length.
-pub(crate) fn open_file(path: &Path) -> Result<(String, File, u64), SourceError> {
+/// A file that is one and has something in it: its name for messages, and its length in bytes, which
+/// a pipe does not have.
+pub(crate) fn open_file(path: &Path) -> Result<(String, File, Option<u64>), SourceError> {
     let name = path.display().to_string();
     let fail = |message: String| SourceError { source: name.clone(), message };
     let file = File::open(path).map_err(|e| match e.kind() {
@@ -122,7 +135,8 @@ pub(crate) fn open_file(path: &Path) -> Result<(String, File, u64), SourceError>
     if metadata.is_file() && metadata.len() == 0 {
         return Err(fail("an empty file; a trace has at least one record".into()));
     }
-    Ok((name, file, metadata.len()))
+    let total = metadata.is_file().then_some(metadata.len());
+    Ok((name, file, total))
 }
 
 pub(crate) fn cannot_read(name: &str, error: &io::Error) -> SourceError {

@@ -9,6 +9,7 @@ mod bytes;
 pub mod champsim;
 mod decoder;
 pub mod drmemtrace;
+mod first_touch;
 mod input;
 pub mod lackey;
 mod limit;
@@ -18,7 +19,8 @@ mod patterns;
 #[doc(hidden)]
 pub mod fuzzing;
 
-pub use input::{Format, open};
+pub use first_touch::FirstTouch;
+pub use input::{Format, open, open_on};
 pub use lackey::{Lackey, LackeyStats, RunOptions};
 pub use limit::Limit;
 pub use multiplex::Multiplex;

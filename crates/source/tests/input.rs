@@ -79,3 +79,20 @@ fn progress_ends_at_the_length_of_the_file() {
         assert_eq!(source.position(), data.len() as u64, "{name}");
     }
 }
+
+#[test]
+fn a_pipe_is_read_like_a_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("pipe");
+    assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+    let data = Instruction { ip: 0x40_0000, ..Instruction::default() }.to_bytes().repeat(5000);
+    let (_, packed) = common::compressed(&data).swap_remove(3);
+    let writer = std::thread::spawn({
+        let path = path.clone();
+        move || std::fs::write(path, packed).unwrap()
+    });
+    let mut source = open(&path, None).unwrap();
+    assert_eq!(source.info().total, None);
+    assert_eq!(collect(source.as_mut()).instructions(), 5000);
+    writer.join().unwrap();
+}

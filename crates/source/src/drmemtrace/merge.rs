@@ -41,16 +41,13 @@ pub struct Drmemtrace {
 }
 
 impl Drmemtrace {
-    /// vCPUs on which [`crate::open`] runs the threads of a directory.
-    pub const VCPUS: u8 = 8;
-
     /// Opens the file of one thread: plain, gzip, xz, zstd, or a zip archive of chunks.
     ///
     /// # Errors
     /// The file cannot be read, or is a zip archive without readable members.
     pub fn open(path: &Path) -> Result<Self, SourceError> {
         let (stream, total) = open_stream(path, VcpuId(0), true)?;
-        Ok(Self::new(path.display().to_string(), Some(total), vec![stream], 1))
+        Ok(Self::new(path.display().to_string(), total, vec![stream], 1))
     }
 
     /// Opens a directory whose files are the threads of one trace, or the directory above it, as
@@ -74,14 +71,14 @@ impl Drmemtrace {
         }
         let vcpus = vcpus.max(1);
         let mut streams = Vec::new();
-        let mut total = 0;
+        let mut total = Some(0);
         for (i, file) in files.iter().enumerate() {
             let vcpu = VcpuId((i % usize::from(vcpus)) as u8);
             let (stream, bytes) = open_stream(file, vcpu, files.len() <= READ_AHEAD)?;
-            total += bytes;
+            total = total.zip(bytes).map(|(t, b)| t + b);
             streams.push(stream);
         }
-        Ok(Self::new(name, Some(total), streams, vcpus))
+        Ok(Self::new(name, total, streams, vcpus))
     }
 
     pub(crate) fn source(name: String, window: Window, total: Option<u64>) -> Self {
@@ -199,7 +196,11 @@ impl Stream {
     }
 }
 
-fn open_stream(path: &Path, vcpu: VcpuId, thread: bool) -> Result<(Stream, u64), SourceError> {
+fn open_stream(
+    path: &Path,
+    vcpu: VcpuId,
+    thread: bool,
+) -> Result<(Stream, Option<u64>), SourceError> {
     let (name, mut file, bytes) = open_file(path)?;
     let failed = |e: &std::io::Error| cannot_read(&name, e);
     let window = if super::is_zip(&mut file) {

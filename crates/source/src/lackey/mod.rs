@@ -42,7 +42,7 @@ impl Lackey {
     pub fn from_log(path: &Path) -> Result<Self, SourceError> {
         let (name, file, total) = crate::input::open_file(path)?;
         let window = Window::file(file).map_err(|e| crate::input::cannot_read(&name, &e))?;
-        Ok(Self::source(name, window, Some(total)))
+        Ok(Self::source(name, window, total))
     }
 
     /// Reads a log from `reader`, which may be compressed; `name` is for messages.
