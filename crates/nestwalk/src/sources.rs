@@ -2,7 +2,7 @@
 
 use crate::experiment::Experiment;
 use anyhow::{Context, Result, anyhow, bail};
-use nestwalk_source::{Format, Lackey, Limit, Multiplex, Pattern, PatternSpec, RunOptions};
+use nestwalk_source::{FirstTouch, Format, Lackey, Limit, Multiplex, Pattern, PatternSpec, RunOptions};
 use nestwalk_types::{Batch, Control, Source, SourceError, SourceInfo};
 use nestwalk_workloads::{Populate, WORKLOADS, WorkloadSpec};
 use std::ffi::OsString;
@@ -39,6 +39,7 @@ pub fn open(experiment: &Experiment) -> Result<Box<dyn Source>> {
         let options = RunOptions { vcpus: experiment.vcpus, ..RunOptions::default() };
         Box::new(Lackey::run(&command, &options)?)
     };
+    let source: Box<dyn Source> = Box::new(FirstTouch::new(source));
     let source: Box<dyn Source> = if experiment.warmup > 0 {
         Box::new(Warmup { inner: source, left: experiment.warmup, counting: false })
     } else {
