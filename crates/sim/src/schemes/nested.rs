@@ -24,8 +24,7 @@ pub const DEFINITION: Definition = Definition {
 
 fn build(request: Build) -> Result<Box<dyn AnyMachine>, MachineError> {
     let mut request = request;
-    let mmu = NestedMmu::new(request.nested_mode, &mut request.host)?;
-    Ok(Box::new(Machine::new(Nested { mmu, guest_hints: LeafHints::default(), nested_hints: LeafHints::default() }, request)?))
+    Ok(Box::new(Machine::new(Nested::new(&mut request)?, request)?))
 }
 
 /// The nested tables of the VM.
@@ -34,6 +33,17 @@ pub struct Nested {
     pub mmu: NestedMmu,
     guest_hints: LeafHints<Gpa>,
     nested_hints: LeafHints<Hpa>,
+}
+
+impl Nested {
+    /// With an empty root table, whose frame comes from the machine's host.
+    ///
+    /// # Errors
+    /// There is no host, or no frame.
+    pub fn new(request: &mut Build) -> Result<Self, MachineError> {
+        let mmu = NestedMmu::new(request.nested_mode, &mut request.host)?;
+        Ok(Self { mmu, guest_hints: LeafHints::default(), nested_hints: LeafHints::default() })
+    }
 }
 
 impl Scheme for Nested {

@@ -21,9 +21,7 @@ pub const DEFINITION: Definition = Definition {
 };
 
 fn build(request: Build) -> Result<Box<dyn AnyMachine>, MachineError> {
-    let guest_pages = request.guest_bytes >> 12;
-    let mmu = ShadowMmu::new(request.guest_mode, request.vcpus, guest_pages);
-    Ok(Box::new(Machine::new(Shadow { mmu, hints: LeafHints::default() }, request)?))
+    Ok(Box::new(Machine::new(Shadow::new(&request), request)?))
 }
 
 /// The shadow tables of the VM.
@@ -31,6 +29,15 @@ pub struct Shadow {
     /// The hypervisor's half.
     pub mmu: ShadowMmu,
     hints: LeafHints<Hpa>,
+}
+
+impl Shadow {
+    /// Without shadow tables yet.
+    pub fn new(request: &Build) -> Self {
+        let guest_pages = request.guest_bytes >> 12;
+        let mmu = ShadowMmu::new(request.guest_mode, request.vcpus, guest_pages);
+        Self { mmu, hints: LeafHints::default() }
+    }
 }
 
 impl Scheme for Shadow {
