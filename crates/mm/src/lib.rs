@@ -14,6 +14,7 @@
 
 mod bitmap;
 mod buddy;
+mod counts;
 mod error;
 mod guest;
 mod host;

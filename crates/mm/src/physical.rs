@@ -1,6 +1,7 @@
 //! Physical memory of one machine: zones of a memory map, shared frames, fragmentation.
 
 use crate::buddy::{Buddy, MAX_ORDER};
+use crate::counts::FrameCounts;
 use crate::error::MmError;
 use nestwalk_types::{Address, PageSize, SplitMix64, mix64};
 use std::collections::HashMap;
@@ -73,6 +74,9 @@ pub struct PhysicalMemory<O> {
     ranges: Vec<(O, u64)>,
     frames: u64,
     pinned: u64,
+    /// Mappings of a 4 KiB frame beyond its first.
+    extra: FrameCounts,
+    /// Mappings of larger blocks that have more than one.
     shares: HashMap<u64, Share, BuildHasherDefault<NumberHasher>>,
     /// Blocks in state [`Share::Split`]: no look-up for them while there are none.
     split: u64,
@@ -125,6 +129,7 @@ impl<O: Address> PhysicalMemory<O> {
             ranges: ranges.to_vec(),
             frames: bytes >> 12,
             pinned: 0,
+            extra: FrameCounts::default(),
             shares: HashMap::default(),
             split: 0,
             space: PhantomData,
@@ -224,6 +229,11 @@ impl<O: Address> PhysicalMemory<O> {
 
     /// Adds a mapping to a block that has one already.
     pub fn share(&mut self, at: O, order: u32) {
+        if order == 0 {
+            let frame = at.page_number();
+            self.extra.set(frame, self.extra.get(frame) + 1);
+            return;
+        }
         let k = key(at.page_number(), order);
         match self.shares.get_mut(&k) {
             None => {
@@ -240,6 +250,9 @@ impl<O: Address> PhysicalMemory<O> {
 
     /// Whether the block, or a part of it, has more than one mapping.
     pub fn is_shared(&self, at: O, order: u32) -> bool {
+        if order == 0 {
+            return self.extra.get(at.page_number()) > 0;
+        }
         if self.shares.is_empty() {
             return false;
         }
@@ -266,7 +279,11 @@ impl<O: Address> PhysicalMemory<O> {
         self.split += 1;
         if let Some(n) = mappings {
             for part in parts(at, order, sub) {
-                self.shares.insert(key(part.page_number(), sub), Share::Mappings(n));
+                if sub == 0 {
+                    self.extra.set(part.page_number(), n - 1);
+                } else {
+                    self.shares.insert(key(part.page_number(), sub), Share::Mappings(n));
+                }
             }
         }
     }
@@ -285,6 +302,9 @@ impl<O: Address> PhysicalMemory<O> {
     /// Takes a mapping away from a block; the block, or those parts of it that have no mapping left,
     /// are free again. Returns how many frames that are.
     pub fn release(&mut self, at: O, order: u32) -> u64 {
+        if order == 0 {
+            return self.release_frame(at);
+        }
         let k = key(at.page_number(), order);
         let share = if self.shares.is_empty() { None } else { self.shares.get_mut(&k) };
         match share {
@@ -307,6 +327,20 @@ impl<O: Address> PhysicalMemory<O> {
                 parts(at, order, sub).map(|part| self.release(part, sub)).sum()
             }
         }
+    }
+
+    fn release_frame(&mut self, at: O) -> u64 {
+        let frame = at.page_number();
+        let extra = self.extra.get(frame);
+        if extra > 0 {
+            self.extra.set(frame, extra - 1);
+            return 0;
+        }
+        self.free(at, 0);
+        if self.split > 0 {
+            self.part_is_gone(at, 0);
+        }
+        1
     }
 
     /// Keeps the books of blocks in [`Share::Split`] when a part has become free.
@@ -429,6 +463,7 @@ mod tests {
         assert_eq!(rest.iter().map(|p| m.release(*p, 9)).sum::<u64>(), 0);
         assert_eq!(rest.iter().map(|p| m.release(*p, 9)).sum::<u64>(), 511 << 9);
         assert_eq!((m.free_frames(), m.shares.len(), m.split), (whole, 0, 0));
+        assert!(m.extra.is_empty());
     }
 
     #[test]
@@ -451,5 +486,6 @@ mod tests {
         assert!(!m.is_shared(block, 9));
         assert_eq!(m.release(block, 9), 512);
         assert_eq!((m.free_frames(), m.shares.len(), m.split), (whole, 0, 0));
+        assert!(m.extra.is_empty());
     }
 }
