@@ -277,9 +277,19 @@ impl Tlb {
             .find_map(|(i, a)| a.sizes.iter().position(|s| s.size == size).map(|j| (i, j)))
     }
 
-    /// Removes the entries that translate `address` for `asid`, of any size; global ones too if
-    /// `global`. Returns how many there were.
+    /// Removes the page of `address`: the entries that translate it for `asid`, of any size, and all
+    /// other parts of the same large page; global ones too if `global`. Returns how many there were.
     pub fn invalidate_page<I: Address>(&mut self, address: I, asid: Asid, global: bool) -> u32 {
+        let removed = self.remove(address, asid, global);
+        if self.any_splinter {
+            return removed + self.remove_splinters(address.value(), u64::from(asid.0), global);
+        }
+        removed
+    }
+
+    /// Removes the entries that translate `address` for `asid`, of any size; global ones too if
+    /// `global`. Returns how many there were. Other parts of the same large page stay.
+    pub fn remove<I: Address>(&mut self, address: I, asid: Asid, global: bool) -> u32 {
         let mut removed = 0;
         for array in &mut self.arrays {
             for s in array.sizes.iter().filter(|s| s.used) {
@@ -292,9 +302,6 @@ impl Tlb {
                     removed += u32::from(array.entries.remove(set, tag(page, s.size, shared)));
                 }
             }
-        }
-        if self.any_splinter {
-            removed += self.remove_splinters(address.value(), u64::from(asid.0), global);
         }
         removed
     }

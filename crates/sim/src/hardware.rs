@@ -237,16 +237,20 @@ impl Hardware {
 }
 
 impl Core {
-    /// One page of one address space, and all its walk-cache entries, as INVLPG does.
+    /// One page of one address space, every part of it if it is a large one, and all walk-cache
+    /// entries of the address space, as INVLPG does.
     pub fn invalidate_page(&mut self, gva: Gva, asid: Asid, global: bool) {
-        self.drop_page(gva, asid, global);
-        self.walk_cache.invalidate_asid(asid);
-    }
-    /// One page from the TLBs only.
-    pub fn drop_page(&mut self, gva: Gva, asid: Asid, global: bool) {
         self.l1d.invalidate_page(gva, asid, global);
         self.l1i.invalidate_page(gva, asid, global);
         self.l2.invalidate_page(gva, asid, global);
+        self.walk_cache.invalidate_asid(asid);
+    }
+    /// The entries for one address from the TLBs only: what an access that could not use them, or a
+    /// fault, removes. Other parts of a large page stay.
+    pub fn drop_page(&mut self, gva: Gva, asid: Asid, global: bool) {
+        self.l1d.remove(gva, asid, global);
+        self.l1i.remove(gva, asid, global);
+        self.l2.remove(gva, asid, global);
     }
     /// The translation and the partial walks of one address in the current address space: what a
     /// fault removes.
