@@ -196,7 +196,7 @@ impl<S: Scheme> Machine<S> {
     /// Walks until the access is translated.
     fn resolve(&mut self, request: &Request) -> Result<Translation, MachineError> {
         for _ in 0..ATTEMPTS {
-            match self.walk(request) {
+            match self.walk(request, false) {
                 Ok(translation) => return Ok(translation),
                 Err(fault) => {
                     let answer = self.scheme.answer(&mut self.platform, request, fault)?;
@@ -213,10 +213,12 @@ impl<S: Scheme> Machine<S> {
         Err(self.stuck(request))
     }
 
-    fn walk(&mut self, request: &Request) -> Result<Translation, Fault> {
+    /// `delivered`: the guest is told of a fault, whatever the walk finds by now.
+    fn walk(&mut self, request: &Request, delivered: bool) -> Result<Translation, Fault> {
         self.platform.hardware.begin_walk();
         let result = self.scheme.walk(&mut self.platform, request);
-        self.platform.hardware.end_walk(&mut self.platform.counters, result.is_err());
+        let faulted = delivered || result.is_err();
+        self.platform.hardware.end_walk(&mut self.platform.counters, faulted);
         result
     }
 
@@ -233,7 +235,7 @@ impl<S: Scheme> Machine<S> {
             pc: Gva::new(0),
         };
         for _ in 0..ATTEMPTS {
-            let answer = match self.walk(&request) {
+            let answer = match self.walk(&request, true) {
                 // A spurious fault: another vCPU's kernel has mapped the page by now.
                 Ok(_) => Answer::GuestFault,
                 Err(fault) => self.scheme.answer(&mut self.platform, &request, fault)?,
