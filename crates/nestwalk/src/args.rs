@@ -18,7 +18,7 @@ pub struct Args {
 #[derive(Subcommand, Debug)]
 pub enum Command {
     /// Drive many machines with one source and compare them
-    Compare(CompareArgs),
+    Compare(Box<CompareArgs>),
     /// Repeat an experiment from its configuration file (`compare --output DIR` writes one)
     Run(RunArgs),
     /// Show one translation, reference by reference
@@ -52,7 +52,7 @@ pub struct OutputArgs {
     /// Also write results.json, results.csv, table.txt and the resolved config.toml into DIR
     #[arg(long, value_name = "DIR")]
     pub output: Option<PathBuf>,
-    /// Worker threads [default: all cores]. Results do not depend on it
+    /// Worker threads; results do not depend on it [default: all cores]
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
     /// No progress on standard error
@@ -81,11 +81,11 @@ pub struct CompareArgs {
     /// Hardware profile: a built-in name or a .toml file
     #[arg(long, default_value = "cascade-lake-6252")]
     pub profile: String,
-    /// Memory that a workload or pattern works on
-    #[arg(long, value_name = "BYTES", default_value = "4GiB")]
-    pub footprint: String,
-    /// Accesses to simulate, after set-up and warm-up [default: 20M for workloads and patterns, all
-    /// of a trace or program]
+    /// Memory that a workload or pattern works on [default: 4GiB; 1GiB with 32-bit paging]
+    #[arg(long, value_name = "BYTES")]
+    pub footprint: Option<String>,
+    /// Accesses to simulate, after set-up and warm-up; 0 for all that there are [default: 20M for
+    /// workloads and patterns, all of a trace or program]
     #[arg(long, value_name = "COUNT")]
     pub accesses: Option<String>,
     /// Page sizes of machines that do not name theirs: 4k, thp, 2m, 4m, 1g
@@ -168,9 +168,10 @@ pub struct WalkArgs {
     /// The machine, as for `compare --machines`
     #[arg(default_value = "nested")]
     pub machine: String,
-    /// Guest-virtual address
-    #[arg(long, default_value = "0x7ffff7a01234")]
-    pub address: String,
+    /// Guest-virtual address, in hexadecimal [default: 0x7ffff7a01234; 0x77a01234 with 32-bit
+    /// paging]
+    #[arg(long)]
+    pub address: Option<String>,
     /// Hardware profile
     #[arg(long, default_value = "cascade-lake-6252")]
     pub profile: String,

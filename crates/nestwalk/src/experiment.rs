@@ -1,17 +1,29 @@
 //! What an experiment is, with nothing left to defaults: the file that repeats it.
 
 use crate::args::{CompareArgs, PopulateArg};
+pub use crate::check::pages;
+use crate::check::{self, Origin};
+use crate::sources::{self, Kind};
 use anyhow::{Context, Result, anyhow, bail};
-use nestwalk_hw::{HPA_LIMIT, Profile};
+use nestwalk_hw::Profile;
 use nestwalk_mm::PagePolicy;
 use nestwalk_report::{parse_bytes, parse_count};
 use nestwalk_sim::compare::Plan;
-use nestwalk_sim::spec::{MachineSpec, PAGES};
-use nestwalk_tables::{MODES, Mode};
+use nestwalk_sim::spec::MachineSpec;
+use nestwalk_tables::Mode;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
+/// Version of this program.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
 const GIB: u64 = 1 << 30;
+/// Bytes that workloads and patterns work on, if not said otherwise.
+const FOOTPRINT: u64 = 4 * GIB;
+/// The same where addresses have 32 bits.
+const FOOTPRINT_32: u64 = GIB;
+/// Most guest memory that is given unasked: with it the host's is within what can be modelled.
+const GUEST_MAX: u64 = 12 << 40;
 /// Footprint up to which memory is populated before counting begins, if not said otherwise: beyond
 /// it, populating takes minutes and gigabytes of tables.
 const POPULATE_MAX: u64 = 64 * GIB;
@@ -67,21 +79,6 @@ pub struct Experiment {
     pub profile: Profile,
 }
 
-/// The paging mode of that name.
-pub fn mode(option: &str, name: &str) -> Result<&'static Mode> {
-    Mode::by_name(name).ok_or_else(|| {
-        let known = MODES.iter().map(|m| m.name).collect::<Vec<_>>().join(", ");
-        anyhow!("{option} {name}: no such paging mode; there are: {known}")
-    })
-}
-
-/// The page policy of that name.
-pub fn pages(option: &str, name: &str) -> Result<PagePolicy> {
-    PagePolicy::by_name(name).ok_or_else(|| {
-        anyhow!("{option} {name}: no such page size; there are: {}", PAGES.join(", "))
-    })
-}
-
 impl Experiment {
     /// What the arguments mean.
     ///
@@ -106,11 +103,14 @@ impl Experiment {
             .iter()
             .map(|a| a.to_str().map(String::from).ok_or_else(|| anyhow!("{a:?}: not valid UTF-8")))
             .collect::<Result<_>>()?;
-        let footprint = parse_bytes(&args.footprint).context("--footprint")?;
-        let machines =
-            MachineSpec::parse_list(&args.machines, pages("--page-size", &args.page_size)?)
-                .context("--machines")?;
-        let guest_mode = mode("--guest-paging", &args.guest_paging)?;
+        let guest_mode = check::mode("--guest-paging", &args.guest_paging)?;
+        let footprint = match &args.footprint {
+            Some(text) => parse_bytes(text).context("--footprint")?,
+            None if guest_mode.address_bits() == 32 => FOOTPRINT_32,
+            None => FOOTPRINT,
+        };
+        let pages = pages("--page-size", &args.page_size)?;
+        let machines = MachineSpec::parse_list(&args.machines, pages).context("--machines")?;
         let guest_memory = match &args.guest_memory {
             Some(text) => parse_bytes(text).context("--guest-memory")?,
             // Frames of 4-byte entries are below 4 GiB, of which the I/O gap takes one.
@@ -121,14 +121,15 @@ impl Experiment {
             Some(text) => parse_bytes(text).context("--host-memory")?,
             None => (guest_memory / 4 * 5 + 8 * GIB).next_multiple_of(GIB),
         };
-        let traces = args.lackey || sources.iter().any(|s| crate::sources::is_file(s));
+        let trace = |s: &String| sources::kind(s) == Some(Kind::File);
+        let traces = args.lackey || sources.iter().any(trace);
         let accesses = match &args.accesses {
             Some(text) => parse_count(text).context("--accesses")?,
             None if traces => 0,
             None => ACCESSES,
         };
         let experiment = Self {
-            version: env!("CARGO_PKG_VERSION").into(),
+            version: VERSION.into(),
             sources,
             lackey,
             trace_format: args.trace_format.clone().unwrap_or_default(),
@@ -154,7 +155,7 @@ impl Experiment {
             pcids: !args.no_pcids,
             profile: Profile::load(&args.profile).context("--profile")?,
         };
-        experiment.check()?;
+        check::experiment(&experiment, Origin::Arguments)?;
         Ok(experiment)
     }
 
@@ -163,42 +164,32 @@ impl Experiment {
     /// # Errors
     /// The file cannot be read, or is no experiment.
     pub fn from_file(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
-        let experiment: Self = toml::from_str(&text).with_context(|| path.display().to_string())?;
+        Self::read(path).with_context(|| path.display().to_string())
+    }
+
+    fn read(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path)
+            .context("cannot be read; give a config.toml as `compare --output DIR` writes it")?;
+        let experiment: Self = toml::from_str(&text).map_err(|error| {
+            // What another version wrote may have other keys: that is the better explanation.
+            match version_of(&text) {
+                Some(version) if version != VERSION => anyhow!(other_version(&version)),
+                _ => anyhow!(error),
+            }
+        })?;
+        if experiment.version != VERSION {
+            bail!(other_version(&experiment.version));
+        }
         // The profile inside is checked as one in a file of its own would be.
         let profile = toml::to_string(&experiment.profile)?;
-        Profile::parse(&path.display().to_string(), &profile)?;
-        experiment.check().with_context(|| path.display().to_string())?;
+        Profile::parse("in it", &profile)?;
+        check::experiment(&experiment, Origin::File)?;
         Ok(experiment)
     }
 
-    fn check(&self) -> Result<()> {
-        if self.vcpus == 0 {
-            bail!("--vcpus 0: a machine has at least 1");
-        }
-        if self.quantum == 0 {
-            bail!("--quantum 0: a turn has at least 1 instruction");
-        }
-        for (option, degree) in [
-            ("--guest-fragmentation", self.guest_fragmentation),
-            ("--host-fragmentation", self.host_fragmentation),
-        ] {
-            if !(0.0..=1.0).contains(&degree) {
-                bail!("{option} {degree}: must be from 0 to 1");
-            }
-        }
-        for (option, bytes) in
-            [("--guest-memory", self.guest_memory), ("--host-memory", self.host_memory)]
-        {
-            if bytes > HPA_LIMIT {
-                bail!(
-                    "{option} {}: at most {} of memory can be modelled",
-                    nestwalk_report::bytes(bytes),
-                    nestwalk_report::bytes(HPA_LIMIT)
-                );
-            }
-        }
-        Ok(())
+    /// Whether its guest has 32-bit addresses.
+    pub fn has_32_bit_guest(&self) -> bool {
+        Mode::by_name(&self.guest_paging).is_some_and(|m| m.address_bits() == 32)
     }
 
     /// The machines and their memory.
@@ -210,12 +201,12 @@ impl Experiment {
         for name in &self.machines {
             machines.push(MachineSpec::parse(name, PagePolicy::Base)?);
         }
-        let guest_mode = mode("--guest-paging", &self.guest_paging)?;
+        let guest_mode = check::mode("guest_paging", &self.guest_paging)?;
         Ok(Plan {
             machines,
             profile: self.profile.clone(),
             guest_mode,
-            host_mode: mode("--host-paging", &self.host_paging)?,
+            host_mode: check::mode("host_paging", &self.host_paging)?,
             vcpus: usize::from(self.vcpus),
             guest_bytes: self.guest_memory,
             host_bytes: self.host_memory,
@@ -228,12 +219,22 @@ impl Experiment {
     }
 }
 
+/// The version that a configuration names, if it can be told.
+fn version_of(text: &str) -> Option<String> {
+    let table: toml::Table = toml::from_str(text).ok()?;
+    table.get("version")?.as_str().map(Into::into)
+}
+
+fn other_version(version: &str) -> String {
+    format!(
+        "written by nestwalk {version}, but this is nestwalk {VERSION}, whose results may differ; \
+         run it with that version, or set `version = \"{VERSION}\"` to run it with this one"
+    )
+}
+
 /// Twice what the sources work on, for kernels' and tables' needs and for page sizes that waste, and
 /// 8 GiB. Memory that is not touched costs the simulator next to nothing.
 fn default_guest_memory(footprint: u64, sources: u64) -> u64 {
-    footprint
-        .saturating_mul(2 * sources.max(1))
-        .saturating_add(8 * GIB)
-        .checked_next_multiple_of(GIB)
-        .unwrap_or(u64::MAX)
+    let twice = footprint.saturating_mul(2 * sources.max(1));
+    twice.saturating_add(8 * GIB).min(GUEST_MAX).next_multiple_of(GIB)
 }

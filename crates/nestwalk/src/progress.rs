@@ -1,9 +1,8 @@
 //! Progress on standard error, with rate and time left, if a person may be looking.
 
-use indicatif::{HumanCount, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
+use indicatif::{HumanCount, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use nestwalk_sim::compare::Progress;
 use nestwalk_types::SourceInfo;
-use std::fmt::Write;
 
 /// A progress line.
 pub struct Meter {
@@ -22,13 +21,12 @@ impl Meter {
         };
         bar.set_draw_target(target);
         let template = if info.total.is_some() {
-            "{msg} accesses, {rate} [{wide_bar}] {percent}%, {eta} left"
+            "{msg} [{wide_bar}] {percent}%, {eta} left"
         } else {
-            "{msg} accesses, {rate} {spinner}"
+            "{msg} {spinner}"
         };
-        let style = ProgressStyle::with_template(template)
-            .unwrap_or_else(|_| ProgressStyle::default_bar())
-            .with_key("rate", |_: &ProgressState, _: &mut dyn Write| {});
+        let style =
+            ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
         bar.set_style(style);
         Self { bar, by_position: info.total.is_some() }
     }
@@ -44,7 +42,11 @@ impl Meter {
             self.bar.tick();
         }
         let rate = progress.accesses as f64 / self.bar.elapsed().as_secs_f64().max(0.001);
-        self.bar.set_message(format!("{} at {:.1} M/s", HumanCount(progress.accesses), rate / 1e6));
+        self.bar.set_message(format!(
+            "{} accesses at {:.1} M/s",
+            HumanCount(progress.accesses),
+            rate / 1e6
+        ));
     }
 
     /// Takes the line away.

@@ -1,15 +1,16 @@
 //! `compare` and `run`: one source, many machines, one table.
 
 use crate::args::{CompareArgs, Format, OutputArgs, RunArgs};
-use crate::experiment::Experiment;
+use crate::experiment::{Experiment, VERSION};
 use crate::progress::Meter;
 use crate::{show, sources};
 use anyhow::{Context, Result, anyhow, bail};
+use nestwalk_mm::GuestStats;
 use nestwalk_report::count;
-use nestwalk_sim::compare::{Outcome, compare as drive};
+use nestwalk_sim::compare::{CompareError, Outcome, compare as drive};
 use nestwalk_types::SourceInfo;
 use serde_json::{Value, json};
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -31,38 +32,59 @@ fn experiment(experiment: &Experiment, output: &OutputArgs) -> Result<()> {
         None => std::thread::available_parallelism().map_or(1, usize::from),
     };
     let plan = experiment.plan(threads)?;
+    let mut source = sources::open(experiment)?;
     // A place that cannot be written to is found out before the work, not after it.
     if let Some(folder) = &output.output {
         prepare(folder, experiment)?;
     }
-    let mut source = sources::open(experiment)?;
-    let stop = Arc::new(AtomicBool::new(false));
-    let on_signal = Arc::clone(&stop);
-    // A second handler in one process (tests) is no reason to fail.
-    let _ = ctrlc::set_handler(move || on_signal.store(true, Ordering::Relaxed));
+    let stop = stop_on_signals();
     let meter = Meter::new(&source.info(), output.quiet);
     let outcome = drive(&plan, source.as_mut(), &stop, &mut |p| meter.show(p))?;
     meter.done();
     let info = source.info();
     drop(source);
-    let counted = outcome.machines.first().map_or(0, |m| m.accesses);
-    let json = as_json(experiment, &info, &outcome)?;
-    let printed = render(output.format, experiment, &info, &outcome, &json)?;
-    std::io::stdout().lock().write_all(printed.as_bytes())?;
-    if let Some(folder) = &output.output {
-        let table = render(Format::Table, experiment, &info, &outcome, &json)?;
-        let csv = render(Format::Csv, experiment, &info, &outcome, &json)?;
-        write(folder, "table.txt", &table)?;
-        write(folder, "results.csv", &csv)?;
-        write(folder, "results.json", &(serde_json::to_string_pretty(&json)? + "\n"))?;
+    let results = Results { experiment, info: &info, outcome: &outcome };
+    // Whatever happens to one copy of the results, the other is written.
+    let saved = output.output.as_ref().map_or(Ok(()), |folder| save(folder, &results));
+    let printed = print(&results.render(output.format)?);
+    saved.and(printed)?;
+    verdict(outcome)
+}
+
+/// A flag that a signal sets. The second signal ends the program at once: a source may be waiting for
+/// something that does not come.
+fn stop_on_signals() -> Arc<AtomicBool> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let on_signal = Arc::clone(&stop);
+    let handler = move || {
+        if on_signal.swap(true, Ordering::Relaxed) {
+            eprintln!("nestwalk: interrupted twice: ended without results");
+            std::process::exit(2);
+        }
+    };
+    if let Err(error) = ctrlc::set_handler(handler) {
+        eprintln!("nestwalk: an interruption will lose the results: {error}");
     }
+    stop
+}
+
+fn print(text: &str) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("standard output")
+}
+
+/// What the results are worth.
+fn verdict(outcome: Outcome) -> Result<()> {
+    let counted = outcome.machines.first().map_or(0, |m| m.accesses);
     let violations: u64 =
         outcome.machines.iter().filter_map(|m| m.referee.as_ref()).map(|v| v.violations).sum();
-    if let Some(error) = outcome.error {
-        return Err(anyhow!(error).context(format!(
-            "ended early; the results printed are those of the first {} accesses",
-            count(counted)
-        )));
+    let kept = || format!("the results are those of the first {} accesses", count(counted));
+    match outcome.error {
+        Some(CompareError::Interrupted) => bail!("interrupted: {}", kept()),
+        Some(error) => {
+            return Err(anyhow!(error).context(format!("ended early; {}", kept())));
+        }
+        None => {}
     }
     if violations > 0 {
         bail!("the referee found {violations} violations: the results cannot be trusted");
@@ -73,97 +95,141 @@ fn experiment(experiment: &Experiment, output: &OutputArgs) -> Result<()> {
     Ok(())
 }
 
+/// Names of the files that `--output` makes, beside the configuration.
+const SAVED: [(&str, Format); 3] =
+    [("results.json", Format::Json), ("results.csv", Format::Csv), ("table.txt", Format::Table)];
+
+/// Makes the folder with the configuration in it. Results of another run do not stay beside it.
 fn prepare(folder: &Path, experiment: &Experiment) -> Result<()> {
     std::fs::create_dir_all(folder)
         .with_context(|| format!("--output {}: cannot be made", folder.display()))?;
+    for (name, _) in SAVED {
+        let path = folder.join(name);
+        match std::fs::remove_file(&path) {
+            Err(e) if e.kind() != ErrorKind::NotFound => {
+                return Err(anyhow!(e).context(format!("{}: cannot be replaced", path.display())));
+            }
+            _ => {}
+        }
+    }
     write(folder, "config.toml", &toml::to_string(experiment)?)
 }
 
 fn write(folder: &Path, name: &str, text: &str) -> Result<()> {
     let path = folder.join(name);
-    std::fs::write(&path, text).with_context(|| format!("{}: cannot be written", path.display()))
+    let written = std::fs::write(&path, text);
+    if written.is_err() {
+        // Half a file would be taken for a whole one.
+        let _ = std::fs::remove_file(&path);
+    }
+    written.with_context(|| format!("{}: cannot be written", path.display()))
 }
 
-fn as_json(experiment: &Experiment, info: &SourceInfo, outcome: &Outcome) -> Result<Value> {
-    let guests: serde_json::Map<String, Value> = outcome
-        .guests
-        .iter()
-        .map(|(pages, s)| {
-            let stats = json!({
-                "faults": s.faults,
-                "first_touches": s.first_touches,
-                "copies": s.copies,
-                "reuses": s.reuses,
-                "splits": s.splits,
-                "fallbacks": s.fallbacks,
-                "implicit_mappings": s.implicit_mappings,
-                "peak_table_bytes": s.peak_table_bytes,
-                "peak_resident_bytes": s.peak_resident_bytes,
-                "pages_4k": s.pages_4k,
-                "pages_2m": s.pages_2m,
-                "pages_4m": s.pages_4m,
-                "pages_1g": s.pages_1g,
-                "processes": s.processes,
-            });
-            (pages.clone(), stats)
+fn save(folder: &Path, results: &Results<'_>) -> Result<()> {
+    let mut all = Ok(());
+    for (name, format) in SAVED {
+        all = all.and(write(folder, name, &results.render(format)?));
+    }
+    all
+}
+
+/// Everything that is shown of a comparison.
+struct Results<'a> {
+    experiment: &'a Experiment,
+    info: &'a SourceInfo,
+    outcome: &'a Outcome,
+}
+
+impl Results<'_> {
+    fn render(&self, format: Format) -> Result<String> {
+        Ok(match format {
+            Format::Json => serde_json::to_string_pretty(&self.json()?)? + "\n",
+            Format::Csv => {
+                let rows: Result<Vec<Value>, _> =
+                    self.outcome.machines.iter().map(serde_json::to_value).collect();
+                nestwalk_report::to_csv(&rows?)?
+            }
+            Format::Table => self.table(),
         })
-        .collect();
-    Ok(json!({
-        "version": experiment.version,
-        "source": info.name,
-        "description": info.description,
-        "approximations": info.approximations,
-        "profile": experiment.profile.name,
-        "complete": outcome.error.is_none(),
-        "error": outcome.error.as_ref().map(ToString::to_string),
-        "guests": guests,
-        "machines": serde_json::to_value(&outcome.machines)?,
-    }))
+    }
+
+    /// Documented in `fields::RESULTS`, `fields::GUEST` and `nestwalk_sim::FIELDS`.
+    fn json(&self) -> Result<Value> {
+        let guests: serde_json::Map<String, Value> =
+            self.outcome.guests.iter().map(|(pages, s)| (pages.clone(), guest(s))).collect();
+        Ok(json!({
+            "version": VERSION,
+            "source": self.info.name,
+            "description": self.info.description,
+            "approximations": self.info.approximations,
+            "profile": self.experiment.profile.name,
+            "complete": self.outcome.error.is_none(),
+            "error": self.outcome.error.as_ref().map(ToString::to_string),
+            "guests": guests,
+            "machines": serde_json::to_value(&self.outcome.machines)?,
+        }))
+    }
+
+    fn table(&self) -> String {
+        let mut out = String::new();
+        let info = self.info;
+        out += &format!("source   {}: {}\n", info.name, info.description);
+        out += &format!("profile  {}\n", self.experiment.profile.description);
+        if let Some(m) = self.outcome.machines.first() {
+            let (accesses, instructions) = (count(m.accesses), count(m.instructions));
+            out += &format!("counted  {accesses} accesses, {instructions} instructions\n");
+        }
+        for (pages, s) in &self.outcome.guests {
+            out += &format!(
+                "guest    {pages}: {} faults, {} resident at most, {} tables at most\n",
+                count(s.faults),
+                nestwalk_report::bytes(s.peak_resident_bytes),
+                nestwalk_report::bytes(s.peak_table_bytes)
+            );
+        }
+        for line in &info.approximations {
+            out += &format!("note     {line}\n");
+        }
+        out.push('\n');
+        out += &show::machines(&self.outcome.machines);
+        out += &show::exits(&self.outcome.machines);
+        out += &show::referee(&self.outcome.machines);
+        out
+    }
 }
 
-fn render(
-    format: Format,
-    experiment: &Experiment,
-    info: &SourceInfo,
-    outcome: &Outcome,
-    json: &Value,
-) -> Result<String> {
-    Ok(match format {
-        Format::Json => serde_json::to_string_pretty(json)? + "\n",
-        Format::Csv => match &json["machines"] {
-            Value::Array(rows) => nestwalk_report::to_csv(rows)?,
-            _ => String::new(),
-        },
-        Format::Table => table(experiment, info, outcome),
+fn guest(s: &GuestStats) -> Value {
+    json!({
+        "faults": s.faults,
+        "first_touches": s.first_touches,
+        "copies": s.copies,
+        "reuses": s.reuses,
+        "splits": s.splits,
+        "fallbacks": s.fallbacks,
+        "implicit_mappings": s.implicit_mappings,
+        "peak_table_bytes": s.peak_table_bytes,
+        "peak_resident_bytes": s.peak_resident_bytes,
+        "pages_4k": s.pages_4k,
+        "pages_2m": s.pages_2m,
+        "pages_4m": s.pages_4m,
+        "pages_1g": s.pages_1g,
+        "processes": s.processes,
     })
 }
 
-fn table(experiment: &Experiment, info: &SourceInfo, outcome: &Outcome) -> String {
-    let mut out = String::new();
-    let first = outcome.machines.first();
-    out += &format!("source   {}: {}\n", info.name, info.description);
-    out += &format!("profile  {}\n", experiment.profile.description);
-    if let Some(m) = first {
-        out += &format!(
-            "counted  {} accesses, {} instructions\n",
-            count(m.accesses),
-            count(m.instructions)
-        );
+#[cfg(test)]
+mod tests {
+    use super::guest;
+    use crate::fields::GUEST;
+    use nestwalk_mm::GuestStats;
+
+    #[test]
+    fn every_field_of_a_guest_is_documented() {
+        let value = guest(&GuestStats::default());
+        let mut keys: Vec<&str> = value.as_object().unwrap().keys().map(String::as_str).collect();
+        let mut documented: Vec<&str> = GUEST.iter().map(|f| f.0).collect();
+        keys.sort_unstable();
+        documented.sort_unstable();
+        assert_eq!(keys, documented);
     }
-    for (pages, s) in &outcome.guests {
-        out += &format!(
-            "guest    {pages}: {} faults, {} resident at most, {} tables at most\n",
-            count(s.faults),
-            nestwalk_report::bytes(s.peak_resident_bytes),
-            nestwalk_report::bytes(s.peak_table_bytes)
-        );
-    }
-    for line in &info.approximations {
-        out += &format!("note     {line}\n");
-    }
-    out.push('\n');
-    out += &show::machines(&outcome.machines);
-    out += &show::exits(&outcome.machines);
-    out += &show::referee(&outcome.machines);
-    out
 }

@@ -1,6 +1,8 @@
 //! `schemes` and `explain`: the catalogue.
 
 use crate::args::ExplainArgs;
+use crate::fields::{self, Field};
+use crate::sources::PHASES;
 use anyhow::{Result, bail};
 use nestwalk_hw::Profile;
 use nestwalk_hw::profile::BUILT_IN;
@@ -19,7 +21,7 @@ static PATTERNS: &[(&str, &str)] = &[
     ("uniform", "random slots"),
     ("zipf", "random items with Zipf's law (theta=0.99, item=4096 bytes)"),
     ("chase", "a random cycle through all nodes (node=64 bytes)"),
-    ("phases", "several in turn: phases:sequential/uniform/zipf"),
+    (PHASES, "several in turn: phases:sequential/uniform/zipf"),
 ];
 
 fn section(title: &str, rows: Vec<(String, String)>) -> String {
@@ -76,6 +78,9 @@ pub fn explain(args: &ExplainArgs) -> Result<()> {
         out += &table.render();
         out += "Geometries of TLBs, walk caches and caches stand in the profile's file.\n";
     }
+    if let Some(p) = PLACEMENTS.iter().find(|p| p.0 == name) {
+        out += &format!("placement {name}: {}\n", p.2);
+    }
     if let Some(w) = WORKLOADS.iter().find(|w| w.name == name) {
         out += &format!("workload {}: {}\n", w.name, w.summary);
         for s in w.settings {
@@ -87,29 +92,68 @@ pub fn explain(args: &ExplainArgs) -> Result<()> {
     }
     if let Some((_, summary)) = PATTERNS.iter().find(|p| p.0 == name) {
         out += &format!("pattern {name}: {summary}\n");
+        out += "  set as name:key=value,...; all have: footprint, size (bytes of an access), reads \
+                (share of loads),\n  accesses, seed, vcpus, chunk (accesses before the next vCPU's \
+                turn), instructions (per access),\n  populate (yes or no)\n";
     }
-    for (field, unit, meaning) in FIELDS.iter().filter(|f| name == "results" || f.0 == name) {
-        let unit = if unit.is_empty() { String::new() } else { format!(" [{unit}]") };
-        out += &format!("{field}{unit}: {meaning}\n");
-    }
+    out += &if name == "results" { results() } else { field(name) };
     if out.is_empty() {
         bail!(
-            "`{name}` is no scheme, profile, workload, pattern or field of the results; \
-             `nestwalk schemes` lists them, `nestwalk explain results` lists the fields"
+            "no scheme, placement, profile, workload, pattern or field of the results is called \
+             `{name}`; `nestwalk schemes` lists all but the fields, which `nestwalk explain \
+             results` does"
         );
     }
     std::io::stdout().lock().write_all(out.as_bytes())?;
     Ok(())
 }
 
+fn lines(prefix: &str, fields: &[Field]) -> String {
+    let line = |(field, unit, meaning): &Field| {
+        let unit = if unit.is_empty() { String::new() } else { format!(" [{unit}]") };
+        format!("{prefix}{field}{unit}: {meaning}\n")
+    };
+    fields.iter().map(line).collect()
+}
+
+/// One field, wherever it stands, with its parts.
+fn field(name: &str) -> String {
+    let mut out = String::new();
+    let places = [("", fields::RESULTS), ("guests.*.", fields::GUEST), ("machines[].", FIELDS)];
+    for (place, fields) in places {
+        for found in fields.iter().filter(|f| f.0 == name) {
+            out += &lines(place, &[*found]);
+            if place == "machines[]." {
+                out += &lines(&format!("{place}{name}."), fields::parts_of(name));
+            }
+        }
+    }
+    for (part, fields) in fields::PARTS {
+        let found: Vec<Field> = fields.iter().filter(|f| f.0 == name).copied().collect();
+        out += &lines(&format!("machines[].{part}."), &found);
+    }
+    out
+}
+
+/// Every field of the JSON results. CSV has the machines' as columns, those of parts as `part.key`.
+fn results() -> String {
+    let mut out = lines("", fields::RESULTS) + &lines("guests.*.", fields::GUEST);
+    for found in FIELDS {
+        out += &lines("machines[].", &[*found]);
+        out += &lines(&format!("machines[].{}.", found.0), fields::parts_of(found.0));
+    }
+    out
+}
+
 #[cfg(test)]
 mod tests {
-    use super::PATTERNS;
+    use super::{PATTERNS, PHASES};
     use nestwalk_source::Pattern;
 
     #[test]
     fn every_pattern_is_listed() {
         let listed: Vec<&str> = PATTERNS.iter().map(|p| p.0).collect();
         assert_eq!(listed[..listed.len() - 1], Pattern::NAMES);
+        assert_eq!(listed.last(), Some(&PHASES));
     }
 }

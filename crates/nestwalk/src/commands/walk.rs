@@ -1,44 +1,37 @@
 //! `walk`: one translation, reference by reference.
 
 use crate::args::{Format, WalkArgs};
-use crate::experiment::{mode, pages};
-use anyhow::{Context, Result, bail};
+use crate::check;
+use anyhow::{Context, Result, anyhow, bail};
 use nestwalk_hw::Profile;
 use nestwalk_hw::profile::WalkCacheProfile;
 use nestwalk_mm::{GuestConfig, ModelledGuest};
 use nestwalk_report::{Align, Table};
-use nestwalk_sim::Dimension;
 use nestwalk_sim::compare::{Plan, machine};
 use nestwalk_sim::hardware::Step;
 use nestwalk_sim::spec::MachineSpec;
+use nestwalk_sim::{Dimension, SCHEMES};
+use nestwalk_tables::Mode;
 use nestwalk_types::{AccessKind, Batch, BatchBuilder, GuestBatch, Gva, VcpuId};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::io::Write;
 
 const GUEST_BYTES: u64 = 16 << 30;
 
 /// `nestwalk walk`.
 pub fn walk(args: &WalkArgs) -> Result<()> {
-    let text = args.address.trim_start_matches("0x");
-    let address = u64::from_str_radix(text, 16)
-        .with_context(|| format!("--address {}: not a hexadecimal number", args.address))?;
-    let guest_mode = mode("--guest-paging", &args.guest_paging)?;
-    let host_mode = mode("--host-paging", &args.host_paging)?;
-    if address > guest_mode.address_mask() / 2 {
-        bail!(
-            "--address {address:#x}: outside of the user half of {} paging, which ends at {:#x}",
-            guest_mode.name,
-            guest_mode.address_mask() / 2
-        );
-    }
-    let spec = MachineSpec::parse(&args.machine, pages("--page-size", &args.page_size)?)?;
+    let guest_mode = check::mode("--guest-paging", &args.guest_paging)?;
+    let host_mode = check::host_mode("--host-paging", &args.host_paging)?;
+    let address = address(args, guest_mode)?;
+    let default_pages = check::pages("--page-size", &args.page_size)?;
+    let spec = MachineSpec::parse(&args.machine, default_pages)?;
+    check::machine(&spec, guest_mode, host_mode)?;
     if spec.scheme.name == "ideal" {
-        bail!(
-            "machine `{}`: the ideal machine does not walk; try native, shadow, nested",
-            args.machine
-        );
+        let walking: Vec<&str> =
+            SCHEMES.iter().map(|s| s.name).filter(|name| *name != "ideal").collect();
+        bail!("machine `{}`: ideal does not walk; others do: {}", spec.name, walking.join(", "));
     }
-    let mut profile = Profile::load(&args.profile)?;
+    let mut profile = Profile::load(&args.profile).context("--profile")?;
     if !args.caches {
         profile.walk_cache = WalkCacheProfile::default();
         profile.nested_walk_cache = WalkCacheProfile::default();
@@ -75,10 +68,31 @@ pub fn walk(args: &WalkArgs) -> Result<()> {
     let steps = machine.watch(&batch.runs[0])?;
     let out = match args.format {
         Format::Json => as_json(&spec.name, address, &steps)?,
-        Format::Table | Format::Csv => as_table(&spec.name, address, &steps),
+        Format::Csv => nestwalk_report::to_csv(&as_values(&steps))?,
+        Format::Table => as_table(&spec.name, address, &steps),
     };
     std::io::stdout().lock().write_all(out.as_bytes())?;
     Ok(())
+}
+
+/// The address that was given, or one like those of a program's mappings.
+fn address(args: &WalkArgs, mode: &Mode) -> Result<u64> {
+    let Some(text) = &args.address else {
+        return Ok(if mode.address_bits() == 32 { 0x77a0_1234 } else { 0x7fff_f7a0_1234 });
+    };
+    let digits = text.strip_prefix("0x").unwrap_or(text);
+    let address = u64::from_str_radix(digits, 16).ok();
+    let address = address.filter(|_| !digits.starts_with('+')).ok_or_else(|| {
+        anyhow!("--address {text}: write a 64-bit address in hexadecimal, as in 0x7ffff7a01234")
+    })?;
+    let last = mode.address_mask() / 2;
+    if address > last {
+        bail!(
+            "--address {text}: a process's addresses under {} paging end at {last:#x}",
+            mode.name
+        );
+    }
+    Ok(address)
 }
 
 /// Names of the field: gL4 is the guest's level-4 entry, hL4 a nested one, sL4 a shadow one.
@@ -99,20 +113,22 @@ fn purpose(step: &Step) -> String {
     }
 }
 
-fn as_json(machine: &str, address: u64, steps: &[Step]) -> Result<String> {
-    let steps: Vec<_> = steps
-        .iter()
-        .map(|s| {
-            json!({
-                "reference": name(s),
-                "dimension": s.dimension,
-                "level": s.level,
-                "on_behalf_of_guest_level": s.on_behalf,
-                "host_physical_address": format!("{:#x}", s.at.value()),
-                "entry": format!("{:#x}", s.entry),
-            })
+fn as_values(steps: &[Step]) -> Vec<Value> {
+    let value = |s: &Step| {
+        json!({
+            "reference": name(s),
+            "dimension": s.dimension,
+            "level": s.level,
+            "on_behalf_of_guest_level": s.on_behalf,
+            "host_physical_address": format!("{:#x}", s.at.value()),
+            "entry": format!("{:#x}", s.entry),
         })
-        .collect();
+    };
+    steps.iter().map(value).collect()
+}
+
+fn as_json(machine: &str, address: u64, steps: &[Step]) -> Result<String> {
+    let steps = as_values(steps);
     let value = json!({ "machine": machine, "address": format!("{address:#x}"), "steps": steps });
     Ok(serde_json::to_string_pretty(&value)? + "\n")
 }
@@ -133,9 +149,9 @@ fn as_table(machine: &str, address: u64, steps: &[Step]) -> String {
             purpose(step),
         ]);
     }
-    format!(
-        "{machine} translates gVA {address:#x} in {} references:\n\n{}",
-        steps.len(),
-        table.render()
-    )
+    let references = match steps.len() {
+        1 => "1 reference".into(),
+        n => format!("{n} references"),
+    };
+    format!("{machine} translates gVA {address:#x} in {references}:\n\n{}", table.render())
 }

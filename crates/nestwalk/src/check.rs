@@ -1,0 +1,186 @@
+//! What cannot be, found before anything runs.
+
+use crate::experiment::Experiment;
+use crate::sources::{self, Kind};
+use anyhow::{Context, Result, anyhow, bail};
+use nestwalk_hw::HPA_LIMIT;
+use nestwalk_mm::PagePolicy;
+use nestwalk_report::bytes;
+use nestwalk_sim::spec::{MachineSpec, PAGES};
+use nestwalk_tables::{MODES, Mode};
+use nestwalk_workloads::{FOOTPRINT_MAX, FOOTPRINT_MIN};
+
+/// Where a value came from, and so what it is called.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Origin {
+    /// The command line.
+    Arguments,
+    /// A configuration file.
+    File,
+}
+
+impl Origin {
+    /// `guest_memory` as the user wrote it.
+    fn name(self, key: &str) -> String {
+        match self {
+            Self::Arguments => format!("--{}", key.replace('_', "-")),
+            Self::File => key.to_owned(),
+        }
+    }
+}
+
+/// The paging mode of that name; `option` is for messages.
+///
+/// # Errors
+/// There is none.
+pub fn mode(option: &str, name: &str) -> Result<&'static Mode> {
+    Mode::by_name(name).ok_or_else(|| {
+        let known = MODES.iter().map(|m| m.name).collect::<Vec<_>>().join(", ");
+        anyhow!("{option} {name}: no such paging mode; there are: {known}")
+    })
+}
+
+/// The paging mode of that name for nested tables and the host.
+///
+/// # Errors
+/// There is none, or the host cannot have it.
+pub fn host_mode(option: &str, name: &str) -> Result<&'static Mode> {
+    let found = mode(option, name)?;
+    if found.levels < 4 {
+        let fit = MODES.iter().filter(|m| m.levels >= 4).map(|m| m.name);
+        bail!(
+            "{option} {name}: nested tables and the host's have 64-bit addresses; there are: {}",
+            fit.collect::<Vec<_>>().join(", ")
+        );
+    }
+    Ok(found)
+}
+
+/// The page policy of that name.
+///
+/// # Errors
+/// There is none.
+pub fn pages(option: &str, name: &str) -> Result<PagePolicy> {
+    PagePolicy::by_name(name).ok_or_else(|| {
+        anyhow!("{option} {name}: no such page size; there are: {}", PAGES.join(", "))
+    })
+}
+
+/// Whether a machine can be built with these paging modes.
+///
+/// # Errors
+/// A dimension has no pages of the size asked for, or the scheme cannot have this guest.
+pub fn machine(spec: &MachineSpec, guest: &'static Mode, host: &'static Mode) -> Result<()> {
+    let dimensions = [(Some(spec.guest), guest, "guest"), (spec.host, host, "host")];
+    for (dimension, mode, which) in dimensions {
+        if let Some(dimension) = dimension {
+            let name = &spec.name;
+            dimension.pages.check(mode).with_context(|| format!("machine `{name}`: {which}"))?;
+        }
+    }
+    if spec.scheme.name == "shadow" && guest.entry_bytes == 4 {
+        bail!(
+            "machine `{}`: shadow tables of a guest with {} paging are not modelled: a shadow \
+             table has half as many entries as the guest's table that it stands for; use pae \
+             paging, or other machines, as in native,nested",
+            spec.name,
+            guest.name
+        );
+    }
+    Ok(())
+}
+
+/// Whether everything that is known before the run fits together.
+///
+/// # Errors
+/// The first thing that does not, named as the user wrote it.
+pub fn experiment(e: &Experiment, origin: Origin) -> Result<()> {
+    let name = |key| origin.name(key);
+    for (key, value) in [("vcpus", u64::from(e.vcpus)), ("quantum", e.quantum)] {
+        if value == 0 {
+            bail!("{} 0: at least 1 is needed", name(key));
+        }
+    }
+    for (key, degree) in [
+        ("guest_fragmentation", e.guest_fragmentation),
+        ("host_fragmentation", e.host_fragmentation),
+    ] {
+        if !(0.0..=1.0).contains(&degree) {
+            bail!("{} {degree}: must be from 0 to 1", name(key));
+        }
+    }
+    let trace_format = sources::trace_format(&e.trace_format);
+    trace_format.with_context(|| name("trace_format"))?;
+    if e.sources.is_empty() == e.lackey.is_empty() {
+        bail!("either sources or a command for lackey must be named, and not both");
+    }
+    machines(e, origin)?;
+    memory(e, origin)
+}
+
+fn machines(e: &Experiment, origin: Origin) -> Result<()> {
+    let guest = mode(&origin.name("guest_paging"), &e.guest_paging)?;
+    let host = host_mode(&origin.name("host_paging"), &e.host_paging)?;
+    let machines = origin.name("machines");
+    if e.machines.is_empty() {
+        bail!("{machines}: no machine is named; write for example native,shadow,nested");
+    }
+    for name in &e.machines {
+        let spec = MachineSpec::parse(name, PagePolicy::Base).with_context(|| machines.clone())?;
+        if spec.name != *name {
+            bail!("{machines}: `{name}` leaves something open; write `{}`", spec.name);
+        }
+        machine(&spec, guest, host)?;
+    }
+    Ok(())
+}
+
+fn memory(e: &Experiment, origin: Origin) -> Result<()> {
+    let name = |key| origin.name(key);
+    for (key, size) in [("guest_memory", e.guest_memory), ("host_memory", e.host_memory)] {
+        if size > HPA_LIMIT {
+            let (size, most) = (bytes(size), bytes(HPA_LIMIT));
+            bail!("{} {size}: at most {most} of memory can be modelled", name(key));
+        }
+    }
+    let kinds: Vec<Kind> = e.sources.iter().filter_map(|s| sources::kind(s)).collect();
+    let sized = kinds.iter().filter(|k| **k != Kind::File).count() as u64;
+    if sized == 0 {
+        return Ok(());
+    }
+    let footprint = name("footprint");
+    let size = bytes(e.footprint);
+    let guest = mode(&name("guest_paging"), &e.guest_paging)?;
+    let room = match guest.address_bits() {
+        32 => 3 << 30,
+        bits => 1 << (bits - 1),
+    };
+    if e.footprint > room {
+        bail!(
+            "{footprint} {size}: a process has {} of addresses under {} paging",
+            bytes(room),
+            guest.name
+        );
+    }
+    let takes = FOOTPRINT_MIN..=FOOTPRINT_MAX;
+    if kinds.contains(&Kind::Workload) && !takes.contains(&e.footprint) {
+        let (least, most) = (bytes(FOOTPRINT_MIN), bytes(FOOTPRINT_MAX));
+        bail!("{footprint} {size}: workloads take {least} to {most}");
+    }
+    let needed = e.footprint.saturating_mul(sized);
+    if e.populate && needed > e.guest_memory {
+        bail!(
+            "{} {}: less than the {} that {} sources populate; give more of it, a smaller \
+             {footprint}, or {}",
+            name("guest_memory"),
+            bytes(e.guest_memory),
+            bytes(needed),
+            sized,
+            match origin {
+                Origin::Arguments => "--populate no",
+                Origin::File => "populate = false",
+            }
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,116 @@
+//! What the JSON results consist of, beside the fields of a machine, which are
+//! [`nestwalk_sim::FIELDS`]: name, unit, meaning.
+
+/// A field: name, unit, meaning.
+pub type Field = (&'static str, &'static str, &'static str);
+
+/// The results as a whole.
+pub static RESULTS: &[Field] = &[
+    ("version", "", "the nestwalk that computed the results"),
+    ("source", "", "the source as it was asked for"),
+    ("description", "", "what the source is, and what was fixed about it"),
+    ("approximations", "", "what of the source is not as in the real program, a sentence each"),
+    ("profile", "", "name of the hardware profile"),
+    ("complete", "", "false if the run ended early; the results are then of the accesses before"),
+    ("error", "", "why it ended early, or null"),
+    ("guests", "", "by its page sizes, what each modelled guest did, set-up and warm-up included"),
+    ("machines", "", "an object per machine, controls first"),
+];
+
+/// A guest.
+pub static GUEST: &[Field] = &[
+    ("faults", "count", "page faults delivered"),
+    ("first_touches", "count", "pages mapped for the first time, by a fault or by populating"),
+    ("copies", "count", "pages copied because they were written while shared"),
+    ("reuses", "count", "pages made writable because nothing else mapped them any more"),
+    ("splits", "count", "large pages split"),
+    ("fallbacks", "count", "times that no block of the wanted page size was free"),
+    ("implicit_mappings", "count", "mappings made because an access was outside of every mapping"),
+    ("peak_table_bytes", "bytes", "page tables, most at a time"),
+    ("peak_resident_bytes", "bytes", "memory of processes, most at a time"),
+    ("pages_4k", "count", "leaf entries for 4 KiB pages at the end"),
+    ("pages_2m", "count", "leaf entries for 2 MiB pages at the end"),
+    ("pages_4m", "count", "leaf entries for 4 MiB pages at the end"),
+    ("pages_1g", "count", "leaf entries for 1 GiB pages at the end"),
+    ("processes", "count", "processes alive at the end"),
+];
+
+/// Keys of a machine's `vm_exits`.
+pub static VM_EXITS: &[Field] = &[
+    ("ept_violation", "count", "a guest-physical address had no nested entry"),
+    ("true_fault", "count", "shadow: a fault that belongs to the guest and is injected"),
+    ("hidden_fault", "count", "shadow: the guest maps the page, only the shadow entry was missing"),
+    ("dirty_fault", "count", "shadow: first store to a clean page, to set the guest's dirty bit"),
+    ("table_write", "count", "shadow: a store to a write-protected guest table, emulated"),
+    ("table_unsync", "count", "shadow: first store to a leaf table, which goes out of sync"),
+    ("cr3_load", "count", "shadow: a load of CR3"),
+    ("invalidation", "count", "shadow: INVLPG or INVPCID"),
+];
+
+/// Keys of a machine's `guest_os_work`.
+pub static GUEST_OS_WORK: &[Field] = &[
+    ("page_faults", "count", "page faults answered"),
+    ("pages_copied", "4 KiB pages", "copied for copy-on-write"),
+    ("forks", "count", "processes forked"),
+    ("execs", "count", "programs replaced"),
+    ("exits", "count", "processes ended"),
+    ("context_switches", "count", "switches from one process to another"),
+];
+
+/// Keys of `refs_served`, `data_served` and `fetch_served`.
+pub static SERVED: &[Field] = &[
+    ("l1", "count", "by the first-level cache"),
+    ("l2", "count", "by the second-level cache"),
+    ("llc", "count", "by the last-level cache"),
+    ("memory", "count", "by memory"),
+];
+
+/// Keys of a machine's `page_table_bytes`.
+pub static PAGE_TABLE_BYTES: &[Field] = &[
+    ("guest", "bytes", "the guest's own tables"),
+    ("nested", "bytes", "nested tables"),
+    ("shadow", "bytes", "shadow tables"),
+    ("host", "bytes", "the host kernel's tables of the VMM process, for guest memory"),
+];
+
+/// Keys of a machine's `referee`.
+pub static REFEREE: &[Field] = &[
+    ("checked", "count", "runs of accesses checked"),
+    ("violations", "count", "wrong addresses, permissions, or sums"),
+    ("told", "", "the first violations, in words"),
+];
+
+/// Objects within a machine's object, and their keys.
+pub static PARTS: &[(&str, &[Field])] = &[
+    ("refs_served", SERVED),
+    ("vm_exits", VM_EXITS),
+    ("guest_os_work", GUEST_OS_WORK),
+    ("data_served", SERVED),
+    ("fetch_served", SERVED),
+    ("page_table_bytes", PAGE_TABLE_BYTES),
+    ("referee", REFEREE),
+];
+
+/// The keys of a machine's field, if it is an object.
+pub fn parts_of(field: &str) -> &'static [Field] {
+    PARTS.iter().find(|p| p.0 == field).map_or(&[], |p| p.1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nestwalk_hw::ServedBy;
+    use nestwalk_sim::{ExitReason, FIELDS};
+    use nestwalk_types::OsWork;
+
+    #[test]
+    fn keys_are_those_that_the_counters_have() {
+        let names = |fields: &[Field]| fields.iter().map(|f| f.0).collect::<Vec<_>>();
+        assert_eq!(names(VM_EXITS), ExitReason::ALL.map(ExitReason::name));
+        assert_eq!(names(GUEST_OS_WORK), OsWork::ALL.map(OsWork::name));
+        assert_eq!(names(SERVED), ServedBy::NAMES);
+        for (field, _) in PARTS {
+            assert!(FIELDS.iter().any(|f| f.0 == *field), "{field}");
+        }
+    }
+}
