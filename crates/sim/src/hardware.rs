@@ -2,7 +2,7 @@
 
 use crate::counters::{Counters, Dimension, References};
 use nestwalk_hw::{Asid, Caches, Pointer, Profile, ServedBy, Tlb, WalkCache};
-use nestwalk_tables::{LONG5, Mode};
+use nestwalk_tables::Mode;
 use nestwalk_types::{Gpa, Gva, Hpa, Invalidation, Run, VcpuId};
 
 /// The VPID of the one VM of a machine; 0 is the host's own.
@@ -219,19 +219,23 @@ impl Hardware {
         }
     }
 
-    /// What an EPT violation removes by itself: the guest-physical mappings used for the address and
-    /// the combined mappings of the linear address (SDM vol. 3C, "Operations that Invalidate Cached
-    /// Mappings").
-    pub fn after_ept_violation(&mut self, mode: &Mode, request: Option<&Request>, gpa: Gpa) {
-        let vcpu = request.map_or(VcpuId(0), |r| r.vcpu);
+    /// What an EPT violation removes by itself on its vCPU: the guest-physical mappings used for the
+    /// address and the combined mappings of the linear address, if the guest's tables are walked
+    /// (SDM vol. 3C, "Operations that Invalidate Cached Mappings").
+    pub fn after_ept_violation(
+        &mut self,
+        vcpu: VcpuId,
+        (nested, gpa): (&Mode, Gpa),
+        linear: Option<(&Mode, Gva)>,
+    ) {
         let core = &mut self.cores[usize::from(vcpu.0)];
         let host = Asid::new(core.asid.vpid(), 0);
         if let Some(nested) = &mut core.nested_tlb {
             nested.invalidate_page(gpa, host, false);
         }
-        core.nested_walk_cache.invalidate_address(&LONG5, gpa, host);
-        if let Some(request) = request {
-            core.drop_translation(mode, request.gva);
+        core.nested_walk_cache.invalidate_address(nested, gpa, host);
+        if let Some((mode, gva)) = linear {
+            core.drop_translation(mode, gva);
         }
     }
 }

@@ -88,7 +88,7 @@ impl Scheme for Nested {
         match fault {
             Fault::Linear { .. } => Ok(Answer::GuestFault),
             Fault::Nested { gpa } => {
-                self.mmu.violation(platform, Some(request), gpa)?;
+                self.mmu.violation(platform, request.vcpu, Some(request), gpa)?;
                 Ok(Answer::Retry)
             }
         }
@@ -97,11 +97,11 @@ impl Scheme for Nested {
     fn page_written(
         &mut self,
         platform: &mut Platform,
-        _vcpu: VcpuId,
+        vcpu: VcpuId,
         at: Gpa,
         size: PageSize,
     ) -> Result<(), MachineError> {
-        self.mmu.back(platform, at, size)
+        self.mmu.back(platform, vcpu, at, size)
     }
 
     fn page_table_bytes(&self, platform: &Platform) -> PageTableBytes {

@@ -7,7 +7,7 @@ use crate::walk::NestedTables;
 use nestwalk_mm::HostMemory;
 use nestwalk_tables::entry::{ACCESSED, DIRTY};
 use nestwalk_tables::{Entry, Level, MapError, Mode, TableMemory, TableOwner, look_up, store};
-use nestwalk_types::{Address, Gpa, Hpa, PageSize, Protection};
+use nestwalk_types::{Address, Gpa, Hpa, PageSize, Protection, VcpuId};
 
 /// The nested tables of one VM.
 pub struct NestedMmu {
@@ -50,18 +50,21 @@ impl NestedMmu {
         self.memory.len() * 4096
     }
 
-    /// Answers an EPT violation: asks the host for the page and maps it.
+    /// Answers an EPT violation on a vCPU: asks the host for the page and maps it. `request` is the
+    /// access that met it; `None` is a store of the guest kernel through its own mapping.
     ///
     /// # Errors
     /// Host memory is exhausted, or the address is no guest memory.
     pub fn violation(
         &mut self,
         platform: &mut Platform,
+        vcpu: VcpuId,
         request: Option<&Request>,
         gpa: Gpa,
     ) -> Result<PageSize, MachineError> {
         platform.counters.exit(ExitReason::EptViolation);
-        platform.hardware.after_ept_violation(platform.world.mode, request, gpa);
+        let linear = request.map(|r| (platform.world.mode, r.gva));
+        platform.hardware.after_ept_violation(vcpu, (self.mode, gpa), linear);
         let (host_frame, host_size) = super::host_page(platform, gpa)?;
         let (level, size) = super::largest_leaf(self.mode, host_size);
         let frame = host_frame.offset_by(gpa.offset_in(host_size)).align_down(size);
@@ -88,6 +91,7 @@ impl NestedMmu {
     pub fn back(
         &mut self,
         platform: &mut Platform,
+        vcpu: VcpuId,
         gpa: Gpa,
         size: PageSize,
     ) -> Result<(), MachineError> {
@@ -96,7 +100,7 @@ impl NestedMmu {
         while at.value() < end {
             let page = match look_up(&self.memory, self.mode, self.root, at) {
                 Ok(leaf) => leaf.size,
-                Err(_) => self.violation(platform, None, at)?,
+                Err(_) => self.violation(platform, vcpu, None, at)?,
             };
             at = at.align_down(page).offset_by(page.bytes());
         }
