@@ -1,21 +1,90 @@
 //! The one set-associative structure behind every TLB, walk cache and data cache.
 //!
-//! Replacement is true LRU, kept by position: the ways of a set stand in order of use, the most
-//! recent first, so a hit on it moves nothing and the victim is always the last. Invalid ways stand
-//! behind all valid ones, so they are filled first.
+//! Replacement is true LRU. Sets of up to 16 ways keep the order of use beside the ways, as a list of
+//! way numbers of 4 bits each in one word, the most recent lowest, so that no entry ever moves; larger
+//! sets keep their entries themselves in order of use. Invalid ways stand last in the order, so they
+//! are filled first.
 
 use crate::geometry::{Geometry, Indexer};
+use wide::u32x4;
 
 /// A tag that can stand for "no entry".
 pub trait Tag: Copy + Eq {
     /// Equals no tag that is ever looked up.
     const INVALID: Self;
+    /// The first of the `W` ways that holds `tag`; of all ways if `W` is 0.
+    ///
+    /// All ways are compared: where a tag stands is hard to predict, and a mispredicted branch costs
+    /// more than the comparisons.
+    fn find<const W: usize>(ways: &[Self], tag: Self) -> Option<usize>;
 }
+
 impl Tag for u32 {
     const INVALID: Self = Self::MAX;
+    #[inline(always)]
+    fn find<const W: usize>(ways: &[Self], tag: Self) -> Option<usize> {
+        if W == 0 {
+            return ways.iter().position(|t| *t == tag);
+        }
+        let ways = &ways[..W];
+        let wanted = u32x4::splat(tag);
+        let mut found = 0;
+        let (fours, rest) = ways.as_chunks::<4>();
+        for (i, four) in fours.iter().enumerate() {
+            found |= u32x4::new(*four).simd_eq(wanted).to_bitmask() << (4 * i);
+        }
+        for (i, t) in rest.iter().enumerate() {
+            found |= u32::from(*t == tag) << (4 * fours.len() + i);
+        }
+        (found != 0).then_some(found.trailing_zeros() as usize)
+    }
 }
+
 impl Tag for u64 {
     const INVALID: Self = Self::MAX;
+    #[inline(always)]
+    fn find<const W: usize>(ways: &[Self], tag: Self) -> Option<usize> {
+        if W == 0 {
+            return ways.iter().position(|t| *t == tag);
+        }
+        let mut found = 0u32;
+        for (i, t) in ways[..W].iter().enumerate() {
+            found |= u32::from(*t == tag) << i;
+        }
+        (found != 0).then_some(found.trailing_zeros() as usize)
+    }
+}
+
+/// Most ways whose order fits one word.
+const ORDERED: usize = 16;
+/// Way 0 the most recently used, way 15 the least.
+const AT_FIRST: u64 = 0xfedc_ba98_7654_3210;
+/// 1 in each field of an order.
+const ONES: u64 = 0x1111_1111_1111_1111;
+
+/// Bit position of `way` in an order. Fields beyond the set's ways hold numbers that no way has.
+#[inline(always)]
+const fn place_in(order: u64, way: usize) -> u32 {
+    let zero_at = order ^ ONES * way as u64;
+    (zero_at.wrapping_sub(ONES) & !zero_at & ONES << 3).trailing_zeros() & !3
+}
+
+/// The order after the field at bit `place`, which is `way`'s, moved to the front.
+#[inline(always)]
+const fn used(order: u64, place: u32, way: usize) -> u64 {
+    let before = order & ((1 << place) - 1);
+    // Shifted in two steps, since the last place is the top of the word.
+    let after = order >> place >> 4 << place << 4;
+    after | before << 4 | way as u64
+}
+
+/// The order after the field at bit `place` moved behind the other fields of `ways` ways.
+const fn unused(order: u64, place: u32, way: usize, ways: usize) -> u64 {
+    let last = 4 * (ways as u32 - 1);
+    let before = order & ((1 << place) - 1);
+    let beyond = order >> last >> 4 << last << 4;
+    let between = (order >> place >> 4 << place) & ((1 << last) - 1);
+    beyond | (way as u64) << last | between & !((1 << place) - 1) | before
 }
 
 /// A set-associative array of payloads `P` under tags `T`, with true LRU replacement.
@@ -23,63 +92,30 @@ impl Tag for u64 {
 pub struct SetAssoc<T, P> {
     tags: Box<[T]>,
     payloads: Box<[P]>,
+    /// Order of use of each set; empty if the sets have more than 16 ways.
+    orders: Box<[u64]>,
     ways: usize,
     indexer: Indexer,
     /// Whether anything was filled since it was last known to be empty.
     used: bool,
 }
 
-/// Runs `$body` with `$w` a constant for the usual numbers of ways, so that the compiler unrolls the
-/// search and the moves.
-macro_rules! with_ways {
-    ($ways:expr, $f:ident ( $($arg:expr),* )) => {
+/// Calls `$f` with the number of ways as a constant for the usual ones, so that the compiler unrolls
+/// the search; 0 stands for any other.
+macro_rules! find_way {
+    ($ways:expr, $tags:expr, $tag:expr) => {
         match $ways {
-            4 => $f::<4, _, _>($($arg),*),
-            8 => $f::<8, _, _>($($arg),*),
-            11 => $f::<11, _, _>($($arg),*),
-            12 => $f::<12, _, _>($($arg),*),
-            16 => $f::<16, _, _>($($arg),*),
-            20 => $f::<20, _, _>($($arg),*),
-            _ => $f::<0, _, _>($($arg),*),
+            2 => T::find::<2>($tags, $tag),
+            4 => T::find::<4>($tags, $tag),
+            6 => T::find::<6>($tags, $tag),
+            8 => T::find::<8>($tags, $tag),
+            11 => T::find::<11>($tags, $tag),
+            12 => T::find::<12>($tags, $tag),
+            16 => T::find::<16>($tags, $tag),
+            20 => T::find::<20>($tags, $tag),
+            _ => T::find::<0>($tags, $tag),
         }
     };
-}
-
-/// `W` is the number of ways, or 0 for "as long as the slice".
-#[inline(always)]
-fn touch<const W: usize, T: Tag, P: Copy>(tags: &mut [T], payloads: &mut [P], tag: T) -> bool {
-    let ways = if W == 0 { tags.len() } else { W };
-    let (tags, payloads) = (&mut tags[..ways], &mut payloads[..ways]);
-    if tags[0] == tag {
-        return true;
-    }
-    for way in 1..ways {
-        if tags[way] == tag {
-            let payload = payloads[way];
-            tags.copy_within(0..way, 1);
-            payloads.copy_within(0..way, 1);
-            tags[0] = tag;
-            payloads[0] = payload;
-            return true;
-        }
-    }
-    false
-}
-
-#[inline(always)]
-fn push<const W: usize, T: Tag, P: Copy>(
-    tags: &mut [T],
-    payloads: &mut [P],
-    (tag, payload): (T, P),
-) -> Option<(T, P)> {
-    let ways = if W == 0 { tags.len() } else { W };
-    let (tags, payloads) = (&mut tags[..ways], &mut payloads[..ways]);
-    let victim = (tags[ways - 1], payloads[ways - 1]);
-    tags.copy_within(0..ways - 1, 1);
-    payloads.copy_within(0..ways - 1, 1);
-    tags[0] = tag;
-    payloads[0] = payload;
-    (victim.0 != T::INVALID).then_some(victim)
 }
 
 impl<P: Copy + Default> SetAssoc<u32, P> {
@@ -87,18 +123,21 @@ impl<P: Copy + Default> SetAssoc<u32, P> {
     #[inline]
     pub fn read_ahead(&self, set: usize) -> u32 {
         let range = self.range(set);
-        self.tags[range.start] ^ self.tags[range.end - 1]
+        let order = self.orders.get(set).copied().unwrap_or(0);
+        self.tags[range.start] ^ self.tags[range.end - 1] ^ order as u32
     }
 }
 
 impl<T: Tag, P: Copy + Default> SetAssoc<T, P> {
     /// An empty array.
     pub fn new(geometry: Geometry) -> Self {
-        let entries = geometry.entries as usize;
+        let (entries, ways) = (geometry.entries as usize, geometry.ways as usize);
+        let ordered = if ways <= ORDERED { geometry.sets() as usize } else { 0 };
         Self {
             tags: vec![T::INVALID; entries].into_boxed_slice(),
             payloads: vec![P::default(); entries].into_boxed_slice(),
-            ways: geometry.ways as usize,
+            orders: vec![AT_FIRST; ordered].into_boxed_slice(),
+            ways,
             indexer: Indexer::new(geometry.sets()),
             used: false,
         }
@@ -118,29 +157,87 @@ impl<T: Tag, P: Copy + Default> SetAssoc<T, P> {
         let from = set * self.ways;
         from..from + self.ways
     }
+    #[inline]
+    fn find(&self, set: usize, tag: T) -> Option<usize> {
+        let range = self.range(set);
+        find_way!(self.ways, &self.tags[range], tag)
+    }
+
+    /// Makes a way the most recently used of its set; where its entry is from then on.
+    #[inline]
+    fn touch(&mut self, set: usize, way: usize) -> usize {
+        let from = set * self.ways;
+        match self.orders.get_mut(set) {
+            Some(order) => {
+                *order = used(*order, place_in(*order, way), way);
+                from + way
+            }
+            None => {
+                self.tags[from..=from + way].rotate_right(1);
+                self.payloads[from..=from + way].rotate_right(1);
+                from
+            }
+        }
+    }
+
+    /// Makes the least recently used way of a set the most recently used; where it is.
+    #[inline]
+    fn recycle(&mut self, set: usize) -> usize {
+        let from = set * self.ways;
+        match self.orders.get_mut(set) {
+            Some(order) => {
+                let last = 4 * (self.ways as u32 - 1);
+                let way = (*order >> last & 15) as usize;
+                *order = used(*order, last, way);
+                from + way
+            }
+            None => self.touch(set, self.ways - 1),
+        }
+    }
 
     /// Looks `tag` up in `set` and makes it the most recently used.
     #[inline]
     pub fn look_up(&mut self, set: usize, tag: T) -> Option<&mut P> {
-        let range = self.range(set);
-        let (tags, payloads) = (&mut self.tags[range.clone()], &mut self.payloads[range]);
-        with_ways!(self.ways, touch(tags, payloads, tag)).then(|| &mut payloads[0])
+        // Programs come back to the same page of a set more often than not.
+        let first = self.orders.get(set).map_or(0, |o| (*o & 15) as usize);
+        let front = set * self.ways + first;
+        if self.tags[front] == tag {
+            return Some(&mut self.payloads[front]);
+        }
+        let way = self.find(set, tag)?;
+        let at = self.touch(set, way);
+        Some(&mut self.payloads[at])
+    }
+
+    /// Looks `tag` up in `set` and fills it if it is not there, most recently used either way; its
+    /// payload, if the array has any, is not touched. Whether it was there.
+    #[inline]
+    pub fn access(&mut self, set: usize, tag: T) -> bool {
+        if let Some(way) = self.find(set, tag) {
+            self.touch(set, way);
+            return true;
+        }
+        self.used = true;
+        let at = self.recycle(set);
+        self.tags[at] = tag;
+        false
     }
 
     /// Looks without a trace: the order of use stays.
     pub fn peek(&self, set: usize, tag: T) -> Option<&P> {
-        let range = self.range(set);
-        let way = self.tags[range.clone()].iter().position(|&t| t == tag)?;
-        Some(&self.payloads[range.start + way])
+        let way = self.find(set, tag)?;
+        Some(&self.payloads[set * self.ways + way])
     }
 
     /// Fills `tag`, which must not be there, as the most recently used. Returns what it displaced.
     #[inline]
     pub fn fill(&mut self, set: usize, tag: T, payload: P) -> Option<(T, P)> {
         self.used = true;
-        let range = self.range(set);
-        let (tags, payloads) = (&mut self.tags[range.clone()], &mut self.payloads[range]);
-        with_ways!(self.ways, push(tags, payloads, (tag, payload)))
+        let at = self.recycle(set);
+        let old = (self.tags[at], self.payloads[at]);
+        self.tags[at] = tag;
+        self.payloads[at] = payload;
+        (old.0 != T::INVALID).then_some(old)
     }
 
     /// Replaces the payload of `tag` if it is there and fills it otherwise.
@@ -153,16 +250,29 @@ impl<T: Tag, P: Copy + Default> SetAssoc<T, P> {
         }
     }
 
+    /// Empties a way, which becomes the first to be filled.
+    fn empty(&mut self, set: usize, way: usize) {
+        let (from, end) = (set * self.ways, (set + 1) * self.ways);
+        match self.orders.get_mut(set) {
+            Some(order) => {
+                *order = unused(*order, place_in(*order, way), way, self.ways);
+                self.tags[from + way] = T::INVALID;
+            }
+            None => {
+                self.tags[from + way..end].rotate_left(1);
+                self.payloads[from + way..end].rotate_left(1);
+                self.tags[end - 1] = T::INVALID;
+            }
+        }
+    }
+
     /// Removes `tag` from `set`; whether it was there.
     pub fn remove(&mut self, set: usize, tag: T) -> bool {
-        let range = self.range(set);
-        let Some(way) = self.tags[range.clone()].iter().position(|&t| t == tag) else {
-            return false;
-        };
-        self.tags[range.clone()].copy_within(way + 1.., way);
-        self.payloads[range.clone()].copy_within(way + 1.., way);
-        self.tags[range.end - 1] = T::INVALID;
-        true
+        let found = self.find(set, tag);
+        if let Some(way) = found {
+            self.empty(set, way);
+        }
+        found.is_some()
     }
 
     /// Keeps the entries for which `keep` says so, in their order of use.
@@ -171,20 +281,13 @@ impl<T: Tag, P: Copy + Default> SetAssoc<T, P> {
             return;
         }
         for set in 0..self.tags.len() / self.ways {
-            let from = set * self.ways;
-            let mut kept = from;
-            for way in from..from + self.ways {
-                let tag = self.tags[way];
-                if tag == T::INVALID {
-                    break;
-                }
-                if keep(tag, &self.payloads[way]) {
-                    self.tags[kept] = tag;
-                    self.payloads[kept] = self.payloads[way];
-                    kept += 1;
+            // From the last way on, since emptying one moves those behind it in large sets.
+            for way in (0..self.ways).rev() {
+                let at = set * self.ways + way;
+                if self.tags[at] != T::INVALID && !keep(self.tags[at], &self.payloads[at]) {
+                    self.empty(set, way);
                 }
             }
-            self.tags[kept..from + self.ways].fill(T::INVALID);
         }
     }
 
@@ -198,11 +301,12 @@ impl<T: Tag, P: Copy + Default> SetAssoc<T, P> {
 
     /// All valid entries, set by set, most recently used first.
     pub fn iter(&self) -> impl Iterator<Item = (T, &P)> {
-        self.tags
-            .iter()
-            .zip(&self.payloads)
-            .filter(|(t, _)| **t != T::INVALID)
-            .map(|(t, p)| (*t, p))
+        (0..self.tags.len()).filter_map(|i| {
+            let (set, nth) = (i / self.ways, i % self.ways);
+            let way = self.orders.get(set).map_or(nth, |o| (o >> (4 * nth) & 15) as usize);
+            let at = set * self.ways + way;
+            (self.tags[at] != T::INVALID).then(|| (self.tags[at], &self.payloads[at]))
+        })
     }
 }
 
@@ -236,9 +340,18 @@ mod tests {
 
     #[test]
     fn misses_equal_the_oracles_for_every_geometry() {
-        for (entries, ways) in
-            [(64, 4), (1536, 12), (1536, 6), (48, 48), (5, 5), (33, 11), (160, 20)]
-        {
+        for (entries, ways) in [
+            (64, 4),
+            (1536, 12),
+            (1536, 6),
+            (48, 48),
+            (5, 5),
+            (33, 11),
+            (160, 20),
+            (7, 1),
+            (256, 16),
+            (34, 17),
+        ] {
             let geometry = Geometry::new(entries, ways).unwrap();
             let sets = geometry.sets() as usize;
             let mut subject = SetAssoc::<u64, u64>::new(geometry);
@@ -262,6 +375,32 @@ mod tests {
                     Some(p) => assert_eq!(p, key * 3),
                     None => drop(subject.fill(set, key, key * 3)),
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn orders_move_as_lists_do() {
+        let mut r = SplitMix64::new(9);
+        for ways in 1..=16usize {
+            let mut order = AT_FIRST;
+            let mut list: Vec<usize> = (0..ways).collect();
+            for _ in 0..500 {
+                let way = r.below(ways as u64) as usize;
+                let at = list.iter().position(|w| *w == way).unwrap();
+                list.remove(at);
+                let place = place_in(order, way);
+                assert_eq!(place, 4 * at as u32);
+                if r.below(3) == 0 {
+                    order = unused(order, place, way, ways);
+                    list.push(way);
+                } else {
+                    order = used(order, place, way);
+                    list.insert(0, way);
+                }
+                let fields: Vec<usize> =
+                    (0..ways).map(|i| (order >> (4 * i) & 15) as usize).collect();
+                assert_eq!(fields, list);
             }
         }
     }

@@ -52,12 +52,7 @@ impl Cache {
     pub fn access(&mut self, line: u64) -> bool {
         let (tag, set) = self.lines.indexer().split(line);
         // 38 bits of line number, of which every real cache indexes with 6 at least.
-        let tag = tag as u32;
-        if self.lines.look_up(set, tag).is_some() {
-            return true;
-        }
-        self.lines.fill(set, tag, ());
-        false
+        self.lines.access(set, tag as u32)
     }
 }
 
