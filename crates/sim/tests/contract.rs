@@ -58,7 +58,7 @@ fn op() -> impl Strategy<Value = Op> {
 fn say(b: &mut BatchBuilder, op: Op) {
     let range = |page: u64, pages: u64| (Gva::new(BASE + (page << 12)), pages << 12);
     let access = |b: &mut BatchBuilder, vcpu: u8, page: u64, kind: AccessKind| {
-        let gva = Gva::new(BASE + (page << 12) + (page * 64 & 0xfc0));
+        let gva = Gva::new(BASE + (page << 12) + ((page * 64) & 0xfc0));
         b.access(VcpuId(vcpu), Gva::new(0x40_0000), gva, 8, kind, 3);
     };
     match op {

@@ -1,6 +1,9 @@
 //! A guest written by hand: tables made entry by entry, so that tests know every address.
 #![allow(dead_code, reason = "each test file uses a part")]
 
+pub mod lives;
+pub mod machines;
+
 use nestwalk_hw::Profile;
 use nestwalk_hw::profile::WalkCacheProfile;
 use nestwalk_mm::{HostConfig, HostMemory, KERNEL_BYTES, PagePolicy, PlacementKind};
@@ -8,8 +11,8 @@ use nestwalk_sim::engine::AnyMachine;
 use nestwalk_sim::schemes::{Build, by_name};
 use nestwalk_tables::{Entry, Level, Mode, TableMemory, TableOwner, store};
 use nestwalk_types::{
-    Address, BatchBuilder, Control, FaultCode, Gpa, GuestBatch, Gva, Invalidation, PageSize,
-    Protection, Run, RunFlags, VcpuId,
+    BatchBuilder, Control, FaultCode, Gpa, GuestBatch, Gva, Invalidation, PageSize, Protection,
+    Run, RunFlags, VcpuId,
 };
 
 pub const V0: VcpuId = VcpuId(0);
@@ -23,18 +26,25 @@ pub struct Script {
     next_table: u64,
     controls: Vec<Control>,
     batch: GuestBatch,
+    /// Where accesses are made from now on.
+    pub vcpu: VcpuId,
+    /// New tables are seen with their contents, as a captured guest's are at first: no store of the
+    /// kernel has touched their pages.
+    pub found_tables: bool,
 }
 
 struct Owner<'a> {
     next: &'a mut u64,
     controls: &'a mut Vec<Control>,
+    found: bool,
 }
 
 impl TableOwner<Gpa> for Owner<'_> {
     fn new_table(&mut self, _level: Level) -> Option<Gpa> {
         let gpa = Gpa::new(*self.next);
         *self.next += 0x1000;
-        self.controls.push(Control::TableNew { vcpu: V0, gpa, entries: None });
+        let entries = self.found.then(|| Box::new([0; 512]));
+        self.controls.push(Control::TableNew { vcpu: V0, gpa, entries });
         Some(gpa)
     }
     fn stored(&mut self, at: Gpa, entry: Entry) {
@@ -53,11 +63,52 @@ impl Script {
             next_table: (16 << 20) + 0x1000,
             controls: Vec::new(),
             batch: GuestBatch::default(),
+            vcpu: V0,
+            found_tables: false,
         };
         script.memory.insert(root, None);
         script.controls.push(Control::TableNew { vcpu: V0, gpa: root, entries: None });
         script.say(Control::LoadCr3 { vcpu: V0, root, pcid: 1, keep: false });
         script
+    }
+    /// As [`Script::new`], with tables that nobody has stored to: see `found_tables`.
+    pub fn with_found_tables(mode: &'static Mode) -> Self {
+        let mut script = Self::new(mode);
+        script.found_tables = true;
+        for (_, control) in &mut script.batch.batch.controls {
+            if let Control::TableNew { entries, .. } = control {
+                *entries = Some(Box::new([0; 512]));
+            }
+        }
+        script
+    }
+    /// A root table of another address space; the current one stays loaded.
+    pub fn add_root(&mut self) -> Gpa {
+        let root = Gpa::new(self.next_table);
+        self.next_table += 0x1000;
+        self.memory.insert(root, None);
+        self.say(Control::TableNew { vcpu: V0, gpa: root, entries: None });
+        root
+    }
+    /// CR3 of the current vCPU is loaded; what follows is about that address space.
+    pub fn load_cr3(&mut self, root: Gpa, pcid: u16, keep: bool) {
+        self.root = root;
+        self.say(Control::LoadCr3 { vcpu: self.vcpu, root, pcid, keep });
+    }
+    /// Stores an entry as it is; it must be in a table.
+    pub fn write(&mut self, at: Gpa, value: u64) {
+        assert!(self.memory.write(at, self.mode.entry_bytes, value).is_some(), "{at:?}");
+        self.say(Control::TableWrite { vcpu: V0, gpa: at, value });
+    }
+    /// Where the entry of `level` for an address is, and its value as the guest knows it.
+    pub fn entry(&self, gva: u64, level: Level) -> (Gpa, Entry) {
+        let mut table = self.root;
+        for l in (level + 1..=self.mode.levels).rev() {
+            let at = self.mode.entry_at(table, gva, l);
+            table = Entry(self.memory.read(at, self.mode.entry_bytes).unwrap()).target();
+        }
+        let at = self.mode.entry_at(table, gva, level);
+        (at, Entry(self.memory.read(at, self.mode.entry_bytes).unwrap()))
     }
     pub fn say(&mut self, control: Control) {
         self.flush_controls();
@@ -71,7 +122,11 @@ impl Script {
     pub fn map(&mut self, gva: u64, gpa: u64, size: PageSize, protection: Protection, bits: u64) {
         let level = self.mode.leaf_level(size).unwrap();
         let entry = Entry::leaf(Gpa::new(gpa), protection, level > 1).with(bits);
-        let mut owner = Owner { next: &mut self.next_table, controls: &mut self.controls };
+        let mut owner = Owner {
+            next: &mut self.next_table,
+            controls: &mut self.controls,
+            found: self.found_tables,
+        };
         let (mode, root) = (self.mode, self.root);
         store(&mut self.memory, mode, root, Gva::new(gva), level, entry, &mut owner).unwrap();
         self.flush_controls();
@@ -82,28 +137,41 @@ impl Script {
     }
     pub fn unmap(&mut self, gva: u64, size: PageSize) {
         let level = self.mode.leaf_level(size).unwrap();
-        let mut owner = Owner { next: &mut self.next_table, controls: &mut self.controls };
+        let mut owner = Owner {
+            next: &mut self.next_table,
+            controls: &mut self.controls,
+            found: self.found_tables,
+        };
         let (mode, root) = (self.mode, self.root);
         store(&mut self.memory, mode, root, Gva::new(gva), level, Entry(0), &mut owner).unwrap();
         self.flush_controls();
     }
     pub fn invlpg(&mut self, gva: u64) {
-        self.say(Control::Invalidate { vcpu: V0, what: Invalidation::Page(Gva::new(gva)) });
+        self.invalidate(Invalidation::Page(Gva::new(gva)));
     }
     pub fn fault(&mut self, gva: u64, write: bool) {
         let code = FaultCode { present: false, write, user: true, fetch: false };
-        self.say(Control::Fault { vcpu: V0, gva: Gva::new(gva), code });
+        self.say(Control::Fault { vcpu: self.vcpu, gva: Gva::new(gva), code });
     }
     /// One access by a user program, with the guest's own idea of where it goes.
     pub fn access(&mut self, gva: u64, write: bool) {
+        self.access_as(gva, if write { RunFlags::STORE } else { RunFlags::default() });
+    }
+    pub fn access_as(&mut self, gva: u64, flags: RunFlags) {
         let leaf =
             nestwalk_tables::look_up(&self.memory, self.mode, self.root, Gva::new(gva)).unwrap();
         self.flush_controls();
-        self.batch.batch.runs.push(run(gva, write));
+        self.batch.batch.runs.push(Run { vcpu: self.vcpu, flags, ..run(gva, false) });
         self.batch.gpas.push(leaf.apply(Gva::new(gva)));
     }
     pub fn load(&mut self, gva: u64) {
         self.access(gva, false);
+    }
+    pub fn store(&mut self, gva: u64) {
+        self.access(gva, true);
+    }
+    pub fn invalidate(&mut self, what: Invalidation) {
+        self.say(Control::Invalidate { vcpu: self.vcpu, what });
     }
     /// The events so far.
     pub fn take(&mut self) -> GuestBatch {
@@ -186,7 +254,7 @@ pub fn bare_profile() -> Profile {
 }
 
 /// The referee found nothing wrong, and looked.
-pub fn approve(machine: &dyn AnyMachine) {
+pub fn approve<M: AnyMachine + ?Sized>(machine: &M) {
     let verdict = machine.verdict().unwrap();
     assert_eq!(verdict.told, Vec::<String>::new(), "{}", machine.name());
     assert!(verdict.checked > 0);

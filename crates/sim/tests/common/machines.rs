@@ -1,0 +1,175 @@
+//! Machines whose parts a test can reach, and profiles made to measure.
+
+use super::GIB;
+use nestwalk_hw::Profile;
+use nestwalk_hw::profile::{ArrayProfile, TlbProfile, WalkCacheProfile};
+use nestwalk_mm::{HostConfig, HostMemory, KERNEL_BYTES, PagePolicy, PlacementKind};
+use nestwalk_sim::schemes::Build;
+use nestwalk_sim::schemes::native::Native;
+use nestwalk_sim::schemes::nested::Nested;
+use nestwalk_sim::schemes::shadow::Shadow;
+use nestwalk_sim::{AnyMachine, Counters, ExitReason, Machine};
+use nestwalk_tables::{LONG4, Mode};
+use nestwalk_types::{Gpa, GuestBatch};
+
+/// What a machine is made from, with everything open to change.
+#[derive(Clone)]
+pub struct Setup {
+    pub profile: Profile,
+    pub guest_mode: &'static Mode,
+    pub host_mode: &'static Mode,
+    pub host_pages: &'static str,
+    pub vcpus: usize,
+    pub guest_bytes: u64,
+    pub host_bytes: u64,
+    pub verify: bool,
+}
+
+impl Setup {
+    /// 3 GiB of guest memory in one slot from 0, 4-level tables, 4 KiB host pages, one vCPU, watched.
+    pub fn new(profile: Profile) -> Self {
+        Self {
+            profile,
+            guest_mode: &LONG4,
+            host_mode: &LONG4,
+            host_pages: "4k",
+            vcpus: 1,
+            guest_bytes: 3 * GIB,
+            host_bytes: 8 * GIB,
+            verify: true,
+        }
+    }
+
+    pub fn host(&self) -> HostMemory {
+        let config = HostConfig {
+            bytes: self.host_bytes,
+            mode: self.host_mode,
+            policy: PagePolicy::by_name(self.host_pages).unwrap(),
+            placement: PlacementKind::default(),
+            fragmentation: 0.0,
+            seed: 1,
+            kernel_bytes: KERNEL_BYTES,
+        };
+        HostMemory::with_config(&config, &[(Gpa::new(0), self.guest_bytes)]).unwrap()
+    }
+
+    pub fn build(&self, name: &str, virtualized: bool) -> Build {
+        Build {
+            name: name.into(),
+            profile: self.profile.clone(),
+            guest_mode: self.guest_mode,
+            nested_mode: self.host_mode,
+            vcpus: self.vcpus,
+            guest_bytes: self.guest_bytes,
+            host: virtualized.then(|| self.host()),
+            verify: self.verify,
+        }
+    }
+
+    pub fn native(&self) -> Machine<Native> {
+        Machine::new(Native::default(), self.build("native", false)).unwrap()
+    }
+    pub fn nested(&self) -> Machine<Nested> {
+        let mut build = self.build("nested", true);
+        Machine::new(Nested::new(&mut build).unwrap(), build).unwrap()
+    }
+    pub fn shadow(&self) -> Machine<Shadow> {
+        let build = self.build("shadow", true);
+        Machine::new(Shadow::new(&build), build).unwrap()
+    }
+}
+
+/// What every concrete machine can be asked in a test.
+pub trait Probe: AnyMachine {
+    fn platform(&mut self) -> &mut nestwalk_sim::scheme::Platform;
+
+    /// Runs the events and returns what they added to the counters.
+    fn count(&mut self, events: &GuestBatch) -> Counters {
+        self.platform().counters = Counters::default();
+        self.run(events).unwrap();
+        self.counters().clone()
+    }
+    /// Empties every structure of every core, guest-physical ones too.
+    fn forget(&mut self) {
+        for core in &mut self.platform().hardware.cores {
+            core.l1d.flush();
+            core.l1i.flush();
+            core.l2.flush();
+            core.walk_cache.flush();
+            core.nested_walk_cache.flush();
+            if let Some(tlb) = &mut core.nested_tlb {
+                tlb.flush();
+            }
+        }
+    }
+    /// Empties the TLBs alone: the next access of each page walks.
+    fn forget_translations(&mut self) {
+        for core in &mut self.platform().hardware.cores {
+            core.l1d.flush();
+            core.l1i.flush();
+            core.l2.flush();
+        }
+    }
+}
+
+impl<S: nestwalk_sim::scheme::Scheme> Probe for Machine<S> {
+    fn platform(&mut self) -> &mut nestwalk_sim::scheme::Platform {
+        &mut self.platform
+    }
+}
+
+/// Exits of one reason.
+pub fn exits(c: &Counters, reason: ExitReason) -> u64 {
+    c.exits[reason as usize]
+}
+
+/// Exits that happened, by name.
+pub fn exits_by_name(c: &Counters) -> Vec<(&'static str, u64)> {
+    let all = ExitReason::ALL.iter().map(|r| (r.name(), exits(c, *r)));
+    all.filter(|e| e.1 > 0).collect()
+}
+
+pub fn tlb(sizes: &[&str], entries: u32, ways: u32) -> TlbProfile {
+    let sizes = sizes.iter().map(|s| (*s).to_owned()).collect();
+    TlbProfile { sizes, entries, ways, source: "test".into() }
+}
+
+pub fn array(entries: u32, ways: u32) -> ArrayProfile {
+    ArrayProfile { entries, ways, source: "test".into() }
+}
+
+pub const ALL_SIZES: [&str; 3] = ["4k", "2m", "1g"];
+
+/// TLBs of one entry for all sizes: every change of page misses.
+pub fn with_tiny_tlbs(mut profile: Profile) -> Profile {
+    for level in [&mut profile.l1d_tlb, &mut profile.l1i_tlb, &mut profile.l2_tlb] {
+        *level = vec![tlb(&ALL_SIZES, 1, 1)];
+    }
+    profile
+}
+
+/// TLBs that hold every size and evict nothing that a short test uses.
+pub fn with_roomy_tlbs(mut profile: Profile) -> Profile {
+    for level in [&mut profile.l1d_tlb, &mut profile.l1i_tlb, &mut profile.l2_tlb] {
+        *level = vec![tlb(&ALL_SIZES, 4096, 64)];
+    }
+    profile
+}
+
+/// Walk caches that evict nothing that a short test uses.
+pub fn roomy_walk_cache() -> WalkCacheProfile {
+    let all = Some(array(64, 64));
+    WalkCacheProfile { pde: all.clone(), pdpte: all.clone(), pml4e: all.clone(), pml5e: all }
+}
+
+/// A walk cache that takes walks to tables of `level` alone.
+pub fn only_to_level(level: u8, array: ArrayProfile) -> WalkCacheProfile {
+    let mut cache = WalkCacheProfile::default();
+    match level {
+        1 => cache.pde = Some(array),
+        2 => cache.pdpte = Some(array),
+        3 => cache.pml4e = Some(array),
+        _ => cache.pml5e = Some(array),
+    }
+    cache
+}
