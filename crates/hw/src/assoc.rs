@@ -157,14 +157,14 @@ impl<T: Tag, P: Copy + Default> SetAssoc<T, P> {
         let from = set * self.ways;
         from..from + self.ways
     }
-    #[inline]
+    #[inline(always)]
     fn find(&self, set: usize, tag: T) -> Option<usize> {
         let range = self.range(set);
         find_way!(self.ways, &self.tags[range], tag)
     }
 
     /// Makes a way the most recently used of its set; where its entry is from then on.
-    #[inline]
+    #[inline(always)]
     fn touch(&mut self, set: usize, way: usize) -> usize {
         let from = set * self.ways;
         match self.orders.get_mut(set) {
@@ -181,7 +181,7 @@ impl<T: Tag, P: Copy + Default> SetAssoc<T, P> {
     }
 
     /// Makes the least recently used way of a set the most recently used; where it is.
-    #[inline]
+    #[inline(always)]
     fn recycle(&mut self, set: usize) -> usize {
         let from = set * self.ways;
         match self.orders.get_mut(set) {
@@ -196,7 +196,7 @@ impl<T: Tag, P: Copy + Default> SetAssoc<T, P> {
     }
 
     /// Looks `tag` up in `set` and makes it the most recently used.
-    #[inline]
+    #[inline(always)]
     pub fn look_up(&mut self, set: usize, tag: T) -> Option<&mut P> {
         // Programs come back to the same page of a set more often than not.
         let first = self.orders.get(set).map_or(0, |o| (*o & 15) as usize);
@@ -211,7 +211,7 @@ impl<T: Tag, P: Copy + Default> SetAssoc<T, P> {
 
     /// Looks `tag` up in `set` and fills it if it is not there, most recently used either way; its
     /// payload, if the array has any, is not touched. Whether it was there.
-    #[inline]
+    #[inline(always)]
     pub fn access(&mut self, set: usize, tag: T) -> bool {
         if let Some(way) = self.find(set, tag) {
             self.touch(set, way);

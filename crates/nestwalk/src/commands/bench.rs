@@ -1,7 +1,259 @@
-//! `bench`: the simulator's own speed.
-use crate::args::BenchArgs;
-use anyhow::Result;
+//! `bench`: the simulator's own speed, per scheme, and its instructions per access.
+
+use crate::args::{BenchArgs, Format};
+use crate::experiment::pages;
+use anyhow::{Context, Result, anyhow, bail};
+use nestwalk_hw::Profile;
+use nestwalk_report::{Align, Table, parse_count};
+use nestwalk_sim::compare::{Plan, compare};
+use nestwalk_sim::spec::MachineSpec;
+use nestwalk_source::{FirstTouch, PatternSpec};
+use nestwalk_tables::LONG4;
+use nestwalk_types::{Batch, Control, Source, SourceError, SourceInfo};
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::Path;
+use std::process::Command;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+/// Name, pattern, footprint, and the footprint when instructions are counted (set-up runs under
+/// valgrind as well, so it is small).
+static CASES: &[(&str, &str, u64, u64)] = &[
+    ("tlb-hit", "sequential", 128 << 10, 128 << 10),
+    ("scattered", "uniform", 32 << 10, 32 << 10),
+    ("stream", "sequential", 4 << 30, 16 << 20),
+    ("walks", "uniform", 4 << 30, 64 << 20),
+];
+
+/// Machines measured alone, and all of them in one pass.
+static MACHINES: &[(&str, &str)] = &[
+    ("ideal", "ideal"),
+    ("native", "native"),
+    ("shadow", "shadow"),
+    ("nested", "nested"),
+    ("all four", "ideal,native,shadow,nested"),
+];
+
+/// The best rates of other simulators for the like of each case, in million accesses per second, as
+/// measured in November 2026 on one core of two shared ones of an AMD EPYC.
+static PEERS: &[(&str, &str)] = &[
+    ("tlb-hit", "drmemtrace TLB tool, online: 10.1 (no walks, one page size)"),
+    ("stream", "DMT/ASAP nested simulator, sequential 256 MiB: 8.0"),
+    ("walks", "DMT/ASAP nested simulator, random 4 GiB: 0.37; ChampSim: 0.002; Virtuoso: 0.007"),
+];
+
+/// Share by which instructions per access may grow before it counts as a regression.
+const TOLERANCE: f64 = 0.05;
+
 /// `nestwalk bench`.
-pub fn bench(_args: &BenchArgs) -> Result<()> {
+pub fn bench(args: &BenchArgs) -> Result<()> {
+    let accesses = parse_count(&args.accesses).context("--accesses")?;
+    if let Some(name) = &args.case {
+        let (case, machines) =
+            name.split_once('/').ok_or_else(|| anyhow!("--case {name}: write CASE/MACHINE"))?;
+        run(case, machines, accesses, true)?;
+        return Ok(());
+    }
+    match &args.instructions {
+        Some(file) => instructions(file, args.bless),
+        None => seconds(accesses, args.format),
+    }
+}
+
+/// Notes when the region of interest begins.
+struct Timed<S> {
+    inner: S,
+    began: Arc<Mutex<Option<Instant>>>,
+}
+
+impl<S: Source> Source for Timed<S> {
+    fn info(&self) -> SourceInfo {
+        self.inner.info()
+    }
+    fn next_batch(&mut self, batch: &mut Batch) -> Result<bool, SourceError> {
+        let more = self.inner.next_batch(batch)?;
+        if batch.controls.iter().any(|c| c.1 == Control::RegionOfInterest)
+            && let Ok(mut began) = self.began.lock()
+        {
+            *began = Some(Instant::now());
+        }
+        Ok(more)
+    }
+}
+
+/// Runs one case on one core and returns accesses per second after set-up.
+fn run(case: &str, machines: &str, accesses: u64, counting: bool) -> Result<f64> {
+    let (_, pattern, footprint, small) = CASES
+        .iter()
+        .find(|c| c.0 == case)
+        .ok_or_else(|| anyhow!("no case `{case}`; there are tlb-hit, scattered, stream, walks"))?;
+    let footprint = if counting { *small } else { *footprint };
+    let base_pages = pages("page size", "4k")?;
+    let names = MACHINES.iter().find(|m| m.0 == machines).map_or(machines, |m| m.1);
+    let machines = names
+        .split(',')
+        .map(|n| MachineSpec::parse(n, base_pages))
+        .collect::<Result<Vec<_>, _>>()?;
+    let plan = Plan {
+        machines,
+        profile: Profile::load("cascade-lake-6252")?,
+        guest_mode: &LONG4,
+        host_mode: &LONG4,
+        vcpus: 1,
+        guest_bytes: 16 << 30,
+        host_bytes: 32 << 30,
+        fragmentation: (0.0, 0.0),
+        pcids: true,
+        seed: 1,
+        verify: false,
+        threads: 1,
+    };
+    let base = PatternSpec { footprint, accesses, populate: Some(true), ..PatternSpec::default() };
+    let began = Arc::new(Mutex::new(None));
+    let inner = FirstTouch::new(PatternSpec::parse(pattern, &base)?.source());
+    let mut source = Timed { inner, began: Arc::clone(&began) };
+    let outcome = compare(&plan, &mut source, &AtomicBool::new(false), &mut |_| {})?;
+    if let Some(error) = outcome.error {
+        return Err(error.into());
+    }
+    let began = began.lock().ok().and_then(|b| *b).ok_or_else(|| anyhow!("{case}: no accesses"))?;
+    Ok(accesses as f64 / began.elapsed().as_secs_f64())
+}
+
+fn seconds(accesses: u64, format: Format) -> Result<()> {
+    let mut table = Table::new().column("million accesses/s, one core", Align::Left);
+    for (name, ..) in CASES {
+        table = table.column(name, Align::Right);
+    }
+    let mut rates: BTreeMap<&str, BTreeMap<&str, f64>> = BTreeMap::new();
+    for (machine, _) in MACHINES {
+        let mut row = vec![(*machine).to_owned()];
+        for (case, ..) in CASES {
+            let rate = run(case, machine, accesses, false)? / 1e6;
+            row.push(format!("{rate:.1}"));
+            rates.entry(case).or_default().insert(machine, rate);
+        }
+        table.row(row);
+    }
+    let memory = peak_memory_mib();
+    let out = if format == Format::Json {
+        let value = json!({
+            "unit": "million accesses per second on one core, set-up not counted",
+            "accesses": accesses,
+            "rates": rates,
+            "peak_memory_mib": memory,
+        });
+        serde_json::to_string_pretty(&value)? + "\n"
+    } else {
+        let mut out = table.render();
+        let mut sum = 0.0;
+        for (case, ..) in CASES {
+            sum = MACHINES[..4].iter().map(|m| 1.0 / rates[case][m.0]).sum();
+            let together = 1.0 / rates[case]["all four"];
+            out += &format!(
+                "{case}: all four in one pass take {:.0} % of the sum of single passes\n",
+                100.0 * together / sum
+            );
+        }
+        debug_assert!(sum > 0.0);
+        out += "\ntlb-hit: 8-byte loads through 128 KiB again and again; scattered: random loads in \
+                32 KiB, where no\ntwo accesses in a row are to one page; stream: 8-byte loads through \
+                4 GiB; walks: random loads in 4 GiB.\nTLBs, walk caches and data caches are all on; \
+                every machine includes the source and the guest.\n";
+        if let Some(mib) = memory {
+            out += &format!("peak memory of all of this: {mib} MiB\n");
+        }
+        out += "\nother simulators (AMD EPYC, November 2026, one core, million accesses/s):\n";
+        for (case, peer) in PEERS {
+            out += &format!("  {case}: {peer}\n");
+        }
+        out
+    };
+    std::io::stdout().lock().write_all(out.as_bytes())?;
     Ok(())
+}
+
+fn peak_memory_mib() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|l| l.starts_with("VmHWM:"))?;
+    line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib / 1024)
+}
+
+/// Accesses of the two runs whose difference in instructions is divided by theirs: what set-up and
+/// start-up take cancels out.
+const COUNTED: (u64, u64) = (100_000, 300_000);
+
+fn instructions(file: &Path, bless: bool) -> Result<()> {
+    let place = file.display();
+    let known: BTreeMap<String, f64> = if bless {
+        BTreeMap::new()
+    } else {
+        let text = std::fs::read_to_string(file)
+            .with_context(|| format!("{place}: cannot be read; --bless writes it"))?;
+        toml::from_str(&text).with_context(|| place.to_string())?
+    };
+    let mut now = BTreeMap::new();
+    let mut table = Table::new()
+        .column("instructions/access", Align::Left)
+        .column("before", Align::Right)
+        .column("now", Align::Right)
+        .column("change", Align::Right);
+    let mut worse = Vec::new();
+    for (case, ..) in CASES {
+        for (machine, _) in &MACHINES[..4] {
+            let name = format!("{case}/{machine}");
+            let (few, many) = (count(&name, COUNTED.0)?, count(&name, COUNTED.1)?);
+            let per = many.saturating_sub(few) as f64 / (COUNTED.1 - COUNTED.0) as f64;
+            let per = (per * 10.0).round() / 10.0;
+            let before = known.get(&name).copied();
+            let change = before.map(|b| per / b - 1.0);
+            if change.is_some_and(|c| c > TOLERANCE) {
+                worse.push(name.clone());
+            }
+            table.row(vec![
+                name.clone(),
+                before.map_or("-".into(), |b| format!("{b:.1}")),
+                format!("{per:.1}"),
+                change.map_or("-".into(), |c| format!("{:+.1} %", 100.0 * c)),
+            ]);
+            now.insert(name, per);
+        }
+    }
+    std::io::stdout().lock().write_all(table.render().as_bytes())?;
+    if bless {
+        let head = "# Instructions per access, counted by `nestwalk bench --instructions`: the\n\
+                    # simulator's own cost, which no noise of the machine moves.\n";
+        std::fs::write(file, format!("{head}{}", toml::to_string(&now)?))
+            .with_context(|| format!("{place}: cannot be written"))?;
+    } else if !worse.is_empty() {
+        bail!(
+            "more than {:.0} % more instructions per access than {place} says: {}; mend it, or \
+             --bless and say why in the commit",
+            100.0 * TOLERANCE,
+            worse.join(", ")
+        );
+    }
+    Ok(())
+}
+
+/// Instructions of one run of this program under valgrind.
+fn count(case: &str, accesses: u64) -> Result<u64> {
+    let program = std::env::current_exe().context("the path of this program")?;
+    let output = Command::new("valgrind")
+        .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
+        .arg(program)
+        .args(["bench", "--case", case, "--accesses", &accesses.to_string()])
+        .output()
+        .context("valgrind cannot be started: install the Debian package `valgrind`")?;
+    let text = String::from_utf8_lossy(&output.stderr);
+    if !output.status.success() {
+        bail!("valgrind failed on case {case}: {}", text.trim());
+    }
+    text.lines()
+        .find_map(|l| l.split_once("Collected :"))
+        .and_then(|(_, n)| n.trim().parse().ok())
+        .ok_or_else(|| anyhow!("valgrind printed no count for case {case}: {}", text.trim()))
 }
