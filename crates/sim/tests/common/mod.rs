@@ -3,6 +3,8 @@
 
 pub mod lives;
 pub mod machines;
+pub mod oracle;
+pub mod pairs;
 
 use nestwalk_hw::Profile;
 use nestwalk_hw::profile::WalkCacheProfile;

@@ -1,0 +1,193 @@
+//! Machines of every scheme, each with an oracle beside it.
+
+use super::machines::Setup;
+use super::oracle::{Oracle, Shadowed};
+use nestwalk_hw::Translation;
+use nestwalk_sim::hardware::Request;
+use nestwalk_sim::scheme::{Answer, MachineError, Platform, Scheme};
+use nestwalk_sim::schemes::shadow::Shadow;
+use nestwalk_sim::walk::Fault;
+use nestwalk_sim::{AnyMachine, Machine};
+use nestwalk_tables::entry::PRESENT;
+use nestwalk_tables::look_up;
+use nestwalk_types::{Gpa, GuestBatch, Invalidation, PageSize, VcpuId};
+
+/// Shadow paging that writes down what the oracle cannot know.
+struct Watched {
+    inner: Shadow,
+    log: Vec<Shadowed>,
+}
+
+impl Watched {
+    /// The hypervisor has flushed everything, or there was nothing.
+    fn flushed(&mut self, platform: &Platform) {
+        let cores = &platform.hardware.cores;
+        if cores.iter().all(|c| c.l1d.is_empty() && c.l1i.is_empty() && c.l2.is_empty()) {
+            self.log.push(Shadowed::Flushed);
+        }
+    }
+}
+
+impl Scheme for Watched {
+    fn walk(&mut self, platform: &mut Platform, request: &Request) -> Result<Translation, Fault> {
+        let found = self.inner.walk(platform, request)?;
+        self.log.push(Shadowed::Walked(found));
+        Ok(found)
+    }
+    fn answer(
+        &mut self,
+        platform: &mut Platform,
+        request: &Request,
+        fault: Fault,
+    ) -> Result<Answer, MachineError> {
+        // An entry that stood where the new one is put is replaced, and dropped everywhere.
+        let (mode, tables) = self.inner.mmu.tables();
+        let mut stood = Vec::new();
+        for page in tables.pages() {
+            for level in 1..=mode.levels {
+                let at = mode.entry_at(page, request.gva.value(), level);
+                if tables.read(at, 8).is_some_and(|e| e & PRESENT != 0) {
+                    stood.push(at);
+                }
+            }
+        }
+        let answer = self.inner.answer(platform, request, fault)?;
+        self.flushed(platform);
+        let root = self.inner.mmu.walk_root(request.core());
+        let (mode, tables) = self.inner.mmu.tables();
+        if answer == Answer::Retry
+            && let Ok(leaf) = look_up(tables, mode, root, request.gva)
+            && stood.contains(&leaf.at)
+        {
+            self.log.push(Shadowed::Dropped(request.gva));
+        }
+        Ok(answer)
+    }
+    fn load_cr3(
+        &mut self,
+        platform: &mut Platform,
+        vcpu: VcpuId,
+        pcid: u16,
+        keep: bool,
+    ) -> Result<(), MachineError> {
+        self.inner.load_cr3(platform, vcpu, pcid, keep)?;
+        self.flushed(platform);
+        Ok(())
+    }
+    fn invalidate(
+        &mut self,
+        platform: &mut Platform,
+        vcpu: VcpuId,
+        what: Invalidation,
+    ) -> Result<(), MachineError> {
+        self.inner.invalidate(platform, vcpu, what)?;
+        self.flushed(platform);
+        Ok(())
+    }
+    fn table_write(
+        &mut self,
+        platform: &mut Platform,
+        vcpu: VcpuId,
+        at: Gpa,
+        old: u64,
+        new: u64,
+    ) -> Result<(), MachineError> {
+        self.inner.table_write(platform, vcpu, at, old, new)?;
+        self.flushed(platform);
+        Ok(())
+    }
+    fn page_written(
+        &mut self,
+        platform: &mut Platform,
+        vcpu: VcpuId,
+        at: Gpa,
+        size: PageSize,
+    ) -> Result<(), MachineError> {
+        self.inner.page_written(platform, vcpu, at, size)?;
+        self.flushed(platform);
+        Ok(())
+    }
+}
+
+/// A machine of each scheme and the oracle beside each.
+pub struct Pairs {
+    plain: Vec<(Box<dyn AnyMachine>, Oracle)>,
+    shadow: Option<(Machine<Watched>, Oracle)>,
+    what: String,
+}
+
+impl Pairs {
+    pub fn new(setup: &Setup, what: &str) -> Self {
+        let host = match setup.host_pages {
+            "4k" => PageSize::SIZE_4K,
+            "2m" => PageSize::SIZE_2M,
+            _ => PageSize::SIZE_1G,
+        };
+        let oracle = |host| Oracle::new(&setup.profile, setup.guest_mode, setup.vcpus, host);
+        let build = setup.build("shadow", true);
+        let watched = Watched { inner: Shadow::new(&build), log: Vec::new() };
+        Self {
+            plain: vec![
+                (Box::new(setup.native()), oracle(None)),
+                (Box::new(setup.nested()), oracle(Some(host))),
+            ],
+            shadow: Some((Machine::new(watched, build).unwrap(), oracle(Some(host)))),
+            what: format!("{what} on {}", setup.profile.name),
+        }
+    }
+
+    pub fn follow(&mut self, events: &GuestBatch) {
+        for (machine, oracle) in &mut self.plain {
+            machine.run(events).unwrap();
+            oracle.follow(events);
+            let agreed = oracle.agrees(machine.counters());
+            assert_eq!(agreed, Ok(()), "{}: {}", self.what, machine.name());
+        }
+        if let Some((machine, oracle)) = &mut self.shadow {
+            in_step(machine, oracle, events);
+            let agreed = oracle.agrees(machine.counters());
+            assert_eq!(agreed, Ok(()), "{}: shadow", self.what);
+            for (core, other) in machine.platform.hardware.cores.iter().zip(&oracle.cores) {
+                let found = [core.l1d.len(), core.l1i.len(), core.l2.len()];
+                let expected = [other.l1d.len(), other.l1i.len(), other.l2.len()];
+                assert_eq!(found, expected, "{}: entries held", self.what);
+            }
+        }
+    }
+
+    /// Misses were counted, and in each level there were hits.
+    pub fn end(&self) {
+        for (machine, oracle) in &self.plain {
+            let [first, second, misses, _] = oracle.counts;
+            let accesses = machine.counters().accesses;
+            assert!(first < accesses && second + misses == first && misses > 0, "{}", self.what);
+            let told = machine.verdict().map_or(Vec::new(), |v| v.told);
+            assert_eq!(told, Vec::<String>::new(), "{}", self.what);
+        }
+    }
+}
+
+/// One event at a time, so that what the hypervisor did is known of each.
+fn in_step(machine: &mut Machine<Watched>, oracle: &mut Oracle, events: &GuestBatch) {
+    let mut one = GuestBatch::default();
+    let controls = &events.batch.controls;
+    let mut next = 0;
+    for i in 0..=events.batch.runs.len() {
+        while next < controls.len() && (controls[next].0 as usize) <= i {
+            one.batch.runs.clear();
+            one.gpas.clear();
+            one.batch.controls = vec![(0, controls[next].1.clone())];
+            machine.run(&one).unwrap();
+            oracle.control(&controls[next].1, &machine.scheme.log);
+            machine.scheme.log.clear();
+            next += 1;
+        }
+        let Some(run) = events.batch.runs.get(i) else { return };
+        one.batch.controls.clear();
+        one.batch.runs = vec![*run];
+        one.gpas = vec![events.gpas[i]];
+        machine.run(&one).unwrap();
+        oracle.access(run, &machine.scheme.log);
+        machine.scheme.log.clear();
+    }
+}
