@@ -49,6 +49,7 @@ impl FrameCounts {
     }
 
     /// Whether every frame's number is zero.
+    #[cfg(test)]
     pub fn is_empty(&self) -> bool {
         self.chunks.iter().all(Option::is_none)
     }

@@ -243,7 +243,7 @@ impl<S: Scheme> Machine<S> {
             if answer == Answer::GuestFault {
                 // A page fault removes what the TLBs hold for the address (SDM vol. 3A,
                 // "Invalidation of TLBs and Paging-Structure Caches").
-                let mode = self.platform.world.mode;
+                let mode = self.scheme.walk_mode(&self.platform.world);
                 let core = &mut self.platform.hardware.cores[request.core()];
                 core.drop_translation(mode, gva);
                 return Ok(());

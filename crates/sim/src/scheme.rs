@@ -6,6 +6,7 @@ use crate::walk::Fault;
 use crate::world::World;
 use nestwalk_hw::Translation;
 use nestwalk_mm::MmError;
+use nestwalk_tables::Mode;
 use nestwalk_types::{Gpa, Gva, Invalidation, PageSize, Run, VcpuId};
 use serde::Serialize;
 use thiserror::Error;
@@ -193,6 +194,12 @@ pub trait Scheme: Send {
         _size: PageSize,
     ) -> Result<(), MachineError> {
         Ok(())
+    }
+
+    /// Paging mode of the tables that the hardware's first dimension walks: what walk caches of linear
+    /// addresses are indexed by.
+    fn walk_mode(&self, world: &World) -> &'static Mode {
+        world.mode
     }
 
     /// Memory that tables take.

@@ -9,7 +9,9 @@ use crate::hardware::Request;
 use crate::scheme::{Answer, MachineError, PageTableBytes, Platform, Scheme};
 use crate::vmm::shadow::ShadowMmu;
 use crate::walk::{Fault, Tables, walk_1d};
+use crate::world::World;
 use nestwalk_hw::Translation;
+use nestwalk_tables::Mode;
 use nestwalk_types::{Address, Gpa, Hpa, Invalidation, PageSize, Run, VcpuId};
 
 /// The catalogue's entry.
@@ -109,6 +111,10 @@ impl Scheme for Shadow {
         size: PageSize,
     ) -> Result<(), MachineError> {
         self.mmu.page_written(platform, at, size)
+    }
+
+    fn walk_mode(&self, _world: &World) -> &'static Mode {
+        self.mmu.mode()
     }
 
     fn page_table_bytes(&self, platform: &Platform) -> PageTableBytes {

@@ -53,7 +53,7 @@ impl ShadowMmu {
 
     /// An emulated store (`kvm_mmu_pte_write`).
     fn emulate(&mut self, platform: &mut Platform, first: PageId, at: Gpa, new: Entry) {
-        let index = (at.value() & 0xfff) / u64::from(self.mode.entry_bytes);
+        let guest_index = (at.value() & 0xfff) / u64::from(self.guest_mode.entry_bytes);
         let mut page = first;
         while page != NONE {
             let next = self.pages[page as usize].next_same;
@@ -68,12 +68,14 @@ impl ShadowMmu {
                 }
             }
             let level = p.level;
-            let spte = self.spte_at(page, index);
-            self.drop_entry(spte);
-            if level == 1 && new.has(PRESENT | ACCESSED) {
-                let gfn = new.target::<Gpa>().page_number();
-                if self.prefill(platform, page, index, gfn, new) {
-                    platform.counters.shadow_prefetches += 1;
+            for index in self.entries_of(page, guest_index) {
+                let spte = self.spte_at(page, index);
+                self.drop_entry(spte);
+                if level == 1 && new.has(PRESENT | ACCESSED) {
+                    let gfn = new.target::<Gpa>().page_number();
+                    if self.prefill(platform, page, index, gfn, new) {
+                        platform.counters.shadow_prefetches += 1;
+                    }
                 }
             }
             page = next;
@@ -259,7 +261,7 @@ impl ShadowMmu {
                 }
                 self.drop_entry(spte);
                 let at = self.guest_entry_at(page, index);
-                let raw = platform.world.guest.read(at, self.mode.entry_bytes).unwrap_or(0);
+                let raw = platform.world.guest.read(at, self.guest_mode.entry_bytes).unwrap_or(0);
                 let guest = Entry(raw);
                 let gfn = guest.target::<Gpa>().page_number();
                 if guest.has(PRESENT | ACCESSED) && self.prefill(platform, page, index, gfn, guest)

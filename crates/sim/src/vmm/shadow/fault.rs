@@ -46,7 +46,7 @@ impl ShadowMmu {
             platform.counters.exit(ExitReason::TrueFault);
             return Ok(Answer::GuestFault);
         };
-        let size = self.mode.span(walk.leaf);
+        let size = self.guest_mode.span(walk.leaf);
         let frame: Gpa = walk.entries[walk.leaf as usize].frame(size);
         let gpa = frame.offset_by(request.gva.offset_in(size));
         let (host_frame, host_size) = host_page(platform, gpa)?;
@@ -86,7 +86,7 @@ impl ShadowMmu {
     /// Walks the guest's tables; `None` if they do not allow the access. Sets the guest's accessed
     /// bits, and the dirty bit for a store, as the hardware would have.
     fn guest_walk(&self, platform: &mut Platform, request: &Request) -> Option<GuestWalk> {
-        let mode = self.mode;
+        let mode = self.guest_mode;
         let guest = &mut platform.world.guest;
         let mut table = platform.world.roots[request.core()];
         let mut walk = GuestWalk {
@@ -138,20 +138,21 @@ impl ShadowMmu {
         let mut page = self.by_table[&root.page_number()];
         for level in (target + 1..=self.mode.levels).rev() {
             self.pages[page as usize].flood = 0;
-            let guest = walk.entries[level.max(walk.leaf) as usize];
+            let gva = request.gva.value();
+            let guest = self.guest_entry(platform, request, walk, level);
             // Below a large guest leaf there is no guest table: the page is split.
             let direct = level <= walk.leaf;
-            let gfn = if direct {
-                let size = self.mode.span(walk.leaf);
-                let base: Gpa = guest.frame(size);
-                base.offset_by(request.gva.offset_in(size))
-                    .align_down(self.mode.span(level))
-                    .page_number()
+            let role = if direct {
+                let size = self.guest_mode.span(walk.leaf);
+                let piece = self.mode.span(level);
+                let base = guest.frame::<Gpa>(size).offset_by(request.gva.offset_in(size));
+                let gfn = base.align_down(piece).page_number();
+                (gfn, level - 1, Some(permission_bits(guest)), 0)
             } else {
-                guest.target::<Gpa>().page_number()
+                let gfn = guest.target::<Gpa>().page_number();
+                (gfn, level - 1, None, self.quadrant(gva, level - 1))
             };
-            let split = direct.then(|| permission_bits(guest));
-            let child = self.page(platform, gfn, level - 1, split)?;
+            let child = self.page(platform, role)?;
             // Making room for the child may have dropped the page that we stand on.
             if !self.pages[page as usize].live || self.pages[page as usize].obsolete {
                 self.hardware_root(platform, request.core())?;
@@ -174,6 +175,21 @@ impl ShadowMmu {
         }
         self.pages[page as usize].flood = 0;
         Ok(page)
+    }
+
+    /// The guest's entry that an entry of the shadow page of `level` stands for.
+    fn guest_entry(
+        &self,
+        platform: &Platform,
+        request: &Request,
+        walk: &GuestWalk,
+        level: Level,
+    ) -> Entry {
+        if level > self.guest_mode.levels {
+            // The root of a 32-bit guest's shadow points to parts of its page directory.
+            return Entry::table(platform.world.roots[request.core()]);
+        }
+        walk.entries[level.max(walk.leaf) as usize]
     }
 
     fn leaf_entry(&self, frame: Hpa, level: Level, walk: &GuestWalk) -> Entry {
@@ -202,7 +218,7 @@ impl ShadowMmu {
                 (self.pages[page as usize].gfn + i, walk.entries[walk.leaf as usize])
             } else {
                 let at = self.guest_entry_at(page, i);
-                let raw = platform.world.guest.read(at, self.mode.entry_bytes).unwrap_or(0);
+                let raw = platform.world.guest.read(at, self.guest_mode.entry_bytes).unwrap_or(0);
                 (Entry(raw).target::<Gpa>().page_number(), Entry(raw))
             };
             if !guest.has(PRESENT | ACCESSED) || !self.prefill(platform, page, i, gfn, guest) {

@@ -27,7 +27,7 @@ mod tests;
 
 use super::rmap::Rmap;
 use crate::scheme::{MachineError, Platform};
-use nestwalk_tables::{Level, Mode, TableMemory};
+use nestwalk_tables::{Level, Mode, PAE, TableMemory};
 use nestwalk_types::{Address, Gpa, Hpa};
 use rustc_hash::FxHashMap;
 use std::collections::VecDeque;
@@ -52,6 +52,13 @@ const NONE: PageId = PageId::MAX;
 /// permissions (another process's mapping, a page still clean) are other shadow pages, as in KVM's
 /// `role.access`.
 type Access = u64;
+/// In place of permissions: the root that a 32-bit guest's tables need, behind which there is no guest
+/// table (KVM's `pae_root`).
+const PAE_ROOT: Access = u64::MAX;
+
+/// What a shadow page is found by: guest frame, level, permissions if it is a piece of a large page,
+/// and which part of the guest's table it shadows.
+type Role = (u64, Level, Option<Access>, u8);
 
 /// One shadow table page.
 struct ShadowPage {
@@ -60,6 +67,9 @@ struct ShadowPage {
     level: Level,
     /// It splits a large guest page: there is no guest table behind it.
     split: Option<Access>,
+    /// Which part of the guest's table: a table of 1,024 entries of 32-bit paging is shadowed by two
+    /// leaf tables or four directories of 512. Otherwise 0.
+    quadrant: u8,
     /// Where it is in host memory.
     table: Hpa,
     unsync: bool,
@@ -96,14 +106,17 @@ struct Roots {
 
 /// The shadow tables of one VM.
 pub struct ShadowMmu {
+    /// Paging mode of the shadow tables: the guest's, but PAE for 32-bit guests, whose entries could not
+    /// hold a host frame.
     mode: &'static Mode,
+    /// Paging mode of the guest.
+    guest_mode: &'static Mode,
     memory: TableMemory<Hpa>,
     pages: Vec<ShadowPage>,
     free: Vec<PageId>,
     live: u64,
     quota: u64,
-    /// Page by guest frame, level and, for a piece of a large page, its permissions.
-    by_role: FxHashMap<(u64, Level, Option<Access>), PageId>,
+    by_role: FxHashMap<Role, PageId>,
     /// First shadow page of each shadowed guest table frame.
     by_guest: FxHashMap<u64, PageId>,
     /// Page by the host frame number of its table.
@@ -124,9 +137,10 @@ pub struct ShadowMmu {
 
 impl ShadowMmu {
     /// No shadow pages yet. `guest_pages` is the size of guest memory in 4 KiB pages.
-    pub fn new(mode: &'static Mode, vcpus: usize, guest_pages: u64) -> Self {
+    pub fn new(guest_mode: &'static Mode, vcpus: usize, guest_pages: u64) -> Self {
         Self {
-            mode,
+            mode: if guest_mode.entry_bytes == 4 { &PAE } else { guest_mode },
+            guest_mode,
             memory: TableMemory::new(),
             pages: Vec::new(),
             free: Vec::new(),
@@ -180,6 +194,11 @@ impl ShadowMmu {
         self.roots[vcpu].current.map_or(Hpa::new(0), |r| self.pages[r.page as usize].table)
     }
 
+    /// Paging mode of the tables that the hardware walks.
+    pub const fn mode(&self) -> &'static Mode {
+        self.mode
+    }
+
     /// The tables that the hardware walks.
     #[inline]
     pub fn tables(&mut self) -> (&'static Mode, &mut TableMemory<Hpa>) {
@@ -192,7 +211,8 @@ impl ShadowMmu {
         gfn: u64,
         pcid: u16,
     ) -> Result<Root, MachineError> {
-        let page = self.page(platform, gfn, self.mode.levels, None)?;
+        let split = self.is_narrow().then_some(PAE_ROOT);
+        let page = self.page(platform, (gfn, self.mode.levels, split, 0))?;
         self.pages[page as usize].holders += 1;
         self.sync_root(platform, page);
         Ok(Root { page, gfn, pcid })
@@ -211,8 +231,45 @@ impl ShadowMmu {
         self.pages[page as usize].table.offset_by(index * 8)
     }
 
+    /// Whether the guest has 4-byte entries, 1,024 to a table.
+    const fn is_narrow(&self) -> bool {
+        self.guest_mode.entry_bytes == 4
+    }
+
+    /// Which part of its guest table the shadow page of `level` for this address shadows.
+    fn quadrant(&self, gva: u64, level: Level) -> u8 {
+        match (self.is_narrow(), level) {
+            (true, 1) => (gva >> 21 & 1) as u8,
+            (true, 2) => (gva >> 30 & 3) as u8,
+            _ => 0,
+        }
+    }
+
     /// The guest's entry behind an entry of an indirect page.
     fn guest_entry_at(&self, page: PageId, index: u64) -> Gpa {
-        Gpa::new((self.pages[page as usize].gfn << 12) + index * u64::from(self.mode.entry_bytes))
+        let p = &self.pages[page as usize];
+        let part = u64::from(p.quadrant);
+        let guest_index = match (self.is_narrow(), p.level) {
+            (false, _) => index,
+            (true, 1) => part * 512 + index,
+            // An entry of a directory maps 4 MiB in the guest and 2 MiB in the shadow.
+            (true, _) => part * 256 + index / 2,
+        };
+        Gpa::new((p.gfn << 12) + guest_index * u64::from(self.guest_mode.entry_bytes))
+    }
+
+    /// The entries of an indirect page that shadow the guest's entry `guest_index`.
+    fn entries_of(&self, page: PageId, guest_index: u64) -> std::ops::Range<u64> {
+        let p = &self.pages[page as usize];
+        let part = u64::from(p.quadrant);
+        match (self.is_narrow(), p.level) {
+            (false, _) => guest_index..guest_index + 1,
+            (true, 1) if guest_index / 512 == part => guest_index % 512..guest_index % 512 + 1,
+            (true, 2) if guest_index / 256 == part => {
+                let first = guest_index % 256 * 2;
+                first..first + 2
+            }
+            (true, _) => 0..0,
+        }
     }
 }

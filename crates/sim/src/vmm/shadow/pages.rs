@@ -1,10 +1,10 @@
 //! Shadow pages: found, made, linked, compared and dropped.
 
-use super::{Access, NONE, PageId, ShadowMmu, ShadowPage};
+use super::{NONE, PageId, Role, ShadowMmu, ShadowPage};
 use crate::scheme::{MachineError, Platform};
 use nestwalk_mm::HostMemory;
+use nestwalk_tables::Entry;
 use nestwalk_tables::entry::{ACCESSED, LARGE};
-use nestwalk_tables::{Entry, Level};
 use nestwalk_types::{Address, Hpa, PageSize};
 
 impl ShadowMmu {
@@ -13,11 +13,9 @@ impl ShadowMmu {
     pub(super) fn page(
         &mut self,
         platform: &mut Platform,
-        gfn: u64,
-        level: Level,
-        split: Option<Access>,
+        role: Role,
     ) -> Result<PageId, MachineError> {
-        if let Some(&page) = self.by_role.get(&(gfn, level, split)) {
+        if let Some(&page) = self.by_role.get(&role) {
             if self.pages[page as usize].unsync {
                 // KVM compares it before it is linked, and leaves it out of sync.
                 self.compare(platform, page);
@@ -35,10 +33,12 @@ impl ShadowMmu {
         platform.counters.shadow_pages += 1;
         let page = self.free.pop().unwrap_or(self.pages.len() as PageId);
         let generation = self.pages.get(page as usize).map_or(0, |p| p.generation + 1);
+        let (gfn, level, split, quadrant) = role;
         let fresh = ShadowPage {
             gfn,
             level,
             split,
+            quadrant,
             table,
             unsync: false,
             flood: 0,
@@ -56,7 +56,7 @@ impl ShadowMmu {
             self.pages[page as usize] = fresh;
         }
         self.live += 1;
-        self.by_role.insert((gfn, level, split), page);
+        self.by_role.insert(role, page);
         self.by_table.insert(table.page_number(), page);
         self.by_age.push_back((page, generation));
         if split.is_none() {
@@ -116,9 +116,9 @@ impl ShadowMmu {
     /// holds it as root.
     pub(super) fn zap(&mut self, platform: &mut Platform, page: PageId) {
         platform.counters.shadow_zaps += 1;
-        let (table, gfn, level, split) = {
+        let (table, role) = {
             let p = &self.pages[page as usize];
-            (p.table, p.gfn, p.level, p.split)
+            (p.table, (p.gfn, p.level, p.split, p.quadrant))
         };
         for index in 0..512 {
             self.drop_entry(table.offset_by(index * 8));
@@ -126,8 +126,8 @@ impl ShadowMmu {
         for parent in std::mem::take(&mut self.pages[page as usize].parents) {
             self.memory.write(parent, 8, 0);
         }
-        self.by_role.remove(&(gfn, level, split));
-        if split.is_none() {
+        self.by_role.remove(&role);
+        if role.2.is_none() {
             self.unprotect(page);
         }
         self.flush_owed = true;
@@ -258,7 +258,8 @@ impl ShadowMmu {
                 continue;
             }
             let at = self.guest_entry_at(page, index);
-            let guest = Entry(platform.world.guest.read(at, self.mode.entry_bytes).unwrap_or(0));
+            let guest =
+                Entry(platform.world.guest.read(at, self.guest_mode.entry_bytes).unwrap_or(0));
             let frame = guest.target::<nestwalk_types::Gpa>().page_number();
             if !guest.has(ACCESSED | nestwalk_tables::entry::PRESENT)
                 || frame != self.mapped_gfn(page, spte)
