@@ -168,7 +168,7 @@ pub struct WalkArgs {
     /// The machine, as for `compare --machines`
     #[arg(default_value = "nested")]
     pub machine: String,
-    /// Guest-virtual address, in hexadecimal [default: 0x7ffff7a01234; 0x77a01234 with 32-bit
+    /// Guest-virtual address, in hexadecimal [default: 0x7ffff7a01234; 0xb7a01234 with 32-bit
     /// paging]
     #[arg(long)]
     pub address: Option<String>,

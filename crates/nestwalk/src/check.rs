@@ -66,6 +66,14 @@ pub fn pages(option: &str, name: &str) -> Result<PagePolicy> {
     })
 }
 
+/// Bytes of addresses that a process has: the lower half, or 3 GiB of 4 beside a 32-bit kernel.
+pub const fn process_bytes(mode: &Mode) -> u64 {
+    match mode.address_bits() {
+        32 => 3 << 30,
+        bits => 1 << (bits - 1),
+    }
+}
+
 /// Whether a machine can be built with these paging modes.
 ///
 /// # Errors
@@ -125,7 +133,8 @@ fn machines(e: &Experiment, origin: Origin) -> Result<()> {
     if e.machines.is_empty() {
         bail!("{machines}: no machine is named; write for example native,shadow,nested");
     }
-    for name in &e.machines {
+    // Controls that were added stand first: what was asked for is named before them.
+    for name in e.machines.iter().rev() {
         let spec = MachineSpec::parse(name, PagePolicy::Base).with_context(|| machines.clone())?;
         if spec.name != *name {
             bail!("{machines}: `{name}` leaves something open; write `{}`", spec.name);
@@ -151,10 +160,7 @@ fn memory(e: &Experiment, origin: Origin) -> Result<()> {
     let footprint = name("footprint");
     let size = bytes(e.footprint);
     let guest = mode(&name("guest_paging"), &e.guest_paging)?;
-    let room = match guest.address_bits() {
-        32 => 3 << 30,
-        bits => 1 << (bits - 1),
-    };
+    let room = process_bytes(guest);
     if e.footprint > room {
         bail!(
             "{footprint} {size}: a process has {} of addresses under {} paging",
@@ -170,12 +176,11 @@ fn memory(e: &Experiment, origin: Origin) -> Result<()> {
     let needed = e.footprint.saturating_mul(sized);
     if e.populate && needed > e.guest_memory {
         bail!(
-            "{} {}: less than the {} that {} sources populate; give more of it, a smaller \
-             {footprint}, or {}",
+            "{} {}: less than the {} that is populated; give more of it, a smaller {footprint}, \
+             or {}",
             name("guest_memory"),
             bytes(e.guest_memory),
             bytes(needed),
-            sized,
             match origin {
                 Origin::Arguments => "--populate no",
                 Origin::File => "populate = false",

@@ -232,8 +232,8 @@ fn other_version(version: &str) -> String {
     )
 }
 
-/// Twice what the sources work on, for kernels' and tables' needs and for page sizes that waste, and
-/// 8 GiB. Memory that is not touched costs the simulator next to nothing.
+/// Twice what the sources work on, for kernels' and tables' needs and for page sizes that waste,
+/// and 8 GiB. Memory that is not touched costs the simulator next to nothing.
 fn default_guest_memory(footprint: u64, sources: u64) -> u64 {
     let twice = footprint.saturating_mul(2 * sources.max(1));
     twice.saturating_add(8 * GIB).min(GUEST_MAX).next_multiple_of(GIB)

@@ -35,8 +35,8 @@ fn main() -> ExitCode {
     }
 }
 
-/// The error and its causes, outermost first. Many errors end with the text of their cause, which is
-/// then not said again.
+/// The error and its causes, outermost first. Many errors end with the text of their cause, which
+/// is then not said again.
 fn describe(error: &anyhow::Error) -> String {
     let mut text = String::new();
     for cause in error.chain().map(|c| c.to_string()) {

@@ -78,14 +78,14 @@ pub fn walk(args: &WalkArgs) -> Result<()> {
 /// The address that was given, or one like those of a program's mappings.
 fn address(args: &WalkArgs, mode: &Mode) -> Result<u64> {
     let Some(text) = &args.address else {
-        return Ok(if mode.address_bits() == 32 { 0x77a0_1234 } else { 0x7fff_f7a0_1234 });
+        return Ok(if mode.address_bits() == 32 { 0xb7a0_1234 } else { 0x7fff_f7a0_1234 });
     };
     let digits = text.strip_prefix("0x").unwrap_or(text);
     let address = u64::from_str_radix(digits, 16).ok();
     let address = address.filter(|_| !digits.starts_with('+')).ok_or_else(|| {
         anyhow!("--address {text}: write a 64-bit address in hexadecimal, as in 0x7ffff7a01234")
     })?;
-    let last = mode.address_mask() / 2;
+    let last = check::process_bytes(mode) - 1;
     if address > last {
         bail!(
             "--address {text}: a process's addresses under {} paging end at {last:#x}",

@@ -1,0 +1,347 @@
+//! `compare` and `run`: the shape of what comes out, and that it comes out again.
+
+mod common;
+
+use common::{Lab, count, machine, number, parse};
+use serde_json::Value;
+use std::collections::BTreeSet;
+
+/// Fast, and enough to walk, to fault and to exit.
+const SMALL: &str = "--footprint 8MiB --accesses 20k --quiet";
+
+/// Paths of all keys of a value; keys of `guests` are `*`, elements of arrays `[]`.
+fn keys(prefix: &str, value: &Value, out: &mut BTreeSet<String>) {
+    match value {
+        Value::Object(map) => {
+            for (key, value) in map {
+                let key = if prefix == "guests." { "*" } else { key };
+                out.insert(format!("{prefix}{key}"));
+                keys(&format!("{prefix}{key}."), value, out);
+            }
+        }
+        Value::Array(items) => {
+            let prefix = format!("{}[].", prefix.trim_end_matches('.'));
+            items.iter().for_each(|item| keys(&prefix, item, out));
+        }
+        _ => {}
+    }
+}
+
+/// The fields that `explain results` documents: each line is `path [unit]: meaning`.
+fn documented(lab: &Lab) -> BTreeSet<String> {
+    let text = lab.ok("explain results");
+    let field = |line: &str| {
+        let (head, meaning) = line.split_once(": ").unwrap_or_else(|| panic!("{line}"));
+        assert!(!meaning.is_empty(), "{line}");
+        head.split(" [").next().unwrap_or(head).to_owned()
+    };
+    text.lines().map(field).collect()
+}
+
+#[test]
+fn the_default_prints_a_row_per_machine() {
+    let table = Lab::new().ok(&format!("compare {SMALL}"));
+    for row in ["ideal:4k ", "native:4k ", "shadow:4k+4k ", "nested:4k+4k "] {
+        assert_eq!(table.lines().filter(|l| l.starts_with(row)).count(), 1, "{row}\n{table}");
+    }
+    for head in ["source   gups: ", "profile  Intel Xeon Gold 6252", "counted  20,000 accesses"] {
+        assert!(table.lines().any(|l| l.starts_with(head)), "{head}\n{table}");
+    }
+}
+
+#[test]
+fn json_has_the_documented_fields_and_no_others() {
+    let lab = Lab::new();
+    let documented = documented(&lab);
+    // Between them, every kind of exit and of kernel work occurs.
+    let lines = [
+        format!("compare forkstorm {SMALL} --verify"),
+        format!("compare gups forkstorm {SMALL} --populate no --vcpus 2 --verify"),
+    ];
+    let mut found = BTreeSet::new();
+    for line in lines {
+        let results = lab.json(&line);
+        assert_eq!(results["complete"], true);
+        for m in results["machines"].as_array().unwrap() {
+            let mut own = BTreeSet::new();
+            keys("machines[].", m, &mut own);
+            // The ideal machine has no referee: there is nothing to be wrong.
+            for path in documented.iter().filter(|p| p.matches('.').count() == 1) {
+                let optional = path == "machines[].referee" && m["scheme"] == "ideal";
+                if path.starts_with("machines[].") && !optional {
+                    assert!(own.contains(path), "{} lacks {path}", m["name"]);
+                }
+            }
+        }
+        keys("", &results, &mut found);
+    }
+    let generic = |p: &String| p.as_str() != "guests.*";
+    let found: BTreeSet<String> = found.into_iter().filter(generic).collect();
+    let missing: Vec<_> = found.difference(&documented).collect();
+    assert!(missing.is_empty(), "not documented: {missing:?}");
+    let absent: Vec<_> = documented.difference(&found).collect();
+    assert!(absent.is_empty(), "documented, but never there: {absent:?}");
+}
+
+#[test]
+fn csv_has_a_row_per_machine_with_the_values_of_the_json() {
+    let lab = Lab::new();
+    let line = format!("compare forkstorm {SMALL}");
+    let (json, text) = (lab.json(&line), lab.ok(&format!("{line} --format csv")));
+    let mut reader = csv::Reader::from_reader(text.as_bytes());
+    let columns: Vec<String> = reader.headers().unwrap().iter().map(Into::into).collect();
+    assert_eq!(columns.iter().collect::<BTreeSet<_>>().len(), columns.len());
+    let machines = json["machines"].as_array().unwrap();
+    let rows: Vec<csv::StringRecord> = reader.records().map(Result::unwrap).collect();
+    assert_eq!(rows.len(), machines.len());
+    for (row, machine) in rows.iter().zip(machines) {
+        let mut filled = 0;
+        for (column, cell) in columns.iter().zip(row) {
+            let value = column.split('.').try_fold(machine, |value, key| value.get(key));
+            match value {
+                None => assert_eq!(cell, "", "{column}"),
+                Some(Value::String(text)) => assert_eq!(cell, text),
+                Some(value) => {
+                    let (cell, value): (f64, f64) =
+                        (cell.parse().unwrap(), value.as_f64().unwrap());
+                    // The reader of the JSON may be off in the last digit.
+                    assert!(
+                        (cell - value).abs() <= 1e-12 * value.abs(),
+                        "{column}: {cell}, {value}"
+                    );
+                }
+            }
+            filled += usize::from(value.is_some());
+        }
+        assert!(filled > 60, "{filled} cells");
+    }
+    assert!(columns.iter().any(|c| c == "vm_exits.cr3_load"), "{columns:?}");
+}
+
+#[test]
+fn an_experiment_is_repeated_to_the_byte() {
+    let lab = Lab::new();
+    let line = "compare forkstorm gups --footprint 8MiB --accesses 30k --warmup 5k --vcpus 2 \
+                --machines nested:thp+4k,shadow --profile zen2 --seed 7 --verify \
+                --guest-fragmentation 0.5 --page-size 2m --quantum 10k";
+    let first = lab.ok(&format!("{line} --format json --output there/deep --threads 1"));
+    assert_eq!(first, lab.read("there/deep/results.json"));
+    let table = lab.ok(&format!("{line} --threads 3"));
+    assert_eq!(table, lab.read("there/deep/table.txt"));
+    assert_eq!(lab.ok(&format!("{line} --format csv")), lab.read("there/deep/results.csv"));
+    let config = lab.read("there/deep/config.toml");
+    for threads in [1, 2, 5] {
+        let again = lab.ok(&format!(
+            "run there/deep/config.toml --format json --threads {threads} --output again"
+        ));
+        assert_eq!(again, first, "--threads {threads}");
+        assert_eq!(lab.read("again/config.toml"), config);
+    }
+    let other = line.replace("--seed 7", "--seed 8");
+    assert_ne!(lab.ok(&format!("{other} --format json")), first, "the seed decides nothing");
+    // A change of a built-in profile must not change an old experiment: it is in the file.
+    assert!(config.contains("[profile.core.base_cpi]"), "{config}");
+}
+
+#[test]
+fn results_of_another_run_do_not_stay() {
+    let lab = Lab::new();
+    lab.ok(&format!("compare {SMALL} --output here"));
+    // This one fails after the folder was prepared.
+    lab.refused("compare --guest-memory 1MiB --populate no --quiet --output here");
+    assert!(lab.read("here/config.toml").contains("guest_memory = 1048576"));
+    for stale in ["results.json", "results.csv", "table.txt"] {
+        assert!(!lab.path("here").join(stale).exists(), "{stale} is of another configuration");
+    }
+}
+
+#[test]
+fn warm_up_and_counted_part_add_up_to_the_whole() {
+    let lab = Lab::new();
+    let run = |warmup: u64, accesses: u64| {
+        lab.json(&format!(
+            "compare gups --footprint 64MiB --quiet --warmup {warmup} --accesses {accesses}"
+        ))
+    };
+    let (whole, first, second) = (run(0, 50_000), run(0, 20_000), run(20_000, 30_000));
+    for name in ["ideal:4k", "native:4k", "shadow:4k+4k", "nested:4k+4k"] {
+        let of = |results, key| count(machine(results, name), key);
+        assert_eq!(of(&second, "accesses"), 30_000);
+        for key in [
+            "accesses",
+            "l1_tlb_misses",
+            "l2_tlb_hits",
+            "l2_tlb_misses",
+            "walks",
+            "guest_refs",
+            "nested_refs",
+            "shadow_refs",
+            "walk_cycles",
+            "vm_exits_total",
+        ] {
+            assert_eq!(of(&first, key) + of(&second, key), of(&whole, key), "{name} {key}");
+        }
+    }
+    assert!(count(machine(&second, "nested:4k+4k"), "walks") > 1000, "nothing was tested");
+}
+
+#[test]
+fn populating_decides_what_first_touches_cost() {
+    let lab = Lab::new();
+    let run = |populate| {
+        lab.json(&format!(
+            "compare uniform --footprint 16MiB --accesses 50k --quiet --populate {populate}"
+        ))
+    };
+    let (yes, no) = (run("yes"), run("no"));
+    // 16 MiB are 4096 pages, of which 50,000 random accesses leave out none (e^-12 each).
+    let faults = |results, name| count(machine(results, name), "guest_faults");
+    assert_eq!((faults(&yes, "native:4k"), faults(&no, "native:4k")), (0, 4096));
+    assert_eq!(count(machine(&yes, "nested:4k+4k"), "vm_exits_total"), 0);
+    let exits = &machine(&no, "nested:4k+4k")["vm_exits"];
+    // One violation per page of the program, and one or more for the guest's tables.
+    assert!((4097..4200).contains(&count(exits, "ept_violation")), "{exits}");
+}
+
+#[test]
+fn several_sources_are_several_processes() {
+    let lab = Lab::new();
+    let line = "compare gups zipf:theta=0.8 stream --quantum 2k --footprint 8MiB --accesses 30k";
+    for vcpus in [1, 2] {
+        let results = lab.json(&format!("{line} --vcpus {vcpus} --verify --quiet"));
+        assert_eq!(count(&results["guests"]["4k"], "processes"), 3);
+        let native = machine(&results, "native:4k");
+        assert_eq!(count(native, "accesses"), 30_000);
+        // Some 100,000 instructions in turns of 2,000: a load of CR3 for nearly each.
+        let (loads, turns) = (count(native, "cr3_loads"), count(native, "instructions") / 2000);
+        assert!(loads * 2 > turns && loads <= turns * 2, "{loads} loads, {turns} turns");
+    }
+    let alone = lab.json(&format!("compare gups {SMALL}"));
+    assert_eq!(count(machine(&alone, "native:4k"), "cr3_loads"), 0);
+}
+
+#[test]
+fn every_pattern_runs() {
+    let lab = Lab::new();
+    let patterns = [
+        "sequential",
+        "stride:stride=8256",
+        "uniform:reads=0.5",
+        "zipf:theta=1.2,item=128",
+        "chase:node=256",
+        "phases:sequential/chase/zipf:theta=0.5",
+    ];
+    for pattern in patterns {
+        let results = lab.json(&format!("compare {pattern} {SMALL} --verify --vcpus 2"));
+        assert_eq!(count(machine(&results, "nested:4k+4k"), "accesses"), 20_000, "{pattern}");
+    }
+    // Sequential words of 8 bytes: a page, and so a miss, every 512 accesses.
+    let results = lab.json("compare sequential --footprint 64MiB --accesses 51200 --quiet");
+    assert_eq!(count(machine(&results, "native:4k"), "l2_tlb_misses"), 100);
+}
+
+#[test]
+fn machines_can_be_named_in_every_way() {
+    let lab = Lab::new();
+    let machines = "nested:4k+2m,nested:thp+4k,shadow:1g,nested@default,native:2m";
+    let results = lab.json(&format!("compare {SMALL} --machines {machines} --profile zen2"));
+    let names: Vec<&str> = results["machines"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|m| m["name"].as_str().unwrap())
+        .collect();
+    // Controls for each guest that occurs come first; what was asked for keeps its order.
+    let asked = ["nested:4k+2m", "nested:thp+4k", "shadow:1g+1g", "nested:4k+4k", "native:2m"];
+    assert_eq!(names[names.len() - 5..], asked);
+    for pages in ["4k", "thp", "1g", "2m"] {
+        assert!(names.contains(&format!("ideal:{pages}").as_str()), "{names:?}");
+        assert!(names.contains(&format!("native:{pages}").as_str()), "{names:?}");
+    }
+    // Guest pages of 2 MiB on host pages of 4 KiB: the TLB holds the smaller.
+    let splintered = machine(&results, "nested:thp+4k");
+    assert!(count(splintered, "splintered") > 0 && count(splintered, "splintered") <= 20_000);
+    assert_eq!(count(machine(&results, "nested:4k+2m"), "splintered"), 0);
+}
+
+#[test]
+fn overheads_are_shares_of_ideal_cycles() {
+    let results = Lab::new().json(&format!("compare forkstorm {SMALL} --populate no"));
+    let ideal = number(machine(&results, "ideal:4k"), "total_cycles");
+    for m in results["machines"].as_array().unwrap() {
+        let close = |a: f64, b: f64| (a - b).abs() <= 1e-9 * a.abs().max(b.abs()).max(1.0);
+        let n = |key| number(m, key);
+        assert!(close(n("ideal_cycles"), ideal));
+        assert!(close(n("overhead_percent"), 100.0 * (n("total_cycles") - ideal) / ideal));
+        assert!(close(n("vmm_overhead_percent"), 100.0 * n("vmm_cycles") / ideal));
+        let sum = n("walk_overhead_percent") + n("vmm_overhead_percent");
+        assert!(close(n("overhead_percent"), sum), "{}", m["name"]);
+        let parts = ["program_cycles", "guest_os_cycles", "translation_cycles", "vmm_cycles"];
+        assert!(close(n("total_cycles"), parts.map(n).iter().sum()), "{}", m["name"]);
+        let exits: u64 =
+            m["vm_exits"].as_object().unwrap().values().filter_map(Value::as_u64).sum();
+        assert_eq!(exits, count(m, "vm_exits_total"));
+        if m["scheme"] == "ideal" {
+            assert!(close(n("overhead_percent"), 0.0));
+            assert_eq!((count(m, "walks"), count(m, "l1_tlb_misses")), (0, 0));
+        }
+    }
+}
+
+#[test]
+fn the_catalogue_lists_what_there_is() {
+    let lab = Lab::new();
+    let text = lab.ok("schemes");
+    let listed: Vec<&str> = text.lines().filter_map(|l| l.split_whitespace().next()).collect();
+    let files = |folder: &str, end: &str| -> Vec<String> {
+        let folder = common::workspace().join("crates").join(folder);
+        let names = std::fs::read_dir(&folder).unwrap().map(|f| f.unwrap().file_name());
+        let stem = |n: std::ffi::OsString| Some(n.to_str()?.strip_suffix(end)?.to_owned());
+        names.filter_map(stem).filter(|n| n != "mod").collect()
+    };
+    // Schemes are a file each, and so are profiles and workloads.
+    for (folder, end, least) in [
+        ("sim/src/schemes", ".rs", 4),
+        ("hw/profiles", ".toml", 4),
+        ("workloads/src/kinds", ".rs", 12),
+    ] {
+        let names = files(folder, end);
+        assert!(names.len() >= least, "{folder}: {names:?}");
+        for name in names {
+            assert!(listed.contains(&name.as_str()), "{name} is not listed:\n{text}");
+            assert!(lab.ok(&format!("explain {name}")).contains(&name));
+        }
+    }
+    for name in ["uniform", "phases", "default", "walks", "vm_exits", "hidden_fault"] {
+        assert!(lab.ok(&format!("explain {name}")).contains(name));
+    }
+}
+
+#[test]
+fn a_walk_shows_the_published_number_of_references() {
+    let lab = Lab::new();
+    // Bhargava et al. (ASPLOS 2008): g * h + g + h for g guest and h nested levels.
+    let expected = [
+        ("native", 4),
+        ("native --guest-paging 5-level", 5),
+        ("native --guest-paging 2-level", 2),
+        ("native --guest-paging pae", 2),
+        ("shadow", 4),
+        ("nested", 24),
+        ("nested:2m+4k", 19),
+        ("nested:4k+2m", 19),
+        ("nested:2m", 15),
+        ("nested --guest-paging 5-level --host-paging 5-level", 35),
+    ];
+    for (line, references) in expected {
+        let walk = parse(&lab.ok(&format!("walk {line} --format json")));
+        assert_eq!(walk["steps"].as_array().unwrap().len(), references, "{line}");
+        let text = lab.ok(&format!("walk {line}"));
+        assert!(text.contains(&format!(" in {references} references:")), "{text}");
+        let csv = lab.ok(&format!("walk {line} --format csv"));
+        assert_eq!(csv.lines().count(), references + 1);
+    }
+    // Nothing is cached before the first walk, but it goes through the nested tables five times.
+    let cached = parse(&lab.ok("walk nested --caches --format json"));
+    assert!(cached["steps"].as_array().unwrap().len() < 24);
+}

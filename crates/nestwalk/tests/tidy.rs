@@ -1,0 +1,236 @@
+//! House rules that no compiler checks.
+
+mod common;
+
+use common::workspace;
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Longest source file, lines.
+const LINES: usize = 800;
+/// Longest comment, columns.
+const COMMENT_COLUMNS: usize = 105;
+/// Longest line of code. rustfmt breaks at 100 where it can, which is not within the parentheses of
+/// every macro.
+const CODE_COLUMNS: usize = 125;
+
+/// Letters beyond ASCII that texts need: units, arrows of diagrams, ellipses in placeholders, and
+/// names of authors.
+const LETTERS: &str = "µ→↔…×·≤≥–öüäéñ";
+
+/// Dependencies that several crates may name: derive macros and data formats without behaviour of
+/// their own. Every other has one crate that wraps it.
+const SHARED: [&str; 5] = ["thiserror", "serde", "serde_json", "toml", "rustc-hash"];
+
+/// Every file of the repository with this ending.
+fn files(ending: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    collect(&workspace(), ending, &mut found);
+    found.sort();
+    assert!(!found.is_empty(), "no file ends with {ending}");
+    found
+}
+
+fn collect(folder: &Path, ending: &str, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        if path.is_dir() {
+            if name != "target" && (!name.starts_with('.') || name == ".ci") {
+                collect(&path, ending, found);
+            }
+        } else if name.ends_with(ending) {
+            found.push(path);
+        }
+    }
+}
+
+/// Calls `rule` with each line of each source file, and fails with all that it complains of.
+fn each_line(rule: impl Fn(&str) -> Option<String>) {
+    let mut complaints = Vec::new();
+    let sources = files(".rs");
+    assert!(sources.len() > 80, "only {} sources", sources.len());
+    for path in sources {
+        let text = fs::read_to_string(&path).unwrap();
+        for (i, line) in text.lines().enumerate() {
+            if let Some(complaint) = rule(line) {
+                complaints.push(format!("{}:{}: {complaint}", path.display(), i + 1));
+            }
+        }
+    }
+    assert!(complaints.is_empty(), "\n{}", complaints.join("\n"));
+}
+
+#[test]
+fn files_are_short() {
+    for path in files(".rs") {
+        let lines = fs::read_to_string(&path).unwrap().lines().count();
+        assert!(lines <= LINES, "{}: {lines} lines; split it", path.display());
+    }
+}
+
+#[test]
+fn lines_are_short() {
+    each_line(|line| {
+        let columns = line.chars().count();
+        let most = match line.trim_start() {
+            // A string is not broken, and neither is an attribute around one.
+            l if l.contains('"') => return None,
+            l if l.starts_with("//") => COMMENT_COLUMNS,
+            _ => CODE_COLUMNS,
+        };
+        (columns > most).then(|| format!("{columns} columns"))
+    });
+}
+
+#[test]
+fn nothing_is_left_to_do() {
+    // In pieces, so that this file is no example of them.
+    let marks =
+        [["to", "do!"], ["unimple", "mented!"], ["FIX", "ME"], ["XX", "X"], ["#[ign", "ore"]];
+    let marks = marks.map(|m| m.concat());
+    each_line(|line| {
+        let found = marks.iter().find(|m| line.contains(m.as_str()))?;
+        Some(format!("`{found}`: do it, or write an issue"))
+    });
+}
+
+#[test]
+fn sources_are_ascii_but_for_known_letters() {
+    each_line(|line| {
+        let strange = line.chars().find(|c| !c.is_ascii() && !LETTERS.contains(*c))?;
+        Some(format!("`{strange}` (U+{:04X})", strange as u32))
+    });
+    // Whatever the letters, they stand in comments and strings, not in names.
+    each_line(|line| {
+        let text = ["//", "\"", "\\"].iter().any(|mark| line.contains(mark));
+        (!line.is_ascii() && !text).then(|| "a letter beyond ASCII in code".to_owned())
+    });
+}
+
+#[test]
+fn results_cannot_depend_on_time_or_hashing() {
+    let banned = ["HashMap::new()", "HashSet::new()", "RandomState", "SystemTime"];
+    for path in files(".rs") {
+        let name = path.to_string_lossy().into_owned();
+        if !name.contains("/src/") || name.ends_with("tests.rs") {
+            continue;
+        }
+        let text = fs::read_to_string(&path).unwrap();
+        let code = text.split("#[cfg(test)]").next().unwrap_or_default();
+        for word in banned {
+            assert!(
+                !code.contains(word),
+                "{name}: `{word}` differs between runs; use a BTreeMap, or a fixed hasher and no order"
+            );
+        }
+    }
+}
+
+#[test]
+fn every_crate_says_what_it_is() {
+    let mut crates = 0;
+    for entry in fs::read_dir(workspace().join("crates")).unwrap() {
+        let folder = entry.unwrap().path();
+        let roots = ["src/lib.rs", "src/main.rs"].map(|f| folder.join(f));
+        let root = roots.iter().find(|f| f.exists());
+        let root = root.unwrap_or_else(|| panic!("{} has no root", folder.display()));
+        let text = fs::read_to_string(root).unwrap();
+        assert!(text.starts_with("//! "), "{}: no documentation", root.display());
+        let manifest = manifest(&folder.join("Cargo.toml"));
+        let package = manifest["package"].as_table().unwrap();
+        assert!(package.contains_key("description"), "{}", folder.display());
+        // Lints and versions are the workspace's.
+        assert_eq!(manifest["lints"]["workspace"].as_bool(), Some(true), "{}", folder.display());
+        for key in ["version", "edition", "license", "rust-version"] {
+            let shared = package[key].get("workspace").and_then(toml::Value::as_bool);
+            assert_eq!(shared, Some(true), "{}: {key}", folder.display());
+        }
+        crates += 1;
+    }
+    assert!(crates >= 9, "{crates} crates");
+}
+
+fn manifest(path: &Path) -> toml::Table {
+    let text = fs::read_to_string(path).unwrap();
+    toml::from_str(&text).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+#[test]
+fn a_dependency_is_named_by_one_crate() {
+    let mut users: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for path in
+        files("Cargo.toml").into_iter().filter(|p| p.starts_with(workspace().join("crates")))
+    {
+        let manifest = manifest(&path);
+        let name = manifest["package"]["name"].as_str().unwrap().to_owned();
+        for dependency in manifest["dependencies"].as_table().unwrap().keys() {
+            users.entry(dependency.clone()).or_default().push(name.clone());
+        }
+    }
+    assert!(users["thiserror"].len() > 3, "the manifests were not read: {users:?}");
+    for (dependency, users) in users {
+        let ours = dependency.starts_with("nestwalk-");
+        let shared = SHARED.contains(&dependency.as_str());
+        assert!(ours || shared || users.len() == 1, "{dependency} is named by {users:?}");
+    }
+}
+
+/// Targets of `[text](target)` in a text, code blocks apart.
+fn links(text: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut code = false;
+    for line in text.lines() {
+        code ^= line.trim_start().starts_with("```");
+        if code {
+            continue;
+        }
+        let mut rest = line;
+        while let Some((_, after)) = rest.split_once("](") {
+            let Some((target, after)) = after.split_once(')') else { break };
+            found.push(target.to_owned());
+            rest = after;
+        }
+    }
+    found
+}
+
+#[test]
+fn links_between_documents_lead_somewhere() {
+    assert_eq!(links("a [b](c.md#d) e\n```\n[f](g)\n```\n[h](i)"), ["c.md#d", "i"]);
+    for path in files(".md") {
+        let text = fs::read_to_string(&path).unwrap();
+        for link in links(&text) {
+            let target = link.split('#').next().unwrap_or_default();
+            if target.is_empty() || target.contains("://") || target.starts_with("mailto:") {
+                continue;
+            }
+            let file = path.parent().unwrap().join(target);
+            assert!(file.exists(), "{}: the link {link} leads nowhere", path.display());
+        }
+    }
+}
+
+#[test]
+fn the_licences_that_the_manifest_names_are_there() {
+    let manifest = manifest(&workspace().join("Cargo.toml"));
+    let licence = manifest["workspace"]["package"]["license"].as_str().unwrap();
+    assert_eq!(licence, "Apache-2.0 OR MIT");
+    let text = |name: &str| fs::read_to_string(workspace().join(name)).unwrap();
+    assert!(text("LICENSE-APACHE").contains("Version 2.0, January 2004"));
+    assert!(text("LICENSE-MIT").contains("Permission is hereby granted, free of charge"));
+}
+
+#[test]
+fn scripts_can_be_run() {
+    use std::os::unix::fs::PermissionsExt;
+    for name in ["scripts/check", ".ci/run"] {
+        let path = workspace().join(name);
+        let mode =
+            fs::metadata(&path).unwrap_or_else(|e| panic!("{name}: {e}")).permissions().mode();
+        assert!(mode & 0o111 == 0o111, "{name} is not executable");
+        let text = fs::read_to_string(&path).unwrap();
+        assert!(text.starts_with("#!") && text.contains("set -euo pipefail"), "{name}");
+    }
+}
