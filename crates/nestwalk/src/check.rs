@@ -77,7 +77,7 @@ pub const fn process_bytes(mode: &Mode) -> u64 {
 /// Whether a machine can be built with these paging modes.
 ///
 /// # Errors
-/// A dimension has no pages of the size asked for, or the scheme cannot have this guest.
+/// A dimension has no pages of the size asked for.
 pub fn machine(spec: &MachineSpec, guest: &'static Mode, host: &'static Mode) -> Result<()> {
     let dimensions = [(Some(spec.guest), guest, "guest"), (spec.host, host, "host")];
     for (dimension, mode, which) in dimensions {
@@ -85,15 +85,6 @@ pub fn machine(spec: &MachineSpec, guest: &'static Mode, host: &'static Mode) ->
             let name = &spec.name;
             dimension.pages.check(mode).with_context(|| format!("machine `{name}`: {which}"))?;
         }
-    }
-    if spec.scheme.name == "shadow" && guest.entry_bytes == 4 {
-        bail!(
-            "machine `{}`: shadow tables of a guest with {} paging are not modelled: a shadow \
-             table has half as many entries as the guest's table that it stands for; use pae \
-             paging, or other machines, as in native,nested",
-            spec.name,
-            guest.name
-        );
     }
     Ok(())
 }

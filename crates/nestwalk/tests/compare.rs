@@ -327,6 +327,8 @@ fn a_walk_shows_the_published_number_of_references() {
         ("native --guest-paging 2-level", 2),
         ("native --guest-paging pae", 2),
         ("shadow", 4),
+        ("shadow --guest-paging pae", 2),
+        ("shadow --guest-paging 2-level", 2),
         ("nested", 24),
         ("nested:2m+4k", 19),
         ("nested:4k+2m", 19),

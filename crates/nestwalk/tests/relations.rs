@@ -55,7 +55,8 @@ fn the_referee_agrees_under_5_level_paging() {
 #[test]
 fn the_referee_agrees_under_32_bit_paging() {
     verify_all("--guest-paging pae", "native,shadow,nested,nested:thp+thp,shadow:2m+4k");
-    verify_all("--guest-paging 2-level", "native,nested,nested:thp+2m,nested:4m+4k");
+    let machines = "native,shadow,nested,nested:thp+2m,nested:4m+4k,shadow:4m+4k,shadow:thp+2m";
+    verify_all("--guest-paging 2-level", machines);
 }
 
 #[test]
