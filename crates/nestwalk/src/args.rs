@@ -4,6 +4,16 @@ use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+const EXAMPLES: &str = "\
+Examples:
+  nestwalk compare
+  nestwalk compare kvstore --footprint 64GiB --machines native,shadow,nested,nested:thp
+  nestwalk compare gups forkstorm --vcpus 2 --format json --output results
+  nestwalk compare trace.champsim.xz --accesses 50M --warmup 10M
+  nestwalk compare --lackey -- gcc -O2 -c file.c
+
+Exit code 0: done. 2: something was wrong, or interrupted; what was computed before is printed.";
+
 /// A laboratory for memory virtualization: real memory behaviour in, every technique of address
 /// translation in one pass, what each costs and saves out.
 #[derive(Parser, Debug)]
@@ -18,6 +28,7 @@ pub struct Args {
 #[derive(Subcommand, Debug)]
 pub enum Command {
     /// Drive many machines with one source and compare them
+    #[command(after_help = EXAMPLES)]
     Compare(Box<CompareArgs>),
     /// Repeat an experiment from its configuration file (`compare --output DIR` writes one)
     Run(RunArgs),
@@ -212,9 +223,12 @@ pub struct BenchArgs {
     /// With --instructions: write the numbers instead of comparing them
     #[arg(long, requires = "instructions")]
     pub bless: bool,
-    /// Only one case, and print nothing: what --instructions runs under valgrind
-    #[arg(long, hide = true)]
+    /// Only one measurement, as in walks/nested
+    #[arg(long, value_name = "CASE/MACHINE")]
     pub case: Option<String>,
+    /// With --case: the small footprint that --instructions counts with
+    #[arg(long, hide = true, requires = "case")]
+    pub small: bool,
     /// How results are printed
     #[arg(long, value_enum, default_value_t)]
     pub format: Format,
