@@ -20,7 +20,7 @@ fn a_translation_keeps_what_it_is_given() {
     let t = Translation::new(Hpa::new(0xf_ffff_c000_0000), PageSize::SIZE_1G, p, false, true);
     assert_eq!((t.frame(), t.size()), (Hpa::new(0xf_ffff_c000_0000), PageSize::SIZE_1G));
     assert_eq!((t.permissions(), t.is_dirty(), t.is_global()), (p, false, true));
-    assert_eq!(t.apply(Gva::new(0x1_2345_6789)), Hpa::new(0xf_ffff_c000_0000 + 0x2345_6789 - 0x0));
+    assert_eq!(t.apply(Gva::new(0x1_2345_6789)), Hpa::new(0xf_ffff_c000_0000 + 0x2345_6789));
     assert!(!t.is_splinter() && t.splinter_of(PageSize::from_shift(39)).is_splinter());
     assert!(!t.serves(Translation::needs(true, false, true)));
     assert!(t.serves(Translation::needs(false, true, false)));

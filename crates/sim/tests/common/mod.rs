@@ -25,7 +25,7 @@ pub struct Script {
     pub mode: &'static Mode,
     pub root: Gpa,
     memory: TableMemory<Gpa>,
-    next_table: u64,
+    pub next_table: u64,
     controls: Vec<Control>,
     batch: GuestBatch,
     /// Where accesses are made from now on.
@@ -119,6 +119,10 @@ impl Script {
     fn flush_controls(&mut self) {
         let at = self.batch.batch.runs.len() as u32;
         self.batch.batch.controls.extend(self.controls.drain(..).map(|c| (at, c)));
+    }
+    /// The entry at an address as a machine has it, with the bits that hardware set.
+    pub fn machine_entry(world: &nestwalk_sim::world::World, at: Gpa) -> Entry {
+        Entry(world.guest.read(at, world.mode.entry_bytes).unwrap())
     }
     /// Maps a page; `bits` are set in the leaf beside P and U.
     pub fn map(&mut self, gva: u64, gpa: u64, size: PageSize, protection: Protection, bits: u64) {
