@@ -5,8 +5,7 @@ mod common;
 
 use common::{Lab, champsim_trace, count, drmemtrace, lackey_log, machine, ran};
 use serde_json::Value;
-use std::io::Read;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// The words that valgrind's greeting and counts leave of a log.
@@ -129,31 +128,47 @@ fn traces_and_workloads_can_share_a_machine() {
     assert_eq!(count(machine(&results, "shadow:4k+4k"), "accesses"), 20_000);
 }
 
-/// Interrupts a run by `signal` once it is under way, and returns it and how long it took to end.
-fn interrupt(lab: &Lab, args: &[&str], signal: &str) -> (common::Ran, Duration) {
-    let mut child = lab
-        .command()
-        .args(args)
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("the binary starts");
-    std::thread::sleep(Duration::from_millis(1500));
-    let kill = format!("kill -{signal} {}", child.id());
-    assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
+/// Whether the process has computed for half a second: fields 14 of `/proc/PID/stat`, in 1/100 s.
+fn has_computed(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let user = stat.rsplit(')').next().and_then(|s| s.split_whitespace().nth(11));
+    user.is_some_and(|ticks| ticks.parse::<u64>().unwrap() >= 50)
+}
+
+fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
     let began = Instant::now();
-    while child.try_wait().unwrap().is_none() {
-        if began.elapsed() > Duration::from_secs(30) {
-            child.kill().unwrap();
-            panic!("{args:?} goes on after {signal}");
-        }
+    while !done() {
+        assert!(began.elapsed() < Duration::from_secs(60), "{what}: not after a minute");
         std::thread::sleep(Duration::from_millis(20));
     }
-    let took = began.elapsed();
-    let mut err = String::new();
-    child.stderr.as_mut().unwrap().read_to_string(&mut err).unwrap();
-    let output = child.wait_with_output().unwrap();
-    (common::Ran { err, ..ran(output) }, took)
+}
+
+/// Sends `signal` to a run once `ready` says so of its process number, and returns how it ended.
+fn interrupt(lab: &Lab, args: &[&str], signal: &str, ready: impl Fn(u32) -> bool) -> common::Ran {
+    let file = |name| std::fs::File::create(lab.path(name)).expect("room for a file");
+    let mut command = lab.command();
+    command.args(args).stdout(file("stdout")).stderr(file("stderr"));
+    let mut running = Running(command.spawn().expect("the binary starts"));
+    wait_for("ready", || ready(running.0.id()));
+    let kill = format!("kill -{signal} {}", running.0.id());
+    assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
+    let mut code = None;
+    wait_for("ended", || {
+        code = running.0.try_wait().unwrap().map(|status| status.code().unwrap_or(-1));
+        code.is_some()
+    });
+    common::Ran { code: code.unwrap(), out: lab.read("stdout"), err: lab.read("stderr") }
+}
+
+/// A process that does not outlive its test.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Errors mean that it has ended.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 #[test]
@@ -162,7 +177,7 @@ fn an_interruption_keeps_what_was_computed() {
     for (signal, threads) in [("INT", "1"), ("TERM", "2")] {
         let args = ["compare", "uniform", "--accesses", "1000G", "--footprint", "64MiB", "--quiet"];
         let more = ["--threads", threads, "--output", "here", "--format", "json"];
-        let (ran, _) = interrupt(&lab, &[&args[..], &more].concat(), signal);
+        let ran = interrupt(&lab, &[&args[..], &more].concat(), signal, has_computed);
         ran.assert_refused(signal);
         assert!(
             ran.err.contains("interrupted: the results are those of the first "),
@@ -185,7 +200,8 @@ fn an_interruption_ends_the_live_program_as_well() {
     let lab = Lab::new();
     let script = "echo $$ > pid; while :; do /bin/true; done";
     let args = ["compare", "--quiet", "--lackey", "--", "sh", "-c", script];
-    let (ran, _) = interrupt(&lab, &args, "INT");
+    let begun = |_| std::fs::read_to_string(lab.path("pid")).is_ok_and(|p| p.ends_with('\n'));
+    let ran = interrupt(&lab, &args, "INT", begun);
     ran.assert_refused("--lackey");
     assert!(ran.out.contains("nested:4k+4k"), "{}{}", ran.out, ran.err);
     let pid = lab.read("pid");
