@@ -6,53 +6,80 @@
 //! are filled first.
 
 use crate::geometry::{Geometry, Indexer};
+use std::marker::PhantomData;
 use wide::u32x4;
 
-/// A tag that can stand for "no entry".
+/// A tag, held as one or two lanes of 32 bits so that four ways are compared at once.
 pub trait Tag: Copy + Eq {
     /// Equals no tag that is ever looked up.
     const INVALID: Self;
-    /// The first of the `W` ways that holds `tag`; of all ways if `W` is 0.
-    ///
-    /// All ways are compared: where a tag stands is hard to predict, and a mispredicted branch costs
-    /// more than the comparisons.
-    fn find<const W: usize>(ways: &[Self], tag: Self) -> Option<usize>;
+    /// Lanes of 32 bits.
+    const LANES: usize;
+    /// One lane.
+    fn lane(self, lane: usize) -> u32;
+    /// The tag of these lanes; the second is ignored if there is one only.
+    fn from_lanes(low: u32, high: u32) -> Self;
 }
 
 impl Tag for u32 {
     const INVALID: Self = Self::MAX;
+    const LANES: usize = 1;
     #[inline(always)]
-    fn find<const W: usize>(ways: &[Self], tag: Self) -> Option<usize> {
-        if W == 0 {
-            return ways.iter().position(|t| *t == tag);
-        }
-        let ways = &ways[..W];
-        let wanted = u32x4::splat(tag);
-        let mut found = 0;
-        let (fours, rest) = ways.as_chunks::<4>();
-        for (i, four) in fours.iter().enumerate() {
-            found |= u32x4::new(*four).simd_eq(wanted).to_bitmask() << (4 * i);
-        }
-        for (i, t) in rest.iter().enumerate() {
-            found |= u32::from(*t == tag) << (4 * fours.len() + i);
-        }
-        (found != 0).then_some(found.trailing_zeros() as usize)
+    fn lane(self, _: usize) -> u32 {
+        self
+    }
+    #[inline(always)]
+    fn from_lanes(low: u32, _: u32) -> Self {
+        low
     }
 }
 
 impl Tag for u64 {
     const INVALID: Self = Self::MAX;
+    const LANES: usize = 2;
     #[inline(always)]
-    fn find<const W: usize>(ways: &[Self], tag: Self) -> Option<usize> {
-        if W == 0 {
-            return ways.iter().position(|t| *t == tag);
-        }
-        let mut found = 0u32;
-        for (i, t) in ways[..W].iter().enumerate() {
-            found |= u32::from(*t == tag) << i;
-        }
-        (found != 0).then_some(found.trailing_zeros() as usize)
+    fn lane(self, lane: usize) -> u32 {
+        (self >> (32 * lane)) as u32
     }
+    #[inline(always)]
+    fn from_lanes(low: u32, high: u32) -> Self {
+        Self::from(high) << 32 | Self::from(low)
+    }
+}
+
+/// Which of the `W` ways hold `wanted` in this lane, a bit each.
+///
+/// All ways are compared: where a tag stands is hard to predict, and a mispredicted branch costs more
+/// than the comparisons.
+#[inline(always)]
+fn equal<const W: usize>(ways: &[u32], wanted: u32) -> u32 {
+    let mut found = 0;
+    let (fours, rest) = ways[..W].as_chunks::<4>();
+    let four_wanted = u32x4::splat(wanted);
+    for (i, four) in fours.iter().enumerate() {
+        found |= u32x4::new(*four).simd_eq(four_wanted).to_bitmask() << (4 * i);
+    }
+    for (i, way) in rest.iter().enumerate() {
+        found |= u32::from(*way == wanted) << (4 * fours.len() + i);
+    }
+    found
+}
+
+/// The way that holds `tag` in a set of `W` ways, whose lanes stand one after the other.
+#[inline(always)]
+fn find<const W: usize, T: Tag>(lanes: &[u32], tag: T) -> Option<usize> {
+    let mut found = equal::<W>(lanes, tag.lane(0));
+    if T::LANES == 2 {
+        found &= equal::<W>(&lanes[W..], tag.lane(1));
+    }
+    (found != 0).then_some(found.trailing_zeros() as usize)
+}
+
+/// As [`find`], for any number of ways.
+fn find_any<T: Tag>(lanes: &[u32], tag: T) -> Option<usize> {
+    let ways = lanes.len() / T::LANES;
+    let (low, high) = lanes.split_at(ways);
+    (0..ways).find(|&i| low[i] == tag.lane(0) && (T::LANES == 1 || high[i] == tag.lane(1)))
 }
 
 /// Most ways whose order fits one word.
@@ -90,7 +117,8 @@ const fn unused(order: u64, place: u32, way: usize, ways: usize) -> u64 {
 /// A set-associative array of payloads `P` under tags `T`, with true LRU replacement.
 #[derive(Clone, Debug)]
 pub struct SetAssoc<T, P> {
-    tags: Box<[T]>,
+    /// Tags, set by set, in each set lane by lane.
+    lanes: Box<[u32]>,
     payloads: Box<[P]>,
     /// Order of use of each set; empty if the sets have more than 16 ways.
     orders: Box<[u64]>,
@@ -98,34 +126,7 @@ pub struct SetAssoc<T, P> {
     indexer: Indexer,
     /// Whether anything was filled since it was last known to be empty.
     used: bool,
-}
-
-/// Calls `$f` with the number of ways as a constant for the usual ones, so that the compiler unrolls
-/// the search; 0 stands for any other.
-macro_rules! find_way {
-    ($ways:expr, $tags:expr, $tag:expr) => {
-        match $ways {
-            2 => T::find::<2>($tags, $tag),
-            4 => T::find::<4>($tags, $tag),
-            6 => T::find::<6>($tags, $tag),
-            8 => T::find::<8>($tags, $tag),
-            11 => T::find::<11>($tags, $tag),
-            12 => T::find::<12>($tags, $tag),
-            16 => T::find::<16>($tags, $tag),
-            20 => T::find::<20>($tags, $tag),
-            _ => T::find::<0>($tags, $tag),
-        }
-    };
-}
-
-impl<P: Copy + Default> SetAssoc<u32, P> {
-    /// Reads the first and the last tag of a set, to have them near. The value means nothing.
-    #[inline]
-    pub fn read_ahead(&self, set: usize) -> u32 {
-        let range = self.range(set);
-        let order = self.orders.get(set).copied().unwrap_or(0);
-        self.tags[range.start] ^ self.tags[range.end - 1] ^ order as u32
-    }
+    tag: PhantomData<T>,
 }
 
 impl<T: Tag, P: Copy + Default> SetAssoc<T, P> {
@@ -134,12 +135,13 @@ impl<T: Tag, P: Copy + Default> SetAssoc<T, P> {
         let (entries, ways) = (geometry.entries as usize, geometry.ways as usize);
         let ordered = if ways <= ORDERED { geometry.sets() as usize } else { 0 };
         Self {
-            tags: vec![T::INVALID; entries].into_boxed_slice(),
+            lanes: vec![u32::MAX; entries * T::LANES].into_boxed_slice(),
             payloads: vec![P::default(); entries].into_boxed_slice(),
             orders: vec![AT_FIRST; ordered].into_boxed_slice(),
             ways,
             indexer: Indexer::new(geometry.sets()),
             used: false,
+            tag: PhantomData,
         }
     }
     /// How keys are spread over the sets.
@@ -152,44 +154,94 @@ impl<T: Tag, P: Copy + Default> SetAssoc<T, P> {
     pub const fn is_unused(&self) -> bool {
         !self.used
     }
-    #[inline]
-    fn range(&self, set: usize) -> std::ops::Range<usize> {
-        let from = set * self.ways;
-        from..from + self.ways
-    }
-    #[inline(always)]
-    fn find(&self, set: usize, tag: T) -> Option<usize> {
-        let range = self.range(set);
-        find_way!(self.ways, &self.tags[range], tag)
+    /// Number of sets.
+    const fn sets(&self) -> usize {
+        self.payloads.len() / self.ways
     }
 
-    /// Makes a way the most recently used of its set; where its entry is from then on.
+    /// Reads parts of a set, to have them near. The value means nothing.
+    #[inline]
+    pub fn read_ahead(&self, set: usize) -> u32 {
+        let from = set * self.ways * T::LANES;
+        let order = self.orders.get(set).copied().unwrap_or(0);
+        self.lanes[from] ^ self.lanes[from + self.ways * T::LANES - 1] ^ order as u32
+    }
+
+    #[inline(always)]
+    fn find(&self, set: usize, tag: T) -> Option<usize> {
+        let from = set * self.ways * T::LANES;
+        let lanes = &self.lanes[from..from + self.ways * T::LANES];
+        match self.ways {
+            2 => find::<2, T>(lanes, tag),
+            4 => find::<4, T>(lanes, tag),
+            6 => find::<6, T>(lanes, tag),
+            8 => find::<8, T>(lanes, tag),
+            11 => find::<11, T>(lanes, tag),
+            12 => find::<12, T>(lanes, tag),
+            16 => find::<16, T>(lanes, tag),
+            20 => find::<20, T>(lanes, tag),
+            _ => find_any(lanes, tag),
+        }
+    }
+    #[inline(always)]
+    fn tag_at(&self, set: usize, way: usize) -> T {
+        let low = set * self.ways * T::LANES + way;
+        T::from_lanes(self.lanes[low], self.lanes[low + self.ways * (T::LANES - 1)])
+    }
+    #[inline(always)]
+    fn set_tag(&mut self, set: usize, way: usize, tag: T) {
+        let low = set * self.ways * T::LANES + way;
+        for lane in 0..T::LANES {
+            self.lanes[low + self.ways * lane] = tag.lane(lane);
+        }
+    }
+
+    /// Moves the entry of `from` to `to` in a large set, and those between by one.
+    fn rotate(&mut self, set: usize, from: usize, to: usize) {
+        let tag = self.tag_at(set, from);
+        let base = set * self.ways;
+        let payload = self.payloads[base + from];
+        for lane in 0..T::LANES {
+            let first = (base * T::LANES) + self.ways * lane;
+            if from > to {
+                self.lanes.copy_within(first + to..first + from, first + to + 1);
+            } else {
+                self.lanes.copy_within(first + from + 1..=first + to, first + from);
+            }
+        }
+        if from > to {
+            self.payloads.copy_within(base + to..base + from, base + to + 1);
+        } else {
+            self.payloads.copy_within(base + from + 1..=base + to, base + from);
+        }
+        self.set_tag(set, to, tag);
+        self.payloads[base + to] = payload;
+    }
+
+    /// Makes a way the most recently used of its set; which way its entry is from then on.
     #[inline(always)]
     fn touch(&mut self, set: usize, way: usize) -> usize {
-        let from = set * self.ways;
         match self.orders.get_mut(set) {
             Some(order) => {
                 *order = used(*order, place_in(*order, way), way);
-                from + way
+                way
             }
             None => {
-                self.tags[from..=from + way].rotate_right(1);
-                self.payloads[from..=from + way].rotate_right(1);
-                from
+                self.rotate(set, way, 0);
+                0
             }
         }
     }
 
-    /// Makes the least recently used way of a set the most recently used; where it is.
+    /// Makes the least recently used way of a set the most recently used; which it is then.
     #[inline(always)]
     fn recycle(&mut self, set: usize) -> usize {
-        let from = set * self.ways;
         match self.orders.get_mut(set) {
             Some(order) => {
                 let last = 4 * (self.ways as u32 - 1);
                 let way = (*order >> last & 15) as usize;
                 *order = used(*order, last, way);
-                from + way
+                way
             }
             None => self.touch(set, self.ways - 1),
         }
@@ -200,13 +252,12 @@ impl<T: Tag, P: Copy + Default> SetAssoc<T, P> {
     pub fn look_up(&mut self, set: usize, tag: T) -> Option<&mut P> {
         // Programs come back to the same page of a set more often than not.
         let first = self.orders.get(set).map_or(0, |o| (*o & 15) as usize);
-        let front = set * self.ways + first;
-        if self.tags[front] == tag {
-            return Some(&mut self.payloads[front]);
+        if self.tag_at(set, first) == tag {
+            return Some(&mut self.payloads[set * self.ways + first]);
         }
         let way = self.find(set, tag)?;
-        let at = self.touch(set, way);
-        Some(&mut self.payloads[at])
+        let way = self.touch(set, way);
+        Some(&mut self.payloads[set * self.ways + way])
     }
 
     /// Looks `tag` up in `set` and fills it if it is not there, most recently used either way; its
@@ -218,8 +269,8 @@ impl<T: Tag, P: Copy + Default> SetAssoc<T, P> {
             return true;
         }
         self.used = true;
-        let at = self.recycle(set);
-        self.tags[at] = tag;
+        let way = self.recycle(set);
+        self.set_tag(set, way, tag);
         false
     }
 
@@ -232,10 +283,12 @@ impl<T: Tag, P: Copy + Default> SetAssoc<T, P> {
     /// Fills `tag`, which must not be there, as the most recently used. Returns what it displaced.
     #[inline]
     pub fn fill(&mut self, set: usize, tag: T, payload: P) -> Option<(T, P)> {
+        debug_assert!(self.peek(set, tag).is_none(), "filled twice");
         self.used = true;
-        let at = self.recycle(set);
-        let old = (self.tags[at], self.payloads[at]);
-        self.tags[at] = tag;
+        let way = self.recycle(set);
+        let at = set * self.ways + way;
+        let old = (self.tag_at(set, way), self.payloads[at]);
+        self.set_tag(set, way, tag);
         self.payloads[at] = payload;
         (old.0 != T::INVALID).then_some(old)
     }
@@ -252,16 +305,14 @@ impl<T: Tag, P: Copy + Default> SetAssoc<T, P> {
 
     /// Empties a way, which becomes the first to be filled.
     fn empty(&mut self, set: usize, way: usize) {
-        let (from, end) = (set * self.ways, (set + 1) * self.ways);
         match self.orders.get_mut(set) {
             Some(order) => {
                 *order = unused(*order, place_in(*order, way), way, self.ways);
-                self.tags[from + way] = T::INVALID;
+                self.set_tag(set, way, T::INVALID);
             }
             None => {
-                self.tags[from + way..end].rotate_left(1);
-                self.payloads[from + way..end].rotate_left(1);
-                self.tags[end - 1] = T::INVALID;
+                self.rotate(set, way, self.ways - 1);
+                self.set_tag(set, self.ways - 1, T::INVALID);
             }
         }
     }
@@ -280,11 +331,11 @@ impl<T: Tag, P: Copy + Default> SetAssoc<T, P> {
         if !self.used {
             return;
         }
-        for set in 0..self.tags.len() / self.ways {
+        for set in 0..self.sets() {
             // From the last way on, since emptying one moves those behind it in large sets.
             for way in (0..self.ways).rev() {
-                let at = set * self.ways + way;
-                if self.tags[at] != T::INVALID && !keep(self.tags[at], &self.payloads[at]) {
+                let tag = self.tag_at(set, way);
+                if tag != T::INVALID && !keep(tag, &self.payloads[set * self.ways + way]) {
                     self.empty(set, way);
                 }
             }
@@ -294,18 +345,18 @@ impl<T: Tag, P: Copy + Default> SetAssoc<T, P> {
     /// Removes everything.
     pub fn flush(&mut self) {
         if self.used {
-            self.tags.fill(T::INVALID);
+            self.lanes.fill(u32::MAX);
             self.used = false;
         }
     }
 
     /// All valid entries, set by set, most recently used first.
     pub fn iter(&self) -> impl Iterator<Item = (T, &P)> {
-        (0..self.tags.len()).filter_map(|i| {
+        (0..self.payloads.len()).filter_map(|i| {
             let (set, nth) = (i / self.ways, i % self.ways);
             let way = self.orders.get(set).map_or(nth, |o| (o >> (4 * nth) & 15) as usize);
-            let at = set * self.ways + way;
-            (self.tags[at] != T::INVALID).then(|| (self.tags[at], &self.payloads[at]))
+            let tag = self.tag_at(set, way);
+            (tag != T::INVALID).then(|| (tag, &self.payloads[set * self.ways + way]))
         })
     }
 }

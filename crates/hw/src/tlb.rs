@@ -216,11 +216,21 @@ impl Tlb {
     #[inline]
     pub fn fill<I: Address>(&mut self, address: I, asid: Asid, translation: Translation) {
         if let Some(place) = self.place(translation.size()) {
+            let (array, set, tag) = self.prepare(place, address, asid, translation);
+            self.arrays[array].entries.put(set, tag, translation);
+        }
+    }
+
+    /// As [`Tlb::fill`], after the address was looked up and missed, or was removed: nothing older is
+    /// looked for.
+    #[inline]
+    pub fn fill_missed<I: Address>(&mut self, address: I, asid: Asid, translation: Translation) {
+        if let Some(place) = self.place(translation.size()) {
             self.fill_at(place, address, asid, translation);
         }
     }
 
-    /// As [`Tlb::fill`], but a size that the level does not hold is filled as a splinter of the
+    /// As [`Tlb::fill_missed`], but a size that the level does not hold is filled as a splinter of the
     /// largest smaller size that it holds: the first level must be able to serve every access.
     #[inline]
     pub fn fill_splintering<I: Address>(
@@ -250,14 +260,26 @@ impl Tlb {
     #[inline]
     fn fill_at<I: Address>(
         &mut self,
-        (array, place): (usize, usize),
+        place: (usize, usize),
         address: I,
         asid: Asid,
         translation: Translation,
     ) {
+        let (array, set, tag) = self.prepare(place, address, asid, translation);
+        self.arrays[array].entries.fill(set, tag, translation);
+    }
+
+    /// Array, set and tag of a translation that is about to be filled.
+    #[inline(always)]
+    fn prepare<I: Address>(
+        &mut self,
+        (array, place): (usize, usize),
+        address: I,
+        asid: Asid,
+        translation: Translation,
+    ) -> (usize, usize, u64) {
         let size = translation.size();
-        let array = &mut self.arrays[array];
-        array.sizes[place].used = true;
+        self.arrays[array].sizes[place].used = true;
         self.any_splinter |= translation.is_splinter();
         let mut asid = u32::from(asid.0);
         if translation.is_global() {
@@ -265,8 +287,8 @@ impl Tlb {
             asid = GLOBAL_ASID | asid & 0xf000;
         }
         let page = address.value() >> size.shift();
-        let set = array.entries.indexer().set(page);
-        array.entries.put(set, tag(page, size, asid), translation);
+        let set = self.arrays[array].entries.indexer().set(page);
+        (array, set, tag(page, size, asid))
     }
 
     #[inline]

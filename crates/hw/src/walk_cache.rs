@@ -91,6 +91,24 @@ impl WalkCache {
         }
     }
 
+    /// As [`WalkCache::fill`], in a walk that looked this level up and missed, as every walk has that
+    /// comes through it: nothing older is looked for.
+    #[inline]
+    pub fn fill_missed<I: Address>(
+        &mut self,
+        mode: &Mode,
+        address: I,
+        asid: Asid,
+        level: Level,
+        pointer: Pointer,
+    ) {
+        if let Some(cache) = &mut self.to[level as usize] {
+            let prefix = mode.prefix(address.value(), level + 1);
+            let set = cache.indexer().set(prefix);
+            cache.fill(set, tag(prefix, asid), pointer);
+        }
+    }
+
     /// Removes every entry of `asid`.
     pub fn invalidate_asid(&mut self, asid: Asid) {
         let own = tag(0, asid);

@@ -187,7 +187,7 @@ impl<S: Scheme> Machine<S> {
         }
         let translation = self.resolve(&request)?;
         let core = &mut self.platform.hardware.cores[request.core()];
-        core.l2.fill(run.gva, asid, translation);
+        core.l2.fill_missed(run.gva, asid, translation);
         let l1 = if request.fetch { &mut core.l1i } else { &mut core.l1d };
         l1.fill_splintering(run.gva, asid, translation);
         Ok(translation)

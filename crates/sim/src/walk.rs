@@ -122,7 +122,7 @@ pub fn walk_1d<A: Address>(
         let table = entry.target::<Hpa>();
         pointer = Pointer { table, home: table.value(), permissions };
         let asid = hardware.cores[core].asid;
-        hardware.cores[core].walk_cache.fill(mode, request.gva, asid, level, pointer);
+        hardware.cores[core].walk_cache.fill_missed(mode, request.gva, asid, level, pointer);
     }
 }
 
@@ -183,7 +183,7 @@ pub fn translate_nested(
             let dirty = write || entry.has(DIRTY);
             let found = Translation::new(entry.frame(size), size, permissions, dirty, false);
             if let Some(tlb) = &mut hardware.cores[core].nested_tlb {
-                tlb.fill_splintering(gpa, host, found);
+                tlb.fill(gpa, host, found);
             }
             return Ok(found);
         }
@@ -193,7 +193,7 @@ pub fn translate_nested(
         level -= 1;
         table = entry.target();
         let pointer = Pointer { table, home: table.value(), permissions: Permissions::ALL };
-        hardware.cores[core].nested_walk_cache.fill(mode, gpa, host, level, pointer);
+        hardware.cores[core].nested_walk_cache.fill_missed(mode, gpa, host, level, pointer);
     }
 }
 
@@ -253,7 +253,7 @@ pub fn walk_2d(
             translate_nested(hardware, counters, nested, core, home, false, level)?.apply(home);
         pointer = Pointer { table, home: home.value(), permissions };
         let asid = hardware.cores[core].asid;
-        hardware.cores[core].walk_cache.fill(mode, request.gva, asid, level, pointer);
+        hardware.cores[core].walk_cache.fill_missed(mode, request.gva, asid, level, pointer);
     }
 }
 
