@@ -8,7 +8,7 @@
 use crate::assoc::SetAssoc;
 use crate::profile::WalkCacheProfile;
 use crate::tlb::Asid;
-use nestwalk_tables::{Level, MAX_LEVELS, Mode, Permissions};
+use nestwalk_tables::{Handle, Level, MAX_LEVELS, Mode, Permissions};
 use nestwalk_types::{Address, Hpa};
 
 /// What a walk cache says: where the next table is.
@@ -19,13 +19,20 @@ pub struct Pointer {
     /// Address of the same table in the space that its entries are written in (the gPA of a guest
     /// table). Hardware has no use for it; the simulator finds the contents by it.
     pub home: u64,
+    /// A short cut to those contents.
+    pub handle: Handle,
     /// What the entries passed so far allow.
     pub permissions: Permissions,
 }
 
 impl Default for Pointer {
     fn default() -> Self {
-        Self { table: Hpa::new(0), home: 0, permissions: Permissions::ALL }
+        Self {
+            table: Hpa::new(0),
+            home: 0,
+            handle: Handle::default(),
+            permissions: Permissions::ALL,
+        }
     }
 }
 

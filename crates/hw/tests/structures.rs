@@ -127,8 +127,7 @@ fn a_walk_cache_gives_the_longest_match() {
                 0..6 => {
                     let level = 1 + r.below(u64::from(mode.levels) - 1) as u8;
                     let table = Hpa::new(i << 12);
-                    let pointer =
-                        Pointer { table, home: table.value(), permissions: Permissions::ALL };
+                    let pointer = Pointer { table, home: table.value(), ..Pointer::default() };
                     subject.fill(mode, gva, asid, level, pointer);
                     known.insert((level, prefix(level), vpid, pcid), pointer);
                 }

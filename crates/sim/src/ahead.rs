@@ -56,7 +56,7 @@ impl<A: Address> LeafHints<A> {
                 let at = mode.entry_at(table, address.value(), level);
                 table = Entry(memory.read(at, mode.entry_bytes).unwrap_or(0)).target();
             }
-            *hint = (region, memory.handle(table).unwrap_or_default(), table);
+            *hint = (region, memory.open(table), table);
         }
         (hint.1, hint.2)
     }
@@ -79,11 +79,8 @@ impl<A: Address> LeafHints<A> {
             leaves.at[i] = mode.entry_at(table, address.value(), 1);
             count = i + 1;
         }
-        for at in &leaves.at[..count] {
-            black_box(memory.handle(*at));
-        }
-        for i in 0..count {
-            leaves.entries[i] = Entry(memory.word(handles[i], leaves.at[i].value() >> 3 & 511));
+        for (i, handle) in handles[..count].iter().enumerate() {
+            leaves.entries[i] = Entry(memory.entry(*handle, leaves.at[i], mode.entry_bytes));
         }
         black_box(&leaves.entries);
         leaves

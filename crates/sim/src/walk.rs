@@ -5,7 +5,7 @@ use crate::counters::{Counters, Dimension};
 use crate::hardware::{Hardware, Request};
 use nestwalk_hw::{Asid, Pointer, Translation};
 use nestwalk_tables::entry::{ACCESSED, DIRTY, GLOBAL, LARGE};
-use nestwalk_tables::{Entry, Level, Mode, Permissions, TableMemory};
+use nestwalk_tables::{Entry, Handle, Level, Mode, Permissions, TableMemory};
 use nestwalk_types::{Address, Gpa, Hpa, PageSize};
 
 /// A walk that could not finish.
@@ -95,11 +95,12 @@ pub fn walk_1d<A: Address>(
     let root = Hpa::new(tables.root.value());
     let (mut level, mut pointer) = cached.unwrap_or((
         mode.levels,
-        Pointer { table: root, home: root.value(), permissions: Permissions::ALL },
+        Pointer { table: root, home: root.value(), ..Pointer::default() },
     ));
+    let mut held = tables.memory.reopen(pointer.handle, A::new(pointer.home));
     loop {
         let at = mode.entry_at(A::new(pointer.home), request.gva.value(), level);
-        let entry = Entry(tables.memory.read(at, mode.entry_bytes).unwrap_or(0));
+        let entry = Entry(tables.memory.entry(held, at, mode.entry_bytes));
         if !(mode.root_in_registers && level == mode.levels) {
             let at = Hpa::new(at.value());
             hardware.reference(core, tables.dimension, (level, 0), at, entry.0);
@@ -118,9 +119,11 @@ pub fn walk_1d<A: Address>(
         if !entry.has(ACCESSED) {
             tables.memory.set_bits(at, ACCESSED);
         }
+        let index = mode.index(request.gva.value(), level);
+        held = tables.memory.child(held, index, entry.target());
         level -= 1;
         let table = entry.target::<Hpa>();
-        pointer = Pointer { table, home: table.value(), permissions };
+        pointer = Pointer { table, home: table.value(), handle: held, permissions };
         let asid = hardware.cores[core].asid;
         hardware.cores[core].walk_cache.fill_missed(mode, request.gva, asid, level, pointer);
     }
@@ -165,10 +168,12 @@ pub fn translate_nested(
     let mode = nested.mode;
     let cached = hardware.cores[core].nested_walk_cache.look_up(mode, gpa, host);
     let root = nested.root;
-    let (mut level, mut table) = cached.map_or((mode.levels, root), |(l, p)| (l, p.table));
+    let (mut level, mut table, hint) =
+        cached.map_or((mode.levels, root, Handle::default()), |(l, p)| (l, p.table, p.handle));
+    let mut held = nested.memory.reopen(hint, table);
     loop {
         let at = mode.entry_at(table, gpa.value(), level);
-        let entry = Entry(nested.memory.read(at, mode.entry_bytes).unwrap_or(0));
+        let entry = Entry(nested.memory.entry(held, at, mode.entry_bytes));
         hardware.reference(core, Dimension::Nested, (level, on_behalf), at, entry.0);
         if !entry.is_present() {
             return Err(Fault::Nested { gpa });
@@ -190,9 +195,11 @@ pub fn translate_nested(
         if !entry.has(ACCESSED) {
             nested.memory.set_bits(at, ACCESSED);
         }
-        level -= 1;
         table = entry.target();
-        let pointer = Pointer { table, home: table.value(), permissions: Permissions::ALL };
+        held = nested.memory.child(held, mode.index(gpa.value(), level), table);
+        level -= 1;
+        let pointer =
+            Pointer { table, home: table.value(), handle: held, permissions: Permissions::ALL };
         hardware.cores[core].nested_walk_cache.fill_missed(mode, gpa, host, level, pointer);
     }
 }
@@ -225,12 +232,13 @@ pub fn walk_2d(
                 translate_nested(hardware, counters, nested, core, home, false, level)?.apply(home)
             };
             let home = home.value();
-            (level, Pointer { table, home, permissions: Permissions::ALL })
+            (level, Pointer { table, home, ..Pointer::default() })
         }
     };
+    let mut held = guest.memory.reopen(pointer.handle, Gpa::new(pointer.home));
     loop {
         let at = mode.entry_at(Gpa::new(pointer.home), request.gva.value(), level);
-        let entry = Entry(guest.memory.read(at, mode.entry_bytes).unwrap_or(0));
+        let entry = Entry(guest.memory.entry(held, at, mode.entry_bytes));
         if !(mode.root_in_registers && level == mode.levels) {
             let fetched_at = mode.entry_at(pointer.table, request.gva.value(), level);
             hardware.reference(core, Dimension::Guest, (level, 0), fetched_at, entry.0);
@@ -247,11 +255,12 @@ pub fn walk_2d(
         if !entry.has(ACCESSED) {
             guest.memory.set_bits(at, ACCESSED);
         }
-        level -= 1;
         let home: Gpa = entry.target();
+        held = guest.memory.child(held, mode.index(request.gva.value(), level), home);
+        level -= 1;
         let table =
             translate_nested(hardware, counters, nested, core, home, false, level)?.apply(home);
-        pointer = Pointer { table, home: home.value(), permissions };
+        pointer = Pointer { table, home: home.value(), handle: held, permissions };
         let asid = hardware.cores[core].asid;
         hardware.cores[core].walk_cache.fill_missed(mode, request.gva, asid, level, pointer);
     }

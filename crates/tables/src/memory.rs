@@ -10,10 +10,24 @@ const SLAB: usize = 1 << SLAB_SHIFT;
 
 type Page = [u64; 512];
 
-/// A short cut to a table: no look-up by address. Only for hints, since it does not notice when the
-/// table goes.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+/// A short cut to a table: where it is held. It may be kept, and is checked when it is used
+/// ([`TableMemory::reopen`]), since the table may have gone by then.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Handle(u32);
+
+impl Default for Handle {
+    fn default() -> Self {
+        Self(u32::MAX)
+    }
+}
+
+/// What a slot holds besides entries.
+struct Slot {
+    /// Frame number of the table; `u64::MAX` if the slot is free.
+    frame: u64,
+    /// Handles of the tables that entries point to, as far as walks have come by.
+    children: Option<Box<[Handle; 512]>>,
+}
 
 /// The pages of one physical address space that hold page tables. Pages of data have no contents
 /// and take no memory.
@@ -24,8 +38,8 @@ pub struct TableMemory<A> {
     /// Slot + 1 of each frame, by frame number in chunks of 512; 0 is no table.
     directory: Vec<Option<Box<[u32; CHUNK]>>>,
     slabs: Vec<Box<[Page]>>,
+    slots: Vec<Slot>,
     free: Vec<u32>,
-    used: u32,
     space: PhantomData<A>,
 }
 
@@ -41,8 +55,8 @@ impl<A: Address> TableMemory<A> {
         Self {
             directory: Vec::new(),
             slabs: Vec::new(),
+            slots: Vec::new(),
             free: Vec::new(),
-            used: 0,
             space: PhantomData,
         }
     }
@@ -62,22 +76,51 @@ impl<A: Address> TableMemory<A> {
         &mut self.slabs[slot >> SLAB_SHIFT][slot & (SLAB - 1)]
     }
 
-    /// Where the table at `at` is held: good for [`TableMemory::word`] until it is removed.
+    /// The handle of the table at `at`; the default if there is none.
     #[inline]
-    pub fn handle(&self, at: A) -> Option<Handle> {
-        self.slot(at).map(|s| Handle(s as u32))
+    pub fn open(&self, at: A) -> Handle {
+        self.slot(at).map_or(Handle::default(), |s| Handle(s as u32))
     }
-    /// Word `index` (0..512) of a table by its handle. A handle of a table that was removed gives
-    /// any word, or 0.
+    /// `handle`, if it still is the table's at `at`; otherwise the right one.
     #[inline]
-    pub fn word(&self, handle: Handle, index: u64) -> u64 {
+    pub fn reopen(&self, handle: Handle, at: A) -> Handle {
+        match self.slots.get(handle.0 as usize) {
+            Some(slot) if slot.frame == at.page_number() => handle,
+            _ => self.open(at),
+        }
+    }
+    /// The handle of the table at `target`, to which entry `index` of the table of `handle` points.
+    /// Remembered for the next time.
+    #[inline]
+    pub fn child(&mut self, handle: Handle, index: u64, target: A) -> Handle {
+        let index = index as usize & 511;
+        let known = self.slots.get(handle.0 as usize).and_then(|s| s.children.as_ref());
+        let hint = known.map_or(Handle::default(), |c| c[index]);
+        let child = self.reopen(hint, target);
+        if child != hint
+            && let Some(slot) = self.slots.get_mut(handle.0 as usize)
+        {
+            let none = || Box::new([Handle::default(); 512]);
+            slot.children.get_or_insert_with(none)[index] = child;
+        }
+        child
+    }
+    /// The entry of `bytes` (4 or 8) bytes at `at`, in the table of `handle`; 0 for the default handle.
+    #[inline]
+    pub fn entry(&self, handle: Handle, at: A, bytes: u8) -> u64 {
         let slot = handle.0 as usize;
-        self.slabs.get(slot >> SLAB_SHIFT).map_or(0, |s| s[slot & (SLAB - 1)][index as usize & 511])
+        let Some(slab) = self.slabs.get(slot >> SLAB_SHIFT) else { return 0 };
+        let word = slab[slot & (SLAB - 1)][(at.value() >> 3 & 511) as usize];
+        match (bytes, at.value() & 4) {
+            (8, _) => word,
+            (_, 0) => word & 0xffff_ffff,
+            _ => word >> 32,
+        }
     }
 
     /// Table pages held.
     pub const fn len(&self) -> u64 {
-        (self.used as u64) - (self.free.len() as u64)
+        (self.slots.len() as u64) - (self.free.len() as u64)
     }
     /// No table pages.
     pub const fn is_empty(&self) -> bool {
@@ -102,9 +145,10 @@ impl<A: Address> TableMemory<A> {
         let known = self.slot(at);
         let slot = known.unwrap_or_else(|| {
             let slot = self.free.pop().unwrap_or_else(|| {
-                self.used += 1;
-                self.used - 1
+                self.slots.push(Slot { frame, children: None });
+                self.slots.len() as u32 - 1
             }) as usize;
+            self.slots[slot].frame = frame;
             if slot >> SLAB_SHIFT >= self.slabs.len() {
                 self.slabs.push(vec![[0; 512]; SLAB].into_boxed_slice());
             }
@@ -126,6 +170,7 @@ impl<A: Address> TableMemory<A> {
             if let Some(chunk) = &mut self.directory[(frame >> CHUNK_SHIFT) as usize] {
                 chunk[frame as usize & (CHUNK - 1)] = 0;
             }
+            self.slots[slot] = Slot { frame: u64::MAX, children: None };
             self.free.push(slot as u32);
         }
     }
@@ -133,14 +178,8 @@ impl<A: Address> TableMemory<A> {
     /// The entry of `bytes` (4 or 8) bytes at `at`; `None` if the page holds no table.
     #[inline]
     pub fn read(&self, at: A, bytes: u8) -> Option<u64> {
-        let word = self.page_of_slot(self.slot(at)?)[(at.value() >> 3 & 511) as usize];
-        Some(if bytes == 8 {
-            word
-        } else if at.value() & 4 == 0 {
-            word & 0xffff_ffff
-        } else {
-            word >> 32
-        })
+        let slot = self.slot(at)?;
+        Some(self.entry(Handle(slot as u32), at, bytes))
     }
 
     /// Stores an entry of `bytes` (4 or 8) bytes at `at`. Returns what stood there, or `None`, and
@@ -197,6 +236,25 @@ mod tests {
         m.set_bits(Gpa::new(0x5004), 0x10);
         assert_eq!(m.read(Gpa::new(0x5004), 4), Some(0xdead_beff));
         assert_eq!(m.read(Gpa::new(0x5000), 8), Some(0xdead_beff_1234_5678));
+    }
+
+    #[test]
+    fn handles_notice_that_their_table_has_gone() {
+        let mut m = TableMemory::new();
+        let (root, a, b) = (Gpa::new(0x1000), Gpa::new(0x2000), Gpa::new(0x3000));
+        m.insert(root, None);
+        m.insert(a, None);
+        m.write(a, 8, 7);
+        let top = m.open(root);
+        let child = m.child(top, 5, a);
+        assert_eq!((m.entry(child, a, 8), m.child(top, 5, a)), (7, child));
+        m.remove(a);
+        assert_eq!(m.child(top, 5, a), Handle::default());
+        assert_eq!(m.entry(m.reopen(child, a), a, 8), 0);
+        m.insert(b, None);
+        m.write(b, 8, 9);
+        assert_eq!(m.entry(m.reopen(child, b), b, 8), 9);
+        assert_eq!(m.entry(m.reopen(child, a), a, 8), 0);
     }
 
     #[test]
