@@ -128,11 +128,16 @@ fn traces_and_workloads_can_share_a_machine() {
     assert_eq!(count(machine(&results, "shadow:4k+4k"), "accesses"), 20_000);
 }
 
-/// Whether the process has computed for half a second: fields 14 of `/proc/PID/stat`, in 1/100 s.
-fn has_computed(pid: u32) -> bool {
+/// What the process has computed, in 1/100 s: field 14 of `/proc/PID/stat`.
+fn computed(pid: u32) -> u64 {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     let user = stat.rsplit(')').next().and_then(|s| s.split_whitespace().nth(11));
-    user.is_some_and(|ticks| ticks.parse::<u64>().unwrap() >= 50)
+    user.map_or(0, |ticks| ticks.parse().unwrap())
+}
+
+/// Whether the process has computed for half a second.
+fn has_computed(pid: u32) -> bool {
+    computed(pid) >= 50
 }
 
 fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
@@ -146,8 +151,11 @@ fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
 /// Sends `signal` to a run once `ready` says so of its process number, and returns how it ended.
 fn interrupt(lab: &Lab, args: &[&str], signal: &str, ready: impl Fn(u32) -> bool) -> common::Ran {
     let file = |name| std::fs::File::create(lab.path(name)).expect("room for a file");
+    // Where its temporary files are, of which it leaves none behind.
+    let temporary = lab.path("temporary");
+    std::fs::create_dir_all(&temporary).expect("room for a directory");
     let mut command = lab.command();
-    command.args(args).stdout(file("stdout")).stderr(file("stderr"));
+    command.args(args).stdout(file("stdout")).stderr(file("stderr")).env("TMPDIR", &temporary);
     let mut running = Running(command.spawn().expect("the binary starts"));
     wait_for("ready", || ready(running.0.id()));
     let kill = format!("kill -{signal} {}", running.0.id());
@@ -157,6 +165,7 @@ fn interrupt(lab: &Lab, args: &[&str], signal: &str, ready: impl Fn(u32) -> bool
         code = running.0.try_wait().unwrap().map(|status| status.code().unwrap_or(-1));
         code.is_some()
     });
+    assert_eq!(std::fs::read_dir(temporary).unwrap().count(), 0, "{args:?}");
     common::Ran { code: code.unwrap(), out: lab.read("stdout"), err: lab.read("stderr") }
 }
 
@@ -195,19 +204,50 @@ fn an_interruption_keeps_what_was_computed() {
     }
 }
 
+/// The process whose number is in the file `pid`, once it is there.
+fn process_of(lab: &Lab) -> Option<u32> {
+    let text = std::fs::read_to_string(lab.path("pid")).ok()?;
+    text.strip_suffix('\n').map(|pid| pid.parse().unwrap())
+}
+
+#[track_caller]
+fn assert_gone(lab: &Lab) {
+    let pid = process_of(lab).expect("it has begun");
+    let state = std::fs::read_to_string(format!("/proc/{pid}/stat"));
+    let gone = state.map_or(true, |s| s.contains(") Z "));
+    assert!(gone, "process {pid} is still there");
+}
+
 #[test]
 fn an_interruption_ends_the_live_program_as_well() {
     let lab = Lab::new();
     let script = "echo $$ > pid; while :; do /bin/true; done";
     let args = ["compare", "--quiet", "--lackey", "--", "sh", "-c", script];
-    let begun = |_| std::fs::read_to_string(lab.path("pid")).is_ok_and(|p| p.ends_with('\n'));
-    let ran = interrupt(&lab, &args, "INT", begun);
+    let ran = interrupt(&lab, &args, "INT", |_| process_of(&lab).is_some());
     ran.assert_refused("--lackey");
     assert!(ran.out.contains("nested:4k+4k"), "{}{}", ran.out, ran.err);
-    let pid = lab.read("pid");
-    let state = std::fs::read_to_string(format!("/proc/{}/stat", pid.trim()));
-    let gone = state.map_or(true, |s| s.contains(") Z "));
-    assert!(gone, "process {} is still there", pid.trim());
+    assert_gone(&lab);
+}
+
+#[test]
+fn an_interruption_is_noticed_while_the_live_program_is_idle() {
+    let lab = Lab::new();
+    let script = "echo $$ > pid; exec sleep 100";
+    let args = ["compare", "--quiet", "--verify", "--lackey", "--", "sh", "-c", script];
+    let sleeps = |_| {
+        process_of(&lab).is_some_and(|pid| {
+            let line = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let before = computed(pid);
+            std::thread::sleep(Duration::from_millis(300));
+            line.ends_with("/sleep\x00100\0") && before > 0 && computed(pid) == before
+        })
+    };
+    let ran = interrupt(&lab, &args, "INT", sleeps);
+    ran.assert_refused("--lackey");
+    // Everything up to the sleep was counted: the start of two programs.
+    assert!(ran.err.contains("interrupted: the results are those of the first "), "{}", ran.err);
+    assert!(ran.out.contains("nested:4k+4k"), "{}{}", ran.out, ran.err);
+    assert_gone(&lab);
 }
 
 #[test]

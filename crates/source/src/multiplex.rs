@@ -47,6 +47,8 @@ enum Stop {
     Full,
     Quantum,
     RegionOfInterest,
+    /// A live source has nothing now.
+    Idle,
     Ended,
 }
 
@@ -214,6 +216,9 @@ impl Multiplex {
                     part.ended = true;
                     return Ok(Stop::Ended);
                 }
+                if part.batch.is_empty() {
+                    return Ok(Stop::Idle);
+                }
             }
         }
     }
@@ -231,11 +236,11 @@ impl Multiplex {
         false
     }
 
-    /// Runs the set-up of one source after the other. `false` while `out` is full.
+    /// Runs the set-up of one source after the other. `false` if there is more to come.
     fn set_up(&mut self, out: &mut Batch) -> Result<bool, SourceError> {
         while self.current < self.parts.len() {
             self.left = u64::MAX;
-            if self.flow(out)? == Stop::Full {
+            if matches!(self.flow(out)?, Stop::Full | Stop::Idle) {
                 return Ok(false);
             }
             self.current += 1;
@@ -254,18 +259,20 @@ impl Multiplex {
         if self.parts.is_empty() || (!self.in_roi && !self.set_up(out)?) {
             return Ok(());
         }
+        // Sources in a row that had nothing.
+        let mut idle = 0;
         loop {
             if self.parts[self.current].ended && !self.next_turn() {
                 return Ok(());
             }
             match self.flow(out)? {
                 Stop::Full => return Ok(()),
-                Stop::Quantum | Stop::Ended => {
-                    if !self.next_turn() {
-                        return Ok(());
-                    }
-                }
-                Stop::RegionOfInterest => {}
+                Stop::RegionOfInterest => continue,
+                Stop::Quantum | Stop::Ended => idle = 0,
+                Stop::Idle => idle += 1,
+            }
+            if !self.next_turn() || idle >= self.parts.len() {
+                return Ok(());
             }
         }
     }
@@ -309,7 +316,7 @@ impl Source for Multiplex {
                 return Err(error);
             }
         }
-        Ok(!batch.is_empty())
+        Ok(!batch.is_empty() || self.parts.iter().any(|p| !p.ended))
     }
 
     fn position(&self) -> u64 {

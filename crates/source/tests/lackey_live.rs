@@ -129,15 +129,54 @@ fn a_failing_command_is_reported_at_the_end() {
     assert!(said.contains("failed: exit status: 1"), "{said}");
 }
 
+/// Processes with this word among those of their command.
+fn with_word(word: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+        let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        if line.split(|&b| b == 0).any(|w| w == word.as_bytes()) {
+            found.push(String::from_utf8_lossy(&line).replace('\0', " "));
+        }
+    }
+    found
+}
+
+/// A number of seconds to sleep, for a minute, that no other test has.
+fn minute(test: u32) -> String {
+    format!("6{test}.{}", std::process::id())
+}
+
+#[test]
+fn an_idle_program_gives_empty_batches() {
+    let mut live = Lackey::run(&words(&["sleep", &minute(0)]), &RunOptions::default()).unwrap();
+    let mut batch = Batch::default();
+    let (mut instructions, mut empty) = (0, 0);
+    // A program sleeps some 200,000 instructions after its start.
+    while empty < 3 || instructions < 50_000 {
+        let began = std::time::Instant::now();
+        assert!(live.next_batch(&mut batch).unwrap());
+        assert!(began.elapsed().as_secs() < 5, "waited for a program that does nothing");
+        instructions += batch.instructions();
+        empty += u32::from(batch.is_empty());
+    }
+    assert_eq!(live.exit_status(), None);
+}
+
 #[test]
 fn dropping_the_source_ends_the_program_and_leaves_nothing() {
-    let marker = tempfile::tempdir().unwrap();
-    let done = marker.path().join("done");
-    let script = format!("/bin/sleep 2; touch {}", done.display());
-    let mut live = Lackey::run(&words(&["sh", "-c", &script]), &RunOptions::default()).unwrap();
-    let mut batch = Batch::default();
-    assert!(live.next_batch(&mut batch).unwrap());
-    drop(live);
-    std::thread::sleep(std::time::Duration::from_millis(2500));
-    assert!(!done.exists(), "the program went on");
+    let (parent, child, orphan) = (minute(1), minute(2), minute(3));
+    // A shell that waits, a child of it, and one whose parent has gone.
+    let script = format!("(sleep {orphan} &); sleep {child} & sleep {parent}");
+    let sleeping = || [&parent, &child, &orphan].map(|word| with_word(word).len());
+    // As soon as anything is there, and when all three sleep.
+    for all in [false, true] {
+        let mut live = Lackey::run(&words(&["sh", "-c", &script]), &RunOptions::default()).unwrap();
+        let mut batch = Batch::default();
+        while live.stats().records() == 0 || (all && sleeping() != [1, 1, 1]) {
+            assert!(live.next_batch(&mut batch).unwrap());
+        }
+        drop(live);
+        assert_eq!(with_word(&script), Vec::<String>::new());
+        assert_eq!(sleeping(), [0, 0, 0]);
+    }
 }

@@ -42,7 +42,8 @@ pub trait Source: Send {
     /// What it is.
     fn info(&self) -> SourceInfo;
     /// Replaces `batch` by the next piece of the stream. `Ok(false)` means that the stream has
-    /// ended and `batch` is empty.
+    /// ended and `batch` is empty. An empty batch with `Ok(true)` is no end: a live source has
+    /// nothing now, and gives its consumer the time to look whether it should go on.
     ///
     /// # Errors
     /// The stream is damaged or its producer failed; everything before was delivered.

@@ -2,16 +2,20 @@
 //! too much is unread.
 
 use rustix::process::{Pid, Signal, kill_process};
+use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How often the directory is looked at. A program cannot `execve` twice in less: valgrind alone
 /// takes about 100 ms to start one.
 const TICK: Duration = Duration::from_millis(2);
+/// How long processes may take to end once they are killed.
+const DEATH: Duration = Duration::from_secs(2);
 
 /// A process of the host. Numbers are reused, so the time of its start (field 22 of
 /// `/proc/PID/stat`, proc(5)) belongs to the name; an `execve` keeps both.
@@ -49,6 +53,36 @@ fn running_since(pid: u32) -> Option<u64> {
         return None;
     }
     fields.nth(18)?.parse().ok()
+}
+
+/// Processes that were started with this argument, without those that have ended.
+fn started_with(argument: &OsStr) -> Vec<HostProcess> {
+    let has = |pid: &u32| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        line.split(|&b| b == 0).any(|word| word == argument.as_bytes())
+    };
+    let pids = fs::read_dir("/proc").into_iter().flatten().filter_map(|entry| {
+        let name = entry.ok()?.file_name();
+        name.to_str()?.parse().ok()
+    });
+    pids.filter(has).map(HostProcess::new).filter(|p| p.is_alive()).collect()
+}
+
+/// Ends every process that was started with `argument`, and waits until they have ended.
+///
+/// Valgrind hands its arguments on to the programs that it follows, and a fork keeps them, so one
+/// that is unique finds children that have no log yet and those that have lost their parent.
+pub(crate) fn end_all(argument: &OsStr) {
+    let deadline = Instant::now() + DEATH;
+    // Again until none is left: one may have forked before its signal came.
+    loop {
+        let left = started_with(argument);
+        if left.is_empty() || Instant::now() > deadline {
+            return;
+        }
+        left.iter().for_each(|host| host.signal(Signal::KILL));
+        std::thread::sleep(TICK);
+    }
 }
 
 /// A log file that has appeared.
@@ -181,9 +215,5 @@ pub(crate) fn follow(shared: Arc<Shared>) {
         shared.scans.fetch_add(1, Relaxed);
         follower.govern();
         std::thread::sleep(TICK);
-    }
-    // Whoever stops following does not want the rest of the program either.
-    for (host, _, _) in &follower.known {
-        host.signal(Signal::KILL);
     }
 }

@@ -1,6 +1,7 @@
 //! A live program under valgrind's lackey: its processes, each with its own log, as one stream.
 
-use super::follow::{Found, HostProcess, Shared, follow};
+use super::command;
+use super::follow::{Found, HostProcess, Shared, end_all, follow};
 use super::text::{LackeyStats, Text, chatter};
 use crate::decoder::Decode;
 use nestwalk_types::{
@@ -9,9 +10,8 @@ use nestwalk_types::{
 use rustix::fs::{FallocateFlags, fallocate};
 use std::ffi::OsString;
 use std::fs::File;
-use std::os::unix::fs::{FileExt, PermissionsExt};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::os::unix::fs::FileExt;
+use std::process::{Child, ExitStatus};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::thread::JoinHandle;
@@ -23,7 +23,8 @@ const CHUNK: usize = 64 << 10;
 const LINE: usize = 32;
 /// Bytes read before their disk space is given back.
 const PUNCH: u64 = 4 << 20;
-/// How long nothing may come before what there is is handed on.
+/// How long nothing may come before what there is is handed on, were it nothing: whoever waits for
+/// an idle program must be able to stop waiting.
 const PATIENCE: Duration = Duration::from_millis(50);
 
 /// How a live program is followed.
@@ -73,10 +74,13 @@ struct Log {
 /// [`Control::Exit`] stand where its logs begin and end. A child's records come after what its
 /// parent had logged when the child's log appeared; apart from that, processes that run at the same
 /// time take turns. The program's own output goes to standard error; its input is inherited.
-/// Dropping the source kills the program.
+/// While the program is idle, batches are empty. Dropping the source kills the program with all its
+/// processes and removes the logs.
 pub struct Live {
     name: String,
     child: Child,
+    /// Valgrind's argument that no process of another program has.
+    log_file: OsString,
     status: Option<ExitStatus>,
     shared: Arc<Shared>,
     follower: Option<JoinHandle<()>>,
@@ -107,7 +111,7 @@ impl Live {
         let program = command.first().ok_or_else(|| {
             fail("no command given; say for example `--lackey -- gcc -O2 -c file.c`".into())
         })?;
-        check_command(program).map_err(&fail)?;
+        command::check(program).map_err(&fail)?;
         let dir = tempfile::Builder::new().prefix("nestwalk-lackey-").tempdir().map_err(|e| {
             fail(format!(
                 "no temporary directory in {}: {e}; set TMPDIR to one with room for {} MiB",
@@ -119,33 +123,24 @@ impl Live {
         // A percent sign in the path would be taken for a format.
         log_file.push(dir.path().to_string_lossy().replace('%', "%%"));
         log_file.push("/%p.%n");
-        let child = Command::new(&options.valgrind)
-            .args(["--tool=lackey", "--trace-mem=yes", "--trace-children=yes"])
-            .arg(log_file)
-            .arg("--")
-            .args(command)
-            .stdout(Stdio::from(std::io::stderr()))
-            .spawn()
-            .map_err(|e| match e.kind() {
-                std::io::ErrorKind::NotFound => fail(format!(
-                    "`{}` is not installed; install the Debian package `valgrind`",
-                    options.valgrind.display()
-                )),
-                _ => fail(format!("cannot start `{}`: {e}", options.valgrind.display())),
-            })?;
+        let child = command::start(&options.valgrind, &log_file, command).map_err(&fail)?;
         let shared = Arc::new(Shared::new(dir.path(), options.unread_bytes.max(1)));
         let follower = {
             let shared = shared.clone();
             std::thread::Builder::new()
                 .name("lackey-follower".into())
                 .spawn(move || follow(shared))
-                .map_err(|e| fail(format!("cannot start a thread: {e}")))?
+                .map_err(|e| {
+                    end_all(&log_file);
+                    fail(format!("cannot start a thread: {e}"))
+                })?
         };
         let mut builder = BatchBuilder::new();
         builder.control(Control::RegionOfInterest);
         Ok(Self {
             name,
             child,
+            log_file,
             status: None,
             shared,
             follower: Some(follower),
@@ -377,7 +372,7 @@ impl Live {
                 idle = Instant::now();
             } else if self.is_over()? {
                 self.end = Some(self.verdict());
-            } else if idle.elapsed() > PATIENCE && !self.builder.is_empty() {
+            } else if idle.elapsed() > PATIENCE {
                 break;
             } else {
                 std::thread::sleep(Duration::from_millis(1));
@@ -422,14 +417,13 @@ impl Source for Live {
             self.end = Some(Err(message));
         }
         self.builder.take_into(batch);
-        if !batch.is_empty() {
-            return Ok(true);
-        }
         match &self.end {
+            _ if !batch.is_empty() => Ok(true),
+            None => Ok(true),
+            Some(Ok(())) => Ok(false),
             Some(Err(message)) => {
                 Err(SourceError { source: self.name.clone(), message: message.clone() })
             }
-            _ => Ok(false),
         }
     }
 
@@ -450,6 +444,8 @@ impl Drop for Live {
         if let Some(follower) = self.follower.take() {
             let _ = follower.join();
         }
+        // Only now may the directory go: a process would make its log anew, or fail and go on.
+        end_all(&self.log_file);
     }
 }
 
@@ -473,27 +469,4 @@ fn parent_pid(file: &File) -> Option<u32> {
         }
         std::thread::sleep(Duration::from_millis(1));
     }
-}
-
-/// Whether the command exists and may be executed, so that the message is ours and early.
-fn check_command(program: &OsString) -> Result<(), String> {
-    let executable = |path: &Path| {
-        path.metadata().is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0)
-    };
-    let path = Path::new(program);
-    if program.as_encoded_bytes().contains(&b'/') {
-        return match path.metadata() {
-            Err(e) => Err(format!("cannot start `{}`: {e}", path.display())),
-            Ok(_) if executable(path) => Ok(()),
-            Ok(_) => {
-                Err(format!("cannot start `{}`: it is not an executable file", path.display()))
-            }
-        };
-    }
-    let dirs = std::env::var_os("PATH").unwrap_or_default();
-    let mut candidates = std::env::split_paths(&dirs).map(|d: PathBuf| d.join(path));
-    if candidates.any(|p| executable(&p)) {
-        return Ok(());
-    }
-    Err(format!("cannot start `{}`: no such command in PATH", path.display()))
 }

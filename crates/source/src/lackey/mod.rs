@@ -16,6 +16,7 @@
 //! system by punching holes; and when the unread part exceeds a limit, the traced processes are
 //! stopped until it has shrunk. Disk use is thus bounded.
 
+mod command;
 mod follow;
 mod live;
 mod text;

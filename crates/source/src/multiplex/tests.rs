@@ -199,3 +199,23 @@ fn no_source_is_an_empty_stream() {
     let (runs, controls, end) = drain(&mut Multiplex::new(Vec::new(), 1, 10));
     assert!(runs.is_empty() && controls.is_empty() && end.is_none());
 }
+
+#[test]
+fn a_source_that_has_nothing_now_has_not_ended() {
+    let roi = || Batch { runs: vec![run(1, 0)], controls: vec![(0, switch(0, 1)), (0, ROI)] };
+    let idle = Batch::default;
+    let later = |page| Batch { runs: vec![run(page, 0)], controls: Vec::new() };
+    let live = vec![idle(), roi(), idle(), idle(), later(2), idle(), later(3)];
+    let sources: Vec<Box<dyn Source>> = vec![Box::new(Script::new(live)), plain(7, 100, 10..14)];
+    let mut m = Multiplex::new(sources, 1, 20);
+    let mut batch = Batch::default();
+    assert_eq!(m.next_batch(&mut batch), Ok(true));
+    assert!(batch.is_empty(), "its set-up has not begun");
+    let (runs, _, error) = drain(&mut m);
+    assert_eq!(error, None);
+    let mut pages: Vec<u64> = runs.iter().map(|r| r.gva.value() >> 12).collect();
+    // The other takes its turns in the meantime.
+    assert!(pages.iter().position(|&p| p == 2) > pages.iter().position(|&p| p == 10));
+    pages.sort_unstable();
+    assert_eq!(pages, [1, 2, 3, 10, 11, 12, 13, 100]);
+}
