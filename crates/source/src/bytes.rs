@@ -169,10 +169,11 @@ impl Window {
         self.buf.len() > before || self.end.is_none()
     }
 
-    /// Reads until `bytes` are there or the stream ends, and shows what there is.
+    /// Reads until `bytes` are there or the stream ends, and shows these, or what there is.
     pub(crate) fn peek(&mut self, bytes: usize) -> &[u8] {
         while self.rest().len() < bytes && self.refill() {}
-        self.rest()
+        let rest = self.rest();
+        &rest[..bytes.min(rest.len())]
     }
 
     /// Why the stream ended where it did; `Ok` while it goes on.

@@ -101,7 +101,7 @@ pub fn open_on(
             "neither {} by its first {} bytes; name the format with `--trace-format` if it is one \
              of these",
             Format::names().replace(", ", " nor "),
-            window.rest().len().min(HEAD)
+            window.peek(HEAD).len()
         )));
     };
     if window.peek(1).is_empty() {

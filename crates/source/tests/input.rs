@@ -32,6 +32,23 @@ fn what_is_no_trace_is_refused_with_what_would_be_right() {
 }
 
 #[test]
+fn damage_behind_the_head_does_not_hide_the_format() {
+    // The 4,096 bytes that detection looks at are whole records of ChampSim.
+    let record = Instruction { ip: 0x40_0000, ..Instruction::default() }.to_bytes();
+    let bad = [0xff; 64];
+    let trace = [&record.repeat(64)[..], &bad, &record.repeat(64)].concat();
+    for (name, data) in common::compressed(&trace) {
+        let file = file(&data);
+        let stream = collect(open(file.path(), None).expect(name).as_mut());
+        assert_eq!(stream.instructions(), 64, "{name}");
+        assert!(stream.message().contains("record 64 at byte 4096"), "{}", stream.message());
+    }
+    let trace = [&record.repeat(63)[..], &bad, &record.repeat(64)].concat();
+    let message = error(file(&trace).path());
+    assert!(message.contains("by its first 4096 bytes"), "{message}");
+}
+
+#[test]
 fn a_magic_number_with_nonsense_behind_it_is_damage() {
     for magic in [&[0x1f, 0x8b][..], b"\xfd7zXZ\0", &[0x28, 0xb5, 0x2f, 0xfd]] {
         let data = [magic, &[0xa5; 200]].concat();
