@@ -220,8 +220,9 @@ fn what_is_no_trace_is_refused() {
     lab.write("empty", "");
     lab.write("text", "hello\n");
     std::fs::create_dir(lab.path("folder")).unwrap();
-    let cases: [(&str, &[&str]); 6] = [
+    let cases: [(&str, &[&str]); 7] = [
         ("compare empty", &["empty: ", "an empty file"]),
+        ("compare /dev/null", &["/dev/null: empty", "at least one record"]),
         ("compare folder", &["folder: ", "a directory"]),
         ("compare folder --trace-format drmemtrace", &["folder: "]),
         ("compare ./missing.xz", &["./missing.xz: ", "no such file"]),

@@ -135,6 +135,9 @@ impl Window {
         self.pos += bytes;
         debug_assert!(self.pos <= self.buf.len());
     }
+    pub(crate) fn is_compressed(&self) -> bool {
+        self.compression != Compression::None
+    }
     /// The counter of bytes taken from the file, compressed.
     pub(crate) fn taken(&self) -> Arc<AtomicU64> {
         self.taken.clone()

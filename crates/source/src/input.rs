@@ -92,7 +92,7 @@ pub fn open_on(
     if format.is_none_or(|f| f == Format::Drmemtrace) && drmemtrace::is_zip(&mut file) {
         return Ok(Box::new(Drmemtrace::open(path)?));
     }
-    let mut window = Window::file(file).map_err(|e| cannot_read(&name, &e))?;
+    let mut window = not_empty(&name, Window::file(file))?;
     let found = format.or_else(|| Format::of(window.peek(HEAD)));
     let fail = |message| SourceError { source: name.clone(), message };
     let Some(found) = found else {
@@ -104,10 +104,6 @@ pub fn open_on(
             window.peek(HEAD).len()
         )));
     };
-    if window.peek(1).is_empty() {
-        window.failure().map_err(fail)?;
-        return Err(fail("empty after decompression; a trace has at least one record".into()));
-    }
     Ok(match found {
         Format::Lackey => Box::new(Lackey::source(name, window, total)),
         Format::ChampSim => Box::new(ChampSim::source(name, window, total)),
@@ -137,6 +133,19 @@ pub(crate) fn open_file(path: &Path) -> Result<(String, File, Option<u64>), Sour
     }
     let total = metadata.is_file().then_some(metadata.len());
     Ok((name, file, total))
+}
+
+/// The window of an input, if it could be opened and has something in it. A pipe or a device has no
+/// length, and what is compressed has its own, so the first block is waited for.
+pub(crate) fn not_empty(name: &str, window: io::Result<Window>) -> Result<Window, SourceError> {
+    let mut window = window.map_err(|e| cannot_read(name, &e))?;
+    if window.peek(1).is_empty() {
+        let fail = |message| SourceError { source: name.to_owned(), message };
+        window.failure().map_err(fail)?;
+        let after = if window.is_compressed() { " after decompression" } else { "" };
+        return Err(fail(format!("empty{after}; a trace has at least one record")));
+    }
+    Ok(window)
 }
 
 pub(crate) fn cannot_read(name: &str, error: &io::Error) -> SourceError {

@@ -4,7 +4,7 @@ mod common;
 
 use common::{collect, file};
 use nestwalk_source::champsim::Instruction;
-use nestwalk_source::{Format, open};
+use nestwalk_source::{Format, Lackey, open};
 use std::path::Path;
 
 fn error(path: &Path) -> String {
@@ -24,11 +24,26 @@ fn what_is_no_trace_is_refused_with_what_would_be_right() {
         assert!(message.contains(name), "{message}");
     }
     assert!(error(file(b"hello\nworld\n").path()).contains("12 bytes"));
-    for (name, data) in common::compressed(b"").into_iter().skip(1) {
-        let file = file(&data);
-        let message = open(file.path(), Some(Format::ChampSim)).err().unwrap().to_string();
-        assert!(message.contains("empty after decompression"), "{name}: {message}");
+}
+
+#[test]
+fn what_is_empty_is_called_that() {
+    for format in Format::ALL.map(Some).into_iter().chain([None]) {
+        let message = |path: &Path| open(path, format).err().expect("an error").to_string();
+        let null = message(Path::new("/dev/null"));
+        assert_eq!(null, "/dev/null: empty; a trace has at least one record");
+        for (name, data) in common::compressed(b"").into_iter().skip(1) {
+            let message = message(file(&data).path());
+            assert!(message.contains(": empty after decompression"), "{name}: {message}");
+        }
     }
+    let dir = tempfile::tempdir().unwrap();
+    let (_, nothing) = common::compressed(b"").swap_remove(1);
+    std::fs::write(dir.path().join("1.trace.gz"), nothing).unwrap();
+    let message = open(dir.path(), Some(Format::Drmemtrace)).err().unwrap().to_string();
+    assert!(message.contains("1.trace.gz: empty after decompression"), "{message}");
+    let message = Lackey::from_reader("a socket", std::io::empty()).err().unwrap().to_string();
+    assert_eq!(message, "a socket: empty; a trace has at least one record");
 }
 
 #[test]

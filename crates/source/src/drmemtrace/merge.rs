@@ -3,7 +3,7 @@
 use super::record::{Pause, RECORD, Thread};
 use super::zip::Chunks;
 use crate::bytes::{Compression, Window};
-use crate::input::{cannot_read, open_file};
+use crate::input::{cannot_read, not_empty, open_file};
 use nestwalk_types::{
     Batch, BatchBuilder, Control, ProcessId, Source, SourceError, SourceInfo, VcpuId,
 };
@@ -202,14 +202,13 @@ fn open_stream(
     thread: bool,
 ) -> Result<(Stream, Option<u64>), SourceError> {
     let (name, mut file, bytes) = open_file(path)?;
-    let failed = |e: &std::io::Error| cannot_read(&name, e);
     let window = if super::is_zip(&mut file) {
-        let chunks = Chunks::open(file).map_err(|e| failed(&e))?;
+        let chunks = Chunks::open(file).map_err(|e| cannot_read(&name, &e))?;
         Window::new(Box::new(chunks), Compression::None, thread)
     } else {
         Window::detect(Box::new(file), thread)
     };
-    let window = window.map_err(|e| failed(&e))?;
+    let window = not_empty(&name, window)?;
     Ok((Stream::new(name, window, vcpu), bytes))
 }
 

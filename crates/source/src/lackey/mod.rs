@@ -27,6 +27,7 @@ pub(crate) use text::{Text, matches};
 
 use crate::bytes::Window;
 use crate::decoder::Decoder;
+use crate::input::{not_empty, open_file};
 use nestwalk_types::{Batch, Source, SourceError, SourceInfo};
 use std::ffi::OsString;
 use std::io::Read;
@@ -41,21 +42,20 @@ impl Lackey {
     /// # Errors
     /// The file cannot be opened or is empty, as [`crate::open`] says it.
     pub fn from_log(path: &Path) -> Result<Self, SourceError> {
-        let (name, file, total) = crate::input::open_file(path)?;
-        let window = Window::file(file).map_err(|e| crate::input::cannot_read(&name, &e))?;
+        let (name, file, total) = open_file(path)?;
+        let window = not_empty(&name, Window::file(file))?;
         Ok(Self::source(name, window, total))
     }
 
     /// Reads a log from `reader`, which may be compressed; `name` is for messages.
     ///
     /// # Errors
-    /// The first bytes cannot be read.
+    /// The first bytes cannot be read, or there are none.
     pub fn from_reader(
         name: &str,
         reader: impl Read + Send + 'static,
     ) -> Result<Self, SourceError> {
-        let window = Window::detect(Box::new(reader), true)
-            .map_err(|e| crate::input::cannot_read(name, &e))?;
+        let window = not_empty(name, Window::detect(Box::new(reader), true))?;
         Ok(Self::source(name.to_owned(), window, None))
     }
 
