@@ -1,5 +1,6 @@
 //! What can go wrong in memory management, and what would be right.
 
+use crate::size::Size;
 use crate::space::Access;
 use nestwalk_tables::Mode;
 use nestwalk_types::{PageSize, Protection};
@@ -73,7 +74,7 @@ pub enum MmError {
         size: PageSize,
     },
     /// The physical memory cannot be built.
-    #[error("{bytes} bytes of physical memory: {reason}")]
+    #[error("{} of physical memory: {reason}", Size(*bytes))]
     PhysicalMemory {
         /// Size that was asked for.
         bytes: u64,

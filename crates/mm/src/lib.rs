@@ -20,6 +20,7 @@ mod guest;
 mod host;
 mod physical;
 mod placement;
+mod size;
 mod space;
 
 pub use buddy::{Buddy, FreeError, LINUX_MAX_ORDER, MAX_ORDER};

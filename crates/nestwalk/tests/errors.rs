@@ -79,8 +79,8 @@ fn memory_that_does_not_do_is_found_before_the_run() {
         ("--guest-memory 32MiB", &["--guest-memory 32 MiB", "64 MiB", "--populate no"]),
         ("--guest-memory 20TiB", &["--guest-memory 20 TiB", "16 TiB"]),
         ("--host-memory 17TiB", &["--host-memory 17 TiB", "16 TiB"]),
-        ("--guest-memory 1MiB --populate no", &["1048576 bytes", "kernel image"]),
-        ("--host-memory 1MiB", &["shadow:4k+4k", "1048576 bytes", "kernel image"]),
+        ("--guest-memory 1MiB --populate no", &["1 MiB of physical memory", "kernel image"]),
+        ("--host-memory 1MiB", &["shadow:4k+4k", "1 MiB of physical", "kernel image"]),
         ("--guest-paging 2-level --machines native --guest-memory 8GiB", &["3.5 GiB"]),
     ];
     for (options, words) in cases {
@@ -135,7 +135,7 @@ fn memory_that_runs_out_keeps_what_was_computed() {
     let line =
         "compare uniform --footprint 64MiB --accesses 1M --populate no --quiet --format json";
     let ran = lab.run(&format!("{line} --guest-memory 48MiB"));
-    let words = ["guest 4k", "50331648 bytes of memory are used up", "give the guest more memory"];
+    let words = ["guest 4k", "48 MiB of memory are used up", "give the guest more memory"];
     assert!(ended_early(&ran, &words) > 1000, "{}", ran.out);
     let ran = lab.run(&format!("{line} --guest-memory 128MiB --host-memory 32MiB --threads 1"));
     assert!(ended_early(&ran, &["hVA 0x", "more memory"]) > 1000, "{}", ran.out);

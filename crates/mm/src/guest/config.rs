@@ -2,6 +2,7 @@
 
 use crate::error::MmError;
 use crate::placement::{PagePolicy, PlacementKind};
+use crate::size::Size;
 use nestwalk_tables::Mode;
 use nestwalk_types::ProcessId;
 
@@ -97,8 +98,9 @@ pub struct GuestStats {
 pub enum GuestError {
     /// No frame is free.
     #[error(
-        "process {}, gVA {gva:#x}: the guest's {bytes} bytes of memory are used up, {resident} by \
-         processes and {tables} by page tables; give the guest more memory", process.0
+        "process {}, gVA {gva:#x}: the guest's {} of memory are used up, {} by processes and {} by \
+         page tables; give the guest more memory",
+        process.0, Size(*bytes), Size(*resident), Size(*tables)
     )]
     OutOfMemory {
         /// The process that needed it.
