@@ -1,8 +1,9 @@
 //! The one set-associative structure behind every TLB, walk cache and data cache.
 //!
-//! Replacement is true LRU. Sets of up to 16 ways keep the order of use beside the ways, as a list of
+//! Replacement is true LRU. Sets of up to 16 ways keep the order of use beside the tags, as a list of
 //! way numbers of 4 bits each in one word, the most recent lowest, so that no entry ever moves; larger
-//! sets keep their entries themselves in order of use. Invalid ways stand last in the order, so they
+//! sets keep their entries themselves in order of use. Order and tags of a set lie together, in whole
+//! lines of the cache of the machine that we run on. Invalid ways stand last in the order, so they
 //! are filled first.
 
 use crate::geometry::{Geometry, Indexer};
@@ -43,7 +44,7 @@ impl Tag for u64 {
     }
     #[inline(always)]
     fn from_lanes(low: u32, high: u32) -> Self {
-        Self::from(high) << 32 | Self::from(low)
+        (Self::from(high) << 32) | Self::from(low)
     }
 }
 
@@ -92,7 +93,7 @@ const ONES: u64 = 0x1111_1111_1111_1111;
 /// Bit position of `way` in an order. Fields beyond the set's ways hold numbers that no way has.
 #[inline(always)]
 const fn place_in(order: u64, way: usize) -> u32 {
-    let zero_at = order ^ ONES * way as u64;
+    let zero_at = order ^ (ONES * way as u64);
     (zero_at.wrapping_sub(ONES) & !zero_at & ONES << 3).trailing_zeros() & !3
 }
 
@@ -114,14 +115,21 @@ const fn unused(order: u64, place: u32, way: usize, ways: usize) -> u64 {
     beyond | (way as u64) << last | between & !((1 << place) - 1) | before
 }
 
+/// Lanes of a set that hold its order of use; the tags follow.
+const ORDER_LANES: usize = 2;
+/// Lanes in a line of 64 bytes.
+const LINE: usize = 16;
+
 /// A set-associative array of payloads `P` under tags `T`, with true LRU replacement.
 #[derive(Clone, Debug)]
 pub struct SetAssoc<T, P> {
-    /// Tags, set by set, in each set lane by lane.
+    /// Set by set: the order of use, then the tags lane by lane, then unused lanes.
     lanes: Box<[u32]>,
+    /// Lanes before the first set, so that sets begin with a line.
+    base: usize,
+    /// Lanes from one set to the next.
+    stride: usize,
     payloads: Box<[P]>,
-    /// Order of use of each set; empty if the sets have more than 16 ways.
-    orders: Box<[u64]>,
     ways: usize,
     indexer: Indexer,
     /// Whether anything was filled since it was last known to be empty.
@@ -133,16 +141,23 @@ impl<T: Tag, P: Copy + Default> SetAssoc<T, P> {
     /// An empty array.
     pub fn new(geometry: Geometry) -> Self {
         let (entries, ways) = (geometry.entries as usize, geometry.ways as usize);
-        let ordered = if ways <= ORDERED { geometry.sets() as usize } else { 0 };
-        Self {
-            lanes: vec![u32::MAX; entries * T::LANES].into_boxed_slice(),
+        let lanes = ORDER_LANES + ways * T::LANES;
+        let stride = if lanes <= 8 { lanes } else { lanes.next_multiple_of(LINE) };
+        let sets = geometry.sets() as usize;
+        let lanes = vec![u32::MAX; sets * stride + LINE].into_boxed_slice();
+        let misplaced = lanes.as_ptr() as usize / 4 % LINE;
+        let mut array = Self {
+            lanes,
+            base: (LINE - misplaced) % LINE,
+            stride,
             payloads: vec![P::default(); entries].into_boxed_slice(),
-            orders: vec![AT_FIRST; ordered].into_boxed_slice(),
             ways,
             indexer: Indexer::new(geometry.sets()),
-            used: false,
+            used: true,
             tag: PhantomData,
-        }
+        };
+        array.flush();
+        array
     }
     /// How keys are spread over the sets.
     #[inline]
@@ -158,18 +173,37 @@ impl<T: Tag, P: Copy + Default> SetAssoc<T, P> {
     const fn sets(&self) -> usize {
         self.payloads.len() / self.ways
     }
+    /// Whether the sets keep their order beside the tags.
+    #[inline(always)]
+    const fn is_ordered(&self) -> bool {
+        self.ways <= ORDERED
+    }
+    /// Index of the lane where a set begins.
+    #[inline(always)]
+    const fn start(&self, set: usize) -> usize {
+        self.base + set * self.stride
+    }
+    #[inline(always)]
+    fn order(&self, set: usize) -> u64 {
+        let at = self.start(set);
+        u64::from(self.lanes[at + 1]) << 32 | u64::from(self.lanes[at])
+    }
+    #[inline(always)]
+    fn set_order(&mut self, set: usize, order: u64) {
+        let at = self.start(set);
+        self.lanes[at] = order as u32;
+        self.lanes[at + 1] = (order >> 32) as u32;
+    }
 
-    /// Reads parts of a set, to have them near. The value means nothing.
+    /// The beginning of a set in memory, to be read ahead of its use. The value means nothing.
     #[inline]
-    pub fn read_ahead(&self, set: usize) -> u32 {
-        let from = set * self.ways * T::LANES;
-        let order = self.orders.get(set).copied().unwrap_or(0);
-        self.lanes[from] ^ self.lanes[from + self.ways * T::LANES - 1] ^ order as u32
+    pub fn place(&self, set: usize) -> &u32 {
+        &self.lanes[self.start(set)]
     }
 
     #[inline(always)]
     fn find(&self, set: usize, tag: T) -> Option<usize> {
-        let from = set * self.ways * T::LANES;
+        let from = self.start(set) + ORDER_LANES;
         let lanes = &self.lanes[from..from + self.ways * T::LANES];
         match self.ways {
             2 => find::<2, T>(lanes, tag),
@@ -185,12 +219,12 @@ impl<T: Tag, P: Copy + Default> SetAssoc<T, P> {
     }
     #[inline(always)]
     fn tag_at(&self, set: usize, way: usize) -> T {
-        let low = set * self.ways * T::LANES + way;
+        let low = self.start(set) + ORDER_LANES + way;
         T::from_lanes(self.lanes[low], self.lanes[low + self.ways * (T::LANES - 1)])
     }
     #[inline(always)]
     fn set_tag(&mut self, set: usize, way: usize, tag: T) {
-        let low = set * self.ways * T::LANES + way;
+        let low = self.start(set) + ORDER_LANES + way;
         for lane in 0..T::LANES {
             self.lanes[low + self.ways * lane] = tag.lane(lane);
         }
@@ -198,52 +232,45 @@ impl<T: Tag, P: Copy + Default> SetAssoc<T, P> {
 
     /// Moves the entry of `from` to `to` in a large set, and those between by one.
     fn rotate(&mut self, set: usize, from: usize, to: usize) {
-        let tag = self.tag_at(set, from);
         let base = set * self.ways;
-        let payload = self.payloads[base + from];
-        for lane in 0..T::LANES {
-            let first = (base * T::LANES) + self.ways * lane;
-            if from > to {
-                self.lanes.copy_within(first + to..first + from, first + to + 1);
-            } else {
-                self.lanes.copy_within(first + from + 1..=first + to, first + from);
-            }
-        }
+        let range = from.min(to)..=from.max(to);
+        let payloads = &mut self.payloads[base..base + self.ways][range.clone()];
         if from > to {
-            self.payloads.copy_within(base + to..base + from, base + to + 1);
+            payloads.rotate_right(1)
         } else {
-            self.payloads.copy_within(base + from + 1..=base + to, base + from);
+            payloads.rotate_left(1)
         }
-        self.set_tag(set, to, tag);
-        self.payloads[base + to] = payload;
+        for lane in 0..T::LANES {
+            let first = self.start(set) + ORDER_LANES + self.ways * lane;
+            let tags = &mut self.lanes[first..first + self.ways][range.clone()];
+            if from > to { tags.rotate_right(1) } else { tags.rotate_left(1) }
+        }
     }
 
     /// Makes a way the most recently used of its set; which way its entry is from then on.
     #[inline(always)]
     fn touch(&mut self, set: usize, way: usize) -> usize {
-        match self.orders.get_mut(set) {
-            Some(order) => {
-                *order = used(*order, place_in(*order, way), way);
-                way
-            }
-            None => {
-                self.rotate(set, way, 0);
-                0
-            }
+        if self.is_ordered() {
+            let order = self.order(set);
+            self.set_order(set, used(order, place_in(order, way), way));
+            way
+        } else {
+            self.rotate(set, way, 0);
+            0
         }
     }
 
     /// Makes the least recently used way of a set the most recently used; which it is then.
     #[inline(always)]
     fn recycle(&mut self, set: usize) -> usize {
-        match self.orders.get_mut(set) {
-            Some(order) => {
-                let last = 4 * (self.ways as u32 - 1);
-                let way = (*order >> last & 15) as usize;
-                *order = used(*order, last, way);
-                way
-            }
-            None => self.touch(set, self.ways - 1),
+        if self.is_ordered() {
+            let last = 4 * (self.ways as u32 - 1);
+            let order = self.order(set);
+            let way = (order >> last & 15) as usize;
+            self.set_order(set, used(order, last, way));
+            way
+        } else {
+            self.touch(set, self.ways - 1)
         }
     }
 
@@ -251,7 +278,7 @@ impl<T: Tag, P: Copy + Default> SetAssoc<T, P> {
     #[inline(always)]
     pub fn look_up(&mut self, set: usize, tag: T) -> Option<&mut P> {
         // Programs come back to the same page of a set more often than not.
-        let first = self.orders.get(set).map_or(0, |o| (*o & 15) as usize);
+        let first = if self.is_ordered() { (self.order(set) & 15) as usize } else { 0 };
         if self.tag_at(set, first) == tag {
             return Some(&mut self.payloads[set * self.ways + first]);
         }
@@ -305,15 +332,13 @@ impl<T: Tag, P: Copy + Default> SetAssoc<T, P> {
 
     /// Empties a way, which becomes the first to be filled.
     fn empty(&mut self, set: usize, way: usize) {
-        match self.orders.get_mut(set) {
-            Some(order) => {
-                *order = unused(*order, place_in(*order, way), way, self.ways);
-                self.set_tag(set, way, T::INVALID);
-            }
-            None => {
-                self.rotate(set, way, self.ways - 1);
-                self.set_tag(set, self.ways - 1, T::INVALID);
-            }
+        if self.is_ordered() {
+            let order = self.order(set);
+            self.set_order(set, unused(order, place_in(order, way), way, self.ways));
+            self.set_tag(set, way, T::INVALID);
+        } else {
+            self.rotate(set, way, self.ways - 1);
+            self.set_tag(set, self.ways - 1, T::INVALID);
         }
     }
 
@@ -346,6 +371,7 @@ impl<T: Tag, P: Copy + Default> SetAssoc<T, P> {
     pub fn flush(&mut self) {
         if self.used {
             self.lanes.fill(u32::MAX);
+            (0..self.sets()).for_each(|set| self.set_order(set, AT_FIRST));
             self.used = false;
         }
     }
@@ -354,7 +380,8 @@ impl<T: Tag, P: Copy + Default> SetAssoc<T, P> {
     pub fn iter(&self) -> impl Iterator<Item = (T, &P)> {
         (0..self.payloads.len()).filter_map(|i| {
             let (set, nth) = (i / self.ways, i % self.ways);
-            let way = self.orders.get(set).map_or(nth, |o| (o >> (4 * nth) & 15) as usize);
+            let ordered = self.is_ordered();
+            let way = if ordered { (self.order(set) >> (4 * nth) & 15) as usize } else { nth };
             let tag = self.tag_at(set, way);
             (tag != T::INVALID).then(|| (tag, &self.payloads[set * self.ways + way]))
         })

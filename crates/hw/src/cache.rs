@@ -40,12 +40,11 @@ impl Cache {
     pub fn new(geometry: Geometry) -> Self {
         Self { lines: SetAssoc::new(geometry) }
     }
-    /// Reads the set that a line belongs to, without looking it up: the simulator's own memory is
-    /// slow, and a set that was read ahead of its use is near by then. Changes nothing.
+    /// The memory of the set that a line belongs to: whoever reads it has the set near by when it is
+    /// looked up. The value means nothing.
     #[inline]
-    fn read_ahead(&self, line: u64) -> u32 {
-        let (_, set) = self.lines.indexer().split(line);
-        self.lines.read_ahead(set)
+    fn place(&self, line: u64) -> &u32 {
+        self.lines.place(self.lines.indexer().set(line))
     }
     /// Looks a line up and fills it if it is not there. Whether it was there.
     #[inline]
@@ -105,10 +104,11 @@ impl Caches {
         }
         Self::beyond(&mut private.l2, &mut self.llc, line)
     }
-    /// Reads the last-level set of an address ahead of its use. The value means nothing.
+    /// The memory of the last-level set of an address, to be read ahead of its use. The value means
+    /// nothing.
     #[inline]
-    pub fn read_ahead(&self, at: Hpa) -> u32 {
-        self.llc.read_ahead(at.value() >> 6)
+    pub fn last_level_place(&self, at: Hpa) -> &u32 {
+        self.llc.place(at.value() >> 6)
     }
     #[inline]
     fn beyond(l2: &mut Cache, llc: &mut Cache, line: u64) -> ServedBy {

@@ -164,10 +164,19 @@ struct SizeIn {
     used: bool,
 }
 
+/// A size that some array may hold an entry of.
+#[derive(Clone, Copy, Debug)]
+struct Active {
+    array: usize,
+    size: PageSize,
+}
+
 /// One level of TLB: an array per page size or per group of sizes.
 #[derive(Clone, Debug)]
 pub struct Tlb {
     arrays: Vec<Array>,
+    /// What a look-up has to try, in the order of the arrays: mostly one size.
+    active: Vec<Active>,
     any_global: bool,
     any_splinter: bool,
 }
@@ -182,7 +191,7 @@ impl Tlb {
                 entries: SetAssoc::new(p.geometry()),
             })
             .collect();
-        Self { arrays, any_global: false, any_splinter: false }
+        Self { arrays, active: Vec::new(), any_global: false, any_splinter: false }
     }
 
     /// Looks an address up. The entry found becomes the most recently used of its set.
@@ -197,15 +206,12 @@ impl Tlb {
 
     #[inline]
     fn probe<I: Address>(&mut self, address: I, asid: u32) -> Option<Translation> {
-        for array in &mut self.arrays {
-            for s in &array.sizes {
-                if s.used {
-                    let page = address.value() >> s.size.shift();
-                    let set = array.entries.indexer().set(page);
-                    if let Some(t) = array.entries.look_up(set, tag(page, s.size, asid)) {
-                        return Some(*t);
-                    }
-                }
+        for active in &self.active {
+            let entries = &mut self.arrays[active.array].entries;
+            let page = address.value() >> active.size.shift();
+            let set = entries.indexer().set(page);
+            if let Some(t) = entries.look_up(set, tag(page, active.size, asid)) {
+                return Some(*t);
             }
         }
         None
@@ -269,6 +275,15 @@ impl Tlb {
         self.arrays[array].entries.fill(set, tag, translation);
     }
 
+    #[cold]
+    fn activate(&mut self, array: usize, place: usize) {
+        self.arrays[array].sizes[place].used = true;
+        let used = self.arrays.iter().enumerate().flat_map(|(array, a)| {
+            a.sizes.iter().filter(|s| s.used).map(move |s| Active { array, size: s.size })
+        });
+        self.active = used.collect();
+    }
+
     /// Array, set and tag of a translation that is about to be filled.
     #[inline(always)]
     fn prepare<I: Address>(
@@ -279,7 +294,9 @@ impl Tlb {
         translation: Translation,
     ) -> (usize, usize, u64) {
         let size = translation.size();
-        self.arrays[array].sizes[place].used = true;
+        if !self.arrays[array].sizes[place].used {
+            self.activate(array, place);
+        }
         self.any_splinter |= translation.is_splinter();
         let mut asid = u32::from(asid.0);
         if translation.is_global() {
@@ -373,6 +390,7 @@ impl Tlb {
                 s.used = false;
             }
         }
+        self.active.clear();
         self.any_global = false;
         self.any_splinter = false;
     }

@@ -38,9 +38,12 @@ impl References {
     pub fn served_by(&self, place: ServedBy) -> u64 {
         self.0.iter().map(|d| d[place as usize]).sum()
     }
+    #[inline]
     pub(crate) fn add(&mut self, other: &Self) {
-        for (a, b) in self.0.iter_mut().flatten().zip(other.0.iter().flatten()) {
-            *a += b;
+        for (sums, more) in self.0.iter_mut().zip(&other.0) {
+            for (sum, n) in sums.iter_mut().zip(more) {
+                *sum += n;
+            }
         }
     }
 }

@@ -105,12 +105,17 @@ impl<A: Address> TableMemory<A> {
         }
         child
     }
+    /// Where the 8-byte word around `at` is, in the table of `handle`; a zero for the default handle.
+    #[inline]
+    pub fn word(&self, handle: Handle, at: A) -> &u64 {
+        let slot = handle.0 as usize;
+        let Some(slab) = self.slabs.get(slot >> SLAB_SHIFT) else { return &0 };
+        &slab[slot & (SLAB - 1)][(at.value() >> 3 & 511) as usize]
+    }
     /// The entry of `bytes` (4 or 8) bytes at `at`, in the table of `handle`; 0 for the default handle.
     #[inline]
     pub fn entry(&self, handle: Handle, at: A, bytes: u8) -> u64 {
-        let slot = handle.0 as usize;
-        let Some(slab) = self.slabs.get(slot >> SLAB_SHIFT) else { return 0 };
-        let word = slab[slot & (SLAB - 1)][(at.value() >> 3 & 511) as usize];
+        let word = *self.word(handle, at);
         match (bytes, at.value() & 4) {
             (8, _) => word,
             (_, 0) => word & 0xffff_ffff,

@@ -1,6 +1,7 @@
 //! What the modelled kernel knows per vCPU: the process, the PCIDs, and recent translations.
 
 use crate::space::Flush;
+use nestwalk_tables::Handle;
 use nestwalk_types::{Gpa, Gva, PageSize, ProcessId, Run};
 
 /// PCIDs that the kernel uses per vCPU in turn (Linux, `TLB_NR_DYN_ASIDS`).
@@ -24,7 +25,7 @@ pub(super) enum Region {
     /// Nothing, or the access is not allowed.
     Unknown,
     /// Its table of level 1.
-    Table(Gpa),
+    Table(Gpa, Handle),
     /// A large page covers it; this is where the address is.
     Page(Gpa),
 }
@@ -56,6 +57,8 @@ pub(super) struct Cpu {
     generation: u64,
     pages: Box<[Slot; PAGES]>,
     regions: Box<[Slot; REGIONS]>,
+    /// Short cuts to the tables of `regions`.
+    handles: Box<[Handle; REGIONS]>,
     region_shift: u32,
 }
 
@@ -89,6 +92,7 @@ impl Cpu {
             generation: 1,
             pages: slots(),
             regions: slots(),
+            handles: Box::new([Handle::default(); REGIONS]),
             region_shift,
         }
     }
@@ -126,7 +130,7 @@ impl Cpu {
         if slot.tag != tag {
             Region::Unknown
         } else if slot.value & LARGE == 0 {
-            Region::Table(Gpa::new(slot.value))
+            Region::Table(Gpa::new(slot.value), self.handles[index])
         } else if need(run) & !slot.value == 0 {
             let (mask, gva) = ((1 << self.region_shift) - 1, run.gva.value());
             let gpa = slot.value & !mask | gva & mask;
@@ -141,10 +145,11 @@ impl Cpu {
     }
     /// The table of level 1 for `gva`, if that is known.
     #[inline]
-    pub fn table(&self, gva: Gva) -> Option<Gpa> {
+    pub fn table(&self, gva: Gva) -> Option<(Gpa, Handle)> {
         let (index, tag) = self.region(gva);
         let slot = &self.regions[index];
-        (slot.tag == tag && slot.value & LARGE == 0).then(|| Gpa::new(slot.value))
+        (slot.tag == tag && slot.value & LARGE == 0)
+            .then(|| (Gpa::new(slot.value), self.handles[index]))
     }
     /// Remembers the part of a large page that covers the region of `gva`; `gpa` is where `gva` is.
     pub fn remember_large(&mut self, gva: Gva, gpa: Gpa, writable: bool, executable: bool) {
@@ -154,8 +159,9 @@ impl Cpu {
         self.regions[index] = Slot { tag, value };
     }
     /// Remembers the table of level 1 for `gva`.
-    pub fn remember_table(&mut self, gva: Gva, table: Gpa) {
+    pub fn remember_table(&mut self, gva: Gva, table: Gpa, handle: Handle) {
         let (index, tag) = self.region(gva);
+        self.handles[index] = handle;
         self.regions[index] = Slot { tag, value: table.value() };
     }
 

@@ -10,7 +10,7 @@ use nestwalk_types::{
 };
 
 /// How many runs [`ModelledGuest::load_ahead`] looks at.
-const AHEAD: usize = 16;
+const AHEAD: usize = 32;
 
 impl ModelledGuest {
     /// Gives each run its address; what the kernel must do before goes to the output before the run.
@@ -55,15 +55,16 @@ impl ModelledGuest {
     #[inline(never)]
     fn load_ahead(&self, runs: &[Run]) {
         let mode = self.config.mode;
-        let mut sum = 0;
-        for run in runs {
+        let mut words: [&u64; AHEAD] = [&0; AHEAD];
+        for (word, run) in words.iter_mut().zip(runs) {
             let Some(cpu) = self.cpus.get(usize::from(run.vcpu.0)) else { return };
-            if let Some(table) = cpu.table(run.gva) {
+            if let Some((table, handle)) = cpu.table(run.gva) {
                 let at = mode.entry_at(table, run.gva.value(), 1);
-                sum |= self.memory.tables.read(at, 8).unwrap_or(0);
+                *word = self.memory.tables.word(handle, at);
             }
         }
-        std::hint::black_box(sum);
+        // All places are known: these loads are all that is under way.
+        std::hint::black_box(words.iter().fold(0, |sum, word| sum | **word));
     }
 
     /// Looks the run's page up in the tables that CR3 points to. `None` if that faults, or if the
@@ -73,10 +74,11 @@ impl ModelledGuest {
         let cpu = self.cpus.get_mut(usize::from(run.vcpu.0)).filter(|c| c.loaded != 0)?;
         match cpu.look_in_region(run) {
             Region::Page(gpa) => Some(gpa),
-            Region::Table(table) => {
+            Region::Table(table, handle) => {
                 let mode = self.config.mode;
                 let at = mode.entry_at(table, run.gva.value(), 1);
-                let entry = Entry(self.memory.tables.read(at, mode.entry_bytes)?);
+                let tables = &self.memory.tables;
+                let entry = Entry(tables.entry(tables.reopen(handle, at), at, mode.entry_bytes));
                 self.use_leaf(run, at, entry, PageSize::SIZE_4K)
             }
             Region::Unknown => self.walk_from_root(run),
@@ -93,7 +95,8 @@ impl ModelledGuest {
         let leaf = nestwalk_tables::look_up(&self.memory.tables, mode, root, run.gva).ok()?;
         if leaf.level == 1 {
             let table = leaf.at.align_down(PageSize::SIZE_4K);
-            self.cpu(run.vcpu).remember_table(run.gva, table);
+            let handle = self.memory.tables.open(table);
+            self.cpu(run.vcpu).remember_table(run.gva, table, handle);
         }
         self.use_leaf(run, leaf.at, leaf.entry, leaf.size)
     }
@@ -138,7 +141,8 @@ impl ModelledGuest {
         let mapped = self.fault(id, run, output)?;
         if mapped.size == PageSize::SIZE_4K {
             let table = mapped.at.align_down(PageSize::SIZE_4K);
-            self.cpu(vcpu).remember_table(gva, table);
+            let handle = self.memory.tables.open(table);
+            self.cpu(vcpu).remember_table(gva, table, handle);
         }
         let gpa = self.use_leaf(run, mapped.at, mapped.entry, mapped.size);
         gpa.ok_or_else(|| {
