@@ -197,7 +197,7 @@ fn a_line_is_found_where_it_was_brought() {
     // Reading ahead changes nothing.
     let before = caches.clone();
     (0..64).for_each(|i| {
-        caches.read_ahead(Hpa::new(line.value() + i * 4096));
+        let _ = caches.last_level_place(Hpa::new(line.value() + i * 4096));
     });
     let mut other = before;
     for i in 0..200 {
