@@ -9,10 +9,11 @@ use crate::counters::Counters;
 use crate::hardware::{GUEST_VPID, Hardware, Request, Step};
 use crate::referee::{Referee, Verdict};
 use crate::scheme::{Answer, MachineError, PageTableBytes, Platform, Scheme};
-use crate::schemes::Build;
 use crate::walk::Fault;
 use crate::world::World;
-use nestwalk_hw::Translation;
+use nestwalk_hw::{Profile, Translation};
+use nestwalk_mm::HostMemory;
+use nestwalk_tables::Mode;
 use nestwalk_types::{
     Address, Control, FaultCode, Gpa, GuestBatch, Gva, Hpa, PageSize, Run, VcpuId,
 };
@@ -21,6 +22,26 @@ use nestwalk_types::{
 /// at most one fault for each of 5 guest tables and the page, each with a few more for the VMM's own
 /// progress.
 const ATTEMPTS: u32 = 64;
+
+/// What a machine is made from.
+pub struct Build {
+    /// Its name in results.
+    pub name: String,
+    /// Its hardware and costs.
+    pub profile: Profile,
+    /// Paging mode of the guest.
+    pub guest_mode: &'static Mode,
+    /// Paging mode of nested tables.
+    pub nested_mode: &'static Mode,
+    /// vCPUs, each on a core of its own.
+    pub vcpus: usize,
+    /// Bytes of guest memory.
+    pub guest_bytes: u64,
+    /// Memory behind the guest, for virtualized schemes.
+    pub host: Option<HostMemory>,
+    /// The referee watches.
+    pub verify: bool,
+}
 
 /// A machine whatever its scheme. Called once per batch.
 pub trait AnyMachine: Send {

@@ -1,10 +1,8 @@
 //! The catalogue of schemes: one file each, and one word in the list below.
 
 use crate::engine::AnyMachine;
+pub use crate::engine::Build;
 use crate::scheme::MachineError;
-use nestwalk_hw::Profile;
-use nestwalk_mm::HostMemory;
-use nestwalk_tables::Mode;
 
 /// What a scheme is known by.
 #[derive(Clone, Copy, Debug)]
@@ -17,26 +15,6 @@ pub struct Definition {
     pub virtualized: bool,
     /// Makes a machine.
     pub build: fn(Build) -> Result<Box<dyn AnyMachine>, MachineError>,
-}
-
-/// What a machine is made from.
-pub struct Build {
-    /// Its name in results.
-    pub name: String,
-    /// Its hardware and costs.
-    pub profile: Profile,
-    /// Paging mode of the guest.
-    pub guest_mode: &'static Mode,
-    /// Paging mode of nested tables.
-    pub nested_mode: &'static Mode,
-    /// vCPUs, each on a core of its own.
-    pub vcpus: usize,
-    /// Bytes of guest memory.
-    pub guest_bytes: u64,
-    /// Memory behind the guest, for virtualized schemes.
-    pub host: Option<HostMemory>,
-    /// The referee watches.
-    pub verify: bool,
 }
 
 macro_rules! schemes {
