@@ -1,6 +1,6 @@
 //! Batches of events: how a source hands its stream on, and the builder that makes page runs.
 
-use crate::{AccessKind, Address, Control, Gpa, Gva, Run, RunFlags, VcpuId};
+use crate::{AccessKind, Control, Gpa, Gva, Run, RunFlags, VcpuId};
 
 /// A piece of the event stream: runs in program order, and the controls between them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -59,15 +59,17 @@ pub struct GuestBatch {
     pub gpas: Vec<Gpa>,
 }
 
-const NONE: u32 = u32::MAX;
-
+/// The latest run of one kind on one vCPU.
 #[derive(Clone, Copy)]
 struct Open {
+    /// First address of its page, and [`RunFlags::KERNEL`] if it is of the kernel.
     page: u64,
-    index: u32,
+    /// Its index in the batch.
+    index: usize,
 }
 
-const CLOSED: Open = Open { page: u64::MAX, index: NONE };
+/// No run: no access has this page, in which all bits are set.
+const CLOSED: Open = Open { page: u64::MAX, index: 0 };
 
 /// Builds batches from single accesses, folding consecutive ones into page runs.
 ///
@@ -75,7 +77,17 @@ const CLOSED: Open = Open { page: u64::MAX, index: NONE };
 /// the order of their first accesses.
 pub struct BatchBuilder {
     batch: Batch,
-    open: Vec<[Open; 2]>,
+    /// Data run and fetch run of each vCPU. One for each that can be, so that none is out of bounds.
+    open: Box<[[Open; 2]; 256]>,
+    /// The highest vCPU that may have open runs.
+    highest: VcpuId,
+}
+
+#[cold]
+#[inline(never)]
+fn push_growing(runs: &mut Vec<Run>, run: Run) {
+    runs.reserve(Batch::RUNS);
+    runs.push(run);
 }
 
 impl Default for BatchBuilder {
@@ -87,12 +99,13 @@ impl Default for BatchBuilder {
 impl BatchBuilder {
     /// An empty builder.
     pub fn new() -> Self {
-        Self { batch: Batch::default(), open: vec![[CLOSED; 2]; 1] }
+        let open = Box::new([[CLOSED; 2]; 256]);
+        Self { batch: Batch::default(), open, highest: VcpuId(0) }
     }
 
     /// Adds an access of `bytes` bytes. One that crosses into the next page is two accesses, one to
     /// each page, as the hardware makes two look-ups. `instructions` retire with it.
-    #[inline]
+    #[inline(always)]
     pub fn access(
         &mut self,
         vcpu: VcpuId,
@@ -106,7 +119,7 @@ impl BatchBuilder {
     }
 
     /// As [`BatchBuilder::access`], with the run's flags given.
-    #[inline]
+    #[inline(always)]
     pub fn access_with(
         &mut self,
         vcpu: VcpuId,
@@ -116,69 +129,84 @@ impl BatchBuilder {
         flags: RunFlags,
         instructions: u32,
     ) {
-        let offset = gva.value() & 0xfff;
-        let last = offset + u64::from(bytes.max(1)) - 1;
-        self.piece(vcpu, pc, gva, offset >> 6, last.min(0xfff) >> 6, flags, instructions);
-        if last > 0xfff {
-            self.rest(vcpu, pc, gva, last, flags);
+        let at = gva.value();
+        // Most are within a line, and so within a page.
+        match u16::try_from(instructions) {
+            Ok(instructions) if (at & 63) + u64::from(bytes) <= 64 => {
+                self.piece(vcpu, pc, gva, 1 << (at >> 6 & 63), flags, instructions);
+            }
+            _ => self.wide(vcpu, pc, gva, bytes, flags, instructions),
         }
     }
 
-    #[cold]
-    fn rest(&mut self, vcpu: VcpuId, pc: Gva, gva: Gva, mut last: u64, flags: RunFlags) {
+    /// An access to several lines, or after more instructions than a run holds.
+    #[inline(never)]
+    fn wide(
+        &mut self,
+        vcpu: VcpuId,
+        pc: Gva,
+        gva: Gva,
+        bytes: u32,
+        flags: RunFlags,
+        instructions: u32,
+    ) {
+        let lines = |first: u64, last: u64| {
+            (u64::MAX << (first >> 6)) & (u64::MAX >> (63 - (last.min(0xfff) >> 6)))
+        };
+        let offset = gva.value() & 0xfff;
+        let mut last = offset + u64::from(bytes.max(1)) - 1;
+        let now = instructions.min(u32::from(u16::MAX));
+        if now < instructions {
+            // What does not fit one run begins one.
+            self.open[usize::from(vcpu.0)][usize::from(flags.is_fetch())] = CLOSED;
+        }
+        self.piece(vcpu, pc, gva, lines(offset, last), flags, now as u16);
+        if now < instructions {
+            self.instructions(vcpu, instructions - now);
+        }
         let mut page = gva.value() & !0xfff;
         while last > 0xfff {
             last -= 0x1000;
             page = page.wrapping_add(0x1000);
-            self.piece(vcpu, pc, Gva::new(page), 0, last.min(0xfff) >> 6, flags, 0);
+            self.piece(vcpu, pc, Gva::new(page), lines(0, last), flags, 0);
         }
     }
 
-    #[inline]
-    #[expect(clippy::too_many_arguments, reason = "the fields of one record")]
+    /// Adds an access to lines of one page.
+    #[inline(always)]
     fn piece(
         &mut self,
         vcpu: VcpuId,
         pc: Gva,
         gva: Gva,
-        first_line: u64,
-        last_line: u64,
+        lines: u64,
         flags: RunFlags,
-        instructions: u32,
+        instructions: u16,
     ) {
-        let lines = (u64::MAX << first_line) & (u64::MAX >> (63 - last_line));
-        let page = gva.page_number() << 1 | u64::from(flags.is_kernel());
-        if usize::from(vcpu.0) >= self.open.len() {
-            self.open.resize(usize::from(vcpu.0) + 1, [CLOSED; 2]);
-        }
+        let page = gva.value() & !0xfff | flags.kernel_bit();
+        let runs = &mut self.batch.runs;
         let open = &mut self.open[usize::from(vcpu.0)][usize::from(flags.is_fetch())];
-        if open.page == page {
-            let run = &mut self.batch.runs[open.index as usize];
-            let total = u32::from(run.instructions) + instructions;
-            if run.count < u16::MAX
-                && total <= u32::from(u16::MAX)
-                && (!flags.is_store() || run.flags.is_store())
-            {
-                run.lines |= lines;
-                run.count += 1;
-                run.instructions = total as u16;
-                return;
-            }
+        if open.page == page
+            && let Some(run) = runs.get_mut(open.index)
+            && run.count < u16::MAX
+            && let Some(total) = run.instructions.checked_add(instructions)
+            && (!flags.is_store() || run.flags.is_store())
+        {
+            run.lines |= lines;
+            run.count += 1;
+            run.instructions = total;
+            return;
         }
-        *open = Open { page, index: self.batch.runs.len() as u32 };
-        let now = instructions.min(u32::from(u16::MAX));
-        self.batch.runs.push(Run {
-            gva,
-            pc,
-            lines,
-            count: 1,
-            instructions: now as u16,
-            vcpu,
-            flags,
-        });
-        if now < instructions {
-            self.instructions(vcpu, instructions - now);
+        let index = runs.len();
+        // Not one value for both: that the cold call takes its address would keep it in memory.
+        let run = || Run { gva, pc, lines, count: 1, instructions, vcpu, flags };
+        if index == runs.capacity() {
+            push_growing(runs, run());
+        } else {
+            runs.push(run());
         }
+        *open = Open { page, index };
+        self.highest = self.highest.max(vcpu);
     }
 
     /// Adds instructions that make no access. They are carried by the latest run that has room; if
@@ -214,7 +242,7 @@ impl BatchBuilder {
     }
 
     fn close(&mut self) {
-        self.open.fill([CLOSED; 2]);
+        self.open[..=usize::from(self.highest.0)].fill([CLOSED; 2]);
     }
 
     /// Runs in the batch so far.
@@ -314,6 +342,93 @@ mod tests {
             b.access(V, Gva::new(0), Gva::new(0x1000), 8, AccessKind::Load, 200_000);
         });
         assert_eq!(out.instructions(), 200_000);
+    }
+
+    /// The definition of runs, word by word: an access joins the latest run of its vCPU and kind
+    /// since the last control if that is of the same page and mode, and has room and the permission.
+    fn joined<'a>(runs: &'a mut [Run], since: usize, new: &Run) -> Option<&'a mut Run> {
+        let of_kind =
+            |r: &&mut Run| r.vcpu == new.vcpu && r.flags.is_fetch() == new.flags.is_fetch();
+        let latest = runs[since..].iter_mut().rev().find(of_kind)?;
+        let fits = latest.gva.value() >> 12 == new.gva.value() >> 12
+            && latest.flags.is_kernel() == new.flags.is_kernel()
+            && (latest.flags.is_store() || !new.flags.is_store())
+            && latest.count < u16::MAX
+            && u32::from(latest.instructions) + u32::from(new.instructions) <= 0xffff;
+        fits.then_some(latest)
+    }
+
+    #[test]
+    fn random_accesses_become_the_runs_of_the_definition() {
+        let mut random = crate::SplitMix64::new(1);
+        let mut b = BatchBuilder::new();
+        let mut out = Batch::default();
+        for _ in 0..50 {
+            let (mut runs, mut since): (Vec<Run>, _) = (Vec::new(), 0);
+            for _ in 0..2000 {
+                if random.below(100) == 0 {
+                    b.control(Control::Exec { process: crate::ProcessId(1) });
+                    since = runs.len();
+                }
+                let vcpu = VcpuId([0, 0, 0, 1, 255][random.below(5) as usize]);
+                let kind = [RunFlags::default(), RunFlags::STORE, RunFlags::FETCH];
+                let mut flags = kind[random.below(3) as usize];
+                if random.below(8) == 0 {
+                    flags = flags.union(RunFlags::KERNEL);
+                }
+                let at = random.below(3) << 12 | random.below(4096);
+                let bytes = [0, 1, 8, 64, 5000][random.below(5) as usize];
+                let instructions = [0, 1, 20_000][random.below(3) as usize];
+                b.access_with(vcpu, Gva::new(7), Gva::new(at), bytes, flags, instructions);
+                // One access to each page of it, with the lines that its bytes are in.
+                let last = at + u64::from(bytes.max(1)) - 1;
+                for page in at >> 12..=last >> 12 {
+                    let first = at.max(page << 12);
+                    let lines = first..=last.min(page << 12 | 0xfff);
+                    let new = Run {
+                        gva: Gva::new(first),
+                        pc: Gva::new(7),
+                        lines: lines.fold(0, |set, byte| set | 1 << (byte >> 6 & 63)),
+                        count: 1,
+                        instructions: if first == at { instructions as u16 } else { 0 },
+                        vcpu,
+                        flags,
+                    };
+                    match joined(&mut runs, since, &new) {
+                        Some(run) => {
+                            run.lines |= new.lines;
+                            run.count += 1;
+                            run.instructions += new.instructions;
+                        }
+                        None => runs.push(new),
+                    }
+                }
+            }
+            b.take_into(&mut out);
+            assert_eq!(out.runs, runs);
+        }
+    }
+
+    #[test]
+    fn a_run_holds_65_535_accesses() {
+        let out = batch(|b| {
+            for _ in 0..70_000 {
+                b.access(V, Gva::new(0), Gva::new(0x1000), 8, AccessKind::Load, 0);
+            }
+        });
+        assert_eq!(out.runs.iter().map(|r| r.count).collect::<Vec<_>>(), [65_535, 4_465]);
+    }
+
+    #[test]
+    fn instructions_that_do_not_fit_begin_a_run() {
+        let out = batch(|b| {
+            b.access(V, Gva::new(0), Gva::new(0x1000), 8, AccessKind::Load, 0);
+            b.access(V, Gva::new(0), Gva::new(0x1ffc), 8, AccessKind::Load, 65_536);
+        });
+        // The run before has room for the one that is too many, the page after has none of it.
+        let found: Vec<_> =
+            out.runs.iter().map(|r| (r.gva.value(), r.count, r.instructions)).collect();
+        assert_eq!(found, [(0x1000, 1, 1), (0x1ffc, 1, 65_535), (0x2000, 1, 0)]);
     }
 
     #[test]

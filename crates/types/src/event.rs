@@ -72,6 +72,11 @@ impl RunFlags {
     pub const fn is_kernel(self) -> bool {
         self.contains(Self::KERNEL)
     }
+    /// [`RunFlags::KERNEL`] as a number if it is set, and 0 if not.
+    #[inline]
+    pub(crate) const fn kernel_bit(self) -> u64 {
+        (self.0 & Self::KERNEL.0) as u64
+    }
 }
 
 /// Consecutive accesses of one vCPU to one 4 KiB page, 32 bytes.

@@ -54,7 +54,7 @@ struct Emitter<'a> {
     vcpu: VcpuId,
     pcs: [Gva; 2],
     bytes: u32,
-    instructions: u32,
+    instructions: u16,
     /// Share of stores in units of 2^-32, and the part of a store that is owed.
     share: u64,
     owed: u64,
@@ -69,7 +69,7 @@ impl Emitter<'_> {
         let kind = if store == 0 { AccessKind::Load } else { AccessKind::Store };
         let gva = Gva::new(PatternSpec::BASE.value() + offset);
         let pc = self.pcs[store as usize & 1];
-        self.out.access(self.vcpu, pc, gva, self.bytes, kind, self.instructions);
+        self.out.access(self.vcpu, pc, gva, self.bytes, kind, self.instructions.into());
     }
 }
 
@@ -137,7 +137,7 @@ impl PatternSource {
             vcpu: VcpuId(self.vcpu),
             pcs: [pattern.pc(false), pattern.pc(true)],
             bytes,
-            instructions: self.spec.instructions,
+            instructions: self.spec.instructions as u16,
             share: ((1.0 - self.spec.reads) * 4_294_967_296.0) as u64,
             owed: self.owed,
             out: &mut self.builder,
