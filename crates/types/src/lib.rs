@@ -5,6 +5,7 @@
 mod addr;
 mod batch;
 mod event;
+mod permutation;
 mod rng;
 mod size;
 mod source;
@@ -15,6 +16,7 @@ pub use event::{
     AccessKind, Control, FaultCode, Invalidation, OsWork, ProcessId, Protection, Run, RunFlags,
     VcpuId,
 };
+pub use permutation::{Permutation, PermutationKey, ShortPermutation};
 pub use rng::{SplitMix64, mix64};
 pub use size::PageSize;
 pub use source::{Source, SourceError, SourceInfo};

@@ -1,20 +1,25 @@
 //! The stream of a pattern.
 
-use super::permutation::Permutation;
 use super::zipf::Zipf;
 use super::{Pattern, PatternSpec};
 use crate::decoder::ONLY_PROCESS;
 use nestwalk_types::{
-    AccessKind, Batch, BatchBuilder, Control, Gva, Protection, Source, SourceError, SourceInfo,
-    SplitMix64, VcpuId,
+    AccessKind, Batch, BatchBuilder, Control, Gva, PermutationKey, Protection, ShortPermutation,
+    Source, SourceError, SourceInfo, SplitMix64, VcpuId,
 };
 
 /// The state of a pattern: what decides its next address.
 enum Walk {
     Stride { next: u64, stride: u64 },
     Uniform { random: SplitMix64, slots: u64 },
-    Zipf { random: SplitMix64, zipf: Zipf, scatter: Permutation, item_shift: u32 },
-    Chase { at: u64, cycle: Permutation, node_shift: u32 },
+    Zipf { random: SplitMix64, zipf: Zipf, scatter: ShortPermutation, item_shift: u32 },
+    Chase { at: u64, cycle: ShortPermutation, node_shift: u32 },
+}
+
+/// The key of a permutation. The order of the draws decides recorded results.
+fn permutation_key(seed: u64) -> PermutationKey {
+    let mut random = SplitMix64::new(seed);
+    PermutationKey::default().map(|_| (random.next(), random.next()))
 }
 
 impl Walk {
@@ -33,7 +38,7 @@ impl Walk {
                 Self::Zipf {
                     random,
                     zipf: Zipf::new(items, theta),
-                    scatter: Permutation::new(items, !seed),
+                    scatter: ShortPermutation::new(items, permutation_key(!seed)),
                     item_shift: item.trailing_zeros(),
                 }
             }
@@ -41,7 +46,7 @@ impl Walk {
                 at: 0,
                 // Visiting f(0), f(1), …, f(n-1) of a bijection f is one cycle through all nodes,
                 // the permutation f(f^-1(x) + 1), and a random one as f is.
-                cycle: Permutation::new(spec.footprint / node, seed),
+                cycle: ShortPermutation::new(spec.footprint / node, permutation_key(seed)),
                 node_shift: node.trailing_zeros(),
             },
         }
@@ -175,7 +180,7 @@ impl PatternSource {
                 for _ in 0..n {
                     emitter.emit(cycle.apply(*at) << *node_shift);
                     *at += 1;
-                    if *at == cycle.len() {
+                    if *at == cycle.count() {
                         *at = 0;
                     }
                 }

@@ -2,7 +2,6 @@
 
 mod generate;
 mod parse;
-mod permutation;
 mod zipf;
 
 pub use generate::PatternSource;

@@ -2,12 +2,12 @@
 //! sparse stores for what an algorithm writes.
 
 mod kronecker;
-mod permutation;
 mod words;
 mod zipf;
 
+use nestwalk_types::{PermutationKey, SplitMix64};
+
 pub(crate) use kronecker::Kronecker;
-pub(crate) use permutation::{Permutation, ShortPermutation};
 pub(crate) use words::Words;
 pub(crate) use zipf::Zipf;
 
@@ -22,6 +22,13 @@ pub(crate) const fn log2_floor(n: u64) -> u32 {
 /// Base-2 logarithm of the smallest power of two that is at least `n`.
 pub(crate) const fn log2_ceil(n: u64) -> u32 {
     if n <= 1 { 0 } else { log2_floor(n - 1) + 1 }
+}
+
+/// The key of a permutation. The order of the draws decides recorded results.
+pub(crate) const fn permutation_key(seed: u64) -> PermutationKey {
+    let mut random = SplitMix64::new(seed);
+    let multiply = [random.next(), random.next(), random.next()];
+    [(random.next(), multiply[0]), (0, multiply[1]), (0, multiply[2])]
 }
 
 /// A hash of two numbers.

@@ -5,7 +5,8 @@ use nestwalk_types::SplitMix64;
 /// Ranks `0..n`, rank r with probability proportional to `(r + 1)^-theta`.
 ///
 /// The approximation by inversion of Gray et al., "Quickly generating billion-record synthetic
-/// databases" (SIGMOD 1994), which YCSB uses: exact for the two most frequent ranks.
+/// databases" (SIGMOD 1994), which YCSB uses: exact for the two most frequent ranks. A workload that
+/// stands for YCSB must draw as YCSB does; the synthetic pattern `zipf` has an exact sampler instead.
 #[derive(Clone, Debug)]
 pub(crate) struct Zipf {
     n: f64,

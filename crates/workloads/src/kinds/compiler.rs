@@ -16,12 +16,12 @@
 //! Instructions are estimates: they were not counted in compiled code.
 
 use crate::Workload;
-use crate::data::{Permutation, Zipf, hash2, log2_ceil};
+use crate::data::{Zipf, hash2, log2_ceil, permutation_key};
 use crate::driver::{About, Driver, Kernel, PROCESS};
 use crate::layout::{AddressSpace, Mapping, Region};
 use crate::recorder::{Recorder, Site};
 use crate::spec::{Options, Setting, WorkloadError, WorkloadSpec};
-use nestwalk_types::{Control, Gva, Source, SplitMix64, mix64};
+use nestwalk_types::{Control, Gva, Permutation, Source, SplitMix64, mix64};
 
 /// This workload's entry in the list.
 pub(crate) const WORKLOAD: Workload = Workload {
@@ -222,7 +222,7 @@ impl Compiler {
             symbols_at,
             text_at: Region { bytes: BUFFER, ..buffers },
             output_at: Region { base: buffers.base + BUFFER, bytes: BUFFER },
-            slot_of: Permutation::new(slot_bits, mix64(seed)),
+            slot_of: Permutation::new(slot_bits, permutation_key(mix64(seed))),
             symbols: Zipf::new(symbols, 0.99),
             nodes_max,
             seed,

@@ -12,12 +12,12 @@
 //! is populated where asked for; a child's never is. Instructions are estimates of short loops.
 
 use crate::Workload;
-use crate::data::{ShortPermutation, hash2};
+use crate::data::{hash2, permutation_key};
 use crate::driver::{About, Driver, Kernel, PROCESS};
 use crate::layout::{AddressSpace, Mapping, Region, pages_up};
 use crate::recorder::{Recorder, Site};
 use crate::spec::{Options, Setting, WorkloadError, WorkloadSpec};
-use nestwalk_types::{Control, ProcessId, Source, SplitMix64, VcpuId, mix64};
+use nestwalk_types::{Control, ProcessId, ShortPermutation, Source, SplitMix64, VcpuId, mix64};
 use std::collections::VecDeque;
 
 /// This workload's entry in the list.
@@ -110,7 +110,7 @@ impl ForkStorm {
             stack,
             program_pages: program.iter().map(|m| m.bytes / PAGE).sum(),
             program,
-            spread: ShortPermutation::new(heap_bytes / PAGE, mix64(seed)),
+            spread: ShortPermutation::new(heap_bytes / PAGE, permutation_key(mix64(seed))),
             // The stack's page is one of them.
             cow_pages: cow_pages.min(heap_bytes / PAGE),
             jobs: jobs as usize,

@@ -15,12 +15,12 @@
 //! Instructions: 7 per edge, as gcc 12.2 -O2 compiles the loop.
 
 use crate::Workload;
-use crate::data::{Kronecker, Permutation, Words, log2_floor};
+use crate::data::{Kronecker, Words, log2_floor, permutation_key};
 use crate::driver::{About, Driver, Kernel};
 use crate::layout::{AddressSpace, Region};
 use crate::recorder::{Recorder, Site};
 use crate::spec::{Options, Populate, Setting, WorkloadError, WorkloadSpec};
-use nestwalk_types::{Source, SplitMix64};
+use nestwalk_types::{Permutation, Source, SplitMix64};
 
 /// This workload's entry in the list.
 pub(crate) const WORKLOAD: Workload = Workload {
@@ -92,7 +92,7 @@ impl Graph500 {
             xadj: space.malloc(graph.edges() * 8),
             bfs_tree: space.malloc(n * 8),
             vlist: space.malloc(n * 8),
-            labels: Permutation::new(scale, random.next()),
+            labels: Permutation::new(scale, permutation_key(random.next())),
             graph,
             parents: Words::new(n),
             queue: Vec::new(),

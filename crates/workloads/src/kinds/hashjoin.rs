@@ -16,12 +16,12 @@
 //! compiles the loops.
 
 use crate::Workload;
-use crate::data::{Permutation, hash2, log2_floor};
+use crate::data::{hash2, log2_floor, permutation_key};
 use crate::driver::{About, Driver, Kernel};
 use crate::layout::{AddressSpace, Region};
 use crate::recorder::{Recorder, Site};
 use crate::spec::{Options, Populate, Setting, WorkloadError, WorkloadSpec};
-use nestwalk_types::{Source, mix64};
+use nestwalk_types::{Permutation, Source, mix64};
 
 /// This workload's entry in the list.
 pub(crate) const WORKLOAD: Workload = Workload {
@@ -106,7 +106,7 @@ impl HashJoin {
                 let map = space.mmap(r_tuples / 2 * BUCKET + 64);
                 Region { base: map.base + 64, bytes: map.bytes - 64 }
             },
-            order: Permutation::new(r_bits, mix64(seed)),
+            order: Permutation::new(r_bits, permutation_key(mix64(seed))),
             r_tuples,
             s_tuples,
             s_keys: r_tuples * 100 / match_percent,

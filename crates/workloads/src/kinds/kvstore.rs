@@ -18,12 +18,12 @@
 //! parsing, hashing and sending; they were not counted in compiled code.
 
 use crate::Workload;
-use crate::data::{Permutation, ShortPermutation, Words, Zipf, log2_ceil};
+use crate::data::{Words, Zipf, log2_ceil, permutation_key};
 use crate::driver::{About, Driver, Kernel};
 use crate::layout::{AddressSpace, Region};
 use crate::recorder::{Recorder, Site};
 use crate::spec::{Options, Setting, WorkloadError, WorkloadSpec};
-use nestwalk_types::{Source, SplitMix64, mix64};
+use nestwalk_types::{Permutation, ShortPermutation, Source, SplitMix64, mix64};
 
 /// This workload's entry in the list.
 pub(crate) const WORKLOAD: Workload = Workload {
@@ -148,8 +148,11 @@ impl KvStore {
             value_bytes,
             keys,
             bucket_bits,
-            hash: Permutation::new(log2_ceil(keys).max(bucket_bits) + CANDIDATES_LOG2, mix64(seed)),
-            popular: ShortPermutation::new(keys, seed),
+            hash: Permutation::new(
+                log2_ceil(keys).max(bucket_bits) + CANDIDATES_LOG2,
+                permutation_key(mix64(seed)),
+            ),
+            popular: ShortPermutation::new(keys, permutation_key(seed)),
             zipf: Zipf::new(keys, THETA),
             random: SplitMix64::new(seed),
             set_percent,

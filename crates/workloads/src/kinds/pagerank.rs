@@ -14,13 +14,13 @@
 //! The first computation of the contributions is set-up where memory is populated.
 //! Instructions: 5 per edge, as gcc 12.2 -O2 compiles the loop.
 
-use crate::data::{Kronecker, Permutation, log2_floor};
+use crate::data::{Kronecker, log2_floor, permutation_key};
 use crate::driver::{About, Driver, Kernel};
 use crate::layout::{AddressSpace, Region};
 use crate::recorder::{Recorder, Site};
 use crate::spec::{Options, Populate, Setting, WorkloadError, WorkloadSpec};
 use crate::{VERIFY, Workload};
-use nestwalk_types::{Source, mix64};
+use nestwalk_types::{Permutation, Source, mix64};
 
 /// This workload's entry in the list.
 pub(crate) const WORKLOAD: Workload = Workload {
@@ -103,7 +103,7 @@ impl Pagerank {
             in_neighbours: space.malloc(graph.edges() * 4),
             scores: space.malloc(n * 4),
             contributions: space.malloc(n * 4),
-            labels: Permutation::new(scale, mix64(seed)),
+            labels: Permutation::new(scale, permutation_key(mix64(seed))),
             graph,
             values: None,
             state: State::Contribute(0),

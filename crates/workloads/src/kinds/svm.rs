@@ -15,12 +15,12 @@
 //! and 9 in the update, as gcc 12.2 -O2 compiles the loops.
 
 use crate::Workload;
-use crate::data::{ShortPermutation, Words, hash2, unit};
+use crate::data::{Words, hash2, permutation_key, unit};
 use crate::driver::{About, Driver, Kernel};
 use crate::layout::{AddressSpace, Region};
 use crate::recorder::{Recorder, Site};
 use crate::spec::{Options, Populate, WorkloadError, WorkloadSpec};
-use nestwalk_types::{Source, SplitMix64, mix64};
+use nestwalk_types::{ShortPermutation, Source, SplitMix64, mix64};
 
 /// This workload's entry in the list.
 pub(crate) const WORKLOAD: Workload = Workload {
@@ -146,7 +146,7 @@ impl Svm {
             data: Rows { rows, fields, features, seed: mix64(seed) },
             w: Words::new(features),
             alpha: Words::new(rows),
-            order: ShortPermutation::new(rows, seed),
+            order: ShortPermutation::new(rows, permutation_key(seed)),
             random: SplitMix64::new(seed),
             state: if shuffled { State::Visit(0) } else { State::Shuffle(0) },
             shuffled,
@@ -233,7 +233,8 @@ impl Svm {
     /// Ends a pass. `false` if the training has ended with it.
     fn end_pass(&mut self) -> bool {
         self.pass += 1;
-        self.order = ShortPermutation::new(self.data.rows, hash2(self.pass, self.seed));
+        self.order =
+            ShortPermutation::new(self.data.rows, permutation_key(hash2(self.pass, self.seed)));
         self.state = State::Shuffle(0);
         let (max, min) = std::mem::replace(&mut self.gradients, NO_GRADIENTS);
         max - min > TOLERANCE && !self.pass.is_multiple_of(PASSES_MAX)
