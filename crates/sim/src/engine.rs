@@ -11,7 +11,7 @@ use crate::referee::{Referee, Verdict};
 use crate::scheme::{Answer, MachineError, PageTableBytes, Platform, Scheme};
 use crate::walk::Fault;
 use crate::world::World;
-use nestwalk_hw::{Profile, Translation};
+use nestwalk_hw::{Caches, Profile, Translation};
 use nestwalk_mm::HostMemory;
 use nestwalk_tables::Mode;
 use nestwalk_types::{
@@ -63,6 +63,28 @@ pub trait AnyMachine: Send {
     /// # Errors
     /// The machine cannot go on.
     fn watch(&mut self, run: &Run) -> Result<Vec<Step>, MachineError>;
+}
+
+/// Sends the program's references of a run through the caches, the line of its first access, which is
+/// at `first`, before the others of the page.
+#[inline(always)]
+pub fn program_references(caches: &mut Caches, counters: &mut Counters, run: &Run, first: Hpa) {
+    let core = usize::from(run.vcpu.0);
+    let page = first.value() & !0xfff;
+    let mut rest = run.lines & !(1 << (first.value() >> 6 & 63));
+    let mut at = first;
+    loop {
+        if run.flags.is_fetch() {
+            counters.fetch[caches.fetch(core, at) as usize] += 1;
+        } else {
+            counters.data[caches.data(core, at) as usize] += 1;
+        }
+        if rest == 0 {
+            return;
+        }
+        at = Hpa::new(page | u64::from(rest.trailing_zeros()) << 6);
+        rest &= rest - 1;
+    }
 }
 
 /// One machine of scheme `S`.
@@ -118,7 +140,8 @@ impl<S: Scheme> Machine<S> {
             if run.flags.is_fetch() {
                 fetches += u64::from(run.count);
             }
-            self.data(run, hpa);
+            let Platform { hardware, counters, .. } = &mut self.platform;
+            program_references(&mut hardware.caches, counters, run, hpa);
             if let Some(referee) = &mut self.referee {
                 referee.check(&self.platform, run, *gpa, hpa, hit);
             }
@@ -145,30 +168,6 @@ impl<S: Scheme> Machine<S> {
             found => self.first_level_miss(run, found.is_some(), needs)?,
         };
         Ok((translation.apply(run.gva), translation))
-    }
-
-    /// Sends the data references of a run through the caches, the first access's line first.
-    #[inline]
-    fn data(&mut self, run: &Run, hpa: Hpa) {
-        let platform = &mut self.platform;
-        let core = usize::from(run.vcpu.0);
-        let first = 1u64 << (hpa.value() >> 6 & 63);
-        if run.flags.is_fetch() {
-            platform.counters.fetch[platform.hardware.caches.fetch(core, hpa) as usize] += 1;
-        } else {
-            platform.counters.data[platform.hardware.caches.data(core, hpa) as usize] += 1;
-        }
-        let mut rest = run.lines & !first;
-        let page = hpa.value() & !0xfff;
-        while rest != 0 {
-            let at = Hpa::new(page | u64::from(rest.trailing_zeros()) << 6);
-            rest &= rest - 1;
-            if run.flags.is_fetch() {
-                platform.counters.fetch[platform.hardware.caches.fetch(core, at) as usize] += 1;
-            } else {
-                platform.counters.data[platform.hardware.caches.data(core, at) as usize] += 1;
-            }
-        }
     }
 
     /// The first level missed, or (`upgrade`) has an entry that cannot serve this access.

@@ -6,7 +6,7 @@
 use super::{Build, Definition};
 use crate::ahead::{GROUP, WORTHWHILE, read_sets};
 use crate::counters::Counters;
-use crate::engine::AnyMachine;
+use crate::engine::{AnyMachine, program_references};
 use crate::hardware::Step;
 use crate::referee::Verdict;
 use crate::scheme::{MachineError, PageTableBytes};
@@ -62,31 +62,14 @@ impl Ideal {
     }
 
     fn run_one(&mut self, run: &Run, gpa: Gpa) {
-        let core = usize::from(run.vcpu.0);
         let counters = &mut self.counters;
         counters.accesses += u64::from(run.count);
         counters.instructions += u64::from(run.instructions);
-        let fetch = run.flags.is_fetch();
-        if fetch {
+        if run.flags.is_fetch() {
             counters.fetches += u64::from(run.count);
         }
         // As on bare metal: a gPA is an hPA.
-        let first = Hpa::new(gpa.value());
-        let page = gpa.value() & !0xfff;
-        let mut rest = run.lines & !(1 << (gpa.value() >> 6 & 63));
-        let mut at = first;
-        loop {
-            if fetch {
-                counters.fetch[self.caches.fetch(core, at) as usize] += 1;
-            } else {
-                counters.data[self.caches.data(core, at) as usize] += 1;
-            }
-            if rest == 0 {
-                return;
-            }
-            at = Hpa::new(page | u64::from(rest.trailing_zeros()) << 6);
-            rest &= rest - 1;
-        }
+        program_references(&mut self.caches, counters, run, Hpa::new(gpa.value()));
     }
 }
 
