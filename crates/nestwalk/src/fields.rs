@@ -13,7 +13,11 @@ pub static RESULTS: &[Field] = &[
     ("profile", "", "name of the hardware profile"),
     ("complete", "", "false if the run ended early; the results are then of the accesses before"),
     ("error", "", "why it ended early, or null"),
-    ("guests", "", "by its page sizes, what each modelled guest did, set-up and warm-up included"),
+    (
+        "guests",
+        "",
+        "by its policies (`4k`), what each modelled guest did, set-up and warm-up included",
+    ),
     ("machines", "", "an object per machine, controls first"),
 ];
 

@@ -63,7 +63,7 @@ pub enum CompareError {
     /// The modelled guest cannot go on.
     #[error("guest {guest}: {source}")]
     Guest {
-        /// Its page sizes.
+        /// Its policies.
         guest: String,
         /// Why.
         source: GuestError,
@@ -88,7 +88,7 @@ pub enum CompareError {
 pub struct Outcome {
     /// One per machine, in the order of the plan.
     pub machines: Vec<MachineResult>,
-    /// What each guest did, by its page sizes.
+    /// What each guest did, by its policies ([`DimensionSpec::name`]).
     pub guests: Vec<(String, GuestStats)>,
     /// Why it ended early.
     pub error: Option<CompareError>,
@@ -132,7 +132,7 @@ pub fn compare(
     } else {
         run_on_threads(plan.threads, &mut groups, seats, source, stop, progress)
     };
-    let guests = groups.iter().map(|g| (g.spec.pages.name().to_owned(), g.guest.stats())).collect();
+    let guests = groups.iter().map(|g| (g.spec.name(), g.guest.stats())).collect();
     Ok(Outcome { machines: results(plan, &seats), guests, error })
 }
 
@@ -162,7 +162,7 @@ fn guest(plan: &Plan, spec: DimensionSpec) -> Result<ModelledGuest, CompareError
         pcids: plan.pcids && plan.guest_mode.levels >= 4,
         ..GuestConfig::new(plan.guest_mode, plan.guest_bytes)
     };
-    let guest = spec.pages.name().to_owned();
+    let guest = spec.name();
     ModelledGuest::new(config).map_err(|source| CompareError::Guest { guest, source })
 }
 
@@ -240,7 +240,7 @@ fn drive(
                 return error;
             }
             if let Some(source) = guest_error {
-                let guest = group.spec.pages.name();
+                let guest = group.spec.name();
                 return Some(CompareError::Guest { guest, source });
             }
         }

@@ -19,6 +19,17 @@ pub struct DimensionSpec {
     pub placement: PlacementKind,
 }
 
+impl DimensionSpec {
+    /// Page sizes, and placement if it is not the default: `4k`, `thp@ca`.
+    pub fn name(self) -> String {
+        let mut name = self.pages.name();
+        if self.placement != PlacementKind::default() {
+            name += &format!("@{}", self.placement.name());
+        }
+        name
+    }
+}
+
 /// One machine, as asked for.
 #[derive(Clone, Debug)]
 pub struct MachineSpec {
