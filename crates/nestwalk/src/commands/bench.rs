@@ -169,16 +169,14 @@ fn seconds(accesses: u64, format: Format) -> Result<()> {
         serde_json::to_string_pretty(&value)? + "\n"
     } else {
         let mut out = table.render();
-        let mut sum = 0.0;
         for (case, ..) in CASES {
-            sum = MACHINES[..4].iter().map(|m| 1.0 / rates[case][m.0]).sum();
+            let sum: f64 = MACHINES[..4].iter().map(|m| 1.0 / rates[case][m.0]).sum();
             let together = 1.0 / rates[case]["all four"];
             out += &format!(
                 "{case}: all four in one pass take {:.0} % of the sum of single passes\n",
                 100.0 * together / sum
             );
         }
-        debug_assert!(sum > 0.0);
         out += "\ntlb-hit: 8-byte loads through 128 KiB again and again; scattered: random loads in \
                 32 KiB, where no\ntwo accesses in a row are to one page; stream: 8-byte loads through \
                 4 GiB; walks: random loads in 4 GiB.\nTLBs, walk caches and data caches are all on; \
