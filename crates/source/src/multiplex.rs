@@ -300,6 +300,7 @@ impl Source for Multiplex {
             knows_pc: infos.iter().all(|i| i.knows_pc),
             has_fetches: infos.iter().all(|i| i.has_fetches),
             approximations,
+            guest: None,
             total: infos.iter().map(|i| i.total).sum(),
         }
     }

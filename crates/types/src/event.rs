@@ -275,6 +275,33 @@ pub enum Control {
         /// Its size.
         size: PageSize,
     },
+    /// The guest stored to a page that was a table until the kernel took it out of its tables: it is
+    /// no table from here on. Said by a captured guest, whose own stores are runs of the stream.
+    TableReused {
+        /// The vCPU that stored.
+        vcpu: VcpuId,
+        /// Guest-physical address of the 4 KiB page.
+        gpa: Gpa,
+    },
+    /// The guest had used this memory before the stream begins, so the host has pages behind it
+    /// already. Said by a captured guest, before its first run.
+    Backed {
+        /// First guest-physical address, a multiple of 4 KiB.
+        start: Gpa,
+        /// Length in bytes, a multiple of 4 KiB.
+        bytes: u64,
+    },
+    /// The vCPU runs this process from here on; it says nothing about translation.
+    Process {
+        /// Where.
+        vcpu: VcpuId,
+        /// Root table of its address space.
+        root: Gpa,
+        /// Its number in the guest (Linux, `tgid`).
+        id: ProcessId,
+        /// Its name in the guest (Linux, `comm`), at most 15 bytes.
+        name: Box<str>,
+    },
     /// A page fault was delivered to the guest kernel. The access that caused it comes later, after
     /// the kernel's answer.
     Fault {

@@ -19,4 +19,4 @@ pub use event::{
 pub use permutation::{Permutation, PermutationKey, ShortPermutation};
 pub use rng::{SplitMix64, mix64};
 pub use size::PageSize;
-pub use source::{Source, SourceError, SourceInfo};
+pub use source::{Filter, FilterArray, GuestInfo, Source, SourceError, SourceInfo};

@@ -33,8 +33,62 @@ pub struct SourceInfo {
     pub has_fetches: bool,
     /// Approximations that the results must name, one sentence each; empty if there are none.
     pub approximations: Vec<String>,
+    /// What the stream says of its guest, if it carries architectural events; `None` if it speaks of
+    /// processes and has no page tables.
+    pub guest: Option<GuestInfo>,
     /// Accesses or bytes in all, if known: what progress is measured against.
     pub total: Option<u64>,
+}
+
+/// What a stream with the page tables of a real guest says of that guest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GuestInfo {
+    /// Bytes of guest memory.
+    pub memory_bytes: u64,
+    /// Name of its paging mode, as `nestwalk_tables` has it.
+    pub paging: String,
+    /// vCPUs.
+    pub vcpus: u8,
+    /// Accesses that the stream does not show.
+    pub filter: Filter,
+}
+
+/// Sets and ways of one array of a filter. 0 sets: the array does not exist.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct FilterArray {
+    /// Sets, a power of two, indexed by the lowest bits of the page number.
+    pub sets: u16,
+    /// Ways.
+    pub ways: u8,
+}
+
+/// How a source was filtered: which accesses are parts of runs that stand elsewhere in the stream.
+///
+/// A filter is a small TLB with replacement by order of use. An access that hits it is counted in the
+/// run that brought its page in, or that touched it last, and before an access that misses, pages of
+/// its set whose order of use has changed are shown again, in that order. So the top of the stack of
+/// every set is known at each miss, and the misses of every TLB with replacement by order of use whose
+/// sets refine the filter's and which has at least as many ways are what they were (after Puzak 1985,
+/// who shows it for one way). The filter is emptied by every event that may invalidate a translation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Filter {
+    /// Data accesses, by 4 KiB page. [`Filter::RUNS`] means that only consecutive ones are folded.
+    pub data: FilterArray,
+    /// Data accesses to pages that the guest maps as 2 MiB or more, by 2 MiB: an access is hidden only
+    /// if it hits here, too.
+    pub data_large: FilterArray,
+    /// Instruction fetches, by 4 KiB page.
+    pub fetch: FilterArray,
+    /// Instruction fetches from large pages.
+    pub fetch_large: FilterArray,
+}
+
+impl Filter {
+    /// Only consecutive accesses to one page are folded: exact for everything that looks at pages.
+    pub const RUNS: Self = {
+        let one = FilterArray { sets: 1, ways: 1 };
+        Self { data: one, data_large: one, fetch: one, fetch_large: one }
+    };
 }
 
 /// A stream of events, produced in batches, in constant memory.

@@ -74,6 +74,7 @@ impl<K: Kernel + 'static> Driver<K> {
             knows_pc: true,
             has_fetches: false,
             approximations,
+            guest: None,
             total: spec.accesses,
         };
         Box::new(Self {

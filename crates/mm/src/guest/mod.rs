@@ -223,6 +223,9 @@ impl ModelledGuest {
             Control::TableWrite { .. } => refused("a write to a table"),
             Control::PageCleared { .. } => refused("a cleared page"),
             Control::Fault { .. } => refused("a page fault"),
+            Control::TableReused { .. } => refused("a table that was freed"),
+            Control::Backed { .. } => refused("memory that the host has pages for"),
+            Control::Process { .. } => refused("a process of a recorded guest"),
         }
     }
 

@@ -250,6 +250,7 @@ impl Source for Drmemtrace {
             knows_pc: true,
             has_fetches: true,
             approximations,
+            guest: None,
             total: self.total,
         }
     }

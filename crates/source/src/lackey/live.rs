@@ -406,6 +406,7 @@ impl Source for Live {
             knows_pc: true,
             has_fetches: true,
             approximations,
+            guest: None,
             total: None,
         }
     }

@@ -270,6 +270,7 @@ impl Source for PatternSource {
             knows_pc: true,
             has_fetches: false,
             approximations: Vec::new(),
+            guest: None,
             total: Some(s.accesses),
         }
     }

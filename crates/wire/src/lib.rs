@@ -1,0 +1,1 @@
+//! What the QEMU plugin and the simulator have in common.
