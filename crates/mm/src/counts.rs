@@ -17,6 +17,11 @@ struct Chunk {
 }
 
 impl FrameCounts {
+    /// All zero.
+    pub const fn new() -> Self {
+        Self { chunks: Vec::new() }
+    }
+
     /// The frame's number.
     #[inline]
     pub fn get(&self, frame: u64) -> u32 {

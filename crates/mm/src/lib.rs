@@ -7,6 +7,7 @@
 //! placement        page sizes (4k, thp, 2m, 4m, 1g) and which frame serves a fault
 //! AddressSpace     mappings and page tables: fault, fork, unmap, protect; tells an Observer
 //! ModelledGuest    processes on vCPUs: a plain trace in, tables, CR3 loads, invalidations out
+//! ObservedGuest    mirrors the tables of a recorded guest: its stream in, the same with gPAs out
 //! HostMemory       guest RAM in the VMM process: gPA to the host page behind it
 //! ```
 //!
@@ -18,15 +19,21 @@ mod counts;
 mod error;
 mod guest;
 mod host;
+mod observed;
 mod physical;
 mod placement;
 mod size;
 mod space;
+mod translations;
 
 pub use buddy::{Buddy, FreeError, LINUX_MAX_ORDER, MAX_ORDER};
 pub use error::MmError;
 pub use guest::{DYNAMIC_PCIDS, GuestConfig, GuestError, GuestStats, ModelledGuest, Sink};
 pub use host::{HostConfig, HostMemory, HostPage, KERNEL_BYTES, Slot};
+pub use observed::{
+    DROP_REASONS, DropReason, Dropped, DroppedRun, LevelWrites, ObservedError, ObservedGuest,
+    ObservedStats,
+};
 pub use physical::{
     DMA32_END, KERNEL_IMAGE_AT, LOW_RESERVED_BYTES, MAX_PHYSICAL_BYTES, PhysicalMemory,
     pc_memory_map,

@@ -4,10 +4,11 @@
 mod common;
 
 use common::{Machine, config, frames_add_up, run};
-use nestwalk_mm::{GuestError, MmError, ModelledGuest, PagePolicy};
+use nestwalk_mm::{Dropped, GuestError, MmError, ModelledGuest, ObservedGuest, PagePolicy};
 use nestwalk_tables::{MODES, Mode};
 use nestwalk_types::{
-    Batch, Control, GuestBatch, Gva, PageSize, ProcessId, Protection, RunFlags, VcpuId,
+    Batch, Control, Filter, GuestBatch, GuestInfo, Gva, PageSize, ProcessId, Protection, RunFlags,
+    VcpuId,
 };
 use proptest::prelude::*;
 use std::collections::HashMap;
@@ -96,6 +97,8 @@ struct Test {
     running: HashMap<u8, u32>,
     tag: u64,
     out: GuestBatch,
+    observed: ObservedGuest,
+    again: GuestBatch,
 }
 
 impl Test {
@@ -103,6 +106,13 @@ impl Test {
         let batch = Batch { runs: vec![], controls: vec![(0, control)] };
         self.guest.process(&batch, &mut self.out).unwrap();
         self.machine.follow(&self.out, |_, _, _| unreachable!());
+        self.observe();
+    }
+
+    /// An observer of the output finds the same addresses by itself.
+    fn observe(&mut self) {
+        self.observed.process(&self.out.batch, &mut self.again).unwrap();
+        assert_eq!(self.again, self.out);
     }
 
     fn op(&mut self, op: &Op) {
@@ -174,6 +184,7 @@ impl Test {
         let batch = Batch { runs: vec![], controls: vec![(0, control)] };
         let result = self.guest.process(&batch, &mut self.out);
         self.machine.follow(&self.out, |_, _, _| unreachable!());
+        self.observe();
         match refused {
             None => result.unwrap(),
             Some(page) => refuses(result, page << 12),
@@ -231,6 +242,7 @@ impl Test {
             found.push((before, *tag));
         }
         assert_eq!(self.out.batch.runs, batch.runs[..found.len()]);
+        self.observe();
         self.machine.follow(&self.out, |i, r, tag| {
             assert_eq!(tag, found[i].0, "{r:?} sees another's memory");
             found[i].1
@@ -273,6 +285,12 @@ proptest! {
         };
         let guest = ModelledGuest::new(config).unwrap();
         let free = guest.memory().physical.free_frames();
+        let info = GuestInfo {
+            memory_bytes: guest.memory().physical.bytes(),
+            paging: mode.name.into(),
+            vcpus,
+            filter: Filter::RUNS,
+        };
         let mut test = Test {
             mode,
             block: policy.largest(mode).max(PageSize::SIZE_2M).base_pages(),
@@ -282,6 +300,8 @@ proptest! {
             running: HashMap::new(),
             tag: 0,
             out: GuestBatch::default(),
+            observed: ObservedGuest::new(&info).unwrap(),
+            again: GuestBatch::default(),
         };
         for (i, op) in ops.iter().enumerate() {
             let mut op = op.clone();
@@ -296,6 +316,7 @@ proptest! {
             }
         }
         frames_add_up(&test.guest);
+        prop_assert_eq!(test.observed.stats().dropped_total(), Dropped::default());
         // Tables and mirror agree to the bit, accessed and dirty included.
         for table in test.guest.memory().tables.pages() {
             let (own, mirror) = (test.guest.memory().tables.page(table), test.machine.mirror.page(table));

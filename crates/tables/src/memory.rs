@@ -21,6 +21,16 @@ impl Default for Handle {
     }
 }
 
+impl Handle {
+    /// A small number that no other table has while this one is held: an index for what someone else
+    /// wants to keep of each table. `u32::MAX` for the default
+    /// handle.
+    #[inline]
+    pub const fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
 /// What a slot holds besides entries.
 struct Slot {
     /// Frame number of the table; `u64::MAX` if the slot is free.

@@ -1,42 +1,12 @@
 //! What the modelled kernel knows per vCPU: the process, the PCIDs, and recent translations.
 
 use crate::space::Flush;
-use nestwalk_tables::Handle;
-use nestwalk_types::{Gpa, Gva, PageSize, ProcessId, Run};
+use crate::translations::Translations;
+use nestwalk_tables::Mode;
+use nestwalk_types::{Address, Gpa, Gva, PageSize, ProcessId};
 
 /// PCIDs that the kernel uses per vCPU in turn (Linux, `TLB_NR_DYN_ASIDS`).
 pub const DYNAMIC_PCIDS: usize = 6;
-
-const PAGES: usize = 4096;
-const REGIONS: usize = 4096;
-/// The generation takes the page offset's bits of a tag.
-const GENERATIONS: u64 = 1 << 12;
-
-/// Bit in a slot's value: stores are allowed, and the leaf is dirty.
-const STORE: u32 = 0;
-/// Bit in a slot's value: fetches are allowed.
-const FETCH: u32 = 1;
-/// In the value of a region: a page that covers the whole region, with the two bits above; otherwise
-/// the region's table of level 1.
-const LARGE: u64 = 1 << 2;
-
-/// What is known of the part of the address space that one table of level 1 covers.
-pub(super) enum Region {
-    /// Nothing, or the access is not allowed.
-    Unknown,
-    /// Its table of level 1.
-    Table(Gpa, Handle),
-    /// A large page covers it; this is where the address is.
-    Page(Gpa),
-}
-
-/// A direct-mapped cache line. The tag is the page's address with the generation in place of the
-/// offset; generation 0 is never current, so a tag of 0 is empty.
-#[derive(Clone, Copy, Default)]
-struct Slot {
-    tag: u64,
-    value: u64,
-}
 
 /// One vCPU.
 pub(super) struct Cpu {
@@ -54,33 +24,12 @@ pub(super) struct Cpu {
     contexts: [(u64, u64); DYNAMIC_PCIDS],
     /// The next PCID to take.
     next: usize,
-    generation: u64,
-    pages: Box<[Slot; PAGES]>,
-    regions: Box<[Slot; REGIONS]>,
-    /// Short cuts to the tables of `regions`.
-    handles: Box<[Handle; REGIONS]>,
-    region_shift: u32,
-}
-
-fn slots<const N: usize>() -> Box<[Slot; N]> {
-    let slots = vec![Slot::default(); N].into_boxed_slice();
-    slots.try_into().unwrap_or_else(|_| Box::new([Slot::default(); N]))
-}
-
-#[inline]
-fn permissions(store: bool, fetch: bool) -> u64 {
-    (u64::from(store) << STORE) | (u64::from(fetch) << FETCH)
-}
-
-/// What the flags of a run need in a slot's value.
-#[inline]
-fn need(run: &Run) -> u64 {
-    permissions(run.flags.is_store(), run.flags.is_fetch())
+    pub translations: Translations,
 }
 
 impl Cpu {
-    /// `region_shift` is the shift of what one table of level 1 covers.
-    pub fn new(region_shift: u32) -> Self {
+    /// Runs nothing yet, in a guest with this paging mode.
+    pub fn new(mode: &Mode) -> Self {
         Self {
             process: None,
             loaded: 0,
@@ -89,101 +38,20 @@ impl Cpu {
             slot: 0,
             contexts: [(0, 0); DYNAMIC_PCIDS],
             next: 0,
-            generation: 1,
-            pages: slots(),
-            regions: slots(),
-            handles: Box::new([Handle::default(); REGIONS]),
-            region_shift,
+            translations: Translations::new(mode),
         }
-    }
-
-    /// Where the run's page is, if that is known and the access is allowed.
-    #[inline]
-    pub fn cached(&self, run: &Run) -> Option<Gpa> {
-        let gva = run.gva.value();
-        let slot = &self.pages[(gva >> 12) as usize & (PAGES - 1)];
-        let tag = gva & !0xfff | self.generation;
-        (((slot.tag ^ tag) | (need(run) & !slot.value)) == 0)
-            .then(|| Gpa::new(slot.value & !0xfff | gva & 0xfff))
-    }
-
-    /// Remembers the frame of the 4 KiB page of `gva`.
-    #[inline]
-    pub fn remember(&mut self, gva: Gva, frame: Gpa, writable: bool, executable: bool) {
-        let gva = gva.value();
-        let value = frame.value() | permissions(writable, executable);
-        self.pages[(gva >> 12) as usize & (PAGES - 1)] =
-            Slot { tag: gva & !0xfff | self.generation, value };
-    }
-
-    #[inline]
-    fn region(&self, gva: Gva) -> (usize, u64) {
-        let region = gva.value() >> self.region_shift;
-        (region as usize & (REGIONS - 1), region << self.region_shift | self.generation)
-    }
-    /// What is known of the region around the run's address. Part of a large page is remembered as
-    /// a page, too, so that the next access is a hit.
-    #[inline]
-    pub fn look_in_region(&mut self, run: &Run) -> Region {
-        let (index, tag) = self.region(run.gva);
-        let slot = &self.regions[index];
-        if slot.tag != tag {
-            Region::Unknown
-        } else if slot.value & LARGE == 0 {
-            Region::Table(Gpa::new(slot.value), self.handles[index])
-        } else if need(run) & !slot.value == 0 {
-            let (mask, gva) = ((1 << self.region_shift) - 1, run.gva.value());
-            let gpa = slot.value & !mask | gva & mask;
-            self.pages[(gva >> 12) as usize & (PAGES - 1)] = Slot {
-                tag: gva & !0xfff | self.generation,
-                value: gpa & !0xfff | slot.value & permissions(true, true),
-            };
-            Region::Page(Gpa::new(gpa))
-        } else {
-            Region::Unknown
-        }
-    }
-    /// The table of level 1 for `gva`, if that is known.
-    #[inline]
-    pub fn table(&self, gva: Gva) -> Option<(Gpa, Handle)> {
-        let (index, tag) = self.region(gva);
-        let slot = &self.regions[index];
-        (slot.tag == tag && slot.value & LARGE == 0)
-            .then(|| (Gpa::new(slot.value), self.handles[index]))
-    }
-    /// Remembers the part of a large page that covers the region of `gva`; `gpa` is where `gva` is.
-    pub fn remember_large(&mut self, gva: Gva, gpa: Gpa, writable: bool, executable: bool) {
-        let (index, tag) = self.region(gva);
-        let first = gpa.value() >> self.region_shift << self.region_shift;
-        let value = first | permissions(writable, executable) | LARGE;
-        self.regions[index] = Slot { tag, value };
-    }
-    /// Remembers the table of level 1 for `gva`.
-    pub fn remember_table(&mut self, gva: Gva, table: Gpa, handle: Handle) {
-        let (index, tag) = self.region(gva);
-        self.handles[index] = handle;
-        self.regions[index] = Slot { tag, value: table.value() };
     }
 
     /// Forgets everything: CR3 was loaded, or many pages have changed.
-    pub fn forget(&mut self) {
-        self.generation += 1;
-        if self.generation == GENERATIONS {
-            self.generation = 1;
-            self.pages.fill(Slot::default());
-            self.regions.fill(Slot::default());
-        }
+    fn forget(&mut self) {
+        self.translations.forget();
     }
     /// Forgets what an invalidation is about.
     pub fn forget_flushed(&mut self, flush: &Flush<Gva>) {
         match *flush {
             Flush::Pages { start, stride: PageSize::SIZE_4K, count, tables: false } => {
                 for i in 0..count {
-                    let gva = start.value().wrapping_add(i << 12);
-                    let slot = &mut self.pages[(gva >> 12) as usize & (PAGES - 1)];
-                    if slot.tag == gva & !0xfff | self.generation {
-                        *slot = Slot::default();
-                    }
+                    self.translations.forget_page(start.offset_by(i << 12));
                 }
             }
             _ => self.forget(),

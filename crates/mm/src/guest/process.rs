@@ -96,8 +96,8 @@ impl ModelledGuest {
     pub(super) fn cpu(&mut self, vcpu: VcpuId) -> &mut Cpu {
         let index = usize::from(vcpu.0);
         if index >= self.cpus.len() {
-            let shift = self.config.mode.span(2).shift();
-            self.cpus.resize_with(index + 1, || Cpu::new(shift));
+            let mode = self.config.mode;
+            self.cpus.resize_with(index + 1, || Cpu::new(mode));
         }
         &mut self.cpus[index]
     }

@@ -1,16 +1,13 @@
 //! Runs: the hot loop, look-ups of the tables, and faults.
 
-use crate::guest::cpu::Region;
 use crate::guest::emit::Output;
 use crate::guest::{GuestError, ModelledGuest};
 use crate::space::{Access, Mapped, canonical};
-use nestwalk_tables::{Entry, entry};
+use crate::translations::{AHEAD, Region, load_ahead};
+use nestwalk_tables::{Entry, Permissions, entry};
 use nestwalk_types::{
     Address, Control, FaultCode, Gpa, Gva, OsWork, PageSize, ProcessId, Protection, Run,
 };
-
-/// How many runs [`ModelledGuest::load_ahead`] looks at.
-const AHEAD: usize = 32;
 
 impl ModelledGuest {
     /// Gives each run its address; what the kernel must do before goes to the output before the run.
@@ -24,7 +21,7 @@ impl ModelledGuest {
         output.gpas().reserve(runs.len());
         for (i, run) in runs.iter().enumerate() {
             let cpu = self.cpus.get(usize::from(run.vcpu.0));
-            let gpa = match cpu.and_then(|c| c.cached(run)) {
+            let gpa = match cpu.and_then(|c| c.translations.cached(run)) {
                 Some(gpa) => gpa,
                 None => {
                     if i >= warm {
@@ -50,21 +47,10 @@ impl ModelledGuest {
         Ok(())
     }
 
-    /// Loads the table entries of runs that will be looked up, so that the cache misses overlap: a
-    /// look-up is too long for the processor to overlap many by itself. Changes nothing.
     #[inline(never)]
     fn load_ahead(&self, runs: &[Run]) {
-        let mode = self.config.mode;
-        let mut words: [&u64; AHEAD] = [&0; AHEAD];
-        for (word, run) in words.iter_mut().zip(runs) {
-            let Some(cpu) = self.cpus.get(usize::from(run.vcpu.0)) else { return };
-            if let Some((table, handle)) = cpu.table(run.gva) {
-                let at = mode.entry_at(table, run.gva.value(), 1);
-                *word = self.memory.tables.word(handle, at);
-            }
-        }
-        // All places are known: these loads are all that is under way.
-        std::hint::black_box(words.iter().fold(0, |sum, word| sum | **word));
+        let of = |run: &Run| self.cpus.get(usize::from(run.vcpu.0)).map(|c| &c.translations);
+        load_ahead(&self.memory.tables, self.config.mode, runs, of);
     }
 
     /// Looks the run's page up in the tables that CR3 points to. `None` if that faults, or if the
@@ -72,9 +58,9 @@ impl ModelledGuest {
     #[inline]
     fn walk(&mut self, run: &Run) -> Option<Gpa> {
         let cpu = self.cpus.get_mut(usize::from(run.vcpu.0)).filter(|c| c.loaded != 0)?;
-        match cpu.look_in_region(run) {
+        match cpu.translations.look_in_region(run) {
             Region::Page(gpa) => Some(gpa),
-            Region::Table(table, handle) => {
+            Region::Table(table, handle, _) => {
                 let mode = self.config.mode;
                 let at = mode.entry_at(table, run.gva.value(), 1);
                 let tables = &self.memory.tables;
@@ -96,7 +82,8 @@ impl ModelledGuest {
         if leaf.level == 1 {
             let table = leaf.at.align_down(PageSize::SIZE_4K);
             let handle = self.memory.tables.open(table);
-            self.cpu(run.vcpu).remember_table(run.gva, table, handle);
+            let translations = &mut self.cpu(run.vcpu).translations;
+            translations.remember_table(run.gva, table, handle, Permissions::ALL);
         }
         self.use_leaf(run, leaf.at, leaf.entry, leaf.size)
     }
@@ -116,11 +103,12 @@ impl ModelledGuest {
         }
         let gpa = leaf.frame::<Gpa>(size).offset_by(run.gva.offset_in(size));
         let writable = leaf.with(used).has(entry::WRITE | entry::DIRTY);
-        let cpu = self.cpus.get_mut(usize::from(run.vcpu.0))?;
+        let translations = &mut self.cpus.get_mut(usize::from(run.vcpu.0))?.translations;
+        let allowed = Permissions { write: writable, user: true, execute: !no_execute };
         if size == PageSize::SIZE_4K {
-            cpu.remember(run.gva, gpa.align_down(size), writable, !no_execute);
+            translations.remember(run.gva, gpa.align_down(size), allowed);
         } else {
-            cpu.remember_large(run.gva, gpa, writable, !no_execute);
+            translations.remember_large(run.gva, gpa, allowed);
         }
         Some(gpa)
     }
@@ -142,7 +130,8 @@ impl ModelledGuest {
         if mapped.size == PageSize::SIZE_4K {
             let table = mapped.at.align_down(PageSize::SIZE_4K);
             let handle = self.memory.tables.open(table);
-            self.cpu(vcpu).remember_table(gva, table, handle);
+            let translations = &mut self.cpu(vcpu).translations;
+            translations.remember_table(gva, table, handle, Permissions::ALL);
         }
         let gpa = self.use_leaf(run, mapped.at, mapped.entry, mapped.size);
         gpa.ok_or_else(|| {
