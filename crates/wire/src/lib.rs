@@ -11,7 +11,7 @@ mod record;
 mod ring;
 
 pub use filter::{AccessFilter, Class, DATA, FETCH, FilterConfig, Look};
-pub use merge::{Merge, Segment};
+pub use merge::{IDLE, Merge, Segment};
 pub use record::{IMAGE_RECORDS, Kind, Record};
 pub use ring::{BLOCK, Consumer, Layout, Producer, Rings, WireError};
 

@@ -3,9 +3,9 @@
 //! The writer may change the records that it has not published yet, so a run's count and lines grow in
 //! place while the filter holds its page.
 
+use crate::VERSION;
 use crate::memory::{SharedFile, Slots};
 use crate::record::{Kind, Record};
-use crate::{VERSION, merge};
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -157,7 +157,7 @@ impl Rings {
 
 /// Published up to here, counted from the start.
 const WRITTEN: u64 = 0;
-/// See [`merge`].
+/// See [`crate::Merge`].
 const MOMENT: u64 = 64;
 /// Consumed up to here.
 const READ: u64 = 128;
@@ -244,7 +244,7 @@ impl Producer {
         word(&self.file, self.base + WRITTEN).store(self.next, Ordering::Release);
     }
 
-    /// Says that no record of before this moment will come ([`merge`]).
+    /// Says that no record of before this moment will come ([`crate::Merge`]).
     pub fn reached(&self, moment: u64) {
         word(&self.file, self.base + MOMENT).store(moment, Ordering::Release);
     }
@@ -310,4 +310,3 @@ impl From<Record> for [u64; 4] {
 }
 
 const _: () = assert!(Kind::Run as u8 == 0);
-const _: u64 = merge::IDLE;

@@ -1,0 +1,87 @@
+//! QEMU's plugin interface, API version 4, as far as it is used here.
+//!
+//! Declared by hand after the comments of QEMU 10.0's `qemu-plugin.h`. The symbols are those of the QEMU
+//! process that loads the plugin, found when it is loaded; so are the two of glib.
+
+#![allow(unsafe_code)]
+
+use std::ffi::{c_char, c_int, c_uint, c_void};
+
+/// Version of the interface that this plugin is written for.
+pub const API_VERSION: c_int = 4;
+
+/// What QEMU says of itself.
+#[repr(C)]
+pub struct Info {
+    pub target: *const c_char,
+    pub least: c_int,
+    pub current: c_int,
+    pub system_emulation: bool,
+    pub vcpus: c_int,
+    pub most_vcpus: c_int,
+}
+
+/// A byte array of glib.
+#[repr(C)]
+pub struct Bytes {
+    pub data: *mut u8,
+    pub len: c_uint,
+}
+
+/// An array of glib.
+#[repr(C)]
+pub struct Array {
+    pub data: *mut c_char,
+    pub len: c_uint,
+}
+
+/// A register of the guest.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Register {
+    pub handle: *mut c_void,
+    pub name: *const c_char,
+    pub feature: *const c_char,
+}
+
+/// A translation block or an instruction of one, while it is translated.
+pub enum Opaque {}
+
+/// Callbacks that read no registers.
+pub const NO_REGISTERS: c_int = 0;
+/// Callbacks that read registers.
+pub const READ_REGISTERS: c_int = 1;
+/// Loads and stores.
+pub const LOADS_AND_STORES: c_int = 3;
+
+pub type OnVcpu = extern "C" fn(u64, c_uint);
+pub type OnTranslate = extern "C" fn(u64, *mut Opaque);
+pub type OnExecute = extern "C" fn(c_uint, *mut c_void);
+pub type OnAccess = extern "C" fn(c_uint, u32, u64, *mut c_void);
+pub type OnExit = extern "C" fn(u64, *mut c_void);
+
+#[rustfmt::skip]
+unsafe extern "C" {
+    pub fn qemu_plugin_register_vcpu_init_cb(id: u64, call: OnVcpu);
+    pub fn qemu_plugin_register_vcpu_idle_cb(id: u64, call: OnVcpu);
+    pub fn qemu_plugin_register_vcpu_resume_cb(id: u64, call: OnVcpu);
+    pub fn qemu_plugin_register_atexit_cb(id: u64, call: OnExit, data: *mut c_void);
+    pub fn qemu_plugin_register_vcpu_tb_trans_cb(id: u64, call: OnTranslate);
+    pub fn qemu_plugin_register_vcpu_tb_exec_cb(tb: *mut Opaque, call: OnExecute, flags: c_int, data: *mut c_void);
+    pub fn qemu_plugin_register_vcpu_insn_exec_cb(insn: *mut Opaque, call: OnExecute, flags: c_int, data: *mut c_void);
+    pub fn qemu_plugin_register_vcpu_mem_cb(insn: *mut Opaque, call: OnAccess, flags: c_int, rw: c_int, data: *mut c_void);
+    pub fn qemu_plugin_tb_n_insns(tb: *const Opaque) -> usize;
+    pub fn qemu_plugin_tb_get_insn(tb: *const Opaque, index: usize) -> *mut Opaque;
+    pub fn qemu_plugin_insn_data(insn: *const Opaque, to: *mut c_void, bytes: usize) -> usize;
+    pub fn qemu_plugin_insn_size(insn: *const Opaque) -> usize;
+    pub fn qemu_plugin_insn_vaddr(insn: *const Opaque) -> u64;
+    pub fn qemu_plugin_insn_haddr(insn: *const Opaque) -> *mut c_void;
+    pub fn qemu_plugin_get_hwaddr(info: u32, vaddr: u64) -> *mut Opaque;
+    pub fn qemu_plugin_hwaddr_is_io(hwaddr: *const Opaque) -> bool;
+    pub fn qemu_plugin_hwaddr_phys_addr(hwaddr: *const Opaque) -> u64;
+    pub fn qemu_plugin_get_registers() -> *mut Array;
+    pub fn qemu_plugin_read_register(handle: *mut c_void, to: *mut Bytes) -> c_int;
+    pub fn qemu_plugin_outs(text: *const c_char);
+    pub fn g_byte_array_new() -> *mut Bytes;
+    pub fn g_byte_array_set_size(array: *mut Bytes, bytes: c_uint) -> *mut Bytes;
+}

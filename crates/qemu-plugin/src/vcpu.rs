@@ -1,0 +1,581 @@
+//! One vCPU: its filters, and what it says.
+
+use crate::decode::{NEXT, Operand, What};
+use crate::guest::Guest;
+use crate::registers::Registers;
+use nestwalk_wire::{AccessFilter, BLOCK, Class, Kind, Look, Producer, Record};
+use std::sync::atomic::Ordering;
+
+/// Translation blocks after which a vCPU of several says how far it is.
+const REPORT: u32 = 4096;
+/// Regions of 2 MiB whose page size is remembered.
+const REGIONS: usize = 256;
+/// Pages of code whose address is remembered.
+const CODE_PAGES: usize = 256;
+
+const CR0_PG: u64 = 1 << 31;
+/// Bits of CR4 whose change empties the TLBs (SDM vol. 3A, "Operations that Invalidate TLBs and
+/// Paging-Structure Caches"): PSE, PAE, PGE, LA57, PCIDE, SMEP.
+const CR4_FLUSH: u64 = 1 << 4 | 1 << 5 | 1 << 7 | 1 << 12 | 1 << 17 | 1 << 20;
+const CR4_LA57: u64 = 1 << 12;
+const ROOT: u64 = 0x000f_ffff_ffff_f000;
+
+/// A translation block, as the callback of its execution finds it.
+pub struct Block {
+    /// gPA of the first instruction.
+    pub gpa: u64,
+    /// Offset of the first instruction in its page.
+    pub offset: u64,
+    /// Instructions on the first page and on the second.
+    pub instructions: [u16; 2],
+    /// Lines of them.
+    pub lines: [u64; 2],
+    /// gPA of the second page, 0 if the block is on one.
+    pub second: u64,
+}
+
+/// What an instruction that matters does, and how long it is.
+#[derive(Clone, Copy)]
+pub struct Special {
+    pub what: What,
+    /// Offset of the next instruction from the first page of its block.
+    pub next: u64,
+}
+
+/// Why accesses are not in the stream.
+#[derive(Clone, Copy)]
+pub enum Dropped {
+    /// To a device.
+    Device = 0,
+    /// The second page of an access is not mapped as the tables say.
+    Unmapped = 1,
+}
+
+/// A vCPU.
+pub struct Vcpu {
+    pub registers: Registers,
+    index: u8,
+    on: bool,
+    producer: Producer,
+    data: AccessFilter,
+    fetch: AccessFilter,
+    /// Address of the page in which the running block begins.
+    block_page: u64,
+    /// gPA and gVA of the page that was fetched from last.
+    fetch_gpa: u64,
+    fetch_page: u64,
+    code_pages: [(u64, u64); CODE_PAGES],
+    regions: [(u64, Class); REGIONS],
+    /// Instructions that no record carries yet.
+    instructions: u64,
+    root: u64,
+    levels: u8,
+    cr0: u64,
+    cr4: u64,
+    fault_entry: u64,
+    moment: u64,
+    until_report: u32,
+    dropped: [u64; 2],
+    /// A process was switched to and has not run in user mode yet.
+    unnamed: bool,
+}
+
+impl Vcpu {
+    pub fn new(index: u8, guest: &Guest, producer: Producer, registers: Registers) -> Self {
+        Self {
+            registers,
+            index,
+            on: false,
+            producer,
+            data: AccessFilter::new(guest.options.filters[0]),
+            fetch: AccessFilter::new(guest.options.filters[1]),
+            block_page: 0,
+            fetch_gpa: u64::MAX,
+            fetch_page: 0,
+            code_pages: [(u64::MAX, 0); CODE_PAGES],
+            regions: [(u64::MAX, Class::Small); REGIONS],
+            instructions: 0,
+            root: u64::MAX,
+            levels: 4,
+            cr0: 0,
+            cr4: 0,
+            fault_entry: u64::MAX,
+            moment: 0,
+            until_report: REPORT,
+            dropped: [0; 2],
+            unnamed: true,
+        }
+    }
+
+    // ---- blocks and fetches ----
+
+    /// A translation block begins.
+    #[inline(always)]
+    pub fn block(&mut self, guest: &Guest, block: &Block) {
+        if !self.on || guest.vcpus > 1 {
+            self.look_around(guest);
+            if !self.on {
+                return;
+            }
+        }
+        let page = block.gpa & !0xfff;
+        if page != self.fetch_gpa {
+            self.find_code(page, block.offset);
+        }
+        self.block_page = self.fetch_page;
+        if block.gpa == self.fault_entry {
+            self.page_fault(guest);
+        }
+        self.instructions += u64::from(block.instructions[0]);
+        self.fetches(guest, block.offset, block.instructions[0], block.lines[0]);
+        if block.second != 0 {
+            self.fetch_gpa = block.second;
+            self.fetch_page = self.block_page.wrapping_add(0x1000);
+            self.instructions += u64::from(block.instructions[1]);
+            self.fetches(guest, 0, block.instructions[1], block.lines[1]);
+        }
+    }
+
+    #[inline(always)]
+    fn fetches(&mut self, guest: &Guest, offset: u64, count: u16, lines: u64) {
+        let gva = self.fetch_page | offset;
+        let kernel = gva >> 63 == 1;
+        let look = self.fetch.look(&mut self.producer, gva, (kernel, false), (count, lines));
+        if look == Look::Miss {
+            self.fetched(guest, gva, kernel, (count, lines));
+        }
+    }
+
+    #[inline(never)]
+    fn fetched(&mut self, guest: &Guest, gva: u64, kernel: bool, (count, lines): (u16, u64)) {
+        if self.unnamed && !kernel {
+            self.name(guest);
+        }
+        self.before_run(guest);
+        if guest.options.check {
+            let gpa = self.fetch_gpa | gva & 0xfff;
+            self.producer.push(Record::control(Kind::Check, gva, gpa));
+        }
+        let class = self.class(guest, gva);
+        let flags = 2 | u8::from(kernel) << 2;
+        let instructions = self.take_instructions();
+        let run =
+            Record { a: gva, b: gva, c: lines, count, instructions, flags, ..Record::default() };
+        self.fetch.insert(&mut self.producer, run, class, false);
+    }
+
+    /// Where the page of code at `gpa` is: blocks are shared by all who have the page mapped, so only
+    /// the instruction pointer knows.
+    #[inline(never)]
+    fn find_code(&mut self, gpa: u64, offset: u64) {
+        let slot = (gpa >> 12) as usize % CODE_PAGES;
+        if self.code_pages[slot].0 != gpa {
+            self.code_pages[slot] = (gpa, self.registers.rip().wrapping_sub(offset) & !0xfff);
+        }
+        (self.fetch_gpa, self.fetch_page) = self.code_pages[slot];
+    }
+
+    // ---- data ----
+
+    /// An access was made. `next` is where its instruction begins, from the first page of its block.
+    #[inline(always)]
+    pub fn access(&mut self, guest: &Guest, info: u32, gva: u64, at: u64) {
+        if !self.on {
+            return;
+        }
+        let (store, kernel) = (info >> 17 & 1 == 1, info & 14 != 2);
+        let bytes = 1 << (info >> 4 & 7);
+        let last = (gva & 0xfff) + bytes - 1;
+        if last > 0xfff {
+            return self.two_pages(guest, info, gva, at);
+        }
+        let lines = 1 << (gva >> 6 & 63) | 1 << (last >> 6);
+        let look = self.data.look(&mut self.producer, gva, (kernel, store), (1, lines));
+        if look == Look::Miss {
+            self.accessed(guest, info, gva, at, lines);
+        }
+    }
+
+    #[inline(never)]
+    fn accessed(&mut self, guest: &Guest, info: u32, gva: u64, at: u64, lines: u64) {
+        let Some(gpa) = crate::entry::physical(info, gva) else {
+            self.dropped[Dropped::Device as usize] += 1;
+            return;
+        };
+        self.run(guest, info, (gva, gpa), at, lines);
+    }
+
+    /// An access that crosses into the next page is one to each page.
+    #[cold]
+    fn two_pages(&mut self, guest: &Guest, info: u32, gva: u64, at: u64) {
+        let bytes = 1 << (info >> 4 & 7);
+        let end = (gva & 0xfff) + bytes - 0x1000;
+        self.accessed(guest, info, gva, at, 1 << 63);
+        let next = (gva & !0xfff).wrapping_add(0x1000);
+        let lines = u64::MAX >> (63 - ((end - 1) >> 6));
+        match guest.ram.walk(self.root, self.levels, next) {
+            Some((gpa, _)) => self.run(guest, info, (next, gpa), at, lines),
+            None => self.dropped[Dropped::Unmapped as usize] += 1,
+        }
+    }
+
+    fn run(&mut self, guest: &Guest, info: u32, (gva, gpa): (u64, u64), at: u64, lines: u64) {
+        let (store, kernel) = (info >> 17 & 1 == 1, info & 14 != 2);
+        self.before_run(guest);
+        if guest.options.check {
+            self.producer.push(Record::control(Kind::Check, gva, gpa));
+        }
+        let watched = store && guest.levels.watched(gpa);
+        let class = self.class(guest, gva);
+        let run = Record {
+            a: gva,
+            b: self.block_page.wrapping_add(at),
+            c: lines,
+            count: 1,
+            instructions: self.take_instructions(),
+            flags: u8::from(store) | u8::from(kernel) << 2,
+            ..Record::default()
+        };
+        self.data.insert(&mut self.producer, run, class, store && !watched);
+        if watched {
+            self.table_store(guest, gpa, 1 << (info >> 4 & 7));
+        }
+    }
+
+    /// A store to a page table has been made.
+    #[cold]
+    fn table_store(&mut self, guest: &Guest, gpa: u64, bytes: u64) {
+        // One entry at most beyond the page: no store to a table crosses it.
+        let bytes = bytes.min(0x1000 - (gpa & 0xfff));
+        self.event(guest, |v, guest| {
+            let Ok(mut tables) = guest.tables.lock() else { return };
+            let producer = &mut v.producer;
+            let parts = (&guest.ram, &guest.levels);
+            tables.stored(parts, (gpa, bytes), &mut |r| {
+                producer.push(r);
+            });
+        });
+    }
+
+    // ---- what is common to records ----
+
+    /// Publishes when a block is full, and says the moment if others have made new ones.
+    #[inline]
+    fn before_run(&mut self, guest: &Guest) {
+        if self.producer.open() >= BLOCK {
+            self.publish();
+        }
+        if guest.vcpus > 1 {
+            let moment = guest.moment.load(Ordering::Acquire);
+            if moment != self.moment {
+                self.moment = moment;
+                self.data.announce_all(&mut self.producer);
+                self.fetch.announce_all(&mut self.producer);
+                self.producer.push(Record::control(Kind::Moment, moment, 0));
+            }
+        }
+    }
+
+    fn publish(&mut self) {
+        self.data.announce_all(&mut self.producer);
+        self.fetch.announce_all(&mut self.producer);
+        self.producer.publish();
+    }
+
+    /// Instructions since the last record, at most what one holds; the rest is a record of its own.
+    fn take_instructions(&mut self) -> u16 {
+        let all = std::mem::take(&mut self.instructions);
+        u16::try_from(all).unwrap_or_else(|_| {
+            self.producer.push(Record::control(Kind::Instructions, all, 0));
+            0
+        })
+    }
+
+    fn class(&mut self, guest: &Guest, gva: u64) -> Class {
+        let region = gva >> 21;
+        let slot = region as usize % REGIONS;
+        if self.regions[slot].0 != region {
+            let class = guest.ram.walk(self.root, self.levels, gva).map_or(Class::Small, |w| w.1);
+            self.regions[slot] = (region, class);
+        }
+        self.regions[slot].1
+    }
+
+    /// Something that tables or translations depend on: it has a moment of its own, and nothing that
+    /// was in the filters may hide what comes after it.
+    fn event(&mut self, guest: &Guest, say: impl FnOnce(&mut Self, &Guest)) {
+        self.data.clear(&mut self.producer);
+        self.fetch.clear(&mut self.producer);
+        self.fetch_gpa = u64::MAX;
+        self.code_pages = [(u64::MAX, 0); CODE_PAGES];
+        self.regions = [(u64::MAX, Class::Small); REGIONS];
+        if guest.vcpus > 1 {
+            self.moment = guest.next_moment();
+            self.producer.push(Record::control(Kind::Moment, self.moment, 1));
+        }
+        say(self, guest);
+        if self.producer.open() >= BLOCK {
+            self.publish();
+        }
+    }
+
+    // ---- instructions that matter ----
+
+    /// An instruction that matters is about to execute.
+    pub fn special(&mut self, guest: &Guest, special: &Special) {
+        match special.what {
+            What::Cr3(register) => {
+                let value = self.registers.general(register);
+                if guest.options.boot && !guest.recording.load(Ordering::Relaxed) {
+                    // Paging may be on from before, or come with CR0: what counts is long mode.
+                    guest.recording.store(self.registers.cr0() & CR0_PG != 0, Ordering::Release);
+                }
+                if self.on {
+                    self.load_cr3(guest, value);
+                }
+            }
+            What::Cr0(register) => {
+                let value = self.registers.general(register);
+                self.control_register(guest, (value ^ self.cr0) & CR0_PG != 0);
+                self.cr0 = value;
+            }
+            What::Cr4(register) => {
+                let value = self.registers.general(register);
+                self.control_register(guest, (value ^ self.cr4) & CR4_FLUSH != 0);
+                self.cr4 = value;
+            }
+            What::InvalidatePage(operand) => {
+                if self.on {
+                    let gva = self.address(&operand, special.next);
+                    self.event(guest, |v, _| {
+                        v.producer.push(Record::control(Kind::InvalidatePage, gva, 0));
+                    });
+                }
+            }
+            What::LoadIdt(operand) => {
+                let at = self.address(&operand, special.next);
+                let (root, levels) = self.tables();
+                // Two bytes of limit, then the base, which may be in two words.
+                let word =
+                    |gva: u64| guest.ram.walk(root, levels, gva).and_then(|w| guest.ram.load(w.0));
+                let base = at.wrapping_add(2);
+                let low = word(base).unwrap_or(0) >> (8 * (base & 7));
+                let high = match base & 7 {
+                    0 => 0,
+                    n => word(base.wrapping_add(7)).unwrap_or(0) << (64 - 8 * n),
+                };
+                guest.idt.store(low | high, Ordering::Relaxed);
+                guest.fault_entry.store(u64::MAX, Ordering::Relaxed);
+                self.find_fault_entry(guest);
+            }
+            What::Mark(number) => self.mark(guest, number),
+        }
+    }
+
+    fn control_register(&mut self, guest: &Guest, flush: bool) {
+        if self.on && flush {
+            self.event(guest, |v, _| {
+                v.producer.push(Record::control(Kind::InvalidateAll, 0, 0));
+            });
+        }
+    }
+
+    fn address(&mut self, operand: &Operand, next: u64) -> u64 {
+        let mut register = |number: u8| match number {
+            NEXT => {
+                let page = self.registers.rip() & !0xfff;
+                let from = if self.on { self.block_page } else { page };
+                from.wrapping_add(next)
+            }
+            n => self.registers.general(n),
+        };
+        let base = operand.base.map_or(0, &mut register);
+        let index = operand.index.map_or(0, |(n, scale)| register(n) << scale);
+        let segment = operand.segment.map_or(0, |s| self.registers.segment_base(s));
+        let sum = base.wrapping_add(index).wrapping_add(segment);
+        sum.wrapping_add(operand.displacement as u64)
+    }
+
+    /// Root table and levels as the registers say now.
+    fn tables(&mut self) -> (u64, u8) {
+        let levels = if self.registers.cr4() & CR4_LA57 != 0 { 5 } else { 4 };
+        (self.registers.cr3() & ROOT, levels)
+    }
+
+    fn load_cr3(&mut self, guest: &Guest, value: u64) {
+        let (old, new) = (self.root, value & ROOT);
+        let before = (old != u64::MAX).then_some(old);
+        self.event(guest, |v, guest| {
+            if let Ok(mut tables) = guest.tables.lock() {
+                let producer = &mut v.producer;
+                let parts = (&guest.ram, &guest.levels);
+                tables.load(parts, (before, new, v.levels), &mut |r| {
+                    producer.push(r);
+                });
+            }
+            v.producer.push(Record::control(Kind::LoadCr3, value, 0));
+        });
+        self.root = new;
+        self.unnamed = true;
+        self.find_fault_entry(guest);
+    }
+
+    /// Where the handler of page faults begins: gate 14 of the interrupt descriptor table (SDM vol. 3A,
+    /// figure 6-8).
+    fn find_fault_entry(&mut self, guest: &Guest) {
+        if guest.fault_entry.load(Ordering::Relaxed) == u64::MAX {
+            let idt = guest.idt.load(Ordering::Relaxed);
+            let (root, levels) = self.tables();
+            let word =
+                |gva: u64| guest.ram.walk(root, levels, gva).and_then(|w| guest.ram.load(w.0));
+            let gate = (idt.wrapping_add(14 * 16), idt.wrapping_add(14 * 16 + 8));
+            if let (true, Some(low), Some(high)) = (idt != 0, word(gate.0), word(gate.1)) {
+                let entry = low & 0xffff | low >> 48 << 16 | high << 32;
+                if let Some((gpa, _)) = guest.ram.walk(root, levels, entry) {
+                    guest.fault_entry.store(gpa, Ordering::Relaxed);
+                }
+            }
+        }
+        self.fault_entry = guest.fault_entry.load(Ordering::Relaxed);
+    }
+
+    /// The first instruction of the page-fault handler is next: CR2 has the address, and the error code
+    /// is on top of the stack.
+    #[cold]
+    fn page_fault(&mut self, guest: &Guest) {
+        let (gva, stack) = (self.registers.cr2(), self.registers.general(4));
+        let code = guest.ram.walk(self.root, self.levels, stack);
+        let code = code.and_then(|w| guest.ram.load(w.0)).unwrap_or(0);
+        self.event(guest, |v, _| {
+            v.producer.push(Record::control(Kind::Fault, gva, code));
+        });
+    }
+
+    /// The process that runs in user mode for the first time since CR3 was loaded.
+    #[cold]
+    fn name(&mut self, guest: &Guest) {
+        self.unnamed = false;
+        let Some(task) = guest.options.task else { return };
+        // In user mode the kernel's GS base is the one that SWAPGS will bring.
+        let area = self.registers.kernel_gs_base();
+        let root = self.root;
+        let word =
+            |gva: u64| guest.ram.walk(root, self.levels, gva).and_then(|w| guest.ram.load(w.0));
+        let Some(current) = word(area.wrapping_add(task.current)) else { return };
+        let bytes = |gva: u64| {
+            let (low, high) = (word(gva)?, word(gva.wrapping_add(7))?);
+            let shift = 8 * (gva & 7);
+            Some(if shift == 0 { low } else { low >> shift | high << (64 - shift) })
+        };
+        let comm = current.wrapping_add(task.comm);
+        let found =
+            (bytes(comm), bytes(comm.wrapping_add(8)), bytes(current.wrapping_add(task.tgid)));
+        if let (Some(first), Some(second), Some(tgid)) = found {
+            let mut record = Record::control(Kind::Process, root, tgid & 0xffff_ffff);
+            record.c = first;
+            self.data.clear(&mut self.producer);
+            self.fetch.clear(&mut self.producer);
+            self.producer.push(record);
+            self.producer.push(Record::from([second, 0, 0, 0]));
+        }
+    }
+
+    // ---- beginning and end ----
+
+    #[cold]
+    fn mark(&mut self, guest: &Guest, number: u8) {
+        match number {
+            1 if !guest.options.boot => {
+                guest.recording.store(true, Ordering::Release);
+                self.look_around(guest);
+            }
+            2 => {
+                guest.recording.store(false, Ordering::Release);
+                if self.on {
+                    self.stop();
+                }
+            }
+            _ => {}
+        }
+        if self.on {
+            self.event(guest, |v, _| {
+                v.producer.push(Record::control(Kind::Mark, u64::from(number), 0));
+            });
+        }
+    }
+
+    /// Looks whether to begin or to end, and now and then tells how far this vCPU is.
+    #[inline(never)]
+    fn look_around(&mut self, guest: &Guest) {
+        let recording = guest.recording.load(Ordering::Acquire);
+        if recording != self.on {
+            if recording {
+                self.start(guest);
+            } else {
+                self.stop();
+            }
+        }
+        self.until_report -= 1;
+        if self.until_report == 0 {
+            self.until_report = REPORT;
+            if self.on {
+                self.report(guest);
+            }
+        }
+    }
+
+    fn report(&mut self, guest: &Guest) {
+        let moment = guest.moment.load(Ordering::Acquire);
+        self.publish();
+        self.producer.reached(moment);
+        if moment != self.moment {
+            self.moment = moment;
+            self.producer.push(Record::control(Kind::Moment, moment, 0));
+        }
+    }
+
+    fn start(&mut self, guest: &Guest) {
+        self.on = true;
+        self.cr0 = self.registers.cr0();
+        self.cr4 = self.registers.cr4();
+        let (_, levels) = self.tables();
+        self.levels = levels;
+        let cr3 = self.registers.cr3();
+        self.load_cr3(guest, cr3);
+        self.instructions = 0;
+    }
+
+    /// Says everything that is left.
+    pub fn stop(&mut self) {
+        if !self.on {
+            return;
+        }
+        self.on = false;
+        self.publish();
+        let rest = std::mem::take(&mut self.instructions);
+        self.producer.push(Record::control(Kind::Instructions, rest, 0));
+        for (reason, count) in self.dropped.into_iter().enumerate().filter(|d| d.1 > 0) {
+            self.producer.push(Record::control(Kind::Dropped, reason as u64, count));
+        }
+        self.producer.push(Record::control(
+            Kind::End,
+            u64::from(self.index),
+            self.producer.waits(),
+        ));
+        self.producer.publish();
+        self.producer.reached(nestwalk_wire::IDLE);
+    }
+
+    /// The vCPU halts.
+    pub fn idle(&mut self) {
+        if self.on {
+            self.publish();
+        }
+        self.producer.reached(nestwalk_wire::IDLE);
+    }
+
+    /// The vCPU runs again.
+    pub fn resume(&mut self, guest: &Guest) {
+        self.producer.reached(guest.moment.load(Ordering::Acquire));
+    }
+}
