@@ -1,1 +1,36 @@
-//! Real guests under QEMU.
+//! Real guests under QEMU: how one is made, started and brought to its end.
+//!
+//! A [`Guest`] says what runs where. [`Guest::boot`] finds the kernel, builds the guest's root file
+//! system from Debian packages, busybox and the caller's files, and gives a [`Boot`], which starts
+//! QEMU: with the plugin that streams the guest's events, or without. A [`Running`] guest hands out
+//! the command's output as it comes, and its exit status.
+//!
+//! The root file system is in the guest's memory, and nothing in the guest depends on the host's
+//! clock: with one vCPU, two runs of the same guest execute the same instructions.
+
+mod apt;
+pub mod btf;
+mod cache;
+mod command;
+pub mod cpio;
+mod elf;
+mod error;
+mod guest;
+mod image;
+mod init;
+mod kernel;
+mod pieces;
+pub mod programs;
+mod qemu;
+mod running;
+mod scratch;
+mod userland;
+
+pub use cache::Cache;
+pub use command::{PATH, WORK};
+pub use error::GuestError;
+pub use guest::{Boot, Guest, Thp};
+pub use kernel::{Kernel, unpack as unpack_kernel};
+pub use pieces::{prepare, qemu_version};
+pub use qemu::{Files, Plugin, arguments as qemu_arguments, below_4g};
+pub use running::{Outcome, Running};

@@ -1,0 +1,250 @@
+//! Debian packages without privilege: the host's `apt-get`, with its state in our cache.
+//!
+//! apt is told that nothing is installed, so it names every dependency, and that its lists and
+//! downloads belong into the cache, so it needs no rights. Which archives it asks is decided by
+//! the host's `/etc/apt`.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use crate::cache::Cache;
+use crate::error::{At, GuestError};
+
+/// How old apt's lists may be before they are fetched again, when something must be downloaded.
+const LISTS_STALE_AFTER: Duration = Duration::from_secs(24 * 3600);
+
+/// A package as apt resolved it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Package {
+    pub name: String,
+    pub version: String,
+    pub architecture: String,
+}
+
+impl Package {
+    /// As apt names the downloaded file.
+    fn file_name(&self) -> String {
+        let version = self.version.replace(':', "%3a");
+        format!("{}_{}_{}.deb", self.name, version, self.architecture)
+    }
+}
+
+/// apt with its state in a cache, whose lock the caller holds.
+pub(crate) struct Apt<'a> {
+    cache: &'a Cache,
+    state: PathBuf,
+}
+
+impl<'a> Apt<'a> {
+    pub fn new(cache: &'a Cache) -> Result<Apt<'a>, GuestError> {
+        let state = cache.root().join("apt");
+        for directory in ["lists/partial", "archives/partial"] {
+            let path = state.join(directory);
+            fs::create_dir_all(&path).at("create", &path)?;
+        }
+        let status = state.join("status");
+        if !status.exists() {
+            fs::write(&status, "").at("create", &status)?;
+        }
+        Ok(Apt { cache, state })
+    }
+
+    /// Fetches the lists of packages, if they are older than a day.
+    pub fn refresh(&self, say: &mut dyn FnMut(&str)) -> Result<(), GuestError> {
+        let stamp = self.state.join("updated");
+        let age =
+            fs::metadata(&stamp).and_then(|m| m.modified()).ok().and_then(|t| t.elapsed().ok());
+        if age.is_some_and(|age| age < LISTS_STALE_AFTER) {
+            return Ok(());
+        }
+        say("fetching Debian's lists of packages");
+        self.run(self.command("apt-get", &["update"]))?;
+        fs::write(&stamp, "").at("create", &stamp)
+    }
+
+    /// The packages with all they depend on, but not with what they recommend.
+    pub fn resolve(&self, packages: &[String]) -> Result<Vec<Package>, GuestError> {
+        let mut command = self.command("apt-get", &["--simulate", "install"]);
+        command.args(packages);
+        let listing = self.run(command)?;
+        Ok(listing.lines().filter_map(parse_simulated).collect())
+    }
+
+    /// The package that the package `of` depends on and whose name begins with `prefix`.
+    pub fn dependency(&self, of: &str, prefix: &str) -> Result<String, GuestError> {
+        let listing = self.run(self.command("apt-cache", &["depends", of]))?;
+        listing
+            .lines()
+            .filter_map(|line| line.trim().strip_prefix("Depends: "))
+            .find(|name| name.starts_with(prefix))
+            .map(str::to_owned)
+            .ok_or_else(|| {
+                GuestError::Refused(format!("Debian's {of} depends on no package {prefix}…"))
+            })
+    }
+
+    /// The packages' files, of which those that are not in the cache are downloaded.
+    pub fn download(&self, packages: &[Package]) -> Result<Vec<PathBuf>, GuestError> {
+        let store = self.cache.root().join("debs");
+        fs::create_dir_all(&store).at("create", &store)?;
+        let path = |package: &Package| store.join(package.file_name());
+        let wanted: Vec<_> = packages.iter().filter(|p| !path(p).exists()).collect();
+        if !wanted.is_empty() {
+            let place = self.cache.workshop()?;
+            let mut command = self.command("apt-get", &["download"]);
+            command.args(wanted.iter().map(|p| format!("{}={}", p.name, p.version)));
+            command.current_dir(&place);
+            self.run(command)?;
+            for package in wanted {
+                let from = place.join(package.file_name());
+                fs::rename(&from, path(package)).at("move to the cache", &from)?;
+            }
+        }
+        Ok(packages.iter().map(path).collect())
+    }
+
+    /// The newest version of one package, downloaded.
+    pub fn download_one(&self, name: &str) -> Result<PathBuf, GuestError> {
+        let listing = self.run(self.command("apt-cache", &["show", "--no-all-versions", name]))?;
+        let field =
+            |key| listing.lines().find_map(|line: &str| line.strip_prefix(key)).map(str::to_owned);
+        let package = field("Version: ").zip(field("Architecture: "));
+        let Some((version, architecture)) = package else {
+            return Err(GuestError::Refused(format!("there is no Debian package called {name}")));
+        };
+        let package = Package { name: name.to_owned(), version, architecture };
+        Ok(self.download(&[package])?.remove(0))
+    }
+
+    fn command(&self, program: &str, arguments: &[&str]) -> Command {
+        let mut command = Command::new(program);
+        let state = self.state.display();
+        for (option, value) in [
+            ("Dir::State", format!("{state}")),
+            ("Dir::State::lists", format!("{state}/lists")),
+            ("Dir::State::status", format!("{state}/status")),
+            ("Dir::Cache", format!("{state}")),
+            ("Dir::Cache::archives", format!("{state}/archives")),
+            // Downloads go where only the caller may write.
+            ("APT::Sandbox::User", String::new()),
+            ("APT::Architecture", "amd64".to_owned()),
+            ("APT::Architectures", "amd64".to_owned()),
+            ("APT::Install-Recommends", "false".to_owned()),
+            // Translations and catalogues of desktop programs would double what is fetched.
+            ("Acquire::Languages", "none".to_owned()),
+            ("Acquire::IndexTargets::deb::DEP-11::DefaultEnabled", "false".to_owned()),
+            ("Acquire::Retries", "3".to_owned()),
+        ] {
+            command.arg("-o").arg(format!("{option}={value}"));
+        }
+        command
+            .arg("-q")
+            .args(arguments)
+            .env("LC_ALL", "C")
+            .env("DEBIAN_FRONTEND", "noninteractive");
+        command
+    }
+
+    fn run(&self, command: Command) -> Result<String, GuestError> {
+        output(command).map(|output| String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+}
+
+/// A line of `apt-get --simulate install`: `Inst libc6 (2.36-9 Debian:12.15/oldstable [amd64])`.
+fn parse_simulated(line: &str) -> Option<Package> {
+    let (name, rest) = line.strip_prefix("Inst ")?.split_once(" (")?;
+    // After the parenthesis come packages that are not configured yet, in brackets too.
+    let inside = rest.split(')').next()?;
+    let version = inside.split(' ').next()?;
+    let (_, architecture) = inside.rsplit_once('[')?;
+    let architecture = architecture.split(']').next()?;
+    // A foreign package would be called "name:architecture".
+    let name = name.split(':').next()?;
+    Some(Package {
+        name: name.to_owned(),
+        version: version.to_owned(),
+        architecture: architecture.to_owned(),
+    })
+}
+
+/// Unpacks a package into `tree`, without the files that match one of `leave_out` (as `tar
+/// --exclude` takes them).
+///
+/// Permissions are as in the package whatever the user's mask, so that images are the same for all.
+pub(crate) fn unpack(package: &Path, tree: &Path, leave_out: &[&str]) -> Result<(), GuestError> {
+    let mut open = Command::new("dpkg-deb");
+    open.arg("--fsys-tarfile").arg(package).stdout(Stdio::piped()).stdin(Stdio::null());
+    let mut opened = open.spawn().map_err(|e| spawn_error(&open, e))?;
+    let mut tar = Command::new("tar");
+    tar.arg("--extract").arg("--file=-").arg("--directory").arg(tree);
+    // Links such as lib -> usr/lib stay what they are where a package brings a directory lib.
+    tar.args(["--keep-directory-symlink", "--no-same-owner", "--same-permissions", "--anchored"]);
+    tar.args(leave_out.iter().map(|pattern| format!("--exclude={pattern}")));
+    tar.stdin(opened.stdout.take().map_or_else(Stdio::null, Stdio::from));
+    let unpacked = output_fed(tar);
+    let status = opened.wait().at("wait for dpkg-deb on", package)?;
+    unpacked?;
+    if status.success() {
+        return Ok(());
+    }
+    Err(GuestError::Malformed {
+        path: package.to_path_buf(),
+        what: "dpkg-deb cannot read it".to_owned(),
+    })
+}
+
+/// Runs a program of the host to its end.
+pub(crate) fn output(mut command: Command) -> Result<Output, GuestError> {
+    command.stdin(Stdio::null());
+    output_fed(command)
+}
+
+fn output_fed(mut command: Command) -> Result<Output, GuestError> {
+    let output = command.output().map_err(|e| spawn_error(&command, e))?;
+    if output.status.success() {
+        return Ok(output);
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    let mut lines: Vec<_> = said
+        .lines()
+        .filter(|line| !line.starts_with("W:"))
+        .map(|line| line.trim_start_matches("E: ").trim())
+        .filter(|line| !line.is_empty())
+        .collect();
+    let status = output.status.to_string();
+    if lines.is_empty() {
+        lines.push(&status);
+    }
+    Err(GuestError::Tool { command: in_short(&command), message: lines.join("; ") })
+}
+
+/// The program and its arguments but for the options of its state.
+fn in_short(command: &Command) -> String {
+    let mut words = vec![command.get_program().to_string_lossy().into_owned()];
+    let mut arguments = command.get_args();
+    while let Some(argument) = arguments.next() {
+        if argument == "-o" {
+            arguments.next();
+        } else {
+            words.push(argument.to_string_lossy().into_owned());
+        }
+    }
+    words.join(" ")
+}
+
+fn spawn_error(command: &Command, error: io::Error) -> GuestError {
+    let program = command.get_program().to_string_lossy().into_owned();
+    if error.kind() == io::ErrorKind::NotFound {
+        let package = match program.as_str() {
+            "apt-get" | "apt-cache" => "apt",
+            "dpkg-deb" => "dpkg",
+            other => other,
+        };
+        let command = format!("apt-get install {package} (guests are made of Debian packages)");
+        return GuestError::Missing { piece: program, command };
+    }
+    GuestError::Tool { command: program, message: error.to_string() }
+}
