@@ -10,6 +10,7 @@ use crate::{decode, ffi};
 use nestwalk_wire::Rings;
 use nestwalk_wire::memory::SharedFile;
 use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
+use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::ptr::null_mut;
 use std::sync::Mutex;
@@ -93,6 +94,7 @@ fn install(info: &ffi::Info, arguments: &[String]) -> Result<(), String> {
         ram,
         tables: Mutex::new(Tables::new()),
         recording: AtomicBool::new(false),
+        started: AtomicBool::new(false),
         moment: AtomicU64::new(0),
         idt: AtomicU64::new(0),
         fault_entry: AtomicU64::new(u64::MAX),
@@ -176,6 +178,23 @@ pub fn physical(info: u32, gva: u64) -> Option<u64> {
         }
         Some(ffi::qemu_plugin_hwaddr_phys_addr(hwaddr))
     }
+}
+
+/// Parts of a file that hold data, as `(offset, bytes)`; the rest are holes that read as zeros.
+pub fn data_ranges(file: &std::fs::File) -> Vec<(u64, u64)> {
+    let seek = |from: u64, whence| {
+        // SAFETY: an open file; the call moves its offset, which nobody uses.
+        let found = unsafe { ffi::lseek(file.as_raw_fd(), from as i64, whence) };
+        u64::try_from(found).ok()
+    };
+    let mut ranges = Vec::new();
+    let mut at = 0;
+    while let Some(start) = seek(at, ffi::SEEK_DATA) {
+        let Some(end) = seek(start, ffi::SEEK_HOLE).filter(|e| *e > start) else { break };
+        ranges.push((start, end - start));
+        at = end;
+    }
+    ranges
 }
 
 /// A block is translated: what its execution will need is found now, once.

@@ -60,6 +60,14 @@ pub type OnExecute = extern "C" fn(c_uint, *mut c_void);
 pub type OnAccess = extern "C" fn(c_uint, u32, u64, *mut c_void);
 pub type OnExit = extern "C" fn(u64, *mut c_void);
 
+/// Offsets of `lseek` that ask for data and for holes (Linux, `unistd.h`).
+pub const SEEK_DATA: c_int = 3;
+pub const SEEK_HOLE: c_int = 4;
+
+unsafe extern "C" {
+    pub fn lseek(file: c_int, offset: i64, whence: c_int) -> i64;
+}
+
 #[rustfmt::skip]
 unsafe extern "C" {
     pub fn qemu_plugin_register_vcpu_init_cb(id: u64, call: OnVcpu);

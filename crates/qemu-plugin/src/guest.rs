@@ -86,6 +86,8 @@ pub struct Guest {
     pub tables: Mutex<Tables>,
     /// Events are recorded.
     pub recording: AtomicBool,
+    /// A vCPU has begun.
+    pub started: AtomicBool,
     /// See [`nestwalk_wire::Merge`].
     pub moment: AtomicU64,
     /// Address of the interrupt descriptor table.

@@ -67,6 +67,19 @@ impl Ram {
         Some(if offset < self.low { offset } else { ABOVE + offset - self.low })
     }
 
+    /// A range of the file as gPA and bytes, in pieces that do not cross the gap.
+    pub fn pieces(&self, (offset, bytes): (u64, u64)) -> Vec<(u64, u64)> {
+        let below = self.low.saturating_sub(offset).min(bytes);
+        let mut pieces = Vec::new();
+        if below > 0 {
+            pieces.push((offset, below));
+        }
+        if below < bytes {
+            pieces.push((ABOVE + offset + below - self.low, bytes - below));
+        }
+        pieces
+    }
+
     /// Translates by the guest's tables as they are in memory.
     pub fn walk(&self, root: u64, levels: u8, gva: u64) -> Option<(u64, Class)> {
         let mut table = root & FRAME;

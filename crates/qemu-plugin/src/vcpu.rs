@@ -118,14 +118,14 @@ impl Vcpu {
                 return;
             }
         }
+        if block.gpa == self.fault_entry {
+            self.page_fault(guest);
+        }
         let page = block.gpa & !0xfff;
         if page != self.fetch_gpa {
             self.find_code(page, block.offset);
         }
         self.block_page = self.fetch_page;
-        if block.gpa == self.fault_entry {
-            self.page_fault(guest);
-        }
         self.instructions += u64::from(block.instructions[0]);
         self.fetches(guest, block.offset, block.instructions[0], block.lines[0]);
         if block.second != 0 {
@@ -540,9 +540,22 @@ impl Vcpu {
         self.cr4 = self.registers.cr4();
         let (_, levels) = self.tables();
         self.levels = levels;
+        if !guest.started.swap(true, Ordering::AcqRel) {
+            self.memory_in_use(guest);
+        }
         let cr3 = self.registers.cr3();
         self.load_cr3(guest, cr3);
         self.instructions = 0;
+    }
+
+    /// Says which memory the guest has used so far: what the sparse file behind it holds.
+    fn memory_in_use(&mut self, guest: &Guest) {
+        let Ok(file) = std::fs::File::open(&guest.options.ram) else { return };
+        for range in crate::entry::data_ranges(&file) {
+            for (gpa, bytes) in guest.ram.pieces(range) {
+                self.producer.push(Record::control(Kind::Backed, gpa, bytes));
+            }
+        }
     }
 
     /// Says everything that is left.

@@ -37,6 +37,8 @@ pub enum Kind {
     Dropped = 13,
     /// Nothing comes after this on this vCPU.
     End = 14,
+    /// The guest has used `b` bytes of memory from gPA `a` before recording began.
+    Backed = 15,
 }
 
 /// Records that hold the entries of a table page.
@@ -87,6 +89,7 @@ impl Kind {
             12 => Self::Instructions,
             13 => Self::Dropped,
             14 => Self::End,
+            15 => Self::Backed,
             _ => return None,
         })
     }

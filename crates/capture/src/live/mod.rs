@@ -1,0 +1,11 @@
+//! A guest while it runs, as a source of events.
+
+mod check;
+mod decoder;
+mod stream;
+mod summary;
+
+pub use check::{Agreement, Check};
+pub use decoder::REGION_OF_INTEREST;
+pub use stream::{Next, Stream};
+pub use summary::{Summary, Unseen};
