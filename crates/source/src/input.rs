@@ -4,6 +4,7 @@ use crate::bytes::Window;
 use crate::champsim::{self, ChampSim};
 use crate::drmemtrace::{self, Drmemtrace};
 use crate::lackey::{self, Lackey};
+use crate::trace::{self, TraceReader};
 use nestwalk_types::{Source, SourceError};
 use std::fs::File;
 use std::io;
@@ -18,11 +19,13 @@ pub enum Format {
     ChampSim,
     /// `DynamoRIO` drmemtrace, final (post-processed) form.
     Drmemtrace,
+    /// Recorded guests, [`trace`]: plain files, which are compressed inside.
+    Nestwalk,
 }
 
 impl Format {
     /// All formats, in the order in which they are tried.
-    pub const ALL: [Self; 3] = [Self::Lackey, Self::Drmemtrace, Self::ChampSim];
+    pub const ALL: [Self; 4] = [Self::Nestwalk, Self::Lackey, Self::Drmemtrace, Self::ChampSim];
 
     /// The name on the command line.
     pub const fn name(self) -> &'static str {
@@ -30,6 +33,7 @@ impl Format {
             Self::Lackey => "lackey",
             Self::ChampSim => "champsim",
             Self::Drmemtrace => "drmemtrace",
+            Self::Nestwalk => "nestwalk",
         }
     }
 
@@ -39,6 +43,7 @@ impl Format {
             Self::Lackey => lackey::matches(head),
             Self::ChampSim => champsim::matches(head),
             Self::Drmemtrace => drmemtrace::matches(head),
+            Self::Nestwalk => trace::matches(head),
         })
     }
 
@@ -108,6 +113,14 @@ pub fn open_on(
         Format::Lackey => Box::new(Lackey::source(name, window, total)),
         Format::ChampSim => Box::new(ChampSim::source(name, window, total)),
         Format::Drmemtrace => Box::new(Drmemtrace::source(name, window, total)),
+        Format::Nestwalk if window.is_compressed() => {
+            return Err(fail(
+                "a trace of nestwalk that was compressed once more; it is compressed inside, so \
+                 decompress it and give the plain file"
+                    .into(),
+            ));
+        }
+        Format::Nestwalk => Box::new(TraceReader::open(path)?),
     })
 }
 

@@ -1,9 +1,10 @@
-//! Where event streams come from: importers of trace formats, live programs, synthetic patterns.
+//! Where event streams come from: recorded guests, importers of trace formats, live programs,
+//! synthetic patterns.
 //!
 //! Every source implements [`nestwalk_types::Source`] and works in constant memory. All sources of
 //! this crate say which process runs on each vCPU before the first access, and say
 //! [`nestwalk_types::Control::RegionOfInterest`] exactly once: traces and live programs at the
-//! start, patterns after their set-up.
+//! start, patterns after their set-up. A [`trace`] says what was recorded.
 
 mod bytes;
 pub mod champsim;
@@ -15,6 +16,7 @@ pub mod lackey;
 mod limit;
 mod multiplex;
 mod patterns;
+pub mod trace;
 
 #[doc(hidden)]
 pub mod fuzzing;

@@ -20,7 +20,7 @@ fn what_is_no_trace_is_refused_with_what_would_be_right() {
     assert!(message.contains("no such file") && message.contains("missing"), "{message}");
     assert!(error(file(b"").path()).contains("an empty file"));
     let message = error(file(&[0x77; 4096]).path());
-    for name in ["lackey", "champsim", "drmemtrace", "--trace-format"] {
+    for name in ["nestwalk", "lackey", "champsim", "drmemtrace", "--trace-format"] {
         assert!(message.contains(name), "{message}");
     }
     assert!(error(file(b"hello\nworld\n").path()).contains("12 bytes"));
