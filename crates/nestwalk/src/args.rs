@@ -14,6 +14,17 @@ Examples:
 
 Exit code 0: done. 2: something was wrong, or interrupted; what was computed before is printed.";
 
+const CAPTURE_EXAMPLES: &str = "\
+Examples:
+  nestwalk capture --save gcc.nwt -- gcc -O2 -c file.c
+  nestwalk capture --package redis-server --vcpus 2 --save redis.nwt -- sh load.sh
+  nestwalk capture --check --thp never -- ./static-program argument
+  nestwalk compare gcc.nwt
+
+Programs come from Debian packages; files of the current directory that the command names are copied
+into the guest. The exit code is the command's; 2 is also: something was wrong, said on standard error.
+scripts/guest installs what this needs.";
+
 /// A laboratory for memory virtualization: real memory behaviour in, every technique of address
 /// translation in one pass, what each costs and saves out.
 #[derive(Parser, Debug)]
@@ -30,6 +41,9 @@ pub enum Command {
     /// Drive many machines with one source and compare them
     #[command(after_help = EXAMPLES)]
     Compare(Box<CompareArgs>),
+    /// Boot a real Linux guest under QEMU, run a command in it, and record it
+    #[command(after_help = CAPTURE_EXAMPLES)]
+    Capture(Box<CaptureArgs>),
     /// Repeat an experiment from its configuration file (`compare --output DIR` writes one)
     Run(RunArgs),
     /// Show one translation, reference by reference
@@ -148,6 +162,80 @@ pub struct CompareArgs {
     /// Where results go.
     #[command(flatten)]
     pub output: OutputArgs,
+}
+
+/// What a real guest is like.
+#[derive(ClapArgs, Debug, Clone)]
+pub struct GuestArgs {
+    /// Memory of the guest
+    #[arg(long, value_name = "BYTES", default_value = "2GiB", help_heading = "Real guests")]
+    pub memory: String,
+    /// When the guest's kernel uses 2 MiB pages for anonymous memory
+    #[arg(long, value_enum, default_value_t, help_heading = "Real guests")]
+    pub thp: ThpArg,
+    /// A Debian package to have in the guest; may be given several times
+    #[arg(long = "package", value_name = "NAME", help_heading = "Real guests")]
+    pub packages: Vec<String>,
+    /// A directory whose contents the command finds where it runs
+    #[arg(long, value_name = "DIR", help_heading = "Real guests")]
+    pub include: Option<PathBuf>,
+    /// The boot is recorded, too
+    #[arg(long, help_heading = "Real guests")]
+    pub boot: bool,
+    /// Page-table isolation: CR3 changes at each entry to the guest's kernel
+    #[arg(long, help_heading = "Real guests")]
+    pub pti: bool,
+    /// Addresses are random in the guest; recordings then differ
+    #[arg(long, help_heading = "Real guests")]
+    pub aslr: bool,
+    /// QEMU's translation of every run is compared with what the recorded page tables say
+    #[arg(long, help_heading = "Real guests")]
+    pub check: bool,
+    /// Only consecutive accesses to a page are folded: many more runs, for TLBs that a filtered
+    /// recording does not do for
+    #[arg(long, help_heading = "Real guests")]
+    pub no_filter: bool,
+}
+
+/// When the guest's kernel uses huge pages.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum ThpArg {
+    /// Wherever they fit: Debian's default.
+    #[default]
+    Always,
+    /// Where the program asks for it.
+    Madvise,
+    /// Nowhere.
+    Never,
+}
+
+/// Options of `capture`.
+#[derive(ClapArgs, Debug, Clone)]
+pub struct CaptureArgs {
+    /// The command that runs in the guest
+    #[arg(last = true, value_name = "COMMAND")]
+    pub command: Vec<OsString>,
+    /// Write the trace to FILE
+    #[arg(long, value_name = "FILE")]
+    pub save: Option<PathBuf>,
+    /// vCPUs; several run in parallel, and recordings then differ
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..))]
+    pub vcpus: u8,
+    /// Decides what is random in the guest's machine
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// The guest.
+    #[command(flatten)]
+    pub guest: GuestArgs,
+    /// First get the kernel, busybox and packages that are missing
+    #[arg(long)]
+    pub prepare: bool,
+    /// How the summary is printed; with json the command's output goes to standard error
+    #[arg(long, value_enum, default_value_t)]
+    pub format: Format,
+    /// Neither progress nor summary on standard error
+    #[arg(long, short)]
+    pub quiet: bool,
 }
 
 /// Whether memory is there before counting begins.

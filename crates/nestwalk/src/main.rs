@@ -5,6 +5,7 @@ mod check;
 mod commands;
 mod experiment;
 mod fields;
+mod guest;
 mod progress;
 mod show;
 mod sources;
@@ -17,6 +18,10 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     let args = Args::parse();
     let result = match args.command {
+        Command::Capture(options) => match commands::capture::capture(&options) {
+            Ok(status) => return status,
+            Err(error) => Err(error),
+        },
         Command::Compare(options) => commands::compare::compare(&options),
         Command::Run(options) => commands::compare::run(&options),
         Command::Walk(options) => commands::walk::walk(&options),

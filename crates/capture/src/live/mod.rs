@@ -2,10 +2,12 @@
 
 mod check;
 mod decoder;
+mod running;
 mod stream;
 mod summary;
 
 pub use check::{Agreement, Check};
 pub use decoder::REGION_OF_INTEREST;
+pub use running::{Live, LiveOptions, plugin};
 pub use stream::{Next, Stream};
 pub use summary::{Summary, Unseen};

@@ -53,7 +53,7 @@ fn experiment(experiment: &Experiment, output: &OutputArgs) -> Result<()> {
 
 /// A flag that a signal sets. The second signal ends the program at once: a source may be waiting
 /// for something that does not come.
-fn stop_on_signals() -> Arc<AtomicBool> {
+pub fn stop_on_signals() -> Arc<AtomicBool> {
     let stop = Arc::new(AtomicBool::new(false));
     let on_signal = Arc::clone(&stop);
     let handler = move || {

@@ -1,6 +1,7 @@
 //! One file per command.
 
 pub mod bench;
+pub mod capture;
 pub mod compare;
 pub mod explain;
 pub mod walk;

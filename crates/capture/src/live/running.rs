@@ -1,0 +1,214 @@
+//! A guest that runs under the plugin, as a source of events.
+
+use super::check::{Agreement, Check};
+use super::stream::{Next, Stream};
+use super::summary::Summary;
+use crate::error::{At, GuestError};
+use crate::{Boot, Outcome, Plugin, Running};
+use nestwalk_types::{Batch, Filter, FilterArray, GuestInfo, Source, SourceError, SourceInfo};
+use nestwalk_wire::{DATA, FETCH, FilterConfig, Layout, Rings};
+use std::fs::File;
+use std::io::Write;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Records that a ring holds: 8 MiB of them.
+const RECORDS: u64 = 1 << 18;
+/// The plugin's file.
+const PLUGIN: &str = "libnestwalk_qemu_plugin.so";
+/// What builds it.
+const BUILD: &str = "cargo build --release -p nestwalk-qemu-plugin";
+/// How long a guest that has recorded everything may take to power off.
+const POWER_OFF: Duration = Duration::from_millis(20);
+
+/// What is recorded of a guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LiveOptions {
+    /// From the first use of page tables in the boot on, not from the command on.
+    pub boot: bool,
+    /// QEMU's translation of each run is compared with what the stream's tables say.
+    pub check: bool,
+    /// Accesses that hit a filter of the size of a first-level TLB are counted in earlier runs. If not,
+    /// only consecutive accesses to a page are: several times the runs, and exact for all that looks
+    /// at pages.
+    pub filter: bool,
+}
+
+impl LiveOptions {
+    /// The filters for data and fetches.
+    const fn configs(self) -> [FilterConfig; 2] {
+        if self.filter { [DATA, FETCH] } else { [FilterConfig::RUNS; 2] }
+    }
+    /// What the stream says of its filter.
+    pub const fn filter(self) -> Filter {
+        const fn array(sets: u32, ways: u32) -> FilterArray {
+            FilterArray { sets: sets as u16, ways: ways as u8 }
+        }
+        let [data, fetch] = self.configs();
+        Filter {
+            data: array(data.sets, data.ways),
+            data_large: array(data.large_sets, 1),
+            fetch: array(fetch.sets, fetch.ways),
+            fetch_large: array(fetch.large_sets, 1),
+        }
+    }
+}
+
+/// The plugin: beside this program, where cargo puts both.
+///
+/// # Errors
+/// It is not there; the error says how to build it.
+pub fn plugin() -> Result<PathBuf, GuestError> {
+    let program = std::env::current_exe().at("find", "this program".as_ref())?;
+    // Tests are one folder below.
+    let folders = program.ancestors().skip(1).take(2);
+    let found = folders.map(|f| f.join(PLUGIN)).find(|p| p.exists());
+    found.ok_or_else(|| GuestError::Missing {
+        piece: format!("the QEMU plugin {PLUGIN} beside {}", program.display()),
+        command: BUILD.into(),
+    })
+}
+
+/// A guest while it runs. Dropping it ends the guest.
+pub struct Live {
+    running: Running,
+    stream: Stream,
+    info: SourceInfo,
+    /// Where the command's output goes.
+    output: Box<dyn Write + Send>,
+    outcome: Option<Outcome>,
+    accesses: u64,
+}
+
+impl Live {
+    /// Starts the guest.
+    ///
+    /// # Errors
+    /// A piece is missing, or the guest cannot be started.
+    pub fn start(
+        boot: Boot,
+        options: LiveOptions,
+        output: Box<dyn Write + Send>,
+    ) -> Result<Self, GuestError> {
+        let guest = boot.guest();
+        let filter = options.filter();
+        let vcpus = guest.vcpus.min(255) as u8;
+        let about =
+            GuestInfo { memory_bytes: guest.memory_bytes, paging: "4-level".into(), vcpus, filter };
+        let command: Vec<_> = guest.command.iter().map(|w| w.to_string_lossy()).collect();
+        let command = command.join(" ");
+        let info = SourceInfo {
+            name: format!("guest: {command}"),
+            description: format!(
+                "Linux {} under QEMU, {vcpus} vCPU{}, {} MiB",
+                boot.kernel().release,
+                if vcpus == 1 { "" } else { "s" },
+                guest.memory_bytes >> 20
+            ),
+            knows_lines: true,
+            knows_pc: true,
+            has_fetches: true,
+            approximations: Vec::new(),
+            guest: Some(about.clone()),
+            total: None,
+        };
+        let refused = |e: &dyn std::fmt::Display| GuestError::Refused(e.to_string());
+        let check = options.check.then(|| Check::new(&about)).transpose();
+        let check = check.map_err(|e| refused(&e))?;
+        let path = boot.shared().join("rings");
+        let layout = Layout { vcpus: guest.vcpus, records: RECORDS };
+        let rings = Rings::create(&path, layout).map_err(|e| refused(&e))?;
+        let stream = Stream::new(&rings, check).map_err(|e| refused(&e))?;
+        // The plugin maps the memory before QEMU has made it.
+        let ram = File::create(boot.ram()).at("create", boot.ram())?;
+        ram.set_len(guest.memory_bytes).at("enlarge", boot.ram())?;
+        let plugin = Plugin { path: plugin()?, arguments: arguments(&boot, &path, options)? };
+        let running = boot.start(Some(&plugin))?;
+        Ok(Self { running, stream, info, output, outcome: None, accesses: 0 })
+    }
+
+    /// Counts so far.
+    pub const fn summary(&self) -> &Summary {
+        self.stream.summary()
+    }
+    /// What the check has found, if there is one.
+    pub fn agreement(&self) -> Option<&Agreement> {
+        self.stream.agreement()
+    }
+    /// How the command ended, once it has.
+    pub const fn outcome(&self) -> Option<&Outcome> {
+        self.outcome.as_ref()
+    }
+
+    fn fail(&self, message: String) -> SourceError {
+        SourceError { source: self.info.name.clone(), message }
+    }
+
+    /// Looks whether the guest has ended, and passes on what its command has written.
+    fn look(&mut self) -> Result<bool, SourceError> {
+        if self.outcome.is_none() {
+            let outcome = self.running.poll();
+            let passed = self.running.pass_output(self.output.as_mut());
+            passed.map_err(|e| self.fail(e.to_string()))?;
+            self.outcome = outcome.map_err(|e| self.fail(e.to_string()))?;
+        }
+        Ok(self.outcome.is_some())
+    }
+}
+
+/// What the plugin is told.
+fn arguments(
+    boot: &Boot,
+    rings: &std::path::Path,
+    options: LiveOptions,
+) -> Result<Vec<(String, String)>, GuestError> {
+    let word = |on: bool| if on { "on" } else { "off" }.to_owned();
+    let path = |p: &std::path::Path| p.to_string_lossy().into_owned();
+    let mut arguments = vec![
+        ("rings".to_owned(), path(rings)),
+        ("ram".to_owned(), path(boot.ram())),
+        ("low".to_owned(), crate::below_4g(boot.guest().memory_bytes).to_string()),
+        ("boot".to_owned(), word(options.boot)),
+        ("check".to_owned(), word(options.check)),
+        ("filter".to_owned(), if options.filter { "sets" } else { "runs" }.to_owned()),
+    ];
+    if let Some(task) = boot.kernel().task_layout()? {
+        let offsets = [("current", task.current_task), ("comm", task.comm), ("tgid", task.tgid)];
+        arguments.extend(offsets.map(|(name, offset)| (name.to_owned(), offset.to_string())));
+    }
+    Ok(arguments)
+}
+
+impl Source for Live {
+    fn info(&self) -> SourceInfo {
+        let mut info = self.info.clone();
+        if let Some(outcome) = &self.outcome {
+            info.description += &format!(", exit status {}", outcome.status);
+        }
+        let unseen: u64 = self.summary().not_seen().map(|(_, n)| n).sum();
+        if unseen > 0 {
+            info.approximations.push(format!(
+                "{unseen} accesses to devices are not in the stream: every hypervisor emulates them"
+            ));
+        }
+        info
+    }
+
+    fn next_batch(&mut self, batch: &mut Batch) -> Result<bool, SourceError> {
+        let over = self.look()?;
+        let next = self.stream.next(batch, over).map_err(|e| self.fail(e))?;
+        self.accesses += batch.accesses();
+        if next == Next::End {
+            // What is left is the guest's way to power off.
+            while !self.look()? {
+                std::thread::sleep(POWER_OFF);
+            }
+            return Ok(false);
+        }
+        Ok(true)
+    }
+
+    fn position(&self) -> u64 {
+        self.accesses
+    }
+}

@@ -1,0 +1,254 @@
+//! `capture`: a real Linux guest runs a command and is recorded.
+
+use crate::args::{CaptureArgs, Format};
+use crate::guest;
+use crate::progress::Meter;
+use anyhow::{Context, Result, bail};
+use nestwalk_capture::live::{Agreement, Live, LiveOptions, Summary};
+use nestwalk_capture::{Boot, Cache, prepare};
+use nestwalk_report::{bytes, count};
+use nestwalk_sim::compare::Progress;
+use nestwalk_source::trace::{self, Header, TraceWriter, WriteOptions};
+use nestwalk_types::{Batch, Source, SourceInfo};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+/// `nestwalk capture`. The exit code is that of the command.
+///
+/// # Errors
+/// A piece is missing, the guest dies, or the trace cannot be written.
+pub fn capture(args: &CaptureArgs) -> Result<ExitCode> {
+    if args.prepare {
+        let say = &mut |text: &str| println!("{text}");
+        let qemu = Path::new("qemu-system-x86_64");
+        prepare(&Cache::locate()?, qemu, &args.guest.packages, say)?;
+        if args.command.is_empty() {
+            return Ok(ExitCode::SUCCESS);
+        }
+    }
+    if args.command.is_empty() {
+        bail!("no command: write it after `--`, as in: capture --save x.nwt -- gcc -O2 -c x.c");
+    }
+    let options = guest::options(&args.guest);
+    let boot = guest::boot(&args.guest, &args.command, (args.vcpus, args.seed), args.quiet)?;
+    let header = header(&boot, options, args);
+    // The command's output is this command's output, but for what a program shall read.
+    let output: Box<dyn Write + Send> = match args.format {
+        Format::Json => Box::new(std::io::stderr()),
+        _ => Box::new(std::io::stdout()),
+    };
+    let stop = super::compare::stop_on_signals();
+    let begin = Instant::now();
+    let mut live = Live::start(boot, options, output)?;
+    let header = complete(header, &live.info());
+    let mut writer = match &args.save {
+        Some(path) => Some(TraceWriter::create(path, &header, WriteOptions::LIVE)?),
+        None => None,
+    };
+    let result = record(&mut live, writer.as_mut(), &stop, args.quiet);
+    let (summary, agreement) = (live.summary().clone(), live.agreement().cloned());
+    let status = live.outcome().map(|o| o.status);
+    let processor = live.outcome().and_then(|o| o.cpu);
+    drop(live);
+    let mut size = None;
+    if let Some(writer) = writer {
+        let written = writer.finish(trace_summary(&summary, status))?;
+        size = Some(written.bytes);
+    }
+    let report = Report {
+        summary,
+        agreement,
+        status,
+        size,
+        seconds: begin.elapsed().as_secs_f64(),
+        processor: processor.map(|p| p.as_secs_f64()),
+    };
+    match args.format {
+        Format::Json => println!("{}", serde_json::to_string_pretty(&report.json(&header)?)?),
+        _ if !args.quiet => eprint!("{}", report.text(args.save.as_deref())),
+        _ => {}
+    }
+    result?;
+    if let Some(a) = &report.agreement
+        && a.different + if args.vcpus == 1 { a.not_mapped } else { 0 } > 0
+    {
+        bail!("the check found disagreements with QEMU: the recording cannot be trusted");
+    }
+    Ok(ExitCode::from(report.status.unwrap_or(2)))
+}
+
+/// Writes everything that comes, until the guest has ended.
+fn record(
+    live: &mut Live,
+    mut writer: Option<&mut TraceWriter<std::fs::File>>,
+    stop: &AtomicBool,
+    quiet: bool,
+) -> Result<()> {
+    let meter = Meter::new(&live.info(), quiet);
+    let mut batch = Batch::default();
+    loop {
+        if stop.load(Ordering::Relaxed) {
+            meter.done();
+            bail!("interrupted: what was recorded up to here is kept");
+        }
+        if !live.next_batch(&mut batch)? {
+            meter.done();
+            return Ok(());
+        }
+        if let Some(writer) = &mut writer {
+            writer.write(&batch)?;
+        }
+        let accesses = live.position();
+        meter.show(Progress { accesses, position: accesses });
+    }
+}
+
+/// What the trace says of itself.
+fn header(boot: &Boot, options: LiveOptions, args: &CaptureArgs) -> Header {
+    let guest = boot.guest();
+    let (major, minor) = nestwalk_capture::qemu_version(&guest.qemu).unwrap_or_default();
+    let because = guest::irreproducible(boot, options);
+    Header {
+        command: guest.command.iter().map(|w| w.to_string_lossy().into_owned()).collect(),
+        kernel: boot.kernel().release.clone(),
+        cpu: nestwalk_capture::CPU.into(),
+        qemu: format!("{major}.{minor}"),
+        thp: guest.thp.to_string(),
+        pti: guest.pti,
+        packages: boot.packages().to_vec(),
+        seed: Some(args.seed),
+        reproducible: because.is_none(),
+        irreproducible_because: because.unwrap_or_default(),
+        boot: options.boot,
+        ..Header::default()
+    }
+}
+
+/// Adds what the stream says.
+fn complete(header: Header, info: &SourceInfo) -> Header {
+    let stream = Header::of(info);
+    Header {
+        command: header.command,
+        kernel: header.kernel,
+        cpu: header.cpu,
+        qemu: header.qemu,
+        thp: header.thp,
+        pti: header.pti,
+        packages: header.packages,
+        seed: header.seed,
+        reproducible: header.reproducible,
+        irreproducible_because: header.irreproducible_because,
+        boot: header.boot,
+        ..stream
+    }
+}
+
+fn trace_summary(summary: &Summary, status: Option<u8>) -> trace::Summary {
+    let not_seen: BTreeMap<String, u64> =
+        summary.not_seen().map(|(reason, n)| (reason.name().to_owned(), n)).collect();
+    let counts = [
+        ("fetches", summary.fetches),
+        ("kernel_accesses", summary.kernel),
+        ("table_writes", summary.table_writes),
+        ("page_faults", summary.faults),
+        ("cr3_loads", summary.cr3_loads),
+    ];
+    trace::Summary {
+        exit_status: status.map(i32::from),
+        dropped: not_seen,
+        counts: counts.map(|(name, n)| (name.to_owned(), n)).into(),
+        notes: Vec::new(),
+    }
+}
+
+/// What is said at the end.
+struct Report {
+    summary: Summary,
+    agreement: Option<Agreement>,
+    status: Option<u8>,
+    size: Option<u64>,
+    seconds: f64,
+    processor: Option<f64>,
+}
+
+impl Report {
+    fn text(&self, saved: Option<&Path>) -> String {
+        let s = &self.summary;
+        let mut out = String::new();
+        match self.status {
+            Some(status) => out += &format!("command  exit status {status}\n"),
+            None => out += "command  did not come to its end\n",
+        }
+        out += &format!(
+            "recorded {} accesses ({} fetches, {} by the kernel), {} instructions, in {} runs\n",
+            count(s.accesses),
+            count(s.fetches),
+            count(s.kernel),
+            count(s.instructions),
+            count(s.runs),
+        );
+        out += &format!(
+            "         {} table writes, {} page faults, {} CR3 loads\n",
+            count(s.table_writes),
+            count(s.faults),
+            count(s.cr3_loads),
+        );
+        for (reason, n) in s.not_seen() {
+            out += &format!("not seen {} accesses: {}\n", count(n), reason.name());
+        }
+        if let Some(a) = &self.agreement {
+            out += &format!(
+                "check    {} translations compared with QEMU's: {} different, {} not mapped\n",
+                count(a.compared),
+                count(a.different),
+                count(a.not_mapped),
+            );
+            for example in &a.examples {
+                out += &format!("         {example}\n");
+            }
+        }
+        if let (Some(path), Some(size)) = (saved, self.size) {
+            out += &format!("trace    {}: {}\n", path.display(), bytes(size));
+        }
+        out += &format!(
+            "time     {:.1} s, QEMU's processor time {} s\n",
+            self.seconds,
+            self.processor.map_or_else(|| "unknown".into(), |p| format!("{p:.1}")),
+        );
+        out
+    }
+
+    fn json(&self, header: &Header) -> Result<Value> {
+        let s = &self.summary;
+        let not_seen: serde_json::Map<String, Value> =
+            s.not_seen().map(|(r, n)| (r.name().to_owned(), n.into())).collect();
+        Ok(json!({
+            "header": serde_json::to_value(header).context("the header")?,
+            "exit_status": self.status,
+            "accesses": s.accesses,
+            "fetches": s.fetches,
+            "kernel_accesses": s.kernel,
+            "instructions": s.instructions,
+            "runs": s.runs,
+            "table_writes": s.table_writes,
+            "page_faults": s.faults,
+            "cr3_loads": s.cr3_loads,
+            "not_seen": not_seen,
+            "waits": s.waits,
+            "check": self.agreement.as_ref().map(|a| json!({
+                "compared": a.compared,
+                "different": a.different,
+                "not_mapped": a.not_mapped,
+                "examples": a.examples,
+            })),
+            "trace_bytes": self.size,
+            "seconds": self.seconds,
+            "qemu_processor_seconds": self.processor,
+        }))
+    }
+}
