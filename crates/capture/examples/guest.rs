@@ -1,14 +1,15 @@
 //! Runs a command in a guest without a plugin, to see what the guest itself costs.
 //!
-//! `cargo run --release -p nestwalk-capture --example guest -- [--prepare] [--memory MIB]
-//! [--vcpus N] [--package NAME]… [--include DIR] [--] COMMAND…`
+//! `cargo run --release -p nestwalk-capture --example guest -- [--memory MIB]
+//! [--vcpus N] [--package NAME]… [--include DIR] [--clock] [--] COMMAND…`; `--clock` has the guest's
+//! clock follow the host's instead of counting instructions
 
 use std::error::Error;
 use std::io;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use nestwalk_capture::{Cache, Guest, prepare};
+use nestwalk_capture::{Cache, Guest};
 
 fn main() {
     match run() {
@@ -22,13 +23,11 @@ fn main() {
 
 fn run() -> Result<u8, Box<dyn Error>> {
     let mut guest = Guest::new(Vec::new());
-    let mut only_prepare = false;
     let mut words = std::env::args_os().skip(1);
     while let Some(word) = words.next() {
         let mut value =
             || words.next().and_then(|v| v.into_string().ok()).ok_or("a value is missing");
         match word.to_str() {
-            Some("--prepare") => only_prepare = true,
             Some("--memory") => guest.memory_bytes = value()?.parse::<u64>()? << 20,
             Some("--vcpus") => guest.vcpus = value()?.parse()?,
             Some("--package") => guest.packages.push(value()?),
@@ -43,10 +42,6 @@ fn run() -> Result<u8, Box<dyn Error>> {
     }
     let cache = Cache::locate()?;
     let mut say = |what: &str| eprintln!("{what}");
-    if only_prepare {
-        prepare(&cache, &guest.qemu, &guest.packages, &mut say)?;
-        return Ok(0);
-    }
     let start = Instant::now();
     let boot = guest.boot(&cache, &mut say)?;
     let made = start.elapsed();

@@ -16,6 +16,10 @@ use crate::error::{At, GuestError};
 /// How old apt's lists may be before they are fetched again, when something must be downloaded.
 const LISTS_STALE_AFTER: Duration = Duration::from_secs(24 * 3600);
 
+/// How much of a failed command an error quotes: words of its line, and messages.
+const WORDS_QUOTED: usize = 8;
+const MESSAGES_QUOTED: usize = 3;
+
 /// A package as apt resolved it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Package {
@@ -61,7 +65,16 @@ impl<'a> Apt<'a> {
             return Ok(());
         }
         say("fetching Debian's lists of packages");
-        self.run(self.command("apt-get", &["update"]))?;
+        let update = self.command("apt-get", &["update"]);
+        let said = output(update)?;
+        // apt does not call it a failure if it can reach no archive.
+        let lists = self.state.join("lists");
+        let mut names = fs::read_dir(&lists).at("list", &lists)?.flatten();
+        if !names.any(|entry| entry.file_name().to_string_lossy().contains("_Packages")) {
+            let message =
+                last_words(&said.stderr).unwrap_or("no archive could be reached".to_owned());
+            return Err(GuestError::Tool { command: "apt-get update".to_owned(), message });
+        }
         fs::write(&stamp, "").at("create", &stamp)
     }
 
@@ -69,7 +82,12 @@ impl<'a> Apt<'a> {
     pub fn resolve(&self, packages: &[String]) -> Result<Vec<Package>, GuestError> {
         let mut command = self.command("apt-get", &["--simulate", "install"]);
         command.args(packages);
-        let listing = self.run(command)?;
+        let listing = self.run(command).map_err(|error| match error {
+            GuestError::Tool { message, .. } if message.contains("Unable to locate package") => {
+                GuestError::Refused(message.replace("Unable to locate", "there is no Debian"))
+            }
+            other => other,
+        })?;
         Ok(listing.lines().filter_map(parse_simulated).collect())
     }
 
@@ -207,18 +225,22 @@ fn output_fed(mut command: Command) -> Result<Output, GuestError> {
     if output.status.success() {
         return Ok(output);
     }
-    let said = String::from_utf8_lossy(&output.stderr);
-    let mut lines: Vec<_> = said
-        .lines()
-        .filter(|line| !line.starts_with("W:"))
-        .map(|line| line.trim_start_matches("E: ").trim())
-        .filter(|line| !line.is_empty())
-        .collect();
-    let status = output.status.to_string();
-    if lines.is_empty() {
-        lines.push(&status);
+    let message = last_words(&output.stderr).unwrap_or_else(|| output.status.to_string());
+    Err(GuestError::Tool { command: in_short(&command), message })
+}
+
+/// The errors among a program's messages, or else its first warning or its last message.
+fn last_words(messages: &[u8]) -> Option<String> {
+    let text = String::from_utf8_lossy(messages);
+    let mut errors: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("E: ")).collect();
+    errors.dedup();
+    errors.truncate(MESSAGES_QUOTED);
+    if errors.is_empty() {
+        let warning = text.lines().find_map(|line| line.strip_prefix("W: "));
+        let last = || text.lines().map(str::trim).rfind(|line| !line.is_empty());
+        errors.extend(warning.or_else(last));
     }
-    Err(GuestError::Tool { command: in_short(&command), message: lines.join("; ") })
+    (!errors.is_empty()).then(|| errors.join("; "))
 }
 
 /// The program and its arguments but for the options of its state.
@@ -231,6 +253,10 @@ fn in_short(command: &Command) -> String {
         } else {
             words.push(argument.to_string_lossy().into_owned());
         }
+    }
+    if words.len() > WORDS_QUOTED {
+        words.truncate(WORDS_QUOTED);
+        words.push("…".to_owned());
     }
     words.join(" ")
 }
@@ -247,4 +273,53 @@ fn spawn_error(command: &Command, error: io::Error) -> GuestError {
         return GuestError::Missing { piece: program, command };
     }
     GuestError::Tool { command: program, message: error.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn package(name: &str, version: &str, architecture: &str) -> Package {
+        let owned = str::to_owned;
+        Package { name: owned(name), version: owned(version), architecture: owned(architecture) }
+    }
+
+    /// Lines that apt of Debian 12 printed.
+    #[test]
+    fn simulated_installations_are_read() {
+        let parsed = |line| parse_simulated(line);
+        let gmp = package("libgmp10", "2:6.2.1+dfsg1-1.1", "amd64");
+        assert_eq!(
+            parsed("Inst libgmp10 (2:6.2.1+dfsg1-1.1 Debian:12.15/oldstable [amd64])"),
+            Some(gmp.clone())
+        );
+        assert_eq!(
+            parsed("Inst libgcc-s1 (12.2.0-14+deb12u1 Debian:12.15/oldstable [amd64]) []"),
+            Some(package("libgcc-s1", "12.2.0-14+deb12u1", "amd64"))
+        );
+        assert_eq!(
+            parsed("Inst adduser (3.134 Debian:12.15/oldstable [all]) [perl:amd64 ]"),
+            Some(package("adduser", "3.134", "all"))
+        );
+        assert_eq!(parsed("Conf adduser (3.134 Debian:12.15/oldstable [all])"), None);
+        assert_eq!(parsed("The following NEW packages will be installed:"), None);
+        assert_eq!(gmp.file_name(), "libgmp10_2%3a6.2.1+dfsg1-1.1_amd64.deb");
+    }
+
+    #[test]
+    fn of_many_messages_the_errors_are_quoted() {
+        let said = |text: &str| last_words(text.as_bytes());
+        let text = "W: skipped\nE: Unable to locate package x\nE: Unable to locate package x\n";
+        assert_eq!(said(text).as_deref(), Some("Unable to locate package x"));
+        assert_eq!(said("reading\nW: no network\nW: old lists\n").as_deref(), Some("no network"));
+        assert_eq!(said("tar: one\ntar: two\n\n").as_deref(), Some("tar: two"));
+        assert_eq!(said(""), None);
+    }
+
+    #[test]
+    fn a_failed_command_is_quoted_without_its_options() {
+        let mut command = Command::new("apt-get");
+        command.args(["-o", "Dir::State=/x", "-q", "download"]).args((0..9).map(|n| n.to_string()));
+        assert_eq!(in_short(&command), "apt-get -q download 0 1 2 3 4 …");
+    }
 }

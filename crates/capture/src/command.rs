@@ -11,6 +11,7 @@ use crate::cache::Cache;
 use crate::elf;
 use crate::error::{At, GuestError};
 use crate::pieces::Busybox;
+use crate::programs;
 use crate::userland::{self, Userland};
 
 /// The directory in which the command runs, with what was included.
@@ -59,9 +60,9 @@ pub(crate) struct Plan {
     pub files: BTreeMap<Vec<u8>, PathBuf>,
 }
 
-/// Finds the command's program, in this order: in the packages that were asked for, in the package
-/// that is known for it, in busybox, in a package of its own name. With a slash in its name, it is
-/// a file: included, of the current directory, of the guest or of the host.
+/// Finds the command's program, in this order: in the packages that were asked for and the one that
+/// is known for it, in busybox, in a package of its own name. With a slash in its name, it is a
+/// file: included, of the current directory, of the guest or of the host.
 ///
 /// # Errors
 /// If there is no such program anywhere, or it could not run in the guest.
@@ -78,21 +79,21 @@ pub(crate) fn plan(
     };
     let mut packages: BTreeSet<String> = packages.iter().cloned().collect();
     let files = named_files(&command[1..], include)?;
+    let text = name.to_string_lossy();
+    if let Some((_, known)) = PACKAGES.iter().find(|(program, _)| *program == text) {
+        packages.extend(known.iter().map(|&package| package.to_owned()));
+    }
     let userland = userland::of(cache, &packages, say)?;
     if name.as_bytes().contains(&b'/') {
         return plan_path(name, userland, files, include, busybox);
     }
-    if let Some(program) = find(name.as_bytes(), &userland.contents) {
+    let here = find(name.as_bytes(), &userland.contents);
+    let ours = BTreeSet::from([programs::MARKER_PATH.as_bytes().to_vec()]);
+    let here = here.or_else(|| find(name.as_bytes(), &ours));
+    if let Some(program) = here.or_else(|| find(name.as_bytes(), &busybox.applets)) {
         return Ok(Plan { program, userland, files });
     }
-    let text = name.to_string_lossy();
-    if let Some((_, known)) = PACKAGES.iter().find(|(program, _)| *program == text) {
-        packages.extend(known.iter().map(|&package| package.to_owned()));
-    } else if let Some(program) = find(name.as_bytes(), &busybox.applets) {
-        return Ok(Plan { program, userland, files });
-    } else {
-        packages.insert(text.clone().into_owned());
-    }
+    packages.insert(text.clone().into_owned());
     let advice = |reason: String| {
         GuestError::Refused(format!(
             "no program {text:?} for the guest ({reason}); say which Debian package has it with \
@@ -100,7 +101,6 @@ pub(crate) fn plan(
         ))
     };
     let userland = userland::of(cache, &packages, say).map_err(|error| match error {
-        GuestError::Tool { message, .. } => advice(message),
         GuestError::Refused(message) => advice(message),
         other => other,
     })?;

@@ -54,7 +54,8 @@ pub struct Guest {
     pub thp: Thp,
     /// Page-table isolation: the kernel has tables of its own and changes CR3 at each entry.
     pub pti: bool,
-    /// Random placement of kernel and programs in their address spaces.
+    /// Random placement of programs in their address spaces. The kernel's own place is fixed: its
+    /// decompressor, which is not run, would choose it.
     pub aslr: bool,
     /// What the kernel does about processors that leak, other than page-table isolation.
     pub mitigations: bool,
@@ -95,8 +96,8 @@ impl Guest {
 
     /// Makes the guest ready: finds its pieces, builds its root file system.
     ///
-    /// A program without a slash in its name is taken from `packages`, from the package known for
-    /// it, from busybox, or from the package of its own name, in this order. One with a slash is a
+    /// A program without a slash in its name is taken from `packages` and the package known for it,
+    /// from busybox, or from the package of its own name, in this order. One with a slash is a
     /// file: of `include`, the current directory, or by its full path of the guest or the host.
     /// Files of the current directory that the arguments name are copied into the guest. Packages
     /// that are not in the cache are downloaded; `say` is told what takes time.

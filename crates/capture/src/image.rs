@@ -146,7 +146,7 @@ pub(crate) fn write(
         overlay.copy(name, host)?;
     }
     overlay.text(&format!("{OURS}/run"), 0o755, programs::launcher());
-    overlay.text("usr/bin/nestwalk-mark", 0o755, programs::marker());
+    overlay.text(programs::MARKER_PATH, 0o755, programs::marker());
     overlay.text("init", 0o755, init);
 
     let mut file = File::create(path).at("create", path)?;

@@ -14,7 +14,8 @@ pub(crate) const OURS: &str = "nestwalk";
 ///
 /// The second port is raw, so that every byte arrives as it was written. Closing a port waits until
 /// all of it is out. Ports are opened before the command starts, and the launcher executes the
-/// marks, so that as little as possible of this script is between them.
+/// marks, so that as little as possible of this script is between them. The kernel puts parameters
+/// that it does not know into the environment, so the command's is made anew.
 pub(crate) fn script(command: &[OsString], program: &[u8], thp: Thp) -> Vec<u8> {
     let mut words = Vec::new();
     for word in std::iter::once(program).chain(command.iter().map(|word| word.as_bytes())) {
@@ -25,7 +26,6 @@ pub(crate) fn script(command: &[OsString], program: &[u8], thp: Thp) -> Vec<u8> 
     let before = format!(
         "#!{busybox} sh
 b={busybox}
-export PATH={PATH} HOME=/root LANG=C TERM=dumb SHELL=/bin/sh USER=root
 $b mount -t proc proc /proc
 $b mount -t sysfs sysfs /sys
 $b mount -t devtmpfs devtmpfs /dev
@@ -39,7 +39,7 @@ exec 3<>/dev/ttyS1 4<>/dev/ttyS2
 $b stty raw -echo <&3
 $b stty raw -echo <&4
 cd {WORK}
-/{OURS}/run"
+$b env -i PATH={PATH} HOME=/root PWD={WORK} LANG=C TERM=dumb SHELL=/bin/sh USER=root /{OURS}/run"
     );
     let after = " </dev/null >&3 2>&1 3<&- 4<&-
 status=$?
@@ -61,4 +61,22 @@ fn quote(word: &[u8], into: &mut Vec<u8>) {
         }
     }
     into.push(b'\'');
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::Command;
+
+    /// A real shell reads the words back.
+    #[test]
+    fn words_survive_the_shell() {
+        for word in ["", "plain", "it's", "''", "a b\n\tc", "$HOME `id` \\ \" * ~ # !", "-n"] {
+            let mut quoted = Vec::new();
+            quote(word.as_bytes(), &mut quoted);
+            let script = format!("printf %s {}", String::from_utf8(quoted).unwrap());
+            let output = Command::new("sh").args(["-c", &script]).output().unwrap();
+            assert_eq!(String::from_utf8(output.stdout).unwrap(), word);
+        }
+    }
 }

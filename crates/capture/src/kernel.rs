@@ -50,7 +50,7 @@ pub fn unpack(path: &Path) -> Result<Vec<u8>, GuestError> {
 fn payload(file: &[u8]) -> Result<&[u8], String> {
     const SECTOR_BYTES: u64 = 512;
     let field = |at| elf::number::<4>(file, at).unwrap_or(0);
-    if elf::bytes(file, 0x202, 4) != Some(b"HdrS") && elf::bytes(file, 0x202, 4).is_some() {
+    if elf::bytes(file, 0x202, 4) != Some(b"HdrS") {
         return Err("is not a Linux kernel: no \"HdrS\" at byte 0x202".to_owned());
     }
     // Versions before 2.08 have no payload fields.

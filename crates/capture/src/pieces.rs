@@ -154,8 +154,10 @@ pub(crate) fn busybox(cache: &Cache) -> Result<Busybox, GuestError> {
     }
     let applets = place.join("applets");
     let applets = fs::read(&applets).at("read", &applets)?;
-    let applets = applets.split(|&b| b == b'\n').filter(|line| !line.is_empty());
-    Ok(Busybox { path: place.join("busybox"), applets: applets.map(userland::merged).collect() })
+    // All but "linuxrc", the name of an older kind of init.
+    let applets = applets.split(|&b| b == b'\n').map(userland::merged);
+    let applets = applets.filter(|path| path.starts_with(b"usr/")).collect();
+    Ok(Busybox { path: place.join("busybox"), applets })
 }
 
 fn get_busybox(cache: &Cache, say: &mut dyn FnMut(&str)) -> Result<(), GuestError> {

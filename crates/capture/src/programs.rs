@@ -14,6 +14,9 @@ pub const MARK_REGION: u8 = 3;
 /// The largest mark.
 pub const MARK_MAX: u8 = 9;
 
+/// Where the marker is in a guest, without the leading slash.
+pub(crate) const MARKER_PATH: &str = "usr/bin/nestwalk-mark";
+
 /// The instruction of mark `number`: `nopl 0xF5A000NN(%rax)` (Intel SDM volume 2B, NOP, `0F 1F /0`).
 #[must_use]
 pub fn mark_instruction(number: u8) -> [u8; 7] {

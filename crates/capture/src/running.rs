@@ -166,8 +166,11 @@ impl Running {
 
     fn died(&self) -> GuestError {
         let (messages, console) = (self.messages(), self.console());
+        // "[    1.117] Kernel panic - not syncing: Attempted to kill init!"
+        let panic =
+            console.lines().find_map(|line| line.split_once("Kernel panic - not syncing: "));
         let reason = match self.ended {
-            _ if console.contains("Kernel panic") => "its kernel panicked".to_owned(),
+            _ if let Some((_, why)) = panic => format!("its kernel panicked ({why})"),
             Some(status) if !status.success() => format!("QEMU ended with {status}"),
             _ => "it was switched off".to_owned(),
         };

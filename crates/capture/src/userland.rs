@@ -107,7 +107,7 @@ pub(crate) fn of(
         let _lock = cache.lock()?;
         // Another process may have made it while this one waited.
         if !place.exists() {
-            build(cache, packages, &sets, &place, say)?;
+            build(cache, packages, &sets, &place, say).map_err(|e| not_downloaded(packages, e))?;
         }
     }
     let read = |name| {
@@ -127,6 +127,19 @@ pub(crate) fn of(
         contents: lines(read("contents")?).into_iter().collect(),
         versions: versions.iter().map(|v| String::from_utf8_lossy(v).into_owned()).collect(),
     })
+}
+
+/// What to do about packages that could not be downloaded.
+fn not_downloaded(packages: &BTreeSet<String>, error: GuestError) -> GuestError {
+    let GuestError::Tool { command, message } = error else { return error };
+    if !command.starts_with("apt-get") {
+        return GuestError::Tool { command, message };
+    }
+    let names = |with| packages.iter().map(String::as_str).collect::<Vec<_>>().join(with);
+    GuestError::Missing {
+        piece: format!("package {} ({command}: {message})", names(", ")),
+        command: format!("scripts/guest {}", names(" ")),
+    }
 }
 
 /// Debian Policy, section 5.6.1: what a package may be called.
@@ -278,4 +291,42 @@ pub(crate) fn merged(path: &[u8]) -> Vec<u8> {
     let mut parts = if moved { vec![&b"usr"[..]] } else { Vec::new() };
     parts.extend(path);
     parts.join(&b'/')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_those_of_a_merged_usr() {
+        let text = |path: &str| String::from_utf8(merged(path.as_bytes())).unwrap();
+        assert_eq!(text("/bin/sh"), "usr/bin/sh");
+        assert_eq!(text("/lib64/ld-linux-x86-64.so.2"), "usr/lib64/ld-linux-x86-64.so.2");
+        assert_eq!(text("/usr//bin/./perl"), "usr/bin/perl");
+        assert_eq!(text("/binary/x"), "binary/x");
+        assert_eq!(text("linuxrc"), "linuxrc");
+        assert_eq!(text(""), "");
+    }
+
+    #[test]
+    fn names_of_packages_are_checked() {
+        for good in ["gcc", "g++", "libc6-dev", "python3.11", "0ad"] {
+            assert!(check_name(good).is_ok(), "{good}");
+        }
+        for bad in ["", "a", "-o", "--foo", "Gcc", "gcc/sid", "gcc=1", "gcc:i386", "x y", "+a"] {
+            assert!(check_name(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn sets_have_keys_of_their_own_and_of_bounded_length() {
+        let set = |names: &[&str]| key(&names.iter().map(|&name| name.to_owned()).collect());
+        assert!(set(&["gcc", "libc6-dev"]).starts_with("gcc_libc6-dev_"));
+        assert_eq!(set(&["b2", "a1"]), set(&["a1", "b2"]));
+        assert_ne!(set(&["a1", "b2"]), set(&["a1", "b3"]));
+        let many: Vec<String> = (0..200).map(|n| format!("package{n}")).collect();
+        let names: Vec<&str> = many.iter().map(String::as_str).collect();
+        assert!(set(&names).len() < 200);
+        assert_ne!(set(&names), set(&names[..199]));
+    }
 }
