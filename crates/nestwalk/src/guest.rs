@@ -19,7 +19,12 @@ impl From<ThpArg> for Thp {
 
 /// What is recorded of it.
 pub const fn options(args: &GuestArgs) -> LiveOptions {
-    LiveOptions { boot: args.boot, check: args.check, filter: !args.no_filter }
+    LiveOptions {
+        boot: args.boot,
+        interest: args.interest,
+        check: args.check,
+        filter: !args.no_filter,
+    }
 }
 
 /// Makes the guest ready: finds its pieces and builds its root file system.

@@ -95,7 +95,7 @@ fn install(info: &ffi::Info, arguments: &[String]) -> Result<(), String> {
         tables: Mutex::new(Tables::new()),
         recording: AtomicBool::new(false),
         started: AtomicBool::new(false),
-        moment: AtomicU64::new(0),
+        tables_made: AtomicU64::new(0),
         idt: AtomicU64::new(0),
         fault_entry: AtomicU64::new(u64::MAX),
         vcpus: info.vcpus.max(1) as u32,

@@ -4,7 +4,7 @@ use crate::ram::Ram;
 use crate::tables::{Levels, Tables};
 use nestwalk_wire::{FilterConfig, Rings};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64};
 
 /// What the simulator asked for, from the plugin's arguments.
 #[derive(Clone, Debug)]
@@ -17,6 +17,8 @@ pub struct Options {
     pub low: u64,
     /// Recording begins with the first CR3 load, not with the command.
     pub boot: bool,
+    /// Recording begins with the program's mark of its region of interest.
+    pub interest: bool,
     /// QEMU's translation goes with every record.
     pub check: bool,
     /// The filters for data and for fetches.
@@ -44,6 +46,7 @@ impl Options {
             ram: String::new(),
             low: u64::MAX,
             boot: false,
+            interest: false,
             check: false,
             filters: [nestwalk_wire::DATA, nestwalk_wire::FETCH],
             task: None,
@@ -58,6 +61,7 @@ impl Options {
                 "ram" => options.ram = value.into(),
                 "low" => options.low = number()?,
                 "boot" => options.boot = value == "on",
+                "interest" => options.interest = value == "on",
                 "check" => options.check = value == "on",
                 "filter" if value == "runs" => options.filters = [FilterConfig::RUNS; 2],
                 "filter" if value == "sets" => {}
@@ -88,18 +92,11 @@ pub struct Guest {
     pub recording: AtomicBool,
     /// A vCPU has begun.
     pub started: AtomicBool,
-    /// See [`nestwalk_wire::Merge`].
-    pub moment: AtomicU64,
+    /// Grows when a frame becomes a table: what a filter holds of it as a page to store to is wrong.
+    pub tables_made: AtomicU64,
     /// Address of the interrupt descriptor table.
     pub idt: AtomicU64,
     /// gPA of the first instruction of the page-fault handler.
     pub fault_entry: AtomicU64,
     pub vcpus: u32,
-}
-
-impl Guest {
-    /// A new moment: what is said next happened after everything before.
-    pub fn next_moment(&self) -> u64 {
-        self.moment.fetch_add(1, Ordering::AcqRel) + 1
-    }
 }

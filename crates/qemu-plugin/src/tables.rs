@@ -30,6 +30,8 @@ pub struct Tables {
     parents: BTreeMap<u64, u32>,
     /// Levels of the paging mode.
     top: u8,
+    /// Frames that became tables so far.
+    made: u64,
 }
 
 /// By frame: 0, the level of the table that it holds, or [`FORMER`].
@@ -57,7 +59,12 @@ impl Levels {
 
 impl Tables {
     pub const fn new() -> Self {
-        Self { upper: BTreeMap::new(), parents: BTreeMap::new(), top: 4 }
+        Self { upper: BTreeMap::new(), parents: BTreeMap::new(), top: 4, made: 0 }
+    }
+
+    /// Frames that became tables so far.
+    pub const fn made(&self) -> u64 {
+        self.made
     }
 
     /// A vCPU loads the root `new` in place of `old`: records of tables that are new come first.
@@ -93,6 +100,7 @@ impl Tables {
             return;
         }
         levels.set(gpa, level);
+        self.made += 1;
         let mut entries = Box::new([0; ENTRIES]);
         for (i, entry) in entries.iter_mut().enumerate() {
             *entry = ram.load(gpa + 8 * i as u64).unwrap_or(0);

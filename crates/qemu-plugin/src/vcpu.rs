@@ -74,6 +74,7 @@ pub struct Vcpu {
     cr4: u64,
     fault_entry: u64,
     moment: u64,
+    tables_made: u64,
     until_report: u32,
     dropped: [u64; 2],
     /// A process was switched to and has not run in user mode yet.
@@ -101,6 +102,7 @@ impl Vcpu {
             cr4: 0,
             fault_entry: u64::MAX,
             moment: 0,
+            tables_made: 0,
             until_report: REPORT,
             dropped: [0; 2],
             unnamed: true,
@@ -254,6 +256,7 @@ impl Vcpu {
             tables.stored(parts, (gpa, bytes), &mut |r| {
                 producer.push(r);
             });
+            guest.tables_made.store(tables.made(), Ordering::Release);
         });
     }
 
@@ -266,7 +269,7 @@ impl Vcpu {
             self.publish();
         }
         if guest.vcpus > 1 {
-            let moment = guest.moment.load(Ordering::Acquire);
+            let moment = guest.rings.moment();
             if moment != self.moment {
                 self.moment = moment;
                 self.data.announce_all(&mut self.producer);
@@ -310,7 +313,7 @@ impl Vcpu {
         self.code_pages = [(u64::MAX, 0); CODE_PAGES];
         self.regions = [(u64::MAX, Class::Small); REGIONS];
         if guest.vcpus > 1 {
-            self.moment = guest.next_moment();
+            self.moment = guest.rings.next_moment();
             self.producer.push(Record::control(Kind::Moment, self.moment, 1));
         }
         say(self, guest);
@@ -412,6 +415,7 @@ impl Vcpu {
                 tables.load(parts, (before, new, v.levels), &mut |r| {
                     producer.push(r);
                 });
+                guest.tables_made.store(tables.made(), Ordering::Release);
             }
             v.producer.push(Record::control(Kind::LoadCr3, value, 0));
         });
@@ -484,8 +488,9 @@ impl Vcpu {
 
     #[cold]
     fn mark(&mut self, guest: &Guest, number: u8) {
+        let first = if guest.options.interest { 3 } else { 1 };
         match number {
-            1 if !guest.options.boot => {
+            _ if number == first && !guest.options.boot && !self.on => {
                 guest.recording.store(true, Ordering::Release);
                 self.look_around(guest);
             }
@@ -515,6 +520,12 @@ impl Vcpu {
                 self.stop();
             }
         }
+        let made = guest.tables_made.load(Ordering::Acquire);
+        if made != self.tables_made {
+            // Another vCPU's store may have made a page that this one stores to a table.
+            self.tables_made = made;
+            self.data.clear(&mut self.producer);
+        }
         self.until_report -= 1;
         if self.until_report == 0 {
             self.until_report = REPORT;
@@ -525,7 +536,7 @@ impl Vcpu {
     }
 
     fn report(&mut self, guest: &Guest) {
-        let moment = guest.moment.load(Ordering::Acquire);
+        let moment = guest.rings.moment();
         self.publish();
         self.producer.reached(moment);
         if moment != self.moment {
@@ -589,6 +600,6 @@ impl Vcpu {
 
     /// The vCPU runs again.
     pub fn resume(&mut self, guest: &Guest) {
-        self.producer.reached(guest.moment.load(Ordering::Acquire));
+        self.producer.reached(guest.rings.moment());
     }
 }

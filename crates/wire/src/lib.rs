@@ -16,4 +16,4 @@ pub use record::{IMAGE_RECORDS, Kind, Record};
 pub use ring::{BLOCK, Consumer, Layout, Producer, Rings, WireError};
 
 /// Version of the records and rings. The plugin refuses to talk to a simulator of another one.
-pub const VERSION: u64 = 1;
+pub const VERSION: u64 = 2;

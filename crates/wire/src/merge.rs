@@ -69,7 +69,8 @@ impl Merge {
         }
     }
 
-    /// A vCPU says that nothing of before this moment comes any more ([`crate::Consumer::reached`]).
+    /// Nothing of before this moment comes any more from a vCPU ([`crate::Consumer::reached`], with
+    /// [`IDLE`] replaced by what the moment was before it was asked).
     pub fn reached(&mut self, vcpu: usize, moment: u64) {
         self.lines[vcpu].reached = moment;
     }

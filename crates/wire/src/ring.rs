@@ -111,13 +111,20 @@ impl Rings {
 
     /// Asks the writers to stop recording: the reader has what it wants.
     pub fn ask_to_stop(&self) {
-        if let Some(word) = self.file.word(24) {
-            word.store(1, Ordering::Release);
-        }
+        word(&self.file, STOP).store(1, Ordering::Release);
     }
     /// Whether the reader has asked to stop.
     pub fn stop_asked(&self) -> bool {
-        self.file.load(24) != 0
+        self.file.load(STOP) != 0
+    }
+
+    /// The moment that it is now ([`crate::Merge`]).
+    pub fn moment(&self) -> u64 {
+        word(&self.file, NOW).load(Ordering::Acquire)
+    }
+    /// Makes a new moment: what is said next happened after everything before.
+    pub fn next_moment(&self) -> u64 {
+        word(&self.file, NOW).fetch_add(1, Ordering::AcqRel) + 1
     }
 
     /// The writing end of a vCPU's ring.
@@ -155,6 +162,10 @@ impl Rings {
     }
 }
 
+/// The reader wants no more.
+const STOP: u64 = 24;
+/// The moment that it is now, in a cache line of its own.
+const NOW: u64 = 128;
 /// Published up to here, counted from the start.
 const WRITTEN: u64 = 0;
 /// See [`crate::Merge`].
@@ -211,7 +222,7 @@ impl Producer {
                 self.publish();
             }
             std::thread::sleep(Duration::from_micros(50));
-            if word(&self.file, 24).load(Ordering::Acquire) != 0 {
+            if word(&self.file, STOP).load(Ordering::Acquire) != 0 {
                 // Nobody reads any more: what was written may be overwritten.
                 word(&self.file, self.base + READ).store(self.next, Ordering::Release);
             }
@@ -259,7 +270,9 @@ pub struct Consumer {
 }
 
 impl Consumer {
-    /// The moment before which no more records will come. To be asked before [`Consumer::drain`].
+    /// The moment before which no more records will come, or [`crate::IDLE`]. To be asked before
+    /// [`Consumer::drain`], and after [`Rings::moment`], which is what a halted vCPU has reached: it may
+    /// run again before the others' rings are read.
     pub fn reached(&self) -> u64 {
         word(&self.file, self.base + MOMENT).load(Ordering::Acquire)
     }

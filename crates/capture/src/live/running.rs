@@ -26,6 +26,9 @@ const POWER_OFF: Duration = Duration::from_millis(20);
 pub struct LiveOptions {
     /// From the first use of page tables in the boot on, not from the command on.
     pub boot: bool,
+    /// From the marker on that the program sets where its region of interest begins, not from the
+    /// command on: `nopl 0xf5a00003(%rax)`, or `nestwalk-mark 3`.
+    pub interest: bool,
     /// QEMU's translation of each run is compared with what the stream's tables say.
     pub check: bool,
     /// Accesses that hit a filter of the size of a first-level TLB are counted in earlier runs. If not,
@@ -118,7 +121,7 @@ impl Live {
         let path = boot.shared().join("rings");
         let layout = Layout { vcpus: guest.vcpus, records: RECORDS };
         let rings = Rings::create(&path, layout).map_err(|e| refused(&e))?;
-        let stream = Stream::new(&rings, check).map_err(|e| refused(&e))?;
+        let stream = Stream::new(rings, check).map_err(|e| refused(&e))?;
         // The plugin maps the memory before QEMU has made it.
         let ram = File::create(boot.ram()).at("create", boot.ram())?;
         ram.set_len(guest.memory_bytes).at("enlarge", boot.ram())?;
@@ -169,6 +172,7 @@ fn arguments(
         ("ram".to_owned(), path(boot.ram())),
         ("low".to_owned(), crate::below_4g(boot.guest().memory_bytes).to_string()),
         ("boot".to_owned(), word(options.boot)),
+        ("interest".to_owned(), word(options.interest)),
         ("check".to_owned(), word(options.check)),
         ("filter".to_owned(), if options.filter { "sets" } else { "runs" }.to_owned()),
     ];

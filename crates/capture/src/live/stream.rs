@@ -23,6 +23,7 @@ pub enum Next {
 
 /// The stream of all vCPUs.
 pub struct Stream {
+    rings: Rings,
     consumers: Vec<Consumer>,
     /// In one order, if there are several.
     merge: Option<Merge>,
@@ -35,12 +36,13 @@ impl Stream {
     ///
     /// # Errors
     /// The rings are not those of so many vCPUs.
-    pub fn new(rings: &Rings, check: Option<Check>) -> Result<Self, WireError> {
+    pub fn new(rings: Rings, check: Option<Check>) -> Result<Self, WireError> {
         let vcpus = rings.layout().vcpus;
         let consumers: Result<Vec<_>, _> = (0..vcpus).map(|v| rings.consumer(v)).collect();
         let several = vcpus > 1;
         Ok(Self {
             consumers: consumers?,
+            rings,
             merge: several.then(|| Merge::new(vcpus as usize)),
             decoder: Decoder::new(vcpus as usize, check),
             buffer: Vec::with_capacity(2 * PIECE as usize),
@@ -106,9 +108,13 @@ impl Stream {
     fn take_merged(&mut self, batch: &mut Batch, over: bool) -> Result<bool, String> {
         let Some(merge) = &mut self.merge else { return Ok(false) };
         let mut any = false;
+        // The moment is asked before what each vCPU has reached, and that before its records.
+        let now = self.rings.moment();
         for (vcpu, consumer) in self.consumers.iter_mut().enumerate() {
-            // What it has reached is asked first: it is said after the records.
-            let reached = consumer.reached();
+            let reached = match consumer.reached() {
+                IDLE => now,
+                moment => moment,
+            };
             any |= consumer.drain(PIECE, |r| merge.take(vcpu, r));
             merge.reached(vcpu, reached);
         }
