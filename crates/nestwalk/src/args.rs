@@ -48,6 +48,9 @@ pub enum Command {
     Run(RunArgs),
     /// Show one translation, reference by reference
     Walk(WalkArgs),
+    /// Look into, check and convert traces of recorded guests
+    #[command(subcommand)]
+    Trace(TraceCommand),
     /// List schemes, page sizes, placements, profiles, workloads and patterns
     Schemes,
     /// Explain a scheme, a profile, a workload, or a field of the results
@@ -289,6 +292,102 @@ pub struct WalkArgs {
     /// How the steps are printed
     #[arg(long, value_enum, default_value_t)]
     pub format: Format,
+}
+
+const CONVERT_HELP: &str = "\
+Examples:
+  nestwalk trace convert live.nwt small.nwt --level 22
+  nestwalk trace convert gcc.nwt gcc.champsim.xz --user-only --process 87
+  nestwalk trace convert trace.champsim.xz trace.nwt
+
+To nestwalk: a trace of nestwalk is compressed again; any other is given to a modelled Linux guest with
+4 KiB pages, whose page tables, faults and invalidations become part of the trace.
+
+To champsim and lackey: one instruction for each fetch run and each data run, which accesses the run's
+first address and loads from each further cache line that it touched. Lost are: how often and when lines
+were touched again, sizes (all are 1 byte), page tables and address spaces (processes are mixed unless
+--process chooses one), and branches. Instructions that make no run are left out unless
+--all-instructions is given.";
+
+/// What is done with traces of guests.
+#[derive(Subcommand, Debug)]
+pub enum TraceCommand {
+    /// What a trace holds, and what made it
+    Info(TraceInfoArgs),
+    /// Check checksums, order, totals, and that every access has a mapping in the recorded page tables
+    Verify(TraceVerifyArgs),
+    /// Compress again, cut, and convert from and to other formats
+    #[command(after_help = CONVERT_HELP)]
+    Convert(Box<TraceConvertArgs>),
+}
+
+/// Options of `trace info`.
+#[derive(ClapArgs, Debug, Clone)]
+pub struct TraceInfoArgs {
+    /// A trace of nestwalk
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// How it is printed: table or json
+    #[arg(long, value_enum, default_value_t)]
+    pub format: Format,
+}
+
+/// Options of `trace verify`.
+#[derive(ClapArgs, Debug, Clone)]
+pub struct TraceVerifyArgs {
+    /// A trace of nestwalk
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// How the verdict is printed: table or json
+    #[arg(long, value_enum, default_value_t)]
+    pub format: Format,
+    /// No progress on standard error
+    #[arg(long, short)]
+    pub quiet: bool,
+}
+
+/// Options of `trace convert`.
+#[derive(ClapArgs, Debug, Clone)]
+pub struct TraceConvertArgs {
+    /// The trace to read: of nestwalk, or any that `compare` reads
+    #[arg(value_name = "IN")]
+    pub input: PathBuf,
+    /// The trace to write: .nwt, .champsim or .lackey; the latter two may end with .gz, .xz or .zst
+    #[arg(value_name = "OUT")]
+    pub output: PathBuf,
+    /// Format of OUT, instead of telling it by the name: nestwalk, champsim, lackey
+    #[arg(long, value_name = "FORMAT")]
+    pub to: Option<String>,
+    /// Format of IN, instead of telling it by the contents
+    #[arg(long, value_name = "FORMAT")]
+    pub trace_format: Option<String>,
+    /// Only so many accesses from the beginning of the region of interest, rounded up to a whole run
+    #[arg(long, value_name = "COUNT")]
+    pub accesses: Option<String>,
+    /// To nestwalk: level of compression, 1 to 22 [default: 19]
+    #[arg(long, value_parser = clap::value_parser!(i32).range(1..=22))]
+    pub level: Option<i32>,
+    /// To nestwalk: keep the lowest 6 bits of addresses, if IN has them
+    #[arg(long)]
+    pub whole_addresses: bool,
+    /// To nestwalk from other formats: memory of the modelled guest
+    #[arg(long, value_name = "BYTES", default_value = "16GiB")]
+    pub guest_memory: String,
+    /// To other formats: leave out the kernel
+    #[arg(long)]
+    pub user_only: bool,
+    /// To other formats: only the process of this number
+    #[arg(long, value_name = "PID")]
+    pub process: Option<u32>,
+    /// To other formats: the vCPU, if there are several
+    #[arg(long, value_name = "N")]
+    pub vcpu: Option<u8>,
+    /// To other formats: as many instructions as were retired, not only those of runs
+    #[arg(long)]
+    pub all_instructions: bool,
+    /// No progress on standard error
+    #[arg(long, short)]
+    pub quiet: bool,
 }
 
 /// Options of `explain`.

@@ -25,6 +25,7 @@ fn main() -> ExitCode {
         Command::Compare(options) => commands::compare::compare(&options),
         Command::Run(options) => commands::compare::run(&options),
         Command::Walk(options) => commands::walk::walk(&options),
+        Command::Trace(command) => commands::trace::trace(&command),
         Command::Schemes => commands::explain::schemes(),
         Command::Explain(options) => commands::explain::explain(&options),
         Command::Bench(options) => commands::bench::bench(&options),

@@ -36,6 +36,15 @@ impl Compression {
             _ => Self::None,
         }
     }
+    /// What files with this ending are compressed with, if they are.
+    pub(crate) fn by_extension(extension: &str) -> Option<Self> {
+        match extension {
+            "gz" => Some(Self::Gzip),
+            "xz" => Some(Self::Xz),
+            "zst" => Some(Self::Zstd),
+            _ => None,
+        }
+    }
     fn name(self) -> &'static str {
         match self {
             Self::None => "file",

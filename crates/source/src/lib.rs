@@ -10,6 +10,7 @@ mod bytes;
 pub mod champsim;
 mod decoder;
 pub mod drmemtrace;
+mod export;
 mod first_touch;
 mod input;
 pub mod lackey;
@@ -21,6 +22,7 @@ pub mod trace;
 #[doc(hidden)]
 pub mod fuzzing;
 
+pub use export::{ExportOptions, Exported, Exporter};
 pub use first_touch::FirstTouch;
 pub use input::{Format, open, open_on};
 pub use lackey::{Lackey, LackeyStats, RunOptions};

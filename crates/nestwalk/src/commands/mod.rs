@@ -4,4 +4,5 @@ pub mod bench;
 pub mod capture;
 pub mod compare;
 pub mod explain;
+pub mod trace;
 pub mod walk;

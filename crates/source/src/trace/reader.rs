@@ -115,10 +115,6 @@ impl<R: Read + Seek> TraceReader<R> {
     pub const fn extent(&self) -> Extent {
         self.position
     }
-    /// Number of the chunk that is read, from 0.
-    pub const fn chunk(&self) -> usize {
-        if self.decoder.is_some() { self.next - 1 } else { self.next }
-    }
 
     /// The index at the end; `None` if it is not there, or not whole.
     fn read_end(&mut self) -> Option<End> {
@@ -282,27 +278,46 @@ impl<R: Read + Seek> TraceReader<R> {
         Ok(Some((info, payload)))
     }
 
-    fn try_batch(&mut self, batch: &mut Batch) -> Result<bool, String> {
+    /// As [`Source::next_batch`], but `false` at the end of each chunk: the next call begins the next
+    /// one. So whoever counts chunks knows which one a batch is of.
+    ///
+    /// # Errors
+    /// As [`Source::next_batch`].
+    pub fn next_batch_of_chunk(&mut self, batch: &mut Batch) -> Result<bool, SourceError> {
+        let result = self.try_batch_of_chunk(batch);
+        self.deliver(batch, result)
+    }
+
+    fn try_batch_of_chunk(&mut self, batch: &mut Batch) -> Result<bool, String> {
         if let Some(message) = &self.failed {
             return Err(message.clone());
         }
-        loop {
-            if self.decoder.is_none() {
-                let Some((info, payload)) = self.next_payload()? else { return Ok(false) };
-                let decoder = Decoder::new(&payload, self.header.line_addresses);
-                let wrong = |what: String| self.at_chunk(self.next - 1, info.offset, &what);
-                self.decoder = Some(decoder.map_err(wrong)?);
-            }
-            let Some(decoder) = self.decoder.as_mut() else { return Ok(false) };
-            let info = self.chunks[self.next - 1];
-            let more = decoder.next_batch(batch);
-            self.position = info.first.plus(decoder.done());
-            match more {
-                Ok(true) => return Ok(true),
-                Ok(false) => self.decoder = None,
-                Err(what) => return Err(self.at_chunk(self.next - 1, info.offset, &what)),
-            }
+        if self.decoder.is_none() {
+            let Some((info, payload)) = self.next_payload()? else { return Ok(false) };
+            let decoder = Decoder::new(&payload, self.header.line_addresses);
+            let wrong = |what: String| self.at_chunk(self.next - 1, info.offset, &what);
+            self.decoder = Some(decoder.map_err(wrong)?);
         }
+        let Some(decoder) = self.decoder.as_mut() else { return Ok(false) };
+        let info = self.chunks[self.next - 1];
+        let more = decoder.next_batch(batch);
+        self.position = info.first.plus(decoder.done());
+        if !matches!(more, Ok(true)) {
+            self.decoder = None;
+        }
+        more.map_err(|what| self.at_chunk(self.next - 1, info.offset, &what))
+    }
+
+    fn deliver(
+        &mut self,
+        batch: &mut Batch,
+        result: Result<bool, String>,
+    ) -> Result<bool, SourceError> {
+        if !matches!(result, Ok(true)) {
+            batch.runs.clear();
+            batch.controls.clear();
+        }
+        result.map_err(|message| self.fail(message))
     }
 }
 
@@ -329,12 +344,14 @@ impl<R: Read + Seek + Send> Source for TraceReader<R> {
     }
 
     fn next_batch(&mut self, batch: &mut Batch) -> Result<bool, SourceError> {
-        let result = self.try_batch(batch);
-        if !matches!(result, Ok(true)) {
-            batch.runs.clear();
-            batch.controls.clear();
-        }
-        result.map_err(|message| self.fail(message))
+        let result = loop {
+            match self.try_batch_of_chunk(batch) {
+                // A chunk may be empty, and another may follow.
+                Ok(false) if self.next < self.chunks.len() || self.damage.is_some() => {}
+                result => break result,
+            }
+        };
+        self.deliver(batch, result)
     }
 
     fn position(&self) -> u64 {
