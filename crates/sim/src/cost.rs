@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! program     = instructions * base_cpi + data_exposed * (latency beyond the first level)
-//! guest OS    = faults, clears, copies, forks, execs, exits, switches * their times
+//! guest OS    = faults, clears, copies, forks, execs, exits, switches * their times, as far as the
+//!               stream does not show the guest kernel at work: `OsWork`, `PageCleared`
 //! translation = walk_exposed * (walker cycles + second-level TLB hits * l2_tlb_hit_cycles)
 //! VMM         = exits and the work behind them * their times
 //! ```
@@ -64,7 +65,7 @@ fn beyond_l1(served: &[u64; ServedBy::COUNT], profile: &Profile) -> f64 {
 fn guest_os_ns(c: &Counters, profile: &Profile) -> f64 {
     let s = &profile.software;
     let work = |w: OsWork| c.os_work[w.index()] as f64;
-    c.guest_faults as f64 * s.guest_fault_ns.value
+    work(OsWork::PageFault) * s.guest_fault_ns.value
         + (c.pages_cleared as f64 + 2.0 * work(OsWork::PageCopied)) * s.clear_page_ns.value
         + work(OsWork::Fork) * s.guest_fork_ns.value
         + work(OsWork::Exec) * s.guest_exec_ns.value

@@ -320,6 +320,17 @@ impl<S: Scheme> Machine<S> {
                 }
                 self.platform.world.guest.insert(gpa, entries.as_deref());
             }
+            Control::TableReused { vcpu, gpa } => {
+                self.known(vcpu)?;
+                self.platform.world.guest.remove(gpa);
+                self.scheme.table_reused(&mut self.platform, vcpu, gpa)?;
+            }
+            Control::Backed { start, bytes } => {
+                let counted = platform.counters.clone();
+                self.scheme.backed(&mut self.platform, start, bytes)?;
+                self.platform.counters = counted;
+            }
+            Control::Process { .. } => {}
             Control::LoadCr3 { vcpu, root, pcid, keep } => {
                 self.known(vcpu)?;
                 self.platform.counters.cr3_loads += 1;

@@ -7,7 +7,7 @@ use crate::world::World;
 use nestwalk_hw::Translation;
 use nestwalk_mm::MmError;
 use nestwalk_tables::Mode;
-use nestwalk_types::{Gpa, Gva, Invalidation, PageSize, Run, VcpuId};
+use nestwalk_types::{Address, Gpa, Gva, Invalidation, PageSize, Run, VcpuId};
 use serde::Serialize;
 use thiserror::Error;
 
@@ -193,6 +193,40 @@ pub trait Scheme: Send {
         _at: Gpa,
         _size: PageSize,
     ) -> Result<(), MachineError> {
+        Ok(())
+    }
+
+    /// The guest stored to a page that was one of its tables, and is none any more.
+    ///
+    /// # Errors
+    /// The machine cannot go on.
+    fn table_reused(
+        &mut self,
+        _platform: &mut Platform,
+        _vcpu: VcpuId,
+        _at: Gpa,
+    ) -> Result<(), MachineError> {
+        Ok(())
+    }
+
+    /// The guest had used this memory before the stream began: the host has pages behind it, and
+    /// whatever tables its hypervisor keeps by guest-physical address map them. Nothing of this is
+    /// counted.
+    ///
+    /// # Errors
+    /// Host memory is exhausted, or the range is no guest memory.
+    fn backed(
+        &mut self,
+        platform: &mut Platform,
+        start: Gpa,
+        bytes: u64,
+    ) -> Result<(), MachineError> {
+        let end = start.value().saturating_add(bytes);
+        let mut at = start;
+        while at.value() < end && platform.world.host.is_some() {
+            let (_, size) = crate::vmm::host_page(platform, at)?;
+            at = at.align_down(size).offset_by(size.bytes());
+        }
         Ok(())
     }
 

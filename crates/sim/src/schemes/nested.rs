@@ -104,6 +104,21 @@ impl Scheme for Nested {
         self.mmu.back(platform, vcpu, at, size)
     }
 
+    fn backed(
+        &mut self,
+        platform: &mut Platform,
+        start: Gpa,
+        bytes: u64,
+    ) -> Result<(), MachineError> {
+        let end = start.value().saturating_add(bytes);
+        let mut at = start;
+        while at.value() < end {
+            let size = self.mmu.map(platform, at)?;
+            at = at.align_down(size).offset_by(size.bytes());
+        }
+        Ok(())
+    }
+
     fn page_table_bytes(&self, platform: &Platform) -> PageTableBytes {
         PageTableBytes {
             guest: platform.world.guest.len() * 4096,

@@ -48,7 +48,10 @@ impl Scheme for Shadow {
         let root = self.mmu.walk_root(request.core());
         let (mode, memory) = self.mmu.tables();
         let mut tables = Tables { mode, memory, root, dimension: Dimension::Shadow };
-        walk_1d(&mut platform.hardware, &mut platform.counters, &mut tables, request)
+        let found =
+            walk_1d(&mut platform.hardware, &mut platform.counters, &mut tables, request);
+        self.mmu.end_emulation();
+        found
     }
 
     fn read_ahead(&mut self, platform: &Platform, runs: &[Run], _gpas: &[Gpa]) {
@@ -111,6 +114,16 @@ impl Scheme for Shadow {
         size: PageSize,
     ) -> Result<(), MachineError> {
         self.mmu.page_written(platform, at, size)
+    }
+
+    fn table_reused(
+        &mut self,
+        platform: &mut Platform,
+        _vcpu: VcpuId,
+        at: Gpa,
+    ) -> Result<(), MachineError> {
+        self.mmu.table_reused(platform, at);
+        Ok(())
     }
 
     fn walk_mode(&self, _world: &World) -> &'static Mode {

@@ -65,6 +65,14 @@ impl NestedMmu {
         platform.counters.exit(ExitReason::EptViolation);
         let linear = request.map(|r| (platform.world.mode, r.gva));
         platform.hardware.after_ept_violation(vcpu, (self.mode, gpa), linear);
+        self.map(platform, gpa)
+    }
+
+    /// Asks the host for the page of `gpa` and maps it. Returns the size of the mapping.
+    ///
+    /// # Errors
+    /// As [`NestedMmu::violation`].
+    pub fn map(&mut self, platform: &mut Platform, gpa: Gpa) -> Result<PageSize, MachineError> {
         let (host_frame, host_size) = super::host_page(platform, gpa)?;
         let (level, size) = super::largest_leaf(self.mode, host_size);
         let frame = host_frame.offset_by(gpa.offset_in(host_size)).align_down(size);

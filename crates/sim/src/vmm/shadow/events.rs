@@ -21,36 +21,6 @@ impl ShadowMmu {
         }
     }
 
-    /// Whether the guest frame is shadowed above the leaf level.
-    fn is_protected(&self, first: PageId) -> bool {
-        let mut page = first;
-        while page != NONE {
-            if self.pages[page as usize].level > 1 {
-                return true;
-            }
-            page = self.pages[page as usize].next_same;
-        }
-        false
-    }
-
-    /// The first store to a leaf table since it was in step exits; from then on stores are free.
-    fn unsync(&mut self, platform: &mut Platform, first: PageId) {
-        let mut exited = false;
-        let mut page = first;
-        while page != NONE {
-            let p = &mut self.pages[page as usize];
-            if !p.unsync {
-                p.unsync = true;
-                self.unsync.push(page);
-                exited = true;
-            }
-            page = self.pages[page as usize].next_same;
-        }
-        if exited {
-            platform.counters.exit(ExitReason::TableUnsync);
-        }
-    }
-
     /// An emulated store (`kvm_mmu_pte_write`).
     fn emulate(&mut self, platform: &mut Platform, first: PageId, at: Gpa, new: Entry) {
         let guest_index = (at.value() & 0xfff) / u64::from(self.guest_mode.entry_bytes);
@@ -117,7 +87,7 @@ impl ShadowMmu {
     }
 
     /// A shadowed guest frame is overwritten as a whole.
-    fn overwrite(&mut self, platform: &mut Platform, gfn: u64) {
+    pub(super) fn overwrite(&mut self, platform: &mut Platform, gfn: u64) {
         while let Some(&first) = self.by_guest.get(&gfn) {
             if !self.is_protected(first) {
                 self.unsync(platform, first);

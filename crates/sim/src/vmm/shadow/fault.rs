@@ -1,5 +1,6 @@
 //! Faults of the hardware on shadow tables: the guest's own, or the shadow's.
 
+use super::protect::GUEST_WRITE;
 use super::{Access, PREFETCH, PageId, ShadowMmu};
 use crate::counters::ExitReason;
 use crate::hardware::Request;
@@ -23,8 +24,8 @@ struct GuestWalk {
 /// the start (`set_spte`).
 pub(super) fn with_permissions(spte: Entry, guest: Entry) -> Entry {
     let bits = permission_bits(guest);
-    let dirty = if bits & WRITE == 0 { 0 } else { DIRTY };
-    Entry(spte.0 & !(WRITE | USER | NO_EXECUTE) | bits | dirty)
+    let writable = if bits & WRITE == 0 { 0 } else { DIRTY | GUEST_WRITE };
+    Entry(spte.0 & !(WRITE | USER | NO_EXECUTE | GUEST_WRITE) | bits | writable)
 }
 
 fn permission_bits(guest: Entry) -> Access {
@@ -58,20 +59,34 @@ impl ShadowMmu {
             (target, target_size) = largest_leaf(self.mode, smaller);
         }
         self.hardware_root(platform, request.core())?;
+        let emulated = request.write && self.emulates(gpa.page_number());
         let page = self.fetch(platform, request, &walk, target)?;
         let index = self.mode.index(request.gva.value(), target);
-        let old = Entry(self.memory.read(self.spte_at(page, index), 8).unwrap_or(0));
-        let dirty_only = old.is_present() && request.write && !walk.was_dirty;
-        platform.counters.exit(if dirty_only {
+        let spte = self.spte_at(page, index);
+        let old = Entry(self.memory.read(spte, 8).unwrap_or(0));
+        let frame = host_frame.offset_by(gpa.offset_in(host_size)).align_down(target_size);
+        let mut leaf = self.leaf_entry(frame, target, &walk);
+        let mut unsynced = false;
+        let gfn = gpa.align_down(target_size).page_number();
+        if target == 1 {
+            (leaf, unsynced) = self.limited(gfn, leaf, old.has(WRITE), true);
+        }
+        self.set_leaf(page, index, gfn, leaf);
+        if emulated {
+            // The store's own event counts the exit.
+            self.begin_emulation(spte);
+            self.settle(platform);
+            return Ok(Answer::Retry);
+        }
+        let reason = if old.is_present() && request.write && !walk.was_dirty {
             ExitReason::DirtyFault
+        } else if unsynced && old.has(PRESENT | GUEST_WRITE) && !old.has(LARGE) {
+            ExitReason::TableUnsync
         } else {
             ExitReason::HiddenFault
-        });
-        let frame = host_frame.offset_by(gpa.offset_in(host_size)).align_down(target_size);
-        let leaf = self.leaf_entry(frame, target, &walk);
-        let gfn = gpa.align_down(target_size).page_number();
-        self.set_leaf(page, index, gfn, leaf);
-        platform.counters.shadow_fills += 1;
+        };
+        platform.counters.exit(reason);
+        platform.counters.shadow_fills += u64::from(reason != ExitReason::TableUnsync);
         if old.is_present() {
             // The hardware may hold the read-only translation on any core.
             for core in &mut platform.hardware.cores {
@@ -243,6 +258,7 @@ impl ShadowMmu {
         };
         let frame = host.frame.offset_by(gpa.offset_in(host.size));
         let leaf = with_permissions(Entry(frame.value() | PRESENT | ACCESSED), guest);
+        let (leaf, _) = self.limited(gfn, leaf, false, true);
         self.set_leaf(page, index, gfn, leaf);
         true
     }

@@ -16,12 +16,16 @@
 //! - Shadow pages are kept when CR3 moves on, so that a root can be taken up again; their number is
 //!   bounded and the oldest go first.
 //!
-//! Protection is decided by the guest's table events, not by read-only shadow entries of the guest
-//! kernel's own mapping, which the stream of a modelled guest does not show.
+//! The exits of stores to tables are counted by the guest's table events, once for each store. A
+//! recorded guest's stream shows the kernel's own mapping, by which it stores, too: shadow entries of
+//! that are read-only and small where they map a protected table ([`protect`]), and a run that meets
+//! one counts no exit of its own. The stream of a modelled guest does not show that mapping; the first
+//! use of a frame through it counts as a hidden fault.
 
 mod events;
 mod fault;
 mod pages;
+mod protect;
 #[cfg(test)]
 mod tests;
 
@@ -133,6 +137,8 @@ pub struct ShadowMmu {
     kernel_mapped: Vec<u64>,
     /// Entries were dropped or narrowed that hardware may still hold.
     flush_owed: bool,
+    /// An entry that allows stores for the next walk only, and what it is otherwise.
+    emulated: Option<(Hpa, u64)>,
 }
 
 impl ShadowMmu {
@@ -156,6 +162,7 @@ impl ShadowMmu {
             rmap: Rmap::default(),
             kernel_mapped: Vec::new(),
             flush_owed: false,
+            emulated: None,
         }
     }
 

@@ -4,7 +4,7 @@ use super::{NONE, PageId, Role, ShadowMmu, ShadowPage};
 use crate::scheme::{MachineError, Platform};
 use nestwalk_mm::HostMemory;
 use nestwalk_tables::Entry;
-use nestwalk_tables::entry::{ACCESSED, LARGE};
+use nestwalk_tables::entry::{ACCESSED, LARGE, WRITE};
 use nestwalk_types::{Address, Hpa, PageSize};
 
 impl ShadowMmu {
@@ -63,35 +63,6 @@ impl ShadowMmu {
             self.protect(platform, page);
         }
         Ok(page)
-    }
-
-    /// A guest frame becomes shadowed: no large entry may cover it, and if its new role is above the
-    /// leaf level its older leaf shadows are brought in step, since it is protected from now on.
-    fn protect(&mut self, platform: &mut Platform, page: PageId) {
-        let (gfn, level) = (self.pages[page as usize].gfn, self.pages[page as usize].level);
-        let older = self.by_guest.insert(gfn, page);
-        self.pages[page as usize].next_same = older.unwrap_or(NONE);
-        *self.shadowed_in_2m.entry(gfn >> 9).or_default() += 1;
-        for size in [PageSize::SIZE_2M, PageSize::SIZE_1G] {
-            let base = gfn & !(size.base_pages() - 1);
-            for spte in self.rmap.entries(base) {
-                let entry = Entry(self.memory.read(spte, 8).unwrap_or(0));
-                let owner = self.by_table[&spte.page_number()];
-                let covers = self.mode.span(self.pages[owner as usize].level);
-                if entry.has(LARGE) && covers >= size {
-                    self.drop_entry(spte);
-                }
-            }
-        }
-        if level > 1 {
-            let mut other = self.pages[page as usize].next_same;
-            while other != NONE {
-                if self.pages[other as usize].unsync {
-                    self.sync_page(platform, other);
-                }
-                other = self.pages[other as usize].next_same;
-            }
-        }
     }
 
     /// Drops the oldest pages until one more is allowed.
@@ -268,6 +239,7 @@ impl ShadowMmu {
                 continue;
             }
             let wanted = super::fault::with_permissions(old, guest);
+            let (wanted, _) = self.limited(frame, wanted, old.has(WRITE), false);
             if wanted != old {
                 self.memory.write(spte, 8, wanted.0);
                 self.flush_owed = true;
@@ -277,6 +249,7 @@ impl ShadowMmu {
 
     /// Brings a leaf page in step and protects it again.
     pub(super) fn sync_page(&mut self, platform: &mut Platform, page: PageId) {
+        self.write_protect(self.pages[page as usize].gfn);
         self.compare(platform, page);
         self.pages[page as usize].unsync = false;
     }

@@ -2,6 +2,7 @@
 //! that can be seen from outside are in `tests/shadow_rules.rs`.
 
 use super::{NONE, PageId, ShadowMmu};
+use crate::counters::ExitReason;
 use crate::engine::{AnyMachine, Machine};
 use crate::scheme::Platform;
 use crate::schemes::Build;
@@ -11,7 +12,7 @@ use nestwalk_hw::Profile;
 use nestwalk_mm::{HostMemory, PagePolicy};
 use nestwalk_tables::entry::{ACCESSED, DIRTY, LARGE, PRESENT, WRITE};
 use nestwalk_tables::{Entry, LEGACY32, LONG4, LONG5, Mode, PAE};
-use nestwalk_types::{Address, Gpa, Hpa};
+use nestwalk_types::{Address, Gpa, Hpa, PageSize, SplitMix64};
 use std::collections::{BTreeMap, BTreeSet};
 
 #[allow(dead_code, reason = "shared with the tests of machines, which use more of it")]
@@ -61,6 +62,7 @@ impl ShadowMmu {
 
     fn check(&self, platform: &Platform) {
         assert!(!self.flush_owed, "a flush is owed when the guest runs");
+        assert!(self.emulated.is_none(), "an entry allows stores for one walk only");
         self.check_indexes();
         self.check_protection();
         self.check_holders();
@@ -150,8 +152,8 @@ impl ShadowMmu {
         }
     }
 
-    /// Leaves map the frame that the host has behind the guest's, are known to the reverse map, and no
-    /// large one covers a shadowed table.
+    /// Leaves map the frame that the host has behind the guest's, are known to the reverse map, and
+    /// allow no store to a table that someone relies on; no large one covers a shadowed table.
     fn check_leaves(&self, present: &[Found], platform: &Platform) {
         let host = platform.world.host.as_ref().expect("a VM has a host");
         let mut mapped: BTreeMap<u64, BTreeSet<Hpa>> = BTreeMap::new();
@@ -166,7 +168,11 @@ impl ShadowMmu {
             let frame = behind.frame.offset_by(gpa.offset_in(behind.size));
             let size = self.mode.span(level);
             assert_eq!(f.entry.frame::<Hpa>(size), frame);
-            assert!(level == 1 || !self.is_shadowed_within(gfn, size));
+            if f.entry.has(WRITE) {
+                assert!(level == 1 || !self.is_shadowed_within(gfn, size));
+                assert!(level > 1 || self.is_out_of_step(gfn), "gfn {gfn:#x} is protected");
+                assert!(f.entry.has(super::protect::GUEST_WRITE));
+            }
             assert!(!f.entry.has(WRITE) || f.entry.has(DIRTY), "writable is dirty from the start");
             mapped.entry(gfn).or_default().insert(f.spte);
         }
@@ -174,6 +180,18 @@ impl ShadowMmu {
             let known: BTreeSet<Hpa> = self.rmap.entries(*gfn).into_iter().collect();
             assert_eq!(&known, sptes);
         }
+    }
+
+    /// Whether nobody relies on the contents of a guest frame.
+    fn is_out_of_step(&self, gfn: u64) -> bool {
+        let mut page = self.by_guest.get(&gfn).copied().unwrap_or(NONE);
+        while page != NONE {
+            if !self.pages[page as usize].unsync {
+                return false;
+            }
+            page = self.pages[page as usize].next_same;
+        }
+        true
     }
 
     /// The reverse map knows no entry that is not there, either.
@@ -259,6 +277,42 @@ fn the_parts_agree_after_every_event_of_any_life() {
         zapped = [zapped[0] + c.shadow_zaps, zapped[1] + c.flood_zaps];
     }
     assert!(zapped.iter().all(|z| *z > 0), "{zapped:?}");
+}
+
+/// The same with the kernel's own stores in the stream, through large pages that hold the tables.
+#[test]
+fn the_parts_agree_while_a_kernel_stores_to_its_tables_through_a_direct_map() {
+    let (mut unsynced, mut written, mut zapped) = (0, 0, 0);
+    for seed in 1..=12u64 {
+        let mode: &'static Mode = [&LONG4, &LONG5][seed as usize % 2];
+        let life = Life {
+            seed,
+            events: 60,
+            vcpus: 2,
+            accesses_percent: 60,
+            mode,
+            pages: ["4k", "thp"][seed as usize / 2 % 2],
+            pcids: seed % 3 == 0,
+        };
+        let guest_bytes = if seed % 4 == 0 { 1 << 20 } else { 3 << 30 };
+        let mut m = machine(mode, ["4k", "2m", "1g"][seed as usize % 3], guest_bytes);
+        let size = [PageSize::SIZE_2M, PageSize::SIZE_1G][seed as usize / 2 % 2];
+        let mut r = SplitMix64::new(seed);
+        let batches = lives::with_direct_map(&life.live(), mode, size, &mut r);
+        for (i, events) in batches.iter().enumerate() {
+            m.run(events).unwrap();
+            if i % 3 == 0 {
+                m.scheme.mmu.check(&m.platform);
+            }
+        }
+        m.scheme.mmu.check(&m.platform);
+        assert_eq!(m.verdict().unwrap().told, Vec::<String>::new());
+        let c = m.counters();
+        unsynced += c.exits[ExitReason::TableUnsync as usize];
+        written += c.exits[ExitReason::TableWrite as usize];
+        zapped += c.shadow_zaps;
+    }
+    assert!(unsynced > 50 && written > 50 && zapped > 50, "{unsynced} {written} {zapped}");
 }
 
 /// A frame that the host takes away is gone from every entry, of several address spaces too.
