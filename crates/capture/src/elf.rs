@@ -9,8 +9,8 @@ pub(crate) fn section<'a>(file: &'a [u8], name: &str) -> Option<&'a [u8]> {
     let (count, names) = (number::<2>(file, 0x3c)?, number::<2>(file, 0x3e)?);
     let header = |index: u64| table.checked_add(index.checked_mul(size)?);
     let contents = |header: u64| {
-        let (offset, size) = (number::<8>(file, header + 0x18)?, number::<8>(file, header + 0x20)?);
-        bytes(file, offset, size)
+        let field = |at| number::<8>(file, header.checked_add(at)?);
+        bytes(file, field(0x18)?, field(0x20)?)
     };
     let names = contents(header(names)?)?;
     (0..count).find_map(|index| {

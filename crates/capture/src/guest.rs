@@ -110,6 +110,10 @@ impl Guest {
             let vcpus = self.vcpus;
             return Err(refused(format!("{vcpus} vCPUs; QEMU's machine has 1 to {MOST_VCPUS}")));
         }
+        if !self.memory_bytes.is_multiple_of(PAGE_BYTES) {
+            let bytes = self.memory_bytes;
+            return Err(refused(format!("{bytes} bytes of memory are not whole pages of 4 KiB")));
+        }
         pieces::qemu_version(&self.qemu)?;
         let kernel = pieces::kernel(cache)?;
         let busybox = pieces::busybox(cache)?;
@@ -144,6 +148,8 @@ impl Guest {
     }
 }
 
+/// QEMU has no less than whole pages.
+const PAGE_BYTES: u64 = 4096;
 /// Of QEMU's machine "pc" with TCG (`max_cpus` in `hw/i386/pc_piix.c`).
 const MOST_VCPUS: u32 = 255;
 

@@ -264,6 +264,8 @@ fn programs_that_could_not_run_are_refused() {
     let mut small = guest(&["true"]);
     small.memory_bytes = 64 << 20;
     assert!(refusal(&small).contains("memory of 64 MiB is too small"));
+    small.memory_bytes += 1;
+    assert!(refusal(&small).contains("whole pages"));
     small.vcpus = 0;
     assert!(refusal(&small).contains("1 to 255"));
 }
