@@ -3,7 +3,9 @@
 use crate::decode::{NEXT, Operand, What};
 use crate::guest::Guest;
 use crate::registers::Registers;
+use crate::tables::Tables;
 use nestwalk_wire::{AccessFilter, BLOCK, Class, Kind, Look, Producer, Record};
+use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
 /// Translation blocks after which a vCPU of several says how far it is.
@@ -249,14 +251,12 @@ impl Vcpu {
     fn table_store(&mut self, guest: &Guest, gpa: u64, bytes: u64) {
         // One entry at most beyond the page: no store to a table crosses it.
         let bytes = bytes.min(0x1000 - (gpa & 0xfff));
-        self.event(guest, |v, guest| {
-            let Ok(mut tables) = guest.tables.lock() else { return };
+        self.event(guest, |v, guest, tables| {
             let producer = &mut v.producer;
             let parts = (&guest.ram, &guest.levels);
             tables.stored(parts, (gpa, bytes), &mut |r| {
                 producer.push(r);
             });
-            guest.tables_made.store(tables.made(), Ordering::Release);
         });
     }
 
@@ -306,17 +306,23 @@ impl Vcpu {
 
     /// Something that tables or translations depend on: it has a moment of its own, and nothing that
     /// was in the filters may hide what comes after it.
-    fn event(&mut self, guest: &Guest, say: impl FnOnce(&mut Self, &Guest)) {
+    ///
+    /// The tables are locked from before the moment is made until all is said: of two events that
+    /// change them, the one with the later moment knows what the other did.
+    fn event(&mut self, guest: &Guest, say: impl FnOnce(&mut Self, &Guest, &mut Tables)) {
         self.data.clear(&mut self.producer);
         self.fetch.clear(&mut self.producer);
         self.fetch_gpa = u64::MAX;
         self.code_pages = [(u64::MAX, 0); CODE_PAGES];
         self.regions = [(u64::MAX, Class::Small); REGIONS];
+        let mut tables = guest.tables.lock().unwrap_or_else(PoisonError::into_inner);
         if guest.vcpus > 1 {
             self.moment = guest.rings.next_moment();
             self.producer.push(Record::control(Kind::Moment, self.moment, 1));
         }
-        say(self, guest);
+        say(self, guest, &mut tables);
+        guest.tables_made.store(tables.made(), Ordering::Release);
+        drop(tables);
         if self.producer.open() >= BLOCK {
             self.publish();
         }
@@ -350,7 +356,7 @@ impl Vcpu {
             What::InvalidatePage(operand) => {
                 if self.on {
                     let gva = self.address(&operand, special.next);
-                    self.event(guest, |v, _| {
+                    self.event(guest, |v, _, _| {
                         v.producer.push(Record::control(Kind::InvalidatePage, gva, 0));
                     });
                 }
@@ -377,7 +383,7 @@ impl Vcpu {
 
     fn control_register(&mut self, guest: &Guest, flush: bool) {
         if self.on && flush {
-            self.event(guest, |v, _| {
+            self.event(guest, |v, _, _| {
                 v.producer.push(Record::control(Kind::InvalidateAll, 0, 0));
             });
         }
@@ -408,15 +414,12 @@ impl Vcpu {
     fn load_cr3(&mut self, guest: &Guest, value: u64) {
         let (old, new) = (self.root, value & ROOT);
         let before = (old != u64::MAX).then_some(old);
-        self.event(guest, |v, guest| {
-            if let Ok(mut tables) = guest.tables.lock() {
-                let producer = &mut v.producer;
-                let parts = (&guest.ram, &guest.levels);
-                tables.load(parts, (before, new, v.levels), &mut |r| {
-                    producer.push(r);
-                });
-                guest.tables_made.store(tables.made(), Ordering::Release);
-            }
+        self.event(guest, |v, guest, tables| {
+            let producer = &mut v.producer;
+            let parts = (&guest.ram, &guest.levels);
+            tables.load(parts, (before, new, v.levels), &mut |r| {
+                producer.push(r);
+            });
             v.producer.push(Record::control(Kind::LoadCr3, value, 0));
         });
         self.root = new;
@@ -450,7 +453,7 @@ impl Vcpu {
         let (gva, stack) = (self.registers.cr2(), self.registers.general(4));
         let code = guest.ram.walk(self.root, self.levels, stack);
         let code = code.and_then(|w| guest.ram.load(w.0)).unwrap_or(0);
-        self.event(guest, |v, _| {
+        self.event(guest, |v, _, _| {
             v.producer.push(Record::control(Kind::Fault, gva, code));
         });
     }
@@ -503,7 +506,7 @@ impl Vcpu {
             _ => {}
         }
         if self.on {
-            self.event(guest, |v, _| {
+            self.event(guest, |v, _, _| {
                 v.producer.push(Record::control(Kind::Mark, u64::from(number), 0));
             });
         }

@@ -115,7 +115,8 @@ impl Stream {
                 IDLE => now,
                 moment => moment,
             };
-            any |= consumer.drain(PIECE, |r| merge.take(vcpu, r));
+            // All of it: what it has reached counts only if nothing from before is left in the ring.
+            any |= consumer.drain(u64::MAX, |r| merge.take(vcpu, r));
             merge.reached(vcpu, reached);
         }
         while batch.runs.len() < Batch::RUNS && batch.controls.len() < Batch::RUNS {
