@@ -185,6 +185,10 @@ pub struct GuestArgs {
     /// The boot is recorded, too
     #[arg(long, help_heading = "Real guests")]
     pub boot: bool,
+    /// Recording begins where the program marks its region of interest, with the instruction
+    /// `nopl 0xf5a00003(%rax)` or the program `nestwalk-mark 3`, and ends at mark 4 or with the command
+    #[arg(long, conflicts_with = "boot", help_heading = "Real guests")]
+    pub interest: bool,
     /// Page-table isolation: CR3 changes at each entry to the guest's kernel
     #[arg(long, help_heading = "Real guests")]
     pub pti: bool,

@@ -497,7 +497,7 @@ impl Vcpu {
                 guest.recording.store(true, Ordering::Release);
                 self.look_around(guest);
             }
-            2 => {
+            _ if number == 2 || number == 4 && guest.options.interest => {
                 guest.recording.store(false, Ordering::Release);
                 if self.on {
                     self.stop();

@@ -27,7 +27,8 @@ pub struct LiveOptions {
     /// From the first use of page tables in the boot on, not from the command on.
     pub boot: bool,
     /// From the marker on that the program sets where its region of interest begins, not from the
-    /// command on: `nopl 0xf5a00003(%rax)`, or `nestwalk-mark 3`.
+    /// command on, up to the one where it ends: `nopl 0xf5a00003(%rax)` and `nopl 0xf5a00004(%rax)`,
+    /// or `nestwalk-mark 3` and `nestwalk-mark 4`.
     pub interest: bool,
     /// QEMU's translation of each run is compared with what the stream's tables say.
     pub check: bool,
