@@ -86,6 +86,10 @@ impl<'a> Apt<'a> {
             GuestError::Tool { message, .. } if message.contains("Unable to locate package") => {
                 GuestError::Refused(message.replace("Unable to locate", "there is no Debian"))
             }
+            // A package that only others mention.
+            GuestError::Tool { message, .. } if message.contains("no installation candidate") => {
+                GuestError::Refused(message)
+            }
             other => other,
         })?;
         Ok(listing.lines().filter_map(parse_simulated).collect())

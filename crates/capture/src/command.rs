@@ -23,7 +23,6 @@ pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:
 const PACKAGES: &[(&str, &[&str])] = &[
     ("ar", &["binutils"]),
     ("as", &["binutils"]),
-    ("bc", &["bc"]),
     ("c++", &["g++", "libc6-dev"]),
     ("cc", &["gcc", "libc6-dev"]),
     ("clang", &["clang", "libc6-dev"]),
@@ -31,23 +30,18 @@ const PACKAGES: &[(&str, &[&str])] = &[
     ("g++", &["g++", "libc6-dev"]),
     ("gcc", &["gcc", "libc6-dev"]),
     ("gfortran", &["gfortran", "libc6-dev"]),
-    ("java", &["default-jre-headless"]),
     ("ld", &["binutils"]),
     ("lua", &["lua5.4"]),
     ("nm", &["binutils"]),
     ("node", &["nodejs"]),
     ("objdump", &["binutils"]),
-    ("openssl", &["openssl"]),
     ("perl", &["perl-base"]),
     ("php", &["php-cli"]),
-    ("psql", &["postgresql-client"]),
     ("python3", &["python3-minimal"]),
     ("readelf", &["binutils"]),
     ("redis-benchmark", &["redis-tools"]),
     ("redis-cli", &["redis-tools"]),
     ("rustc", &["rustc", "libc6-dev"]),
-    ("sqlite3", &["sqlite3"]),
-    ("zstd", &["zstd"]),
 ];
 
 /// What the guest must hold and do for a command.

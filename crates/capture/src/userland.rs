@@ -64,8 +64,9 @@ const ALTERNATIVES: &[(&str, &str)] = &[
     ("usr/bin/c++", "g++"),
     ("usr/bin/awk", "gawk"),
     ("usr/bin/awk", "mawk"),
+    ("usr/bin/lua", "lua5.4"),
     ("usr/bin/nc", "nc.openbsd"),
-    ("usr/bin/vi", "vim.basic"),
+    ("usr/bin/php", "php8.2"),
 ];
 
 /// Directories of a merged `/usr`, as Debian 12 has it, and the links to them.
