@@ -465,7 +465,10 @@ impl Vcpu {
         let Some(task) = guest.options.task else { return };
         // In user mode the kernel's GS base is the one that SWAPGS will bring.
         let area = self.registers.kernel_gs_base();
-        let root = self.root;
+        // With page-table isolation, the kernel's own root is the page before the user's (Linux,
+        // `kernel_to_user_pgdp`).
+        let mapped = guest.ram.walk(self.root, self.levels, area.wrapping_add(task.current));
+        let root = if mapped.is_some() { self.root } else { self.root & !0x1000 };
         let word =
             |gva: u64| guest.ram.walk(root, self.levels, gva).and_then(|w| guest.ram.load(w.0));
         let Some(current) = word(area.wrapping_add(task.current)) else { return };
@@ -478,7 +481,7 @@ impl Vcpu {
         let found =
             (bytes(comm), bytes(comm.wrapping_add(8)), bytes(current.wrapping_add(task.tgid)));
         if let (Some(first), Some(second), Some(tgid)) = found {
-            let mut record = Record::control(Kind::Process, root, tgid & 0xffff_ffff);
+            let mut record = Record::control(Kind::Process, self.root, tgid & 0xffff_ffff);
             record.c = first;
             self.data.clear(&mut self.producer);
             self.fetch.clear(&mut self.producer);

@@ -64,9 +64,10 @@ impl LiveOptions {
 /// It is not there; the error says how to build it.
 pub fn plugin() -> Result<PathBuf, GuestError> {
     let program = std::env::current_exe().at("find", "this program".as_ref())?;
-    // Tests are one folder below.
+    // Cargo builds it into `deps`, where tests are, and copies it up only when it is asked for by name.
     let folders = program.ancestors().skip(1).take(2);
-    let found = folders.map(|f| f.join(PLUGIN)).find(|p| p.exists());
+    let mut places = folders.flat_map(|f| [f.join("deps").join(PLUGIN), f.join(PLUGIN)]);
+    let found = places.find(|p| p.exists());
     found.ok_or_else(|| GuestError::Missing {
         piece: format!("the QEMU plugin {PLUGIN} beside {}", program.display()),
         command: BUILD.into(),
