@@ -134,10 +134,11 @@ impl Encoded {
 
 /// The name of a column by its number, for people.
 pub(super) fn column_name(number: usize) -> String {
-    match number.checked_sub(RUNS_FROM) {
-        Some(run) => format!("runs.{run}"),
-        None => format!("controls.{number}"),
-    }
+    let (of, name) = match number.checked_sub(RUNS_FROM) {
+        Some(run) => ("runs", runs::NAMES.get(run)),
+        None => ("controls", controls::NAMES.get(number)),
+    };
+    name.map_or_else(|| format!("{number}, which is unknown,"), |name| format!("`{name}` of {of}"))
 }
 
 /// What the eight numbers say: where a chunk begins and what it holds.

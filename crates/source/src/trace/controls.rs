@@ -56,6 +56,30 @@ pub(super) enum Column {
 /// How many columns there are.
 pub(super) const COLUMNS: usize = Column::ImageBits as usize + 1;
 
+/// Names of columns for messages, in their order.
+pub(super) const NAMES: [&str; COLUMNS] = [
+    "gap",
+    "kind",
+    "vcpu",
+    "write",
+    "write address",
+    "frame",
+    "bits",
+    "new bits",
+    "fault page",
+    "fault offset",
+    "fault code",
+    "cr3",
+    "new cr3",
+    "invalidated",
+    "page",
+    "other",
+    "image step",
+    "image count",
+    "image frame",
+    "image bits",
+];
+
 /// The columns that an encoder fills.
 pub(super) type Written = [Vec<u8>; COLUMNS];
 

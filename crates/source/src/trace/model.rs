@@ -2,35 +2,27 @@
 //!
 //! The idea is that of value prediction for trace compression (Burtscher et al., "The VPC Trace-
 //! Compression Algorithms", IEEE Transactions on Computers 54(11), 2005): both sides keep the same
-//! tables, and only what the tables guess wrong is written out. Finite-context tables guess the next
-//! instruction address from those before it; a table by instruction address guesses what that
-//! instruction touches; lists by order of use name pages that were seen before by a small number.
+//! tables, and only what the tables guess wrong is written out.
+//!
+//! An instruction address with the flags of its runs is a *site*, numbered in the order in which sites
+//! appear. What comes next is guessed from the last four sites, or if these were not seen together
+//! before, from the last two, or from the last one (as in prediction by partial matching: Cleary and
+//! Witten, IEEE Transactions on Communications 32(4), 1984). What a run touches is guessed from what
+//! its site did last, in the same context and at all. Pages that were seen before have a small number
+//! in a list by order of use.
 
 use nestwalk_types::{Gva, Run, RunFlags, VcpuId};
 
-/// Entries, as a power of two, of the tables of what follows three runs, what follows one, and what
-/// an instruction did last.
-const FOLLOW: u32 = 14;
-const AFTER: u32 = 13;
-const SITES: u32 = 13;
+/// Entries of the tables of what follows four sites, and two, as powers of two.
+const FOUR: u32 = 16;
+const TWO: u32 = 16;
+/// Sites that are remembered to follow one.
+const AFTER: usize = 4;
+/// Guesses of a site at most, those of all tables.
+pub(super) const GUESSES: usize = AFTER + 2;
 /// Page lists, and pages in each: reuse within 64 MiB has a short name.
 pub(super) const SETS: usize = 64;
 pub(super) const RANKS: usize = 255;
-
-const NONE: Run = Run {
-    gva: Gva::new(0),
-    pc: Gva::new(0),
-    lines: 1,
-    count: 1,
-    instructions: 0,
-    vcpu: VcpuId(0),
-    flags: RunFlags::of(nestwalk_types::AccessKind::Load),
-};
-
-#[inline(always)]
-const fn hash(value: u64, bits: u32) -> usize {
-    (value.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - bits)) as usize
-}
 
 /// The lowest three bits of a run's flags: all that there are.
 #[inline(always)]
@@ -39,7 +31,6 @@ pub(super) fn flag_bits(flags: RunFlags) -> u8 {
 }
 
 /// Flags from [`flag_bits`]; `None` for a bit that does not exist.
-#[inline(always)]
 pub(super) const fn flags_of(bits: u8) -> Option<RunFlags> {
     let mut flags = RunFlags::of(nestwalk_types::AccessKind::Load);
     if bits & 1 != 0 {
@@ -54,7 +45,7 @@ pub(super) const fn flags_of(bits: u8) -> Option<RunFlags> {
     if bits < 8 { Some(flags) } else { None }
 }
 
-/// An instruction address with the flags of the run that it made.
+/// An instruction address with the flags of the runs that it makes.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct Place {
     pub(super) pc: u64,
@@ -66,55 +57,108 @@ impl Place {
     pub(super) const fn of(run: &Run) -> Self {
         Self { pc: run.pc.value(), flags: run.flags }
     }
-    #[inline(always)]
-    fn key(self) -> u64 {
-        self.pc << 3 ^ u64::from(flag_bits(self.flags))
+    pub(super) fn key(self) -> u64 {
+        (self.pc << 3 ^ u64::from(flag_bits(self.flags))).wrapping_mul(0x9e37_79b9_7f4a_7c15)
     }
 }
 
-/// What an instruction did last.
+/// What a run touched.
 #[derive(Clone, Copy)]
+pub(super) struct Touch {
+    /// Number of the cache line of its address.
+    pub(super) line: u64,
+    pub(super) lines: u64,
+    pub(super) count: u16,
+    pub(super) instructions: u16,
+}
+
+impl Touch {
+    const NONE: Self = Self { line: 0, lines: 1, count: 1, instructions: 0 };
+
+    #[inline(always)]
+    const fn of(run: &Run) -> Self {
+        let line = run.gva.value() >> 6;
+        Self { line, lines: run.lines, count: run.count, instructions: run.instructions }
+    }
+}
+
+/// A site: one cache line of memory.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
 pub(super) struct Site {
-    pub(super) run: Run,
-    /// How far it moved, in lines.
+    pub(super) place: Place,
+    /// Its latest run.
+    pub(super) touch: Touch,
+    /// How far the address moved then, in lines.
     pub(super) stride: i64,
+    /// Sites that came after it, the latest first.
+    after: [u32; AFTER],
+}
+
+/// The number of no site.
+const NO_SITE: u32 = 0;
+
+impl Site {
+    const fn new(place: Place) -> Self {
+        Self { place, touch: Touch::NONE, stride: 0, after: [NO_SITE; AFTER] }
+    }
+}
+
+/// What came after four sites.
+#[derive(Clone, Copy)]
+struct Four {
+    touch: Touch,
+    site: u32,
+    tag: u16,
+}
+
+/// What came after two sites.
+#[derive(Clone, Copy)]
+struct Two {
+    site: u32,
+    tag: u16,
 }
 
 /// What is known of one vCPU.
 #[derive(Clone, Copy)]
-pub(super) struct Lane {
-    /// Hashes of the last places, the latest first.
-    keys: [u64; 3],
-    /// The latest run of data and of fetches.
-    pub(super) last: [Run; 2],
+struct Lane {
+    /// The last sites, the latest first.
+    sites: [u32; 4],
+    /// Instruction address and line of the latest data run, and of the latest fetch run.
+    last: [(u64, u64); 2],
+}
+
+const LANE: Lane = Lane { sites: [NO_SITE; 4], last: [(0, 0); 2] };
+
+/// Where guesses for the next run stand.
+#[derive(Clone, Copy)]
+pub(super) struct Context {
+    four: usize,
+    four_tag: u16,
+    two: usize,
+    two_tag: u16,
+    one: u32,
 }
 
 /// The state of both sides. A chunk begins with a new one.
 pub(super) struct Model {
     lanes: Vec<Lane>,
-    follow: Box<[Run]>,
-    after: Box<[[Place; 2]]>,
-    sites: Box<[Site]>,
+    sites: Vec<Site>,
+    four: Box<[Four]>,
+    two: Box<[Two]>,
     pub(super) pages: Pages,
     /// The vCPU of the latest run.
     pub(super) vcpu: VcpuId,
 }
 
-/// What a model guesses of a run before anything of it is known.
-#[derive(Clone, Copy)]
-pub(super) struct Guess {
-    follow: usize,
-    after: usize,
-}
-
 impl Model {
     pub(super) fn new() -> Self {
-        let place = Place::of(&NONE);
+        let nowhere = Place { pc: 0, flags: RunFlags::of(nestwalk_types::AccessKind::Load) };
         Self {
-            lanes: vec![Lane { keys: [0; 3], last: [NONE; 2] }],
-            follow: vec![NONE; 1 << FOLLOW].into(),
-            after: vec![[place; 2]; 1 << AFTER].into(),
-            sites: vec![Site { run: NONE, stride: 0 }; 1 << SITES].into(),
+            lanes: vec![LANE],
+            sites: vec![Site::new(nowhere)],
+            four: vec![Four { touch: Touch::NONE, site: NO_SITE, tag: 0 }; 1 << FOUR].into(),
+            two: vec![Two { site: NO_SITE, tag: 0 }; 1 << TWO].into(),
             pages: Pages::new(),
             vcpu: VcpuId(0),
         }
@@ -125,54 +169,157 @@ impl Model {
         self.vcpu = vcpu;
         let needed = usize::from(vcpu.0) + 1;
         if self.lanes.len() < needed {
-            self.lanes.resize(needed, Lane { keys: [0; 3], last: [NONE; 2] });
+            self.lanes.resize(needed, LANE);
         }
     }
 
     #[inline(always)]
-    pub(super) fn lane(&self) -> &Lane {
+    fn lane(&self) -> &Lane {
         &self.lanes[usize::from(self.vcpu.0)]
     }
-
+    /// Instruction address and line of the latest run of this kind.
     #[inline(always)]
-    pub(super) fn guess(&self) -> Guess {
-        let [a, b, c] = self.lane().keys;
-        let three = a ^ b.rotate_left(21) ^ c.rotate_left(42);
-        Guess { follow: hash(three, FOLLOW), after: hash(a, AFTER) }
-    }
-    /// The run that came last after the same three places.
-    #[inline(always)]
-    pub(super) fn follower(&self, guess: Guess) -> &Run {
-        &self.follow[guess.follow]
-    }
-    /// The last two places that came after the same place.
-    #[inline(always)]
-    pub(super) fn next(&self, guess: Guess) -> &[Place; 2] {
-        &self.after[guess.after]
-    }
-    /// What the instruction did last.
-    #[inline(always)]
-    pub(super) fn site(&self, place: Place) -> &Site {
-        &self.sites[hash(place.key(), SITES)]
+    pub(super) fn last(&self, fetch: bool) -> (u64, u64) {
+        self.lane().last[usize::from(fetch)]
     }
 
-    /// Takes in a run, however it was coded.
     #[inline(always)]
-    pub(super) fn learn(&mut self, guess: Guess, run: &Run) {
-        let place = Place::of(run);
-        self.follow[guess.follow] = *run;
-        let after = &mut self.after[guess.after];
-        if after[0] != place {
-            after[1] = after[0];
-            after[0] = place;
+    pub(super) fn context(&self) -> Context {
+        let [a, b, c, d] = self.lane().sites.map(u64::from);
+        let two = (a | b << 32).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let four = (two ^ two >> 29 ^ c << 20 ^ d << 40).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        Context {
+            four: (four >> (64 - FOUR)) as usize,
+            four_tag: (four >> 16) as u16,
+            two: (two >> (64 - TWO)) as usize,
+            two_tag: (two >> 24) as u16,
+            one: a as u32,
         }
-        let site = &mut self.sites[hash(place.key(), SITES)];
-        site.stride = (run.gva.value() >> 6).wrapping_sub(site.run.gva.value() >> 6) as i64;
-        site.run = *run;
+    }
+
+    /// The site that is the likeliest.
+    #[inline(always)]
+    pub(super) fn guess(&self, context: Context) -> u32 {
+        let four = &self.four[context.four];
+        if four.tag == context.four_tag { four.site } else { self.short_guess(context) }
+    }
+    #[inline(always)]
+    fn short_guess(&self, context: Context) -> u32 {
+        let two = &self.two[context.two];
+        if two.tag == context.two_tag {
+            two.site
+        } else {
+            self.sites[context.one as usize].after[0]
+        }
+    }
+
+    /// All sites that are likely, the likeliest first; [`NO_SITE`] behind the last.
+    pub(super) fn guesses(&self, context: Context) -> [u32; GUESSES] {
+        let mut all = [NO_SITE; GUESSES];
+        let mut known = 0;
+        let mut add = |site: u32| {
+            if !all[..known].contains(&site) {
+                all[known] = site;
+                known += 1;
+            }
+        };
+        let (four, two) = (&self.four[context.four], &self.two[context.two]);
+        if four.tag == context.four_tag {
+            add(four.site);
+        }
+        if two.tag == context.two_tag {
+            add(two.site);
+        }
+        self.sites[context.one as usize].after.into_iter().for_each(add);
+        all
+    }
+
+    /// A site by its number, if there is one.
+    #[inline(always)]
+    pub(super) fn site(&self, site: u32) -> Option<&Site> {
+        self.sites.get(site as usize)
+    }
+    /// Adds a site, and says its number.
+    pub(super) fn add(&mut self, place: Place) -> u32 {
+        self.sites.push(Site::new(place));
+        self.sites.len() as u32 - 1
+    }
+
+    /// What the site touched last in this context, or at all if the context is new.
+    #[inline(always)]
+    pub(super) fn touch_in(&self, context: Context, site: u32) -> Touch {
+        let four = &self.four[context.four];
+        if four.site == site && four.tag == context.four_tag {
+            four.touch
+        } else {
+            self.sites[site as usize].touch
+        }
+    }
+
+    /// Takes in a run of this site, however it was coded.
+    #[inline(always)]
+    pub(super) fn learn(&mut self, context: Context, site: u32, run: &Run) {
+        let touch = Touch::of(run);
+        let four = &mut self.four[context.four];
+        // What the longest context knew, the shorter need not learn.
+        if four.site != site || four.tag != context.four_tag {
+            four.site = site;
+            four.tag = context.four_tag;
+            self.two[context.two] = Two { site, tag: context.two_tag };
+            let after = &mut self.sites[context.one as usize].after;
+            let known = after.iter().position(|&a| a == site).unwrap_or(AFTER - 1);
+            after.copy_within(..known, 1);
+            after[0] = site;
+        }
+        four.touch = touch;
+        let own = &mut self.sites[site as usize];
+        own.stride = touch.line.wrapping_sub(own.touch.line) as i64;
+        own.touch = touch;
         let lane = &mut self.lanes[usize::from(self.vcpu.0)];
-        let [a, b, _] = lane.keys;
-        lane.keys = [place.key().wrapping_mul(0xd6e8_feb8_6659_fd93), a, b];
-        lane.last[usize::from(run.flags.is_fetch())] = *run;
+        let [a, b, c, _] = lane.sites;
+        lane.sites = [site, a, b, c];
+        lane.last[usize::from(run.flags.is_fetch())] = (run.pc.value(), touch.line);
+    }
+}
+
+/// The numbers of sites by their places: what an encoder looks up.
+pub(super) struct Numbers {
+    /// Numbers by hash, [`NO_SITE`] where there is none; a power of two, at most half full.
+    slots: Vec<u32>,
+    used: usize,
+}
+
+impl Numbers {
+    pub(super) fn new() -> Self {
+        Self { slots: vec![NO_SITE; 1 << 12], used: 0 }
+    }
+    /// The number of a place; `None` if it is no site yet.
+    pub(super) fn find(&self, place: Place, model: &Model) -> Option<u32> {
+        let found = self.slots[self.slot(place, model)];
+        (found != NO_SITE).then_some(found)
+    }
+    /// Where the place is, or would be.
+    fn slot(&self, place: Place, model: &Model) -> usize {
+        let mask = self.slots.len() - 1;
+        let mut at = (place.key() >> 32) as usize & mask;
+        while self.slots[at] != NO_SITE && model.sites[self.slots[at] as usize].place != place {
+            at = (at + 1) & mask;
+        }
+        at
+    }
+    /// Adds a site that the model knows.
+    pub(super) fn add(&mut self, site: u32, model: &Model) {
+        if self.used * 2 >= self.slots.len() {
+            let old = std::mem::take(&mut self.slots);
+            self.slots = vec![NO_SITE; old.len() * 2];
+            for known in old.into_iter().filter(|&s| s != NO_SITE) {
+                let slot = self.slot(model.sites[known as usize].place, model);
+                self.slots[slot] = known;
+            }
+        }
+        let slot = self.slot(model.sites[site as usize].place, model);
+        self.slots[slot] = site;
+        self.used += 1;
     }
 }
 
@@ -216,4 +363,10 @@ impl Pages {
         list[0] = page;
         self.lengths[set] = (length + 1) as u8;
     }
+}
+
+/// The address of a line.
+#[inline(always)]
+pub(super) const fn address(line: u64) -> Gva {
+    Gva::new(line << 6)
 }

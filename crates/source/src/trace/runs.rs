@@ -1,8 +1,10 @@
 //! Runs as columns: what the model guesses wrong, field by field.
 
 use super::column::{Cursor, put_varint, unzigzag, zigzag};
-use super::model::{Guess, Model, Pages, Place, Site, flag_bits, flags_of};
-use nestwalk_types::{Gva, Run, VcpuId};
+use super::model::{
+    Context, GUESSES, Model, Numbers, Pages, Place, Site, Touch, address, flag_bits, flags_of,
+};
+use nestwalk_types::{Address, Gva, Run, VcpuId};
 
 /// Columns of runs, in the order of their numbers in the file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -12,9 +14,13 @@ pub(super) enum Column {
     Code,
     /// Changes of the vCPU: runs since the last one, and the new number.
     Vcpu,
-    /// Instruction addresses that no table has, as differences.
+    /// Sites that are none of the first three guesses: a later guess, a new one, or its number.
+    Site,
+    /// The lowest byte of that number.
+    SiteLow,
+    /// Instruction addresses of new sites, as differences.
     Pc,
-    /// Flags of the same runs.
+    /// Flags of new sites.
     Flags,
     /// Lines within the page, where only the page was guessed.
     Line,
@@ -47,16 +53,41 @@ pub(super) enum Column {
 /// How many columns there are.
 pub(super) const COLUMNS: usize = Column::Large as usize + 1;
 
-// Bits 0..2 of the code: the instruction address and the flags.
-const PC_FOLLOWS: u8 = 0;
-const PC_NEXT: u8 = 1;
-const PC_SECOND: u8 = 2;
-const PC_TOLD: u8 = 3;
-// Bits 2..5: the address.
-const BY_FOLLOWER: u8 = 0;
+/// Names of columns for messages, in their order.
+pub(super) const NAMES: [&str; COLUMNS] = [
+    "code",
+    "vcpu",
+    "site",
+    "site low",
+    "pc",
+    "flags",
+    "line",
+    "rank",
+    "set",
+    "new page",
+    "low",
+    "lines",
+    "gaps",
+    "mask",
+    "data count",
+    "fetch count",
+    "data instructions",
+    "fetch instructions",
+    "large",
+];
+
+// Bits 0 and 1 of the code: the site. One of the first guesses, or told.
+const SITE_TOLD: u8 = 3;
+// How a site is told: a later guess, a new one, or its number from 8 bits up, or all of it.
+const LATER: u8 = (GUESSES - SITE_TOLD as usize) as u8;
+const SITE_NEW: u8 = LATER;
+const NUMBER: u8 = LATER + 1;
+const NUMBER_TOLD: u8 = 255;
+// Bits 2 to 4: the address.
+const IN_CONTEXT: u8 = 0;
 const BY_STRIDE: u8 = 1;
 const AS_LAST: u8 = 2;
-const PAGE_OF_FOLLOWER: u8 = 3;
+const PAGE_IN_CONTEXT: u8 = 3;
 const PAGE_AS_LAST: u8 = 4;
 const PAGE_RANKED: u8 = 5;
 const PAGE_NEW: u8 = 6;
@@ -75,9 +106,10 @@ const GAPS: u8 = 3;
 const MOST_GAPS: u8 = 20;
 const UP: u8 = 60;
 
-/// What the tables say of a run once its instruction address is known.
+/// What the tables say of a run once its site is known.
 struct Known {
-    follower: Run,
+    /// What the site touched last in this context.
+    touch: Touch,
     site: Site,
     /// Page of the latest run of the same kind on this vCPU.
     page: u64,
@@ -85,33 +117,22 @@ struct Known {
 
 impl Known {
     #[inline(always)]
-    fn of(model: &Model, follower: &Run, place: Place) -> Self {
-        let last = &model.lane().last[usize::from(place.flags.is_fetch())];
-        Self { follower: *follower, site: *model.site(place), page: last.gva.value() >> 12 }
-    }
-    #[inline(always)]
-    fn follower_line(&self) -> u64 {
-        self.follower.gva.value() >> 6
-    }
-    #[inline(always)]
-    fn site_line(&self) -> u64 {
-        self.site.run.gva.value() >> 6
+    fn of(model: &Model, context: Context, number: u32, site: &Site) -> Self {
+        let (_, line) = model.last(site.place.flags.is_fetch());
+        Self { touch: model.touch_in(context, number), site: *site, page: line >> 6 }
     }
     #[inline(always)]
     fn stride_line(&self) -> u64 {
-        self.site_line().wrapping_add(self.site.stride as u64) & LINE_BITS
-    }
-    /// The run whose count and instructions are guessed to be the same.
-    #[inline(always)]
-    fn basis(&self, pc: u8) -> &Run {
-        if pc == PC_FOLLOWS { &self.follower } else { &self.site.run }
+        self.site.touch.line.wrapping_add(self.site.stride as u64) & LINE_BITS
     }
     #[inline(always)]
-    fn lines(&self, how: u8, fetch: bool, own: u64) -> u64 {
+    fn lines(&self, how: u8, line: u64) -> u64 {
         match how {
-            BY_FOLLOWER => self.follower.lines,
-            _ if fetch => self.site.run.lines,
-            _ => own,
+            IN_CONTEXT => self.touch.lines,
+            _ => {
+                let touch = &self.site.touch;
+                touch.lines.rotate_left((line.wrapping_sub(touch.line) & 63) as u32)
+            }
         }
     }
 }
@@ -123,6 +144,7 @@ const PAGE_BITS: u64 = u64::MAX >> 12;
 /// Writes runs.
 pub(super) struct Encoder {
     model: Model,
+    numbers: Numbers,
     pub(super) columns: [Vec<u8>; COLUMNS],
     since_switch: u64,
     line_addresses: bool,
@@ -130,7 +152,13 @@ pub(super) struct Encoder {
 
 impl Encoder {
     pub(super) fn new(line_addresses: bool) -> Self {
-        Self { model: Model::new(), columns: Default::default(), since_switch: 0, line_addresses }
+        Self {
+            model: Model::new(),
+            numbers: Numbers::new(),
+            columns: Default::default(),
+            since_switch: 0,
+            line_addresses,
+        }
     }
     #[inline(always)]
     fn byte(&mut self, column: Column, byte: u8) {
@@ -140,9 +168,8 @@ impl Encoder {
         put_varint(&mut self.columns[column as usize], value);
     }
 
-    /// Adds a run. Its code is one byte: which guess gives the instruction address (bits 0 and 1)
-    /// and the address (bits 2 to 4), and whether lines, count and instructions (bits 5, 6, 7) are
-    /// not what is guessed.
+    /// Adds a run. Its code is one byte: which guess gives the site (bits 0 and 1) and the address
+    /// (bits 2 to 4), and whether lines, count and instructions (bits 5, 6, 7) are not what is guessed.
     pub(super) fn run(&mut self, run: &Run) {
         if run.vcpu != self.model.vcpu {
             self.varint(Column::Vcpu, self.since_switch);
@@ -151,24 +178,23 @@ impl Encoder {
             self.model.switch(run.vcpu);
         }
         self.since_switch += 1;
-        let guess = self.model.guess();
-        let pc = self.pc(guess, run);
-        let known = Known::of(&self.model, self.model.follower(guess), Place::of(run));
+        let context = self.model.context();
+        let (which, number) = self.site(context, run);
+        let Some(site) = self.model.site(number) else { return };
+        let known = Known::of(&self.model, context, number, site);
         let how = self.address(&known, run);
         let (fetch, line) = (run.flags.is_fetch(), run.gva.value() >> 6);
-        let own = 1 << (line & 63);
-        let mut code = pc | how << 2;
-        if run.lines != known.lines(how, fetch, own) {
+        let mut code = which | how << 2;
+        if run.lines != known.lines(how, line) {
             code |= LINES_TOLD;
-            self.lines(run.lines, line & 63, known.site.run.lines);
+            self.lines(run.lines, line & 63, known.site.touch.lines);
         }
-        let basis = known.basis(pc);
-        if run.count != basis.count {
+        if run.count != known.touch.count {
             code |= COUNT_TOLD;
             let column = if fetch { Column::FetchCount } else { Column::DataCount };
             self.number(column, run.count);
         }
-        if run.instructions != basis.instructions {
+        if run.instructions != known.touch.instructions {
             code |= INSTRUCTIONS_TOLD;
             let column = if fetch { Column::FetchInstructions } else { Column::DataInstructions };
             self.number(column, run.instructions);
@@ -177,23 +203,38 @@ impl Encoder {
             self.byte(Column::Low, run.gva.value() as u8 & 63);
         }
         self.byte(Column::Code, code);
-        self.model.learn(guess, run);
+        self.model.learn(context, number, run);
     }
 
-    fn pc(&mut self, guess: Guess, run: &Run) -> u8 {
+    /// The site of a run, and which guess it is.
+    fn site(&mut self, context: Context, run: &Run) -> (u8, u32) {
         let place = Place::of(run);
-        let [next, second] = *self.model.next(guess);
-        if Place::of(self.model.follower(guess)) == place {
-            return PC_FOLLOWS;
-        } else if next == place {
-            return PC_NEXT;
-        } else if second == place {
-            return PC_SECOND;
+        let Some(number) = self.numbers.find(place, &self.model) else {
+            let (pc, _) = self.model.last(run.flags.is_fetch());
+            self.byte(Column::Site, SITE_NEW);
+            self.byte(Column::Flags, flag_bits(run.flags));
+            self.varint(Column::Pc, zigzag(place.pc.wrapping_sub(pc) as i64));
+            let number = self.model.add(place);
+            self.numbers.add(number, &self.model);
+            return (SITE_TOLD, number);
+        };
+        if self.model.guess(context) == number {
+            return (0, number);
         }
-        let last = self.model.lane().last[usize::from(run.flags.is_fetch())].pc.value();
-        self.byte(Column::Flags, flag_bits(run.flags));
-        self.varint(Column::Pc, zigzag(run.pc.value().wrapping_sub(last) as i64));
-        PC_TOLD
+        let rank = self.model.guesses(context).iter().position(|&guess| guess == number);
+        match rank.map(|rank| rank as u8) {
+            Some(rank @ 0..SITE_TOLD) => return (rank, number),
+            Some(rank) => self.byte(Column::Site, rank - SITE_TOLD),
+            None if number >> 8 < u32::from(NUMBER_TOLD - NUMBER) => {
+                self.byte(Column::Site, NUMBER + (number >> 8) as u8);
+                self.byte(Column::SiteLow, number as u8);
+            }
+            None => {
+                self.byte(Column::Site, NUMBER_TOLD);
+                self.columns[Column::SiteLow as usize].extend(number.to_le_bytes());
+            }
+        }
+        (SITE_TOLD, number)
     }
 
     fn address(&mut self, known: &Known, run: &Run) -> u8 {
@@ -201,17 +242,17 @@ impl Encoder {
         let page = line >> 6;
         if line == run.pc.value() >> 6 {
             AS_PC
-        } else if line == known.follower_line() {
-            BY_FOLLOWER
+        } else if line == known.touch.line {
+            IN_CONTEXT
         } else if line == known.stride_line() {
             BY_STRIDE
-        } else if line == known.site_line() {
+        } else if line == known.site.touch.line {
             AS_LAST
         } else {
             self.byte(Column::Line, line as u8 & 63);
-            if page == known.follower_line() >> 6 {
-                PAGE_OF_FOLLOWER
-            } else if page == known.site_line() >> 6 {
+            if page == known.touch.line >> 6 {
+                PAGE_IN_CONTEXT
+            } else if page == known.site.touch.line >> 6 {
                 PAGE_AS_LAST
             } else {
                 self.page(known, page)
@@ -313,30 +354,29 @@ impl Decoder {
         }
         self.until_switch -= 1;
         let code = self.byte(Column::Code);
-        let guess = self.model.guess();
-        let follower = *self.model.follower(guess);
-        let place = match code & 3 {
-            PC_FOLLOWS => Place::of(&follower),
-            PC_NEXT => self.model.next(guess)[0],
-            PC_SECOND => self.model.next(guess)[1],
-            _ => self.told_pc(),
+        let context = self.model.context();
+        let number = match code & 3 {
+            0 => self.model.guess(context),
+            SITE_TOLD => self.told_site(context),
+            which => self.model.guesses(context)[usize::from(which)],
         };
-        let known = Known::of(&self.model, &follower, place);
+        let Some(site) = self.model.site(number) else { return self.no_run() };
+        let known = Known::of(&self.model, context, number, site);
+        let place = known.site.place;
         let how = code >> 2 & 7;
         let line = match how {
             AS_PC => place.pc >> 6,
-            BY_FOLLOWER => known.follower_line(),
+            IN_CONTEXT => known.touch.line,
             BY_STRIDE => known.stride_line(),
-            AS_LAST => known.site_line(),
+            AS_LAST => known.site.touch.line,
             _ => self.told_line(how, &known),
         };
         let fetch = place.flags.is_fetch();
-        let mut lines = known.lines(how, fetch, 1 << (line & 63));
+        let mut lines = known.lines(how, line);
         if code & LINES_TOLD != 0 {
-            lines = self.told_lines(line & 63, known.site.run.lines);
+            lines = self.told_lines(line & 63, known.site.touch.lines);
         }
-        let basis = known.basis(code & 3);
-        let (mut count, mut instructions) = (basis.count, basis.instructions);
+        let Touch { mut count, mut instructions, .. } = known.touch;
         if code & COUNT_TOLD != 0 {
             count = self.number(if fetch { Column::FetchCount } else { Column::DataCount });
         }
@@ -344,21 +384,24 @@ impl Decoder {
             let column = if fetch { Column::FetchInstructions } else { Column::DataInstructions };
             instructions = self.number(column);
         }
-        let mut gva = line << 6;
+        let mut gva = address(line);
         if !self.line_addresses {
-            gva |= u64::from(self.byte(Column::Low) & 63);
+            gva = gva.offset_by(u64::from(self.byte(Column::Low) & 63));
         }
-        let run = Run {
-            gva: Gva::new(gva),
-            pc: Gva::new(place.pc),
-            lines,
-            count,
-            instructions,
-            vcpu: self.model.vcpu,
-            flags: place.flags,
-        };
-        self.model.learn(guess, &run);
+        let pc = Gva::new(place.pc);
+        let (vcpu, flags) = (self.model.vcpu, place.flags);
+        let run = Run { gva, pc, lines, count, instructions, vcpu, flags };
+        self.model.learn(context, number, &run);
         run
+    }
+
+    /// What stands for a run of a site that does not exist.
+    #[cold]
+    fn no_run(&mut self) -> Run {
+        self.nonsense = true;
+        let (gva, pc) = (Gva::new(0), Gva::new(0));
+        let flags = nestwalk_types::RunFlags::default();
+        Run { gva, pc, lines: 1, count: 1, instructions: 0, vcpu: VcpuId(0), flags }
     }
 
     #[cold]
@@ -371,19 +414,29 @@ impl Decoder {
         }
     }
 
-    fn told_pc(&mut self) -> Place {
-        let bits = self.byte(Column::Flags);
-        let flags = flags_of(bits).unwrap_or_else(|| self.impossible());
-        let last = self.model.lane().last[usize::from(flags.is_fetch())].pc.value();
-        let delta = unzigzag(self.columns[Column::Pc as usize].varint());
-        Place { pc: last.wrapping_add(delta as u64), flags }
+    fn told_site(&mut self, context: Context) -> u32 {
+        match self.byte(Column::Site) {
+            later @ 0..LATER => self.model.guesses(context)[usize::from(SITE_TOLD + later)],
+            SITE_NEW => {
+                let bits = self.byte(Column::Flags);
+                let flags = flags_of(bits).unwrap_or_else(|| self.impossible());
+                let (last, _) = self.model.last(flags.is_fetch());
+                let delta = unzigzag(self.columns[Column::Pc as usize].varint());
+                self.model.add(Place { pc: last.wrapping_add(delta as u64), flags })
+            }
+            NUMBER_TOLD => {
+                let low = &mut self.columns[Column::SiteLow as usize];
+                u32::from_le_bytes([low.byte(), low.byte(), low.byte(), low.byte()])
+            }
+            high => u32::from(high - NUMBER) << 8 | u32::from(self.byte(Column::SiteLow)),
+        }
     }
 
     fn told_line(&mut self, how: u8, known: &Known) -> u64 {
         let line = u64::from(self.byte(Column::Line) & 63);
         let page = match how {
-            PAGE_OF_FOLLOWER => known.follower_line() >> 6,
-            PAGE_AS_LAST => known.site_line() >> 6,
+            PAGE_IN_CONTEXT => known.touch.line >> 6,
+            PAGE_AS_LAST => known.site.touch.line >> 6,
             PAGE_RANKED => {
                 let rank = self.byte(Column::Rank);
                 let set = known.page.wrapping_add(u64::from(self.byte(Column::Set)));
