@@ -144,6 +144,11 @@ fn every_crate_says_what_it_is() {
         // Lints and versions are the workspace's.
         assert_eq!(manifest["lints"]["workspace"].as_bool(), Some(true), "{}", folder.display());
         for key in ["version", "edition", "license", "rust-version"] {
+            if key == "license" && folder.ends_with("qemu-plugin") {
+                // What QEMU's plugin interface asks for.
+                assert_eq!(package[key].as_str(), Some("GPL-2.0-or-later"));
+                continue;
+            }
             let shared = package[key].get("workspace").and_then(toml::Value::as_bool);
             assert_eq!(shared, Some(true), "{}: {key}", folder.display());
         }
@@ -155,6 +160,32 @@ fn every_crate_says_what_it_is() {
 fn manifest(path: &Path) -> toml::Table {
     let text = fs::read_to_string(path).unwrap();
     toml::from_str(&text).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+/// Where `unsafe` may be: the borders to QEMU and to memory that processes share.
+const BORDERS: [&str; 4] = [
+    "crates/wire/src/memory.rs",
+    "crates/qemu-plugin/src/entry.rs",
+    "crates/qemu-plugin/src/ffi.rs",
+    "crates/qemu-plugin/src/registers.rs",
+];
+
+#[test]
+fn unsafe_code_is_at_the_borders_and_nowhere_else() {
+    let lints = manifest(&workspace().join("Cargo.toml"))["workspace"]["lints"]["rust"].clone();
+    assert_eq!(lints["unsafe_code"].as_str(), Some("deny"));
+    let allow = ["allow(unsafe", "_code)"].concat();
+    let mut found: Vec<String> = Vec::new();
+    for path in files(".rs") {
+        if fs::read_to_string(&path).unwrap().contains(&allow) {
+            let name = path.strip_prefix(workspace()).unwrap().display().to_string();
+            found.push(name);
+        }
+    }
+    found.sort();
+    let mut borders = BORDERS.map(String::from);
+    borders.sort();
+    assert_eq!(found, borders);
 }
 
 #[test]
@@ -225,7 +256,7 @@ fn the_licences_that_the_manifest_names_are_there() {
 #[test]
 fn scripts_can_be_run() {
     use std::os::unix::fs::PermissionsExt;
-    for name in ["scripts/check", ".ci/run"] {
+    for name in ["scripts/check", "scripts/guest", ".ci/run"] {
         let path = workspace().join(name);
         let mode =
             fs::metadata(&path).unwrap_or_else(|e| panic!("{name}: {e}")).permissions().mode();
