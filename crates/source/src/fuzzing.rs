@@ -5,6 +5,7 @@ use crate::champsim::ChampSim;
 use crate::drmemtrace::Drmemtrace;
 use crate::lackey::Lackey;
 use crate::patterns::PatternSpec;
+use crate::trace::{self, TraceReader, TraceWriter, WriteOptions};
 use nestwalk_types::{Batch, Control, Source};
 use std::io::Cursor;
 
@@ -76,6 +77,56 @@ pub fn zip(data: &[u8]) {
 pub fn compressed(data: &[u8]) {
     let window = window(data, None);
     window.into_iter().for_each(|w| drain(ChampSim::source("fuzz".into(), w, None)));
+}
+
+/// Everything that a trace of a guest says, with positions in the whole stream, if it ends well.
+fn drain_trace(bytes: &[u8]) -> Option<Batch> {
+    let mut reader = TraceReader::new("fuzz", Cursor::new(bytes))
+        .map_err(|e| assert!(!e.message.is_empty()))
+        .ok()?;
+    let (mut all, mut batch) = (Batch::default(), Batch::default());
+    for _ in 0..BATCHES {
+        match reader.next_batch(&mut batch) {
+            Ok(true) => assert!(!batch.is_empty(), "a batch is empty before the end"),
+            Ok(false) => {
+                assert!(batch.is_empty(), "something comes with the end");
+                return Some(all);
+            }
+            Err(error) => {
+                assert!(error.message.contains("byte") && batch.is_empty());
+                assert_eq!(reader.next_batch(&mut batch), Err(error), "an error stays");
+                return None;
+            }
+        }
+        assert!(batch.controls.is_sorted_by_key(|c| c.0), "controls are out of order");
+        assert!(batch.controls.iter().all(|c| c.0 as usize <= batch.runs.len()));
+        let before = all.runs.len() as u32;
+        all.controls.extend(batch.controls.drain(..).map(|(at, c)| (before + at, c)));
+        all.runs.append(&mut batch.runs);
+    }
+    panic!("the stream does not end");
+}
+
+/// A trace of a guest. After a byte that is 0 comes a whole file; after another, a chunk, in a file
+/// that is made for it, so that no checksum is in the way. What is read well is read again after it
+/// was written again, and its controls are read alone.
+pub fn trace(data: &[u8]) {
+    let Some((kind, data)) = data.split_first() else { return };
+    let file = if *kind == 0 { data.to_vec() } else { trace::file_with_chunk(data) };
+    let Some(all) = drain_trace(&file) else { return };
+    let Ok(mut reader) = TraceReader::new("fuzz", Cursor::new(&file)) else { return };
+    let (mut controls, mut some) = (Vec::new(), Vec::new());
+    while reader.next_controls(&mut some).expect("they were read before") {
+        controls.extend(some.drain(..).map(|(at, control)| (at as u32, control)));
+    }
+    assert!(controls == all.controls, "controls differ when they are read alone");
+    let options =
+        WriteOptions { level: 1, thread: false, line_addresses: false, ..WriteOptions::LIVE };
+    let mut writer =
+        TraceWriter::new("fuzz", Vec::new(), reader.header(), options).expect("memory");
+    writer.write(&all).expect("memory");
+    let written = writer.finish(trace::Summary::default()).expect("memory");
+    assert!(drain_trace(&written.out) == Some(all), "it is another trace when it is written again");
 }
 
 /// The text of a pattern; what is accepted must say itself again and run.

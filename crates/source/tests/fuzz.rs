@@ -4,7 +4,8 @@ mod common;
 
 use nestwalk_source::champsim::Instruction;
 use nestwalk_source::fuzzing;
-use nestwalk_types::SplitMix64;
+use nestwalk_source::trace::{Header, Summary, TraceReader, TraceWriter, WriteOptions};
+use nestwalk_types::{Batch, Control, Gpa, Gva, Invalidation, Run, RunFlags, SplitMix64, VcpuId};
 use std::time::{Duration, Instant};
 
 const LONG: Duration = Duration::from_secs(1);
@@ -102,4 +103,39 @@ fn compressed_files() {
 fn pattern_texts() {
     let texts = ["zipf:theta=0.9,item=4KiB", "phases:sequential/stride:stride=4160/chase:node=64"];
     fuzz(fuzzing::pattern, &texts.map(|t| t.as_bytes().to_vec()));
+}
+
+/// A whole trace and the payload of a chunk, both as the target takes them.
+fn traces() -> Vec<Vec<u8>> {
+    let mut batch = Batch::default();
+    for i in 0..60_u64 {
+        let gva = Gva::new(0x7f00_0000_0000 + i * i % 7 * 0x1040);
+        let pc = Gva::new(0x40_0000 + i % 5 * 4);
+        let vcpu = VcpuId((i / 50) as u8);
+        let lines = 1 << (gva.value() >> 6 & 63) | i;
+        let flags = if i % 4 == 0 { RunFlags::STORE } else { RunFlags::default() };
+        batch.runs.push(Run { gva, pc, lines, count: 2, instructions: i as u16, vcpu, flags });
+        if i % 6 == 0 {
+            let at = batch.runs.len() as u32;
+            let (gpa, value) = (Gpa::new(i << 3), i << 12 | 0x67);
+            batch.controls.push((at, Control::TableWrite { vcpu, gpa, value }));
+            batch.controls.push((at, Control::Invalidate { vcpu, what: Invalidation::Page(gva) }));
+            let entries = (i % 12 == 0).then(|| Box::new([value; 512]));
+            batch.controls.push((at, Control::TableNew { vcpu, gpa: Gpa::new(i << 12), entries }));
+        }
+    }
+    // So small a chunk does not shrink much: most columns stand there as they are.
+    let options = WriteOptions { thread: false, ..WriteOptions::LIVE };
+    let mut writer = TraceWriter::new("valid", Vec::new(), &Header::default(), options).unwrap();
+    writer.write(&batch).unwrap();
+    let file = writer.finish(Summary::default()).unwrap().out;
+    let reader = TraceReader::new("valid", std::io::Cursor::new(&file)).unwrap();
+    let at = reader.chunks()[0].offset as usize;
+    let length = u32::from_le_bytes(file[at + 4..at + 8].try_into().unwrap()) as usize;
+    vec![[&[0], &file[..]].concat(), [&[1], &file[at + 16..at + 16 + length]].concat()]
+}
+
+#[test]
+fn traces_of_guests() {
+    fuzz(fuzzing::trace, &traces());
 }

@@ -91,3 +91,19 @@ pub fn column_sizes(
     let sizes = encoded.columns().map(|(i, raw)| (chunk::column_name(i), raw.len(), size(raw)));
     Ok(sizes.collect())
 }
+
+/// A file with an empty header and this payload as its only chunk, with checksums that are right. For
+/// fuzzing.
+#[doc(hidden)]
+pub fn file_with_chunk(payload: &[u8]) -> Vec<u8> {
+    let mut payload = payload.to_vec();
+    // It begins where the stream does.
+    payload.iter_mut().take(chunk::NUMBERS / 2).for_each(|byte| *byte = 0);
+    let mut file = block::MAGIC.to_vec();
+    file.extend(block::VERSION.to_le_bytes());
+    for (tag, payload) in [(block::TAG_HEADER, b"{}".as_slice()), (block::TAG_CHUNK, &payload)] {
+        file.extend(block::head(tag, payload).unwrap_or_default());
+        file.extend(payload);
+    }
+    file
+}
