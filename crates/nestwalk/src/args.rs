@@ -307,9 +307,9 @@ Examples:
 To nestwalk: a trace of nestwalk is compressed again; any other is given to a modelled Linux guest with
 4 KiB pages, whose page tables, faults and invalidations become part of the trace.
 
-To champsim and lackey: one instruction for each fetch run and each data run, which accesses the run's
-first address and loads from each further cache line that it touched. Lost are: how often and when lines
-were touched again, sizes (all are 1 byte), page tables and address spaces (processes are mixed unless
+To champsim and lackey: an instruction for each cache line of a fetch run and for each data run, which
+accesses the run's first address and loads from each further line that it touched. Lost are: how often
+and when lines were touched again, sizes (all are 1 byte), page tables and address spaces (processes are mixed unless
 --process chooses one), and branches. Instructions that make no run are left out unless
 --all-instructions is given.";
 

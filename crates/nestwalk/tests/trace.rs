@@ -57,7 +57,7 @@ fn sound() -> Batch {
         fetch(TEXT + 0x100, 5),
         run(DATA, TEXT + 0x104, RunFlags::default(), 0b1_0011, 9, 0),
         run(DATA + 0x80, TEXT + 0x108, RunFlags::STORE, 0b1100, 2, 0),
-        fetch(TEXT + 0x200, 2),
+        Run { lines: 1 << 8 | 1 << 10, ..fetch(TEXT + 0x200, 4) },
     ])
 }
 
@@ -112,7 +112,7 @@ fn info_says_what_made_a_trace_and_what_it_holds() {
     assert_eq!(json["complete"], true);
     assert_eq!(json["header"]["command"][0], "gcc");
     assert_eq!(count(&json["totals"], "accesses"), 13);
-    assert_eq!(count(&json["totals"], "instructions"), 7);
+    assert_eq!(count(&json["totals"], "instructions"), 9);
     assert_eq!(count(&json["totals"]["controls_by_kind"], "table_write"), 8);
     assert_eq!(json["summary"]["exit_status"], 3);
     let size = lab.path("a.nwt").metadata().unwrap().len();
@@ -269,12 +269,14 @@ fn champsim_gets_an_instruction_for_each_run_and_each_line_once() {
         champsim(t + 0x108, [DATA + 0x80, 0], [0; 4]),
         champsim(t + 0x108, [0; 2], [DATA + 0xc0, 0, 0, 0]),
         champsim(t + 0x200, [0; 2], [0; 4]),
+        champsim(t + 0x280, [0; 2], [0; 4]),
     ];
     assert_eq!(std::fs::read(lab.path("a.champsim")).unwrap(), expected.concat());
     // Five instructions were retired with the first fetch run, three of which are written anyway.
     lab.ok("trace convert a.nwt b.champsim -q --all-instructions");
     let plain = |ip| champsim(ip, [0; 2], [0; 4]);
-    let all = [&expected[..4], &[plain(t + 0x100)], &expected[4..], &[plain(t + 0x200)]].concat();
+    let more = [plain(t + 0x200); 2];
+    let all = [&expected[..4], &[plain(t + 0x100)], &expected[4..], &more].concat();
     assert_eq!(std::fs::read(lab.path("b.champsim")).unwrap(), all.concat());
     // Compressed by its name, and read again.
     lab.ok("trace convert a.nwt c.champsim.xz -q");
@@ -289,11 +291,11 @@ fn lackey_gets_the_text_that_valgrind_writes() {
     lab.ok("trace convert a.nwt a.lackey -q");
     let expected = "I  00400100,1\nI  00400104,1\n L 7f0000000000,1\n L 7f0000000040,1\n \
                     L 7f0000000100,1\nI  00400108,1\n S 7f0000000080,1\n L 7f00000000c0,1\n\
-                    I  00400200,1\n";
+                    I  00400200,1\nI  00400280,1\n";
     assert_eq!(lab.read("a.lackey"), expected);
     lab.ok("trace convert a.nwt a.lackey.gz -q --to lackey");
     lab.ok("trace convert a.lackey.gz b.nwt -q");
-    assert_eq!(count(&lab.json("trace verify b.nwt"), "instructions"), 4);
+    assert_eq!(count(&lab.json("trace verify b.nwt"), "instructions"), 5);
 }
 
 #[test]
@@ -312,8 +314,8 @@ fn kernel_processes_and_vcpus_can_be_left_out() {
         lab.ok(&format!("trace convert a.nwt a.champsim -q {options}"));
         lab.path("a.champsim").metadata().unwrap().len() / 64
     };
-    assert_eq!((records(""), records("--user-only")), (6, 5));
-    assert_eq!((records("--process 87"), records("--process 90 --user-only")), (4, 1));
+    assert_eq!((records(""), records("--user-only")), (7, 6));
+    assert_eq!((records("--process 87"), records("--process 90 --user-only")), (4, 2));
     let message = lab.refused("trace convert a.nwt a.champsim -q --process 5");
     assert!(message.contains("none of 5 runs"), "{message}");
     write(&lab.path("b.nwt"), &header(2), &batch);

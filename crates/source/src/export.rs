@@ -4,8 +4,8 @@
 //! but runs is lost. Of a run they get its first access and one access, a load, for each further
 //! cache line that it touched; how often lines were touched is lost, as is when, since
 //! the recorder's filter has folded later accesses into earlier runs. No sizes are known: accesses
-//! are of one byte. An instruction is written for each fetch run and each data run; with
-//! [`ExportOptions::all_instructions`] as many follow a fetch run as it says, so that rates per
+//! are of one byte. An instruction is written for each line of a fetch run and for each data run;
+//! with [`ExportOptions::all_instructions`] as many follow a fetch run as it says, so that rates per
 //! instruction are right.
 
 use crate::bytes::Compression;
@@ -16,6 +16,9 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
+
+/// Addresses that an instruction of `ChampSim` can load from.
+const LOADS: usize = 4;
 
 /// What is written.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -140,26 +143,30 @@ impl Exporter {
     fn run(&mut self, run: &Run) -> io::Result<()> {
         // No instruction has address 0 in these formats.
         let ip = run.pc.value().max(1);
-        let page = run.gva.value() & !0xfff;
+        let (first, page) = (run.gva.value(), run.gva.value() & !0xfff);
+        let mut others = run.lines & !(1 << (first >> 6 & 63));
         if run.flags.is_fetch() {
             self.pay()?;
-            self.instruction(ip, &[], None)?;
             self.fetched = ip;
-            self.owed = u64::from(run.instructions).saturating_sub(1);
+            self.owed = u64::from(run.instructions);
+            self.instruction(ip, &[], None)?;
+            let mut line = [0];
+            while lines_of(page, &mut others, &mut line) > 0 {
+                self.instruction(line[0], &[], None)?;
+            }
             return Ok(());
         }
-        let first = run.gva.value();
-        let mut others = run.lines & !(1 << (first >> 6 & 63));
         if run.flags.is_store() {
             self.instruction(ip, &[], Some(first))?;
         } else {
-            let mut loads = vec![first];
-            loads.extend(lines_of(page, &mut others, 3));
-            self.instruction(ip, &loads, None)?;
+            let mut loads = [first; LOADS];
+            let further = lines_of(page, &mut others, &mut loads[1..]);
+            self.instruction(ip, &loads[..1 + further], None)?;
         }
         while others != 0 {
-            let loads = lines_of(page, &mut others, 4);
-            self.instruction(ip, &loads, None)?;
+            let mut loads = [0; LOADS];
+            let found = lines_of(page, &mut others, &mut loads);
+            self.instruction(ip, &loads[..found], None)?;
         }
         Ok(())
     }
@@ -197,14 +204,18 @@ impl Exporter {
     }
 }
 
-/// Addresses of the lowest lines of a page, at most so many, which are taken out of `lines`.
-fn lines_of(page: u64, lines: &mut u64, most: usize) -> Vec<u64> {
-    let mut addresses = Vec::with_capacity(most);
-    while *lines != 0 && addresses.len() < most {
-        addresses.push(page | u64::from(lines.trailing_zeros()) << 6);
+/// Moves the lowest lines of a page from `lines` to `addresses` while there is room; says how many.
+fn lines_of(page: u64, lines: &mut u64, addresses: &mut [u64]) -> usize {
+    let mut found = 0;
+    for address in addresses {
+        if *lines == 0 {
+            break;
+        }
+        *address = page | u64::from(lines.trailing_zeros()) << 6;
         *lines &= *lines - 1;
+        found += 1;
     }
-    addresses
+    found
 }
 
 /// A file that is written, compressed as its name says.

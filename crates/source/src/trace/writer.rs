@@ -34,8 +34,10 @@ impl WriteOptions {
     /// killed.
     pub const LIVE: Self =
         Self { chunk_runs: 256 << 10, level: 3, line_addresses: true, thread: true };
-    /// For shipping: as small as can be.
-    pub const SMALL: Self = Self { chunk_runs: 4 << 20, level: 19, ..Self::LIVE };
+    /// For shipping: as small as can be. Takes 128 MiB for the chunk that is gathered, and no thread,
+    /// which would wait for the compressor with as much.
+    pub const SMALL: Self =
+        Self { chunk_runs: 4 << 20, level: 19, line_addresses: true, thread: false };
 }
 
 impl Default for WriteOptions {
