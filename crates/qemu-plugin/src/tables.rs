@@ -196,18 +196,21 @@ impl Tables {
         let new = ram.load(at).unwrap_or(0);
         let Some(table) = self.upper.get_mut(&frame) else { return };
         let old = std::mem::replace(&mut table.entries[index], new);
-        if table.root && table.loaded == 0 && index >= ENTRIES / 2 && old & 1 == 1 && old != new {
-            // Linux clears the kernel's half of a root never while it is one: this is another use.
-            let user = &table.entries[..ENTRIES / 2];
-            if user.iter().all(|e| e & 1 == 0) {
-                self.leave(levels, frame);
-                if let Some(below) = child(old, level) {
-                    self.let_go(levels, below);
-                }
-                levels.set(frame, 0);
-                say(Record::control(Kind::TableReused, frame, 0));
-                return;
+        // A root that nobody has loaded and whose process is gone. Linux never clears the kernel's half
+        // of one, and never clears what is clear: the page has another use from now on.
+        let another_use = (index >= ENTRIES / 2 && old & 1 == 1 && old != new) || old | new == 0;
+        if table.root
+            && table.loaded == 0
+            && another_use
+            && table.entries[..ENTRIES / 2].iter().all(|e| e & 1 == 0)
+        {
+            self.leave(levels, frame);
+            if let Some(below) = child(old, level) {
+                self.let_go(levels, below);
             }
+            levels.set(frame, 0);
+            say(Record::control(Kind::TableReused, frame, 0));
+            return;
         }
         let (before, after) = (child(old, level), child(new, level));
         if before != after {

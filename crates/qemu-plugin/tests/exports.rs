@@ -12,9 +12,11 @@ fn the_library_has_the_symbols_that_qemu_looks_for() {
         .find(|p| p.exists())
         .expect("cargo builds the library beside the tests");
     let bytes = std::fs::read(library).unwrap();
-    let has = |name: &str| bytes.windows(name.len() + 2).any(|w| {
-        w[0] == 0 && w[name.len() + 1] == 0 && &w[1..=name.len()] == name.as_bytes()
-    });
+    let has = |name: &str| {
+        bytes
+            .windows(name.len() + 2)
+            .any(|w| w[0] == 0 && w[name.len() + 1] == 0 && &w[1..=name.len()] == name.as_bytes())
+    };
     for symbol in ["qemu_plugin_version", "qemu_plugin_install"] {
         assert!(has(symbol), "{symbol} is not exported");
     }
