@@ -4,12 +4,14 @@
 
 pub mod assoc;
 pub mod cache;
+pub mod filter;
 pub mod geometry;
 pub mod profile;
 pub mod tlb;
 pub mod walk_cache;
 
 pub use cache::{Caches, HPA_LIMIT, ServedBy};
+pub use filter::TooFine;
 pub use profile::Profile;
 pub use tlb::{Asid, Tlb, Translation};
 pub use walk_cache::{Pointer, WalkCache};

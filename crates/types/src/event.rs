@@ -247,7 +247,8 @@ pub enum Control {
         what: Invalidation,
     },
     /// A page-table page is in use from now on; `entries` are its contents, `None` if the kernel
-    /// cleared it just now.
+    /// cleared it just now by stores that the stream does not show. A captured guest, whose stores are
+    /// runs of the stream, always says the contents.
     TableNew {
         /// The vCPU that allocated it.
         vcpu: VcpuId,

@@ -75,7 +75,8 @@ pub struct Filter {
     /// Data accesses, by 4 KiB page. [`Filter::RUNS`] means that only consecutive ones are folded.
     pub data: FilterArray,
     /// Data accesses to pages that the guest maps as 2 MiB or more, by 2 MiB: an access is hidden only
-    /// if it hits here, too.
+    /// if it hits here, too, and if its page is the most recently used of its set of `data`; of pages
+    /// that the guest maps as 1 GiB, if no other such page was used since, as well. One way.
     pub data_large: FilterArray,
     /// Instruction fetches, by 4 KiB page.
     pub fetch: FilterArray,
