@@ -7,6 +7,7 @@
 //! placement        page sizes (4k, thp, 2m, 4m, 1g) and which frame serves a fault
 //! AddressSpace     mappings and page tables: fault, fork, unmap, protect; tells an Observer
 //! ModelledGuest    processes on vCPUs: a plain trace in, tables, CR3 loads, invalidations out
+//! Remap            a recorded guest's stream in, that of its processes out, for a ModelledGuest
 //! ObservedGuest    mirrors the tables of a recorded guest: its stream in, the same with gPAs out
 //! HostMemory       guest RAM in the VMM process: gPA to the host page behind it
 //! ```
@@ -22,6 +23,7 @@ mod host;
 mod observed;
 mod physical;
 mod placement;
+mod remap;
 mod size;
 mod space;
 mod translations;
@@ -39,6 +41,7 @@ pub use physical::{
     pc_memory_map,
 };
 pub use placement::{FirstFit, PLACEMENTS, PagePolicy, Placement, PlacementKind, Request};
+pub use remap::{Mappings, Remap, RemapError, RemapStats, Survey};
 pub use space::{
     Access, AddressSpace, Counters, FLUSH_CEILING, Flush, GATHER_PAGES, Mapped, Memory, Observer,
     SpaceConfig, Unobserved, Vma, VmaSet,
