@@ -103,7 +103,8 @@ pub struct CompareArgs {
     #[arg(last = true, value_name = "COMMAND")]
     pub command: Vec<OsString>,
     /// Machines, separated by commas: scheme[:guest pages[+host pages]][@placement[+placement]].
-    /// The controls `ideal` and `native` are added
+    /// The controls `ideal` and `native` are added. Of a recorded guest: `observed` in place of guest
+    /// pages, the default, is the guest as it was; page sizes re-map its processes
     #[arg(long, default_value = "native,shadow,nested")]
     pub machines: String,
     /// Hardware profile: a built-in name or a .toml file
@@ -132,21 +133,22 @@ pub struct CompareArgs {
     /// to 64 GiB
     #[arg(long, value_enum, default_value_t)]
     pub populate: PopulateArg,
-    /// vCPUs that the processes share
-    #[arg(long, default_value_t = 1)]
-    pub vcpus: u8,
-    /// Instructions of a process's turn where several share a vCPU
-    #[arg(long, value_name = "COUNT", default_value = "100k")]
-    pub quantum: String,
-    /// Guest memory [default: twice the footprint and 8 GiB]
+    /// vCPUs that the processes share [default: 1; those of a recorded guest]
+    #[arg(long)]
+    pub vcpus: Option<u8>,
+    /// Instructions of a process's turn where several share a vCPU [default: 100k]
+    #[arg(long, value_name = "COUNT")]
+    pub quantum: Option<String>,
+    /// Guest memory [default: twice the footprint and 8 GiB; that of a recorded guest]
     #[arg(long, value_name = "BYTES")]
     pub guest_memory: Option<String>,
     /// Host memory [default: 1.25 times the guest's and 8 GiB]
     #[arg(long, value_name = "BYTES")]
     pub host_memory: Option<String>,
-    /// Paging mode of the guest: 4-level, 5-level, pae, 2-level
-    #[arg(long, default_value = "4-level")]
-    pub guest_paging: String,
+    /// Paging mode of the guest: 4-level, 5-level, pae, 2-level [default: 4-level; that of a recorded
+    /// guest]
+    #[arg(long)]
+    pub guest_paging: Option<String>,
     /// Paging mode of nested tables and of the host: 4-level, 5-level
     #[arg(long, default_value = "4-level")]
     pub host_paging: String,
@@ -159,6 +161,10 @@ pub struct CompareArgs {
     /// The guest does not use PCIDs: every switch empties its TLBs
     #[arg(long)]
     pub no_pcids: bool,
+    /// TLBs that a filtered recording is not exact for are simulated all the same; the results name
+    /// them
+    #[arg(long)]
+    pub approximate: bool,
     /// Format of trace files, instead of telling it by their contents: lackey, champsim, drmemtrace
     #[arg(long, value_name = "FORMAT")]
     pub trace_format: Option<String>,

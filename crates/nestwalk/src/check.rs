@@ -1,13 +1,15 @@
 //! What cannot be, found before anything runs.
 
+use crate::args::{CompareArgs, PopulateArg};
 use crate::experiment::Experiment;
 use crate::sources::{self, Kind};
 use anyhow::{Context, Result, anyhow, bail};
 use nestwalk_hw::HPA_LIMIT;
 use nestwalk_mm::PagePolicy;
-use nestwalk_report::bytes;
-use nestwalk_sim::spec::{MachineSpec, PAGES};
+use nestwalk_report::{bytes, parse_bytes};
+use nestwalk_sim::spec::{GuestSpec, MachineSpec, PAGES};
 use nestwalk_tables::{MODES, Mode};
+use nestwalk_types::GuestInfo;
 use nestwalk_workloads::{FOOTPRINT_MAX, FOOTPRINT_MIN};
 
 /// Where a value came from, and so what it is called.
@@ -79,7 +81,11 @@ pub const fn process_bytes(mode: &Mode) -> u64 {
 /// # Errors
 /// A dimension has no pages of the size asked for.
 pub fn machine(spec: &MachineSpec, guest: &'static Mode, host: &'static Mode) -> Result<()> {
-    let dimensions = [(Some(spec.guest), guest, "guest"), (spec.host, host, "host")];
+    let modelled = match spec.guest {
+        GuestSpec::Observed => None,
+        GuestSpec::Modelled(policies) => Some(policies),
+    };
+    let dimensions = [(modelled, guest, "guest"), (spec.host, host, "host")];
     for (dimension, mode, which) in dimensions {
         if let Some(dimension) = dimension {
             let name = &spec.name;
@@ -93,7 +99,7 @@ pub fn machine(spec: &MachineSpec, guest: &'static Mode, host: &'static Mode) ->
 ///
 /// # Errors
 /// The first thing that does not, named as the user wrote it.
-pub fn experiment(e: &Experiment, origin: Origin) -> Result<()> {
+pub fn experiment(e: &Experiment, recorded: Option<&GuestInfo>, origin: Origin) -> Result<()> {
     let name = |key| origin.name(key);
     for (key, value) in [("vcpus", u64::from(e.vcpus)), ("quantum", e.quantum)] {
         if value == 0 {
@@ -113,11 +119,85 @@ pub fn experiment(e: &Experiment, origin: Origin) -> Result<()> {
     if e.sources.is_empty() == e.lackey.is_empty() {
         bail!("either sources or a command for lackey must be named, and not both");
     }
-    machines(e, origin)?;
-    memory(e, origin)
+    machines(e, recorded, origin)?;
+    match recorded {
+        Some(guest) => of_recorded(e, guest, origin),
+        None => memory(e, origin),
+    }
 }
 
-fn machines(e: &Experiment, origin: Origin) -> Result<()> {
+/// Whether the options leave a recorded guest what it was.
+///
+/// # Errors
+/// The first that would make another of it, or has no meaning for one.
+pub fn options_of_recorded(args: &CompareArgs, guest: &GuestInfo) -> Result<()> {
+    let given: [(&str, bool); 4] = [
+        ("--footprint", args.footprint.is_some()),
+        ("--quantum", args.quantum.is_some()),
+        ("--populate", args.populate != PopulateArg::Auto),
+        ("--lackey", args.lackey),
+    ];
+    if let Some((option, _)) = given.into_iter().find(|g| g.1) {
+        bail!("{option} is for workloads, patterns and programs; the source is a recorded guest");
+    }
+    if let Some(text) = &args.guest_memory {
+        let size = parse_bytes(text).context("--guest-memory")?;
+        if size != guest.memory_bytes {
+            bail!("--guest-memory {text}: the recorded guest has {}", bytes(guest.memory_bytes));
+        }
+    }
+    if let Some(name) = args.guest_paging.as_ref().filter(|name| **name != guest.paging) {
+        bail!("--guest-paging {name}: the recorded guest has {} paging", guest.paging);
+    }
+    if let Some(vcpus) = args.vcpus.filter(|n| *n != guest.vcpus) {
+        bail!("--vcpus {vcpus}: the recorded guest has {}", guest.vcpus);
+    }
+    Ok(())
+}
+
+/// Whether the experiment is about the recorded guest that its source is.
+fn of_recorded(e: &Experiment, guest: &GuestInfo, origin: Origin) -> Result<()> {
+    let name = |key| origin.name(key);
+    for (key, said, is) in [
+        ("guest_memory", e.guest_memory.to_string(), guest.memory_bytes.to_string()),
+        ("guest_paging", e.guest_paging.clone(), guest.paging.clone()),
+        ("vcpus", e.vcpus.to_string(), guest.vcpus.to_string()),
+    ] {
+        if said != is {
+            bail!("{} {said}: the recorded guest has {is}", name(key));
+        }
+    }
+    let of_modelled = [
+        ("guest_fragmentation", e.guest_fragmentation != 0.0),
+        (if origin == Origin::Arguments { "no_pcids" } else { "pcids" }, !e.pcids),
+    ];
+    if let Some((key, _)) = of_modelled.into_iter().find(|o| o.1 && !e.has_modelled_guest()) {
+        bail!(
+            "{}: for modelled guests only, and every machine has the recorded one as it was; name page \
+             sizes, such as nested:thp, to re-map it",
+            name(key)
+        );
+    }
+    if e.host_memory > HPA_LIMIT {
+        let (size, most) = (bytes(e.host_memory), bytes(HPA_LIMIT));
+        bail!("{} {size}: at most {most} of memory can be modelled", name("host_memory"));
+    }
+    let too_fine = e.profile.too_fine_for(&guest.filter);
+    if let Some(first) = too_fine.first().filter(|_| !e.approximate) {
+        bail!(
+            "profile {}: {first}. Use another profile, record with --no-filter, or accept an \
+             approximation with {}",
+            e.profile.name,
+            match origin {
+                Origin::Arguments => "--approximate",
+                Origin::File => "approximate = true",
+            }
+        );
+    }
+    Ok(())
+}
+
+fn machines(e: &Experiment, recorded: Option<&GuestInfo>, origin: Origin) -> Result<()> {
     let guest = mode(&origin.name("guest_paging"), &e.guest_paging)?;
     let host = host_mode(&origin.name("host_paging"), &e.host_paging)?;
     let machines = origin.name("machines");
@@ -129,6 +209,13 @@ fn machines(e: &Experiment, origin: Origin) -> Result<()> {
         let spec = MachineSpec::parse(name, PagePolicy::Base).with_context(|| machines.clone())?;
         if spec.name != *name {
             bail!("{machines}: `{name}` leaves something open; write `{}`", spec.name);
+        }
+        if spec.guest == GuestSpec::Observed && recorded.is_none() {
+            bail!(
+                "{machines}: `{name}`: the source is no recorded guest, so there is nothing observed; \
+                 name page sizes, such as {}:4k",
+                spec.scheme.name
+            );
         }
         machine(&spec, guest, host)?;
     }

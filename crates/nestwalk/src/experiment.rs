@@ -9,8 +9,9 @@ use nestwalk_hw::Profile;
 use nestwalk_mm::PagePolicy;
 use nestwalk_report::{parse_bytes, parse_count};
 use nestwalk_sim::compare::Plan;
-use nestwalk_sim::spec::MachineSpec;
+use nestwalk_sim::spec::{Defaults, GuestSpec, MachineSpec};
 use nestwalk_tables::Mode;
+use nestwalk_types::GuestInfo;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
@@ -29,6 +30,11 @@ const GUEST_MAX: u64 = 12 << 40;
 const POPULATE_MAX: u64 = 64 * GIB;
 /// Accesses of a workload or pattern, if not said otherwise.
 const ACCESSES: u64 = 20_000_000;
+
+/// Instructions of a turn, if not said otherwise.
+const QUANTUM: &str = "100k";
+/// Paging mode of the guest, if not said otherwise.
+const GUEST_PAGING: &str = "4-level";
 
 /// Everything that decides the results. Byte for byte the same experiment gives byte for byte the
 /// same results.
@@ -75,6 +81,9 @@ pub struct Experiment {
     pub host_fragmentation: f64,
     /// The guest uses PCIDs.
     pub pcids: bool,
+    /// Machines run that a filtered recording is not exact for.
+    #[serde(default)]
+    pub approximate: bool,
     /// The hardware profile, whole, so that a later change of a built-in one changes nothing here.
     pub profile: Profile,
 }
@@ -85,6 +94,19 @@ impl Experiment {
     /// # Errors
     /// An argument has no meaning.
     pub fn from_args(args: &CompareArgs) -> Result<Self> {
+        let format = args.trace_format.as_deref().unwrap_or_default();
+        let recorded = sources::recorded(&args.sources, format)?;
+        Self::resolve(args, recorded.as_ref())
+    }
+
+    /// What the arguments mean for a source that is a recorded guest, or is none.
+    ///
+    /// # Errors
+    /// An argument has no meaning.
+    pub fn resolve(args: &CompareArgs, recorded: Option<&GuestInfo>) -> Result<Self> {
+        if let Some(guest) = recorded {
+            check::options_of_recorded(args, guest)?;
+        }
         let mut sources = args.sources.clone();
         if args.lackey && !sources.is_empty() {
             bail!(
@@ -103,26 +125,33 @@ impl Experiment {
             .iter()
             .map(|a| a.to_str().map(String::from).ok_or_else(|| anyhow!("{a:?}: not valid UTF-8")))
             .collect::<Result<_>>()?;
-        let guest_mode = check::mode("--guest-paging", &args.guest_paging)?;
+        let guest_paging = match (&args.guest_paging, recorded) {
+            (Some(name), _) => name.clone(),
+            (None, Some(guest)) => guest.paging.clone(),
+            (None, None) => GUEST_PAGING.into(),
+        };
+        let guest_mode = check::mode("--guest-paging", &guest_paging)?;
         let footprint = match &args.footprint {
             Some(text) => parse_bytes(text).context("--footprint")?,
             None if guest_mode.address_bits() == 32 => FOOTPRINT_32,
             None => FOOTPRINT,
         };
         let pages = pages("--page-size", &args.page_size)?;
-        let machines = MachineSpec::parse_list(&args.machines, pages).context("--machines")?;
-        let guest_memory = match &args.guest_memory {
-            Some(text) => parse_bytes(text).context("--guest-memory")?,
+        let defaults = Defaults { pages, observed: recorded.is_some() };
+        let machines = MachineSpec::parse_list(&args.machines, defaults).context("--machines")?;
+        let guest_memory = match (&args.guest_memory, recorded) {
+            (Some(text), _) => parse_bytes(text).context("--guest-memory")?,
+            (None, Some(guest)) => guest.memory_bytes,
             // Frames of 4-byte entries are below 4 GiB, of which the I/O gap takes one.
-            None if guest_mode.entry_bytes == 4 => 3 * GIB,
-            None => default_guest_memory(footprint, sources.len() as u64),
+            (None, None) if guest_mode.entry_bytes == 4 => 3 * GIB,
+            (None, None) => default_guest_memory(footprint, sources.len() as u64),
         };
         let host_memory = match &args.host_memory {
             Some(text) => parse_bytes(text).context("--host-memory")?,
             None => (guest_memory / 4 * 5 + 8 * GIB).next_multiple_of(GIB),
         };
         let trace = |s: &String| sources::kind(s) == Some(Kind::File);
-        let traces = args.lackey || sources.iter().any(trace);
+        let traces = recorded.is_some() || args.lackey || sources.iter().any(trace);
         let accesses = match &args.accesses {
             Some(text) => parse_count(text).context("--accesses")?,
             None if traces => 0,
@@ -144,18 +173,20 @@ impl Experiment {
             },
             seed: args.seed,
             verify: args.verify,
-            vcpus: args.vcpus,
-            quantum: parse_count(&args.quantum).context("--quantum")?,
+            vcpus: args.vcpus.unwrap_or_else(|| recorded.map_or(1, |guest| guest.vcpus)),
+            quantum: parse_count(args.quantum.as_deref().unwrap_or(QUANTUM))
+                .context("--quantum")?,
             guest_memory,
             host_memory,
-            guest_paging: args.guest_paging.clone(),
+            guest_paging,
             host_paging: args.host_paging.clone(),
             guest_fragmentation: args.guest_fragmentation,
             host_fragmentation: args.host_fragmentation,
             pcids: !args.no_pcids,
+            approximate: args.approximate,
             profile: Profile::load(&args.profile).context("--profile")?,
         };
-        check::experiment(&experiment, Origin::Arguments)?;
+        check::experiment(&experiment, recorded, Origin::Arguments)?;
         Ok(experiment)
     }
 
@@ -183,7 +214,8 @@ impl Experiment {
         // The profile inside is checked as one in a file of its own would be.
         let profile = toml::to_string(&experiment.profile)?;
         Profile::parse("in it", &profile)?;
-        check::experiment(&experiment, Origin::File)?;
+        let recorded = sources::recorded(&experiment.sources, &experiment.trace_format)?;
+        check::experiment(&experiment, recorded.as_ref(), Origin::File)?;
         Ok(experiment)
     }
 
@@ -215,7 +247,16 @@ impl Experiment {
             seed: self.seed,
             verify: self.verify,
             threads,
+            mappings: None,
         })
+    }
+
+    /// Whether a machine has another guest than a recorded one as it was.
+    pub fn has_modelled_guest(&self) -> bool {
+        let observed = |name: &String| {
+            MachineSpec::parse(name, PagePolicy::Base).is_ok_and(|m| m.guest == GuestSpec::Observed)
+        };
+        !self.machines.iter().all(observed)
     }
 }
 

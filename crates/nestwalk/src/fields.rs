@@ -16,7 +16,8 @@ pub static RESULTS: &[Field] = &[
     (
         "guests",
         "",
-        "by its policies (`4k`), what each modelled guest did, set-up and warm-up included",
+        "by its policies (`4k`), what each modelled guest did, and `observed`, what a recorded one \
+         did; set-up and warm-up included",
     ),
     ("machines", "", "an object per machine, controls first"),
 ];
@@ -37,6 +38,70 @@ pub static GUEST: &[Field] = &[
     ("pages_4m", "count", "leaf entries for 4 MiB pages at the end"),
     ("pages_1g", "count", "leaf entries for 1 GiB pages at the end"),
     ("processes", "count", "processes alive at the end"),
+];
+
+/// What a modelled guest has more if its processes are those of a recorded guest.
+pub static REMAPPED: &[Field] = &[
+    ("recorded_accesses", "count", "accesses of the recording"),
+    ("left_out_accesses", "count", "of these, to the kernel's half of the addresses: left out"),
+    (
+        "unmapped_accesses",
+        "count",
+        "of these, outside of everything that the recorded tables mapped at some time",
+    ),
+    ("recorded_processes", "count", "user address spaces of the recording in which programs ran"),
+    ("recorded_forks", "count", "of these, the ones that began as a copy of another"),
+];
+
+/// The observed guest: a recorded one as it was.
+pub static OBSERVED: &[Field] = &[
+    ("accesses", "count", "accesses, dropped ones included"),
+    ("kernel_accesses", "count", "of these, in kernel mode"),
+    ("faults", "count", "page faults delivered to the recorded kernel"),
+    ("protection_faults", "count", "of these, with an entry present"),
+    ("write_faults", "count", "of these, by a store"),
+    ("fetch_faults", "count", "of these, by an instruction fetch"),
+    ("kernel_faults", "count", "of these, in kernel mode"),
+    (
+        "table_writes",
+        "count",
+        "the kernel's stores, by level of the table: 1 is the leaf level, 0 if none is known",
+    ),
+    ("stray_writes", "count", "stores that the stream calls such, to pages that are no tables"),
+    ("new_tables", "count", "pages that became tables"),
+    ("table_bytes", "bytes", "page tables at the end, freed ones included until they are reused"),
+    ("peak_table_bytes", "bytes", "page tables, most at a time"),
+    ("cr3_loads", "count", "loads of CR3"),
+    ("cr3_reloads", "count", "of these, of the root that was there: flushes"),
+    ("invalidations", "count", "INVLPG and INVPCID, and changes of CR4.PGE"),
+    ("processes", "count", "processes that ran, by their numbers in the guest"),
+    (
+        "dropped",
+        "",
+        "by reason, runs and accesses that the tables had no place for at that moment, and accesses \
+         to devices: they are left out",
+    ),
+    ("dropped_examples", "", "the first dropped runs of each reason, in words"),
+];
+
+/// A level of `table_writes`.
+pub static TABLE_WRITES: &[Field] = &[
+    ("set", "count", "an entry became present"),
+    ("cleared", "count", "a present entry became not present"),
+    ("changed", "count", "a present entry became another, or one that was not present stayed so"),
+];
+
+/// A reason of `dropped`.
+pub static DROPPED: &[Field] =
+    &[("runs", "count", "runs of accesses"), ("accesses", "count", "accesses in them")];
+
+/// Kinds of guests, and the fields that they have.
+pub static GUESTS: &[(&str, &[Field])] = &[
+    ("guests.*.", GUEST),
+    ("guests.*.", REMAPPED),
+    ("guests.observed.", OBSERVED),
+    ("guests.observed.table_writes.*.", TABLE_WRITES),
+    ("guests.observed.dropped.*.", DROPPED),
 ];
 
 /// Keys of a machine's `vm_exits`.

@@ -6,6 +6,7 @@ mod commands;
 mod experiment;
 mod fields;
 mod guest;
+mod outcome;
 mod progress;
 mod show;
 mod sources;

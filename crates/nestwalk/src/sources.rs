@@ -1,6 +1,7 @@
 //! From what was typed to an event stream.
 
 mod narrow;
+mod recorded;
 mod warmup;
 
 use crate::experiment::Experiment;
@@ -11,6 +12,7 @@ use nestwalk_source::{
 };
 use nestwalk_types::Source;
 use nestwalk_workloads::{Populate, WORKLOADS, WorkloadSpec};
+pub use recorded::{recorded, survey};
 use std::ffi::OsString;
 use std::path::Path;
 use warmup::Warmup;
@@ -72,7 +74,13 @@ pub fn open(experiment: &Experiment) -> Result<Box<dyn Source>> {
         let options = RunOptions { vcpus: experiment.vcpus, ..RunOptions::default() };
         Box::new(Lackey::run(&command, &options)?)
     };
-    let source: Box<dyn Source> = Box::new(FirstTouch::new(source));
+    let source: Box<dyn Source> = if source.info().guest.is_none() {
+        Box::new(FirstTouch::new(source))
+    } else if experiment.sources.iter().any(|s| recorded::has_interest(s)) {
+        source
+    } else {
+        Box::new(recorded::Interest::new(source))
+    };
     let source: Box<dyn Source> = match experiment.warmup {
         0 => source,
         n => Box::new(Warmup::new(source, n)),

@@ -1,22 +1,26 @@
 //! One pass: a source drives many machines at once.
 //!
-//! Every guest configuration that occurs is one modelled guest. It turns each batch of the source into
-//! architectural events once, and all machines with that guest read the same batch. Machines are
-//! independent of each other, so the result is the same whatever the number of threads.
+//! Every guest that occurs turns each batch of the source into architectural events with guest-physical
+//! addresses once, and all machines with that guest read the same batch. Machines are independent of
+//! each other, so the result is the same whatever the number of threads.
+//!
+//! A source of processes is dealt with by modelled guests. One that is a recorded guest is *observed*,
+//! or *re-mapped*: what its processes did, with a modelled kernel's policies.
 
 use crate::cost::Cycles;
 use crate::engine::AnyMachine;
+use crate::guests::{self, Guest, GuestOutcome};
 use crate::results::MachineResult;
 use crate::scheme::MachineError;
 use crate::schemes::Build;
-use crate::spec::{DimensionSpec, MachineSpec};
+use crate::spec::{GuestSpec, MachineSpec};
 use nestwalk_hw::Profile;
 use nestwalk_mm::{
-    GuestConfig, GuestError, GuestStats, HostConfig, HostMemory, KERNEL_BYTES, MmError,
-    ModelledGuest, pc_memory_map,
+    GuestError, HostConfig, HostMemory, KERNEL_BYTES, Mappings, MmError, ObservedError, RemapError,
+    pc_memory_map,
 };
 use nestwalk_tables::Mode;
-use nestwalk_types::{Batch, GuestBatch, Source, SourceError};
+use nestwalk_types::{Batch, GuestBatch, GuestInfo, Source, SourceError};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -52,6 +56,9 @@ pub struct Plan {
     pub verify: bool,
     /// Worker threads.
     pub threads: usize,
+    /// What a recorded guest's processes have mapped at some time, if that is known beforehand: for
+    /// machines with another guest than the observed one.
+    pub mappings: Option<Arc<Mappings>>,
 }
 
 /// Why a comparison ended early.
@@ -67,6 +74,39 @@ pub enum CompareError {
         guest: String,
         /// Why.
         source: GuestError,
+    },
+    /// The recorded guest cannot be followed.
+    #[error("guest observed: {0}")]
+    Observed(#[from] ObservedError),
+    /// The recorded guest cannot be re-mapped.
+    #[error("guest {guest}: {source}")]
+    Remap {
+        /// Its policies.
+        guest: String,
+        /// Why.
+        source: RemapError,
+    },
+    /// An observed guest is asked for, but the source has none.
+    #[error(
+        "{machine}: the source `{source_name}` is no recorded guest, so there is nothing observed: \
+         name page sizes in place of `observed`"
+    )]
+    NothingObserved {
+        /// The machine.
+        machine: String,
+        /// The source.
+        source_name: String,
+    },
+    /// The plan has another guest than the source.
+    #[error(
+        "the recorded guest has {} paging, {} bytes of memory and {} vCPUs; the plan says {plan}",
+        guest.paging, guest.memory_bytes, guest.vcpus
+    )]
+    OtherGuest {
+        /// What the source says.
+        guest: GuestInfo,
+        /// What the plan says.
+        plan: String,
     },
     /// A machine cannot go on.
     #[error(transparent)]
@@ -88,8 +128,8 @@ pub enum CompareError {
 pub struct Outcome {
     /// One per machine, in the order of the plan.
     pub machines: Vec<MachineResult>,
-    /// What each guest did, by its policies ([`DimensionSpec::name`]).
-    pub guests: Vec<(String, GuestStats)>,
+    /// What each guest did, by its name ([`GuestSpec::name`]).
+    pub guests: Vec<(String, GuestOutcome)>,
     /// Why it ended early.
     pub error: Option<CompareError>,
 }
@@ -111,8 +151,8 @@ struct Seat {
 }
 
 struct Group {
-    spec: DimensionSpec,
-    guest: ModelledGuest,
+    spec: GuestSpec,
+    guest: Guest,
 }
 
 /// Runs a source once through all machines of the plan.
@@ -126,24 +166,29 @@ pub fn compare(
     stop: &AtomicBool,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Outcome, CompareError> {
-    let (mut groups, seats) = set_up(plan)?;
+    let (mut groups, seats) = set_up(plan, source)?;
     let (seats, error) = if plan.threads <= 1 {
         run_here(&mut groups, seats, source, stop, progress)
     } else {
         run_on_threads(plan.threads, &mut groups, seats, source, stop, progress)
     };
-    let guests = groups.iter().map(|g| (g.spec.name(), g.guest.stats())).collect();
+    let guests = groups.iter().map(|g| (g.spec.name(), g.guest.outcome())).collect();
     Ok(Outcome { machines: results(plan, &seats), guests, error })
 }
 
-fn set_up(plan: &Plan) -> Result<(Vec<Group>, Vec<Seat>), CompareError> {
+fn set_up(plan: &Plan, source: &dyn Source) -> Result<(Vec<Group>, Vec<Seat>), CompareError> {
+    let info = source.info();
+    if let Some(guest) = &info.guest {
+        guests::check(plan, guest)?;
+    }
     let mut groups: Vec<Group> = Vec::new();
     let mut seats = Vec::new();
     for (index, spec) in plan.machines.iter().enumerate() {
         let group = match groups.iter().position(|g| g.spec == spec.guest) {
             Some(group) => group,
             None => {
-                groups.push(Group { spec: spec.guest, guest: guest(plan, spec.guest)? });
+                let guest = Guest::new(plan, spec, &info)?;
+                groups.push(Group { spec: spec.guest, guest });
                 groups.len() - 1
             }
         };
@@ -151,19 +196,6 @@ fn set_up(plan: &Plan) -> Result<(Vec<Group>, Vec<Seat>), CompareError> {
         seats.push(Seat { index, group, machine });
     }
     Ok((groups, seats))
-}
-
-fn guest(plan: &Plan, spec: DimensionSpec) -> Result<ModelledGuest, CompareError> {
-    let config = GuestConfig {
-        policy: spec.pages,
-        placement: spec.placement,
-        fragmentation: plan.fragmentation.0,
-        seed: plan.seed,
-        pcids: plan.pcids && plan.guest_mode.levels >= 4,
-        ..GuestConfig::new(plan.guest_mode, plan.guest_bytes)
-    };
-    let guest = spec.name();
-    ModelledGuest::new(config).map_err(|source| CompareError::Guest { guest, source })
 }
 
 /// Makes one machine of the plan.
@@ -233,15 +265,14 @@ fn drive(
                     error = each(index, part).err();
                 }
             };
-            let guest_error = group.guest.process_in_parts(&batch, &mut out, &mut sink).err();
+            let guest_error = group.guest.process(group.spec, &batch, &mut out, &mut sink).err();
             // What the guest did before it failed is simulated all the same.
             sink(&mut out);
             if error.is_some() {
                 return error;
             }
-            if let Some(source) = guest_error {
-                let guest = group.spec.name();
-                return Some(CompareError::Guest { guest, source });
+            if guest_error.is_some() {
+                return guest_error;
             }
         }
         accesses += batch.accesses();
@@ -335,7 +366,7 @@ fn work(mut share: Vec<Seat>, inbox: &Receiver<Parcel>) -> (Vec<Seat>, Option<Ma
 }
 
 fn results(plan: &Plan, seats: &[Seat]) -> Vec<MachineResult> {
-    let ideal_of = |guest: DimensionSpec| {
+    let ideal_of = |guest: GuestSpec| {
         seats
             .iter()
             .find(|s| {

@@ -2,6 +2,9 @@
 //!
 //! `nested:4k+2m` is nested paging with 4 KiB guest pages and 2 MiB host pages. A missing host part is
 //! the guest's; a missing guest part is the default of the run. Placement policies follow `@`.
+//!
+//! `nested:observed+2m` has the guest of the recording as it was: its tables, and its kernel's
+//! placement. So nothing but the host has policies, and a single placement is the host's.
 
 use crate::schemes::{Definition, SCHEMES, by_name};
 use nestwalk_mm::{PLACEMENTS, PagePolicy, PlacementKind};
@@ -30,6 +33,57 @@ impl DimensionSpec {
     }
 }
 
+/// Whose page tables a machine's guest has.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum GuestSpec {
+    /// Those of the recorded kernel.
+    Observed,
+    /// Those of a modelled kernel with these policies.
+    Modelled(DimensionSpec),
+}
+
+impl GuestSpec {
+    /// Word for the observed guest in names.
+    pub const OBSERVED: &'static str = "observed";
+
+    /// `observed`, or the policies' name.
+    pub fn name(self) -> String {
+        match self {
+            Self::Observed => Self::OBSERVED.into(),
+            Self::Modelled(policies) => policies.name(),
+        }
+    }
+    /// Name of its page sizes.
+    fn pages(self) -> String {
+        match self {
+            Self::Observed => Self::OBSERVED.into(),
+            Self::Modelled(policies) => policies.pages.name(),
+        }
+    }
+    /// Its placement, if that is modelled.
+    const fn placement(self) -> Option<PlacementKind> {
+        match self {
+            Self::Observed => None,
+            Self::Modelled(policies) => Some(policies.placement),
+        }
+    }
+}
+
+/// What stands for missing parts of a name.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Defaults {
+    /// Page sizes of a dimension that does not name its own.
+    pub pages: PagePolicy,
+    /// The guest is the recorded one if none is named.
+    pub observed: bool,
+}
+
+impl From<PagePolicy> for Defaults {
+    fn from(pages: PagePolicy) -> Self {
+        Self { pages, observed: false }
+    }
+}
+
 /// One machine, as asked for.
 #[derive(Clone, Debug)]
 pub struct MachineSpec {
@@ -37,8 +91,8 @@ pub struct MachineSpec {
     pub name: String,
     /// The scheme.
     pub scheme: &'static Definition,
-    /// Policies of the guest.
-    pub guest: DimensionSpec,
+    /// The guest.
+    pub guest: GuestSpec,
     /// Policies of the host; `None` if the scheme has none.
     pub host: Option<DimensionSpec>,
 }
@@ -84,6 +138,15 @@ pub enum SpecError {
         /// The scheme.
         scheme: &'static str,
     },
+    /// Two placements where only the host has one.
+    #[error(
+        "machine `{name}`: the recorded guest's kernel has placed its memory itself; \
+         write one placement after `@`, the host's"
+    )]
+    ObservedPlacement {
+        /// The machine's name.
+        name: String,
+    },
     /// The same machine twice.
     #[error("machine `{name}` is asked for twice")]
     Twice {
@@ -93,11 +156,12 @@ pub enum SpecError {
 }
 
 impl MachineSpec {
-    /// Reads a name; `default_pages` stands for a missing guest part.
+    /// Reads a name; `defaults` stand for missing parts.
     ///
     /// # Errors
     /// See [`SpecError`].
-    pub fn parse(name: &str, default_pages: PagePolicy) -> Result<Self, SpecError> {
+    pub fn parse(name: &str, defaults: impl Into<Defaults>) -> Result<Self, SpecError> {
+        let defaults = defaults.into();
         let (rest, placement) = name.split_once('@').map_or((name, None), |(r, p)| (r, Some(p)));
         let (scheme, pages) = rest.split_once(':').map_or((rest, None), |(s, p)| (s, Some(p)));
         let scheme = by_name(scheme).ok_or_else(|| SpecError::Scheme {
@@ -111,14 +175,22 @@ impl MachineSpec {
             Some(Err(both)) => (Some(both.to_owned()), None),
         };
         let (guest_pages, host_pages) = halves(pages);
-        let (guest_placement, host_placement) = halves(placement);
+        let (mut guest_placement, mut host_placement) = halves(placement);
+        let observed =
+            guest_pages.as_deref().map_or(defaults.observed, |p| p == GuestSpec::OBSERVED);
+        if observed && host_placement.is_some() {
+            return Err(SpecError::ObservedPlacement { name: name.into() });
+        }
+        if observed {
+            host_placement = guest_placement.take();
+        }
         if !scheme.virtualized && (host_pages.is_some() || host_placement.is_some()) {
             return Err(SpecError::NoHost { name: name.into(), scheme: scheme.name });
         }
         let guest = DimensionSpec {
             pages: match guest_pages {
-                Some(p) => pages_by_name(name, &p)?,
-                None => default_pages,
+                Some(p) if !observed => pages_by_name(name, &p)?,
+                _ => defaults.pages,
             },
             placement: match guest_placement {
                 Some(p) => placement_by_name(name, &p)?,
@@ -136,6 +208,7 @@ impl MachineSpec {
             },
         };
         let host = scheme.virtualized.then_some(host);
+        let guest = if observed { GuestSpec::Observed } else { GuestSpec::Modelled(guest) };
         Ok(Self { name: full_name(scheme, guest, host), scheme, guest, host })
     }
 
@@ -144,17 +217,18 @@ impl MachineSpec {
     ///
     /// # Errors
     /// See [`SpecError`].
-    pub fn parse_list(names: &str, default_pages: PagePolicy) -> Result<Vec<Self>, SpecError> {
+    pub fn parse_list(names: &str, defaults: impl Into<Defaults>) -> Result<Vec<Self>, SpecError> {
+        let defaults = defaults.into();
         let mut asked = Vec::new();
         for name in names.split(',').map(str::trim).filter(|n| !n.is_empty()) {
-            asked.push(Self::parse(name, default_pages)?);
+            asked.push(Self::parse(name, defaults)?);
         }
         for (i, spec) in asked.iter().enumerate() {
             if asked[..i].iter().any(|s| s.name == spec.name) {
                 return Err(SpecError::Twice { name: spec.name.clone() });
             }
         }
-        let mut guests: Vec<DimensionSpec> = Vec::new();
+        let mut guests: Vec<GuestSpec> = Vec::new();
         for spec in &asked {
             if !guests.contains(&spec.guest) {
                 guests.push(spec.guest);
@@ -175,17 +249,16 @@ impl MachineSpec {
     }
 }
 
-fn full_name(scheme: &Definition, guest: DimensionSpec, host: Option<DimensionSpec>) -> String {
-    let mut name = format!("{}:{}", scheme.name, guest.pages.name());
+fn full_name(scheme: &Definition, guest: GuestSpec, host: Option<DimensionSpec>) -> String {
+    let mut name = format!("{}:{}", scheme.name, guest.pages());
     if let Some(host) = host {
         name += &format!("+{}", host.pages.name());
     }
-    let plain = |d: DimensionSpec| d.placement == PlacementKind::default();
-    if !plain(guest) || host.is_some_and(|h| !plain(h)) {
-        name += &format!("@{}", guest.placement.name());
-        if let Some(host) = host {
-            name += &format!("+{}", host.placement.name());
-        }
+    let placements = [guest.placement(), host.map(|h| h.placement)];
+    let placements: Vec<PlacementKind> = placements.into_iter().flatten().collect();
+    if placements.iter().any(|p| *p != PlacementKind::default()) {
+        let names: Vec<&str> = placements.iter().map(|p| p.name()).collect();
+        name += &format!("@{}", names.join("+"));
     }
     name
 }
@@ -233,6 +306,42 @@ mod tests {
             ["ideal:4k", "ideal:2m", "native:2m", "native:4k", "shadow:2m+2m"]
         );
         assert_eq!(names("nested:4k+2m,nested:4k+1g").len(), 4);
+    }
+
+    #[test]
+    fn the_observed_guest_is_the_default_of_recordings() {
+        let defaults = Defaults { pages: base(), observed: true };
+        let names = |list: &str| -> Vec<String> {
+            let specs = MachineSpec::parse_list(list, defaults).unwrap();
+            specs.into_iter().map(|s| s.name).collect()
+        };
+        assert_eq!(
+            names("native,shadow,nested"),
+            ["ideal:observed", "native:observed", "shadow:observed+4k", "nested:observed+4k"]
+        );
+        assert_eq!(
+            names("nested:observed+2m,nested:thp+2m"),
+            [
+                "ideal:observed",
+                "ideal:thp",
+                "native:observed",
+                "native:thp",
+                "nested:observed+2m",
+                "nested:thp+2m"
+            ]
+        );
+        // Names are complete: read without defaults they are the same.
+        for name in names("native,shadow,nested:observed+1g,nested:thp+2m") {
+            assert_eq!(MachineSpec::parse(&name, base()).unwrap().name, name);
+        }
+        let e = MachineSpec::parse("nested@default+default", defaults).unwrap_err().to_string();
+        assert!(e.contains("the host's"), "{e}");
+        let e = MachineSpec::parse("native@default", defaults).unwrap_err().to_string();
+        assert!(e.contains("no host part"), "{e}");
+        assert_eq!(
+            MachineSpec::parse("nested@default", defaults).unwrap().name,
+            "nested:observed+4k"
+        );
     }
 
     #[test]

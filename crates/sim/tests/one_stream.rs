@@ -198,6 +198,7 @@ fn plan(machines: &str, vcpus: usize, threads: usize) -> Plan {
         seed: 9,
         verify: true,
         threads,
+        mappings: None,
     }
 }
 

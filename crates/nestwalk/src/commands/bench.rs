@@ -129,6 +129,7 @@ fn run(case: &str, machines: &str, accesses: u64, counting: bool) -> Result<f64>
         seed: 1,
         verify: false,
         threads: 1,
+        mappings: None,
     };
     let base = PatternSpec { footprint, accesses, populate: Some(true), ..PatternSpec::default() };
     let began = Arc::new(Mutex::new(None));

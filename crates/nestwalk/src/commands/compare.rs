@@ -3,12 +3,12 @@
 use crate::args::{CompareArgs, Format, OutputArgs, RunArgs};
 use crate::experiment::{Experiment, VERSION};
 use crate::progress::Meter;
-use crate::{show, sources};
+use crate::{outcome, show, sources};
 use anyhow::{Context, Result, anyhow, bail};
-use nestwalk_mm::GuestStats;
 use nestwalk_report::count;
+use nestwalk_sim::GuestOutcome;
 use nestwalk_sim::compare::{CompareError, Outcome, compare as drive};
-use nestwalk_types::SourceInfo;
+use nestwalk_types::{GuestInfo, SourceInfo};
 use serde_json::{Value, json};
 use std::io::{ErrorKind, Write};
 use std::path::Path;
@@ -31,8 +31,14 @@ fn experiment(experiment: &Experiment, output: &OutputArgs) -> Result<()> {
         Some(n) => n,
         None => std::thread::available_parallelism().map_or(1, usize::from),
     };
-    let plan = experiment.plan(threads)?;
+    let mut plan = experiment.plan(threads)?;
     let mut source = sources::open(experiment)?;
+    let guest = source.info().guest;
+    if let (Some(guest), [path]) = (&guest, experiment.sources.as_slice())
+        && experiment.has_modelled_guest()
+    {
+        plan.mappings = Some(sources::survey(path, guest)?);
+    }
     // A place that cannot be written to is found out before the work, not after it.
     if let Some(folder) = &output.output {
         prepare(folder, experiment)?;
@@ -41,14 +47,36 @@ fn experiment(experiment: &Experiment, output: &OutputArgs) -> Result<()> {
     let meter = Meter::new(&source.info(), output.quiet);
     let outcome = drive(&plan, source.as_mut(), &stop, &mut |p| meter.show(p))?;
     meter.done();
-    let info = source.info();
+    let mut info = source.info();
     drop(source);
+    info.approximations.extend(approximations(experiment, guest.as_ref(), &outcome));
     let results = Results { experiment, info: &info, outcome: &outcome };
     // Whatever happens to one copy of the results, the other is written.
     let saved = output.output.as_ref().map_or(Ok(()), |folder| save(folder, &results));
     let printed = print(&results.render(output.format)?);
     saved.and(printed)?;
     verdict(outcome)
+}
+
+/// What the results must name beside the source's own approximations.
+fn approximations(
+    experiment: &Experiment,
+    guest: Option<&GuestInfo>,
+    outcome: &Outcome,
+) -> Vec<String> {
+    let mut all = Vec::new();
+    if let Some(guest) = guest {
+        let too_fine = experiment.profile.too_fine_for(&guest.filter);
+        all.extend(too_fine.iter().map(|t| format!("misses are approximate: {t}")));
+    }
+    for (_, guest) in &outcome.guests {
+        if let GuestOutcome::Remapped { approximations, .. } = guest {
+            all.extend(
+                approximations.iter().filter(|a| !all.contains(a)).cloned().collect::<Vec<_>>(),
+            );
+        }
+    }
+    all
 }
 
 /// A flag that a signal sets. The second signal ends the program at once: a source may be waiting
@@ -153,10 +181,10 @@ impl Results<'_> {
         })
     }
 
-    /// Documented in `fields::RESULTS`, `fields::GUEST` and `nestwalk_sim::FIELDS`.
+    /// Documented in `fields::RESULTS` and `nestwalk_sim::FIELDS`.
     fn json(&self) -> Result<Value> {
         let guests: serde_json::Map<String, Value> =
-            self.outcome.guests.iter().map(|(pages, s)| (pages.clone(), guest(s))).collect();
+            self.outcome.guests.iter().map(|(name, g)| (name.clone(), outcome::json(g))).collect();
         Ok(json!({
             "version": VERSION,
             "source": self.info.name,
@@ -179,13 +207,8 @@ impl Results<'_> {
             let (accesses, instructions) = (count(m.accesses), count(m.instructions));
             out += &format!("counted  {accesses} accesses, {instructions} instructions\n");
         }
-        for (pages, s) in &self.outcome.guests {
-            out += &format!(
-                "guest    {pages}: {} faults, {} resident at most, {} tables at most\n",
-                count(s.faults),
-                nestwalk_report::bytes(s.peak_resident_bytes),
-                nestwalk_report::bytes(s.peak_table_bytes)
-            );
+        for (name, guest) in &self.outcome.guests {
+            out += &outcome::lines(name, guest);
         }
         for line in &info.approximations {
             out += &format!("note     {line}\n");
@@ -195,41 +218,5 @@ impl Results<'_> {
         out += &show::exits(&self.outcome.machines);
         out += &show::referee(&self.outcome.machines);
         out
-    }
-}
-
-fn guest(s: &GuestStats) -> Value {
-    json!({
-        "faults": s.faults,
-        "first_touches": s.first_touches,
-        "copies": s.copies,
-        "reuses": s.reuses,
-        "splits": s.splits,
-        "fallbacks": s.fallbacks,
-        "implicit_mappings": s.implicit_mappings,
-        "peak_table_bytes": s.peak_table_bytes,
-        "peak_resident_bytes": s.peak_resident_bytes,
-        "pages_4k": s.pages_4k,
-        "pages_2m": s.pages_2m,
-        "pages_4m": s.pages_4m,
-        "pages_1g": s.pages_1g,
-        "processes": s.processes,
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::guest;
-    use crate::fields::GUEST;
-    use nestwalk_mm::GuestStats;
-
-    #[test]
-    fn every_field_of_a_guest_is_documented() {
-        let value = guest(&GuestStats::default());
-        let mut keys: Vec<&str> = value.as_object().unwrap().keys().map(String::as_str).collect();
-        let mut documented: Vec<&str> = GUEST.iter().map(|f| f.0).collect();
-        keys.sort_unstable();
-        documented.sort_unstable();
-        assert_eq!(keys, documented);
     }
 }

@@ -119,7 +119,9 @@ fn lines(prefix: &str, fields: &[Field]) -> String {
 /// One field, wherever it stands, with its parts.
 fn field(name: &str) -> String {
     let mut out = String::new();
-    let places = [("", fields::RESULTS), ("guests.*.", fields::GUEST), ("machines[].", FIELDS)];
+    let mut places = vec![("", fields::RESULTS)];
+    places.extend(fields::GUESTS);
+    places.push(("machines[].", FIELDS));
     for (place, fields) in places {
         for found in fields.iter().filter(|f| f.0 == name) {
             out += &lines(place, &[*found]);
@@ -137,7 +139,10 @@ fn field(name: &str) -> String {
 
 /// Every field of the JSON results. CSV has the machines' as columns, those of parts as `part.key`.
 fn results() -> String {
-    let mut out = lines("", fields::RESULTS) + &lines("guests.*.", fields::GUEST);
+    let mut out = lines("", fields::RESULTS);
+    for (place, fields) in fields::GUESTS {
+        out += &lines(place, fields);
+    }
     for found in FIELDS {
         out += &lines("machines[].", &[*found]);
         out += &lines(&format!("machines[].{}.", found.0), fields::parts_of(found.0));

@@ -9,7 +9,7 @@ use nestwalk_mm::{GuestConfig, ModelledGuest};
 use nestwalk_report::{Align, Table};
 use nestwalk_sim::compare::{Plan, machine};
 use nestwalk_sim::hardware::Step;
-use nestwalk_sim::spec::MachineSpec;
+use nestwalk_sim::spec::{GuestSpec, MachineSpec};
 use nestwalk_sim::{Dimension, SCHEMES};
 use nestwalk_tables::Mode;
 use nestwalk_types::{AccessKind, Batch, BatchBuilder, GuestBatch, Gva, VcpuId};
@@ -51,11 +51,15 @@ pub fn walk(args: &WalkArgs) -> Result<()> {
         seed: 1,
         verify: false,
         threads: 1,
+        mappings: None,
     };
     let mut machine = machine(&plan, &spec)?;
+    let GuestSpec::Modelled(policies) = spec.guest else {
+        bail!("machine `{}`: there is no recorded guest here; name page sizes", spec.name);
+    };
     let config = GuestConfig {
-        policy: spec.guest.pages,
-        placement: spec.guest.placement,
+        policy: policies.pages,
+        placement: policies.placement,
         ..GuestConfig::new(guest_mode, guest_bytes)
     };
     let mut builder = BatchBuilder::new();

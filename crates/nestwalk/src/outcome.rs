@@ -1,0 +1,176 @@
+//! What guests did, for the results: as JSON and as lines for people.
+
+use nestwalk_mm::{DROP_REASONS, DroppedRun, GuestStats, LevelWrites, ObservedStats, RemapStats};
+use nestwalk_report::{bytes, count};
+use nestwalk_sim::GuestOutcome;
+use serde_json::{Map, Value, json};
+
+/// Documented in `fields::GUEST`, `fields::REMAPPED` and `fields::OBSERVED`.
+pub fn json(outcome: &GuestOutcome) -> Value {
+    match outcome {
+        GuestOutcome::Modelled(stats) => modelled(stats),
+        GuestOutcome::Remapped { guest, remap, .. } => {
+            let mut value = modelled(guest);
+            if let (Some(all), Value::Object(more)) = (value.as_object_mut(), remapped(remap)) {
+                all.extend(more);
+            }
+            value
+        }
+        GuestOutcome::Observed { stats, examples } => observed(stats, examples),
+    }
+}
+
+fn modelled(s: &GuestStats) -> Value {
+    json!({
+        "faults": s.faults,
+        "first_touches": s.first_touches,
+        "copies": s.copies,
+        "reuses": s.reuses,
+        "splits": s.splits,
+        "fallbacks": s.fallbacks,
+        "implicit_mappings": s.implicit_mappings,
+        "peak_table_bytes": s.peak_table_bytes,
+        "peak_resident_bytes": s.peak_resident_bytes,
+        "pages_4k": s.pages_4k,
+        "pages_2m": s.pages_2m,
+        "pages_4m": s.pages_4m,
+        "pages_1g": s.pages_1g,
+        "processes": s.processes,
+    })
+}
+
+fn remapped(s: &RemapStats) -> Value {
+    json!({
+        "recorded_accesses": s.accesses,
+        "left_out_accesses": s.left_out,
+        "unmapped_accesses": s.unmapped,
+        "recorded_processes": s.processes,
+        "recorded_forks": s.forks,
+    })
+}
+
+fn observed(s: &ObservedStats, examples: &[DroppedRun]) -> Value {
+    let writes =
+        |w: &LevelWrites| json!({ "set": w.set, "cleared": w.cleared, "changed": w.changed });
+    let levels: Map<String, Value> = levels(s).map(|(l, w)| (l.to_string(), writes(w))).collect();
+    let dropped: Map<String, Value> = DROP_REASONS
+        .iter()
+        .zip(&s.dropped)
+        .map(|(r, d)| (r.name().into(), json!({ "runs": d.runs, "accesses": d.accesses })))
+        .collect();
+    json!({
+        "accesses": s.accesses,
+        "kernel_accesses": s.kernel_accesses,
+        "faults": s.faults,
+        "protection_faults": s.protection_faults,
+        "write_faults": s.write_faults,
+        "fetch_faults": s.fetch_faults,
+        "kernel_faults": s.kernel_faults,
+        "table_writes": levels,
+        "stray_writes": s.stray_writes,
+        "new_tables": s.tables_new,
+        "table_bytes": s.tables << 12,
+        "peak_table_bytes": s.peak_tables << 12,
+        "cr3_loads": s.cr3_loads,
+        "cr3_reloads": s.cr3_reloads,
+        "invalidations": s.invalidations,
+        "processes": s.processes,
+        "dropped": dropped,
+        "dropped_examples": examples.iter().map(ToString::to_string).collect::<Vec<_>>(),
+    })
+}
+
+/// Levels with a table, and level 0 if anything was counted there.
+fn levels(s: &ObservedStats) -> impl Iterator<Item = (usize, &LevelWrites)> {
+    s.table_writes.iter().enumerate().filter(|(level, w)| matches!(level, 1..=4) || w.total() > 0)
+}
+
+/// A line for people, and more if something was dropped.
+pub fn lines(name: &str, outcome: &GuestOutcome) -> String {
+    match outcome {
+        GuestOutcome::Modelled(stats) => format!("guest    {name}: {}\n", summary(stats)),
+        GuestOutcome::Remapped { guest, remap, .. } => {
+            let share = 100.0 * remap.left_out as f64 / remap.accesses.max(1) as f64;
+            format!(
+                "guest    {name}: {}; {share:.1} % of the recorded accesses are the kernel's and left \
+                 out\n",
+                summary(guest)
+            )
+        }
+        GuestOutcome::Observed { stats, examples } => of_observed(name, stats, examples),
+    }
+}
+
+fn summary(s: &GuestStats) -> String {
+    format!(
+        "{} faults, {} resident at most, {} tables at most",
+        count(s.faults),
+        bytes(s.peak_resident_bytes),
+        bytes(s.peak_table_bytes)
+    )
+}
+
+fn of_observed(name: &str, s: &ObservedStats, examples: &[DroppedRun]) -> String {
+    let levels: Vec<String> = levels(s)
+        .map(|(level, w)| match level {
+            0 => format!("{} elsewhere", count(w.total())),
+            level => format!("{} L{level}", count(w.total())),
+        })
+        .collect();
+    let processes = match s.processes {
+        0 => String::new(),
+        1 => "1 process, ".into(),
+        n => format!("{} processes, ", count(n)),
+    };
+    let mut out = format!(
+        "guest    {name}: {} faults, {} stores to tables ({}), {} tables at most, {processes}{:.1} % \
+         of accesses by the kernel\n",
+        count(s.faults),
+        count(s.table_writes_total()),
+        levels.join(", "),
+        bytes(s.peak_tables << 12),
+        100.0 * s.kernel_accesses as f64 / s.accesses.max(1) as f64
+    );
+    let dropped = s.dropped_total();
+    if dropped.runs > 0 {
+        let reasons = DROP_REASONS.iter().zip(&s.dropped).filter(|(_, d)| d.runs > 0);
+        let reasons: Vec<String> = reasons
+            .map(|(r, d)| format!("{} {}", count(d.runs), r.name().replace('_', " ")))
+            .collect();
+        out += &format!(
+            "dropped  {} runs with {} accesses that the tables have no place for: {}\n",
+            count(dropped.runs),
+            count(dropped.accesses),
+            reasons.join(", ")
+        );
+        for example in examples {
+            out += &format!("         {example}\n");
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fields::{Field, GUEST, OBSERVED, REMAPPED};
+
+    fn is_documented(outcome: &GuestOutcome, fields: &[&[Field]]) {
+        let value = json(outcome);
+        let mut keys: Vec<&str> = value.as_object().unwrap().keys().map(String::as_str).collect();
+        let mut documented: Vec<&str> = fields.concat().iter().map(|f| f.0).collect();
+        keys.sort_unstable();
+        documented.sort_unstable();
+        assert_eq!(keys, documented);
+    }
+
+    #[test]
+    fn every_field_of_a_guest_is_documented() {
+        let (guest, remap) = (GuestStats::default(), RemapStats::default());
+        is_documented(&GuestOutcome::Modelled(guest), &[GUEST]);
+        let approximations = Vec::new();
+        is_documented(&GuestOutcome::Remapped { guest, remap, approximations }, &[GUEST, REMAPPED]);
+        let stats = ObservedStats::default();
+        is_documented(&GuestOutcome::Observed { stats, examples: Vec::new() }, &[OBSERVED]);
+    }
+}

@@ -1,0 +1,94 @@
+//! Recorded guests among the sources: what they say of themselves before anything runs.
+
+use super::{Kind, kind, trace_format};
+use anyhow::{Context, Result, bail};
+use nestwalk_mm::{Mappings, Survey};
+use nestwalk_source::trace::TraceReader;
+use nestwalk_types::{Batch, Control, GuestInfo, Source, SourceError, SourceInfo};
+use std::path::Path;
+use std::sync::Arc;
+
+/// The recorded guest that the sources are, if they are one.
+///
+/// # Errors
+/// It is one of several sources.
+pub fn recorded(sources: &[String], format: &str) -> Result<Option<GuestInfo>> {
+    // A format that does not exist is reported with the other options.
+    let Ok(format) = trace_format(format) else { return Ok(None) };
+    for name in sources {
+        let path = Path::new(name);
+        // What is no plain file cannot be read twice, and no recording is.
+        let plain = std::fs::metadata(path).is_ok_and(|m| m.is_file());
+        if kind(name) != Some(Kind::File) || !plain {
+            continue;
+        }
+        // A file that cannot be opened is reported when it must be.
+        let info = nestwalk_source::open_on(path, format, 1).ok().and_then(|s| s.info().guest);
+        if info.is_some() && sources.len() > 1 {
+            bail!(
+                "{name} is a recorded guest, a whole machine with its kernel, so it can be no \
+                 process beside others: give it alone"
+            );
+        }
+        if info.is_some() {
+            return Ok(info);
+        }
+    }
+    Ok(None)
+}
+
+/// What the processes of a recording had mapped at some time: a pass over its controls.
+///
+/// # Errors
+/// The file cannot be read, or the guest cannot be re-mapped.
+pub fn survey(path: &str, guest: &GuestInfo) -> Result<Arc<Mappings>> {
+    let mut reader = TraceReader::open(Path::new(path))?;
+    let mut survey = Survey::new(guest).with_context(|| path.to_owned())?;
+    let mut controls = Vec::new();
+    // Damage ends the survey where it will end the run, which then says what was wrong.
+    while matches!(reader.next_controls(&mut controls), Ok(true)) {
+        for (_, control) in controls.drain(..) {
+            survey.follow(&(0, control)).with_context(|| path.to_owned())?;
+        }
+    }
+    Ok(Arc::new(survey.finish()))
+}
+
+/// Whether the recording itself says where its region of interest begins.
+pub fn has_interest(path: &str) -> bool {
+    let reader = TraceReader::open(Path::new(path)).ok();
+    let totals = reader.and_then(|r| r.totals().cloned());
+    totals.is_some_and(|t| t.controls_by_kind.contains_key("region_of_interest"))
+}
+
+/// Says that the region of interest begins before the first access, as every source must that does not
+/// say it later.
+pub struct Interest<S> {
+    inner: S,
+    said: bool,
+}
+
+impl<S: Source> Interest<S> {
+    /// Of a source that says nothing of the kind.
+    pub const fn new(inner: S) -> Self {
+        Self { inner, said: false }
+    }
+}
+
+impl<S: Source> Source for Interest<S> {
+    fn info(&self) -> SourceInfo {
+        self.inner.info()
+    }
+    fn next_batch(&mut self, batch: &mut Batch) -> Result<bool, SourceError> {
+        let more = self.inner.next_batch(batch)?;
+        if !self.said && !batch.runs.is_empty() {
+            self.said = true;
+            let place = batch.controls.partition_point(|c| c.0 == 0);
+            batch.controls.insert(place, (0, Control::RegionOfInterest));
+        }
+        Ok(more)
+    }
+    fn position(&self) -> u64 {
+        self.inner.position()
+    }
+}
