@@ -265,11 +265,12 @@ fn lengths_that_are_lies_are_not_believed() {
     // sites), at the line of its address 0 (7 << 2), with one line and a count of 1.
     let code = 3 | 7 << 2;
     let right =
-        payload([1, 1, 0, 0], &[(64, 1, &[code]), (66, 1, &[3]), (68, 1, &[0]), (69, 1, &[0])]);
+        payload([1, 1, 0, 0], &[(64, 1, &[code]), (66, 1, &[3]), (69, 1, &[0]), (70, 1, &[0])]);
     let content = read(&with_chunk(&right)).unwrap();
     assert_eq!((content.end, content.runs.len()), (Ok(()), 1));
     // A number in it that is not that of a site.
-    let wrong = payload([1, 1, 0, 0], &[(64, 1, &[code]), (66, 1, &[9]), (67, 1, &[200])]);
+    let wrong =
+        payload([1, 1, 0, 0], &[(64, 1, &[code]), (66, 1, &[255]), (68, 4, &[200, 0, 0, 0])]);
     assert!(read(&with_chunk(&wrong)).unwrap().end.is_err());
 }
 

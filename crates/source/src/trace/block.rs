@@ -9,8 +9,9 @@ use std::io::{self, Read, Seek, SeekFrom};
 /// First bytes of a file. As in PNG: a byte that no text has, and line ends that a transfer as text
 /// would change.
 pub(super) const MAGIC: [u8; 8] = *b"\x89NWT\r\n\x1a\n";
-/// Version of the format, which follows the magic number in 4 bytes. Version 1 was never shipped.
-pub(super) const VERSION: u32 = 2;
+/// Version of the format, which follows the magic number in 4 bytes. Versions 1 and 2 were never
+/// shipped.
+pub(super) const VERSION: u32 = 3;
 /// Bytes of magic number and version.
 pub(super) const START: u64 = 12;
 /// Bytes of a block's head.

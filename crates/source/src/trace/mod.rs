@@ -18,7 +18,7 @@
 //!
 //! Numbers are little-endian. A chunk is decoded without any other, and its controls without its runs.
 //! Inside, each field has a column; what a field is guessed to be from what came before it in the
-//! chunk takes no bytes of its own: the modules `model`, `runs`, `controls` and `image` say how.
+//! chunk takes no bytes of its own: the modules `model`, `lists`, `runs`, `controls` and `image` say how.
 
 mod block;
 mod chunk;
@@ -26,6 +26,7 @@ mod column;
 mod controls;
 mod header;
 mod image;
+mod lists;
 mod model;
 mod reader;
 mod runs;

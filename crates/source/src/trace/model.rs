@@ -11,6 +11,7 @@
 //! its site did last, in the same context and at all. Pages that were seen before have a small number
 //! in a list by order of use.
 
+use super::lists::{CodePages, Pages};
 use nestwalk_types::{Gva, Run, RunFlags, VcpuId};
 
 /// Entries of the tables of what follows four sites, and two, as powers of two.
@@ -20,10 +21,6 @@ const TWO: u32 = 16;
 const AFTER: usize = 4;
 /// Guesses of a site at most, those of all tables.
 pub(super) const GUESSES: usize = AFTER + 2;
-/// Page lists, and pages in each: reuse within 64 MiB has a short name.
-pub(super) const SETS: usize = 64;
-pub(super) const RANKS: usize = 255;
-
 /// The lowest three bits of a run's flags: all that there are.
 #[inline(always)]
 pub(super) fn flag_bits(flags: RunFlags) -> u8 {
@@ -147,6 +144,7 @@ pub(super) struct Model {
     four: Box<[Four]>,
     two: Box<[Two]>,
     pub(super) pages: Pages,
+    pub(super) code: CodePages,
     /// The vCPU of the latest run.
     pub(super) vcpu: VcpuId,
 }
@@ -160,6 +158,7 @@ impl Model {
             four: vec![Four { touch: Touch::NONE, site: NO_SITE, tag: 0 }; 1 << FOUR].into(),
             two: vec![Two { site: NO_SITE, tag: 0 }; 1 << TWO].into(),
             pages: Pages::new(),
+            code: CodePages::new(),
             vcpu: VcpuId(0),
         }
     }
@@ -241,8 +240,10 @@ impl Model {
     }
     /// Adds a site, and says its number.
     pub(super) fn add(&mut self, place: Place) -> u32 {
+        let number = self.sites.len() as u32;
         self.sites.push(Site::new(place));
-        self.sites.len() as u32 - 1
+        self.code.add(place.pc, number);
+        number
     }
 
     /// What the site touched last in this context, or at all if the context is new.
@@ -320,48 +321,6 @@ impl Numbers {
         let slot = self.slot(model.sites[site as usize].place, model);
         self.slots[slot] = site;
         self.used += 1;
-    }
-}
-
-/// Pages by order of use, in sets by their lowest bits.
-pub(super) struct Pages {
-    lists: Box<[[u64; RANKS]; SETS]>,
-    lengths: [u8; SETS],
-}
-
-impl Pages {
-    fn new() -> Self {
-        Self { lists: Box::new([[0; RANKS]; SETS]), lengths: [0; SETS] }
-    }
-    pub(super) const fn set(page: u64) -> usize {
-        page as usize % SETS
-    }
-    /// Pages of the set that were used later than this one; `None` if it is not in its list.
-    pub(super) fn rank(&self, page: u64) -> Option<u8> {
-        let set = Self::set(page);
-        let list = &self.lists[set][..usize::from(self.lengths[set])];
-        list.iter().position(|&p| p == page).map(|rank| rank as u8)
-    }
-    /// The page of this rank, which becomes the latest of its set.
-    pub(super) fn take(&mut self, set: usize, rank: u8) -> Option<u64> {
-        let (set, rank) = (set % SETS, usize::from(rank));
-        if rank >= usize::from(self.lengths[set]) {
-            return None;
-        }
-        let list = &mut self.lists[set];
-        let page = list[rank];
-        list.copy_within(..rank, 1);
-        list[0] = page;
-        Some(page)
-    }
-    /// Adds a page that is in no list.
-    pub(super) fn add(&mut self, page: u64) {
-        let set = Self::set(page);
-        let length = usize::from(self.lengths[set]).min(RANKS - 1);
-        let list = &mut self.lists[set];
-        list.copy_within(..length, 1);
-        list[0] = page;
-        self.lengths[set] = (length + 1) as u8;
     }
 }
 
