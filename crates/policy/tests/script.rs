@@ -300,3 +300,47 @@ fn a_refused_switch_is_tried_again_after_the_quiet_time() {
     quiet(p, sample(SHADOW, 0, 0, 900_000), 0);
     assert_eq!(p.sample(&high(SHADOW)).action, Action::Switch(NESTED));
 }
+
+#[test]
+fn seven_hundred_intervals_as_the_script_decides_them() {
+    let mut p = policy("dynamic-thresholds", SHADOW);
+    let (mut switches, mut level, mut thresholds) = (0, 0, [9.0, 9.0]);
+    let lines = include_str!("data/rpms.csv").lines().filter(|l| !l.starts_with('#'));
+    for (i, line) in lines.skip(1).enumerate() {
+        let fields: Vec<&str> = line.split(',').collect();
+        let number = |index: usize| fields[index].parse::<u64>().unwrap();
+        let mode = p.mode();
+        let decision = p.sample(&Sample {
+            // Three decimals in milliseconds.
+            busy_ns: fields[0].replace('.', "").parse::<u64>().unwrap() * 1_000_000,
+            guest_cycles: number(1) - number(3),
+            host_kernel_cycles: number(3),
+            walk_cycles: Some(number(4) + number(5)),
+            mode: if number(6) == 1 { mode.other() } else { mode },
+            ..sample(mode, 0, 0, number(2))
+        });
+        match decision.reason {
+            Reason::High { level: c, .. }
+            | Reason::Low { level: c, .. }
+            | Reason::Between { level: c, .. } => level = c,
+            Reason::Adapted { threshold_of, to, .. } => {
+                thresholds[usize::from(threshold_of == NESTED)] = to;
+            }
+            _ => {}
+        }
+        let switch = decision.action != Action::Stay;
+        if switch {
+            switches += 1;
+            p.switched(Outcome::Done);
+        }
+        let found = format!(
+            "{},{},{level},{:.2},{:.2}",
+            if switch { "switch" } else { "stay" },
+            u8::from(p.mode() == NESTED),
+            thresholds[0],
+            thresholds[1]
+        );
+        assert_eq!(found, fields[7..].join(","), "sample {}: {decision}", i + 1);
+    }
+    assert!(switches > 10, "{switches} switches");
+}
