@@ -116,8 +116,9 @@ pub fn experiment(e: &Experiment, recorded: Option<&GuestInfo>, origin: Origin) 
     }
     let trace_format = sources::trace_format(&e.trace_format);
     trace_format.with_context(|| name("trace_format"))?;
-    if e.sources.is_empty() == e.lackey.is_empty() {
-        bail!("either sources or a command for lackey must be named, and not both");
+    let ways = [!e.sources.is_empty(), !e.lackey.is_empty(), e.guest.is_some()];
+    if ways.iter().filter(|w| **w).count() != 1 {
+        bail!("sources, a command for lackey or a guest must be named, and one of them only");
     }
     machines(e, recorded, origin)?;
     match recorded {

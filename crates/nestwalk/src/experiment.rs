@@ -3,6 +3,7 @@
 use crate::args::{CompareArgs, PopulateArg};
 pub use crate::check::pages;
 use crate::check::{self, Origin};
+use crate::guest::RealGuest;
 use crate::sources::{self, Kind};
 use anyhow::{Context, Result, anyhow, bail};
 use nestwalk_hw::Profile;
@@ -47,6 +48,9 @@ pub struct Experiment {
     pub sources: Vec<String>,
     /// A command to run under valgrind's lackey tool, in place of sources.
     pub lackey: Vec<String>,
+    /// A real guest to run, in place of sources.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guest: Option<RealGuest>,
     /// Format of trace files; empty to tell it by their contents.
     pub trace_format: String,
     /// Names of machines, controls included.
@@ -95,8 +99,15 @@ impl Experiment {
     /// An argument has no meaning.
     pub fn from_args(args: &CompareArgs) -> Result<Self> {
         let format = args.trace_format.as_deref().unwrap_or_default();
-        let recorded = sources::recorded(&args.sources, format)?;
+        let recorded = match args.guest {
+            true => Some(Self::real_guest(args)?.info()),
+            false => sources::recorded(&args.sources, format)?,
+        };
         Self::resolve(args, recorded.as_ref())
+    }
+
+    fn real_guest(args: &CompareArgs) -> Result<RealGuest> {
+        RealGuest::new(&args.real, &args.command, args.vcpus.unwrap_or(1), args.seed)
     }
 
     /// What the arguments mean for a source that is a recorded guest, or is none.
@@ -114,15 +125,20 @@ impl Experiment {
                 sources.join(" ")
             );
         }
-        if !args.lackey && !args.command.is_empty() {
-            bail!("a command after `--` needs --lackey, as in: compare --lackey -- gcc -c x.c");
+        if args.guest && !sources.is_empty() {
+            bail!("--guest runs a command, so there can be no other source: {}", sources.join(" "));
         }
-        if sources.is_empty() && !args.lackey {
+        let runs = args.lackey || args.guest;
+        if !runs && !args.command.is_empty() {
+            bail!(
+                "a command after `--` needs --guest or --lackey, as in: compare --guest -- gcc -c x.c"
+            );
+        }
+        if sources.is_empty() && !runs {
             sources.push("gups".into());
         }
-        let lackey: Vec<String> = args
-            .command
-            .iter()
+        let words = args.command.iter().filter(|_| args.lackey);
+        let lackey: Vec<String> = words
             .map(|a| a.to_str().map(String::from).ok_or_else(|| anyhow!("{a:?}: not valid UTF-8")))
             .collect::<Result<_>>()?;
         let guest_paging = match (&args.guest_paging, recorded) {
@@ -161,6 +177,7 @@ impl Experiment {
             version: VERSION.into(),
             sources,
             lackey,
+            guest: args.guest.then(|| Self::real_guest(args)).transpose()?,
             trace_format: args.trace_format.clone().unwrap_or_default(),
             machines: machines.into_iter().map(|m| m.name).collect(),
             footprint,
@@ -214,7 +231,10 @@ impl Experiment {
         // The profile inside is checked as one in a file of its own would be.
         let profile = toml::to_string(&experiment.profile)?;
         Profile::parse("in it", &profile)?;
-        let recorded = sources::recorded(&experiment.sources, &experiment.trace_format)?;
+        let recorded = match &experiment.guest {
+            Some(guest) => Some(guest.info()),
+            None => sources::recorded(&experiment.sources, &experiment.trace_format)?,
+        };
         check::experiment(&experiment, recorded.as_ref(), Origin::File)?;
         Ok(experiment)
     }

@@ -1,11 +1,132 @@
-//! From what was typed to a guest that is ready to boot.
+//! A real guest: what was typed, what an experiment's file keeps of it, and how it is made ready.
 
 use crate::args::{GuestArgs, ThpArg};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow, bail};
 use nestwalk_capture::live::LiveOptions;
 use nestwalk_capture::{Boot, Cache, Guest, Thp};
 use nestwalk_report::parse_bytes;
+use nestwalk_types::GuestInfo;
+use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
+use std::path::PathBuf;
+
+/// A guest and the command that it runs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RealGuest {
+    /// The command, word by word.
+    pub command: Vec<String>,
+    /// Bytes of memory.
+    pub memory: u64,
+    /// vCPUs.
+    pub vcpus: u8,
+    /// When its kernel uses huge pages: always, madvise, never.
+    pub thp: String,
+    /// Debian packages in it.
+    pub packages: Vec<String>,
+    /// A directory whose contents the command finds; empty for none.
+    pub include: PathBuf,
+    /// The boot is part of the stream.
+    pub boot: bool,
+    /// The stream begins where the program marks its region of interest.
+    pub interest: bool,
+    /// Page-table isolation.
+    pub pti: bool,
+    /// Addresses are random.
+    pub aslr: bool,
+    /// QEMU's translations are compared with what the stream's tables say.
+    pub check: bool,
+    /// Accesses are filtered.
+    pub filter: bool,
+    /// Decides what is random in its machine.
+    pub seed: u64,
+}
+
+impl RealGuest {
+    /// What the arguments mean.
+    ///
+    /// # Errors
+    /// A size that is none, a command that is no text.
+    pub fn new(args: &GuestArgs, command: &[OsString], vcpus: u8, seed: u64) -> Result<Self> {
+        let word = |w: &OsString| {
+            w.to_str().map(String::from).ok_or_else(|| anyhow!("{}: not valid UTF-8", w.display()))
+        };
+        Ok(Self {
+            command: command.iter().map(word).collect::<Result<_>>()?,
+            memory: parse_bytes(&args.memory).context("--memory")?,
+            vcpus,
+            thp: Thp::from(args.thp).to_string(),
+            packages: args.packages.clone(),
+            include: args.include.clone().unwrap_or_default(),
+            boot: args.boot,
+            interest: args.interest,
+            pti: args.pti,
+            aslr: args.aslr,
+            check: args.check,
+            filter: !args.no_filter,
+            seed,
+        })
+    }
+
+    /// What is recorded of it.
+    pub const fn options(&self) -> LiveOptions {
+        LiveOptions {
+            boot: self.boot,
+            interest: self.interest,
+            check: self.check,
+            filter: self.filter,
+        }
+    }
+
+    /// What its stream says of it.
+    pub fn info(&self) -> GuestInfo {
+        GuestInfo {
+            memory_bytes: self.memory,
+            paging: nestwalk_capture::live::PAGING.into(),
+            vcpus: self.vcpus,
+            filter: self.options().filter(),
+        }
+    }
+
+    /// Makes it ready: finds its pieces and builds its root file system.
+    ///
+    /// # Errors
+    /// A piece is missing, or the command cannot run in it.
+    pub fn boot(&self, quiet: bool) -> Result<Boot> {
+        let thp = match self.thp.as_str() {
+            "always" => Thp::Always,
+            "madvise" => Thp::Madvise,
+            "never" => Thp::Never,
+            other => bail!("thp = \"{other}\": there are always, madvise, never"),
+        };
+        let include = &self.include;
+        let guest = Guest {
+            packages: self.packages.clone(),
+            include: (!include.as_os_str().is_empty()).then(|| include.clone()),
+            memory_bytes: self.memory,
+            vcpus: u32::from(self.vcpus),
+            thp,
+            pti: self.pti,
+            aslr: self.aslr,
+            seed: self.seed,
+            ..Guest::new(self.command.iter().map(OsString::from).collect())
+        };
+        let mut say = |text: &str| {
+            if !quiet {
+                eprintln!("{text}");
+            }
+        };
+        Ok(guest.boot(&Cache::locate()?, &mut say)?)
+    }
+
+    /// Why two recordings of it may differ, if they may.
+    pub fn irreproducible(&self) -> Option<String> {
+        if self.vcpus > 1 {
+            return Some("several vCPUs run as the host lets them".into());
+        }
+        self.aslr.then(|| "addresses are random in the guest".into())
+    }
+}
 
 impl From<ThpArg> for Thp {
     fn from(arg: ThpArg) -> Self {
@@ -15,54 +136,4 @@ impl From<ThpArg> for Thp {
             ThpArg::Never => Self::Never,
         }
     }
-}
-
-/// What is recorded of it.
-pub const fn options(args: &GuestArgs) -> LiveOptions {
-    LiveOptions {
-        boot: args.boot,
-        interest: args.interest,
-        check: args.check,
-        filter: !args.no_filter,
-    }
-}
-
-/// Makes the guest ready: finds its pieces and builds its root file system.
-///
-/// # Errors
-/// A piece is missing, or the command cannot run in the guest.
-pub fn boot(
-    args: &GuestArgs,
-    command: &[OsString],
-    (vcpus, seed): (u8, u64),
-    quiet: bool,
-) -> Result<Boot> {
-    let guest = Guest {
-        packages: args.packages.clone(),
-        include: args.include.clone(),
-        memory_bytes: parse_bytes(&args.memory).context("--memory")?,
-        vcpus: u32::from(vcpus),
-        thp: args.thp.into(),
-        pti: args.pti,
-        aslr: args.aslr,
-        seed,
-        ..Guest::new(command.to_vec())
-    };
-    let cache = Cache::locate()?;
-    let mut say = |text: &str| {
-        if !quiet {
-            eprintln!("{text}");
-        }
-    };
-    Ok(guest.boot(&cache, &mut say)?)
-}
-
-/// Why two recordings of the guest may differ, if they may.
-pub fn irreproducible(boot: &Boot, options: LiveOptions) -> Option<String> {
-    let guest = boot.guest();
-    if guest.vcpus > 1 {
-        return Some("several vCPUs run as the host lets them".into());
-    }
-    let _ = options;
-    guest.aslr.then(|| "addresses are random in the guest".into())
 }

@@ -7,6 +7,7 @@ mod warmup;
 use crate::experiment::Experiment;
 use anyhow::{Context, Result, anyhow, bail};
 use narrow::Narrow;
+use nestwalk_capture::live::Live;
 use nestwalk_source::{
     FirstTouch, Format, Lackey, Limit, Multiplex, Pattern, PatternSpec, RunOptions,
 };
@@ -58,8 +59,12 @@ pub fn trace_format(name: &str) -> Result<Option<Format>> {
 ///
 /// # Errors
 /// A source cannot be opened.
-pub fn open(experiment: &Experiment) -> Result<Box<dyn Source>> {
-    let source: Box<dyn Source> = if experiment.lackey.is_empty() {
+pub fn open(experiment: &Experiment, quiet: bool) -> Result<Box<dyn Source>> {
+    let source: Box<dyn Source> = if let Some(guest) = &experiment.guest {
+        // Standard output is for the results.
+        let output = Box::new(std::io::stderr());
+        Box::new(Live::start(guest.boot(quiet)?, guest.options(), output)?)
+    } else if experiment.lackey.is_empty() {
         let mut sources = Vec::new();
         for name in &experiment.sources {
             sources.push(open_one(name, experiment)?);

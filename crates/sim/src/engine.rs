@@ -97,6 +97,9 @@ pub struct Machine<S> {
     referee: Option<Referee>,
     /// Second-level misses in the last group of runs.
     recent_misses: u64,
+    /// By vCPU: the guest ran before the stream began, and the vCPU has loaded no root yet. Empty for
+    /// guests that begin with it.
+    fresh: Vec<bool>,
 }
 
 impl<S: Scheme> Machine<S> {
@@ -116,6 +119,7 @@ impl<S: Scheme> Machine<S> {
             referee: build.verify.then(|| Referee::new(&build.name)),
             name: build.name,
             recent_misses: 0,
+            fresh: Vec::new(),
         })
     }
 
@@ -329,6 +333,7 @@ impl<S: Scheme> Machine<S> {
                 let counted = platform.counters.clone();
                 self.scheme.backed(&mut self.platform, start, bytes)?;
                 self.platform.counters = counted;
+                self.fresh.resize(self.platform.hardware.cores.len(), true);
             }
             Control::Process { .. } => {}
             Control::LoadCr3 { vcpu, root, pcid, keep } => {
@@ -336,6 +341,13 @@ impl<S: Scheme> Machine<S> {
                 self.platform.counters.cr3_loads += 1;
                 self.platform.world.roots[usize::from(vcpu.0)] = root;
                 self.scheme.load_cr3(&mut self.platform, vcpu, pcid, keep)?;
+                if let Some(fresh) = self.fresh.get_mut(usize::from(vcpu.0))
+                    && std::mem::take(fresh)
+                {
+                    let counted = self.platform.counters.clone();
+                    self.scheme.ran_before(&mut self.platform, vcpu)?;
+                    self.platform.counters = counted;
+                }
             }
             Control::Invalidate { vcpu, what } => {
                 self.known(vcpu)?;

@@ -230,6 +230,16 @@ pub trait Scheme: Send {
         Ok(())
     }
 
+    /// The guest ran before the stream began, and this vCPU has loaded its first root: whatever tables
+    /// the hypervisor keeps by guest-virtual address map what that address space has used. Nothing of
+    /// this is counted.
+    ///
+    /// # Errors
+    /// Host memory is exhausted.
+    fn ran_before(&mut self, _platform: &mut Platform, _vcpu: VcpuId) -> Result<(), MachineError> {
+        Ok(())
+    }
+
     /// Paging mode of the tables that the hardware's first dimension walks: what walk caches of linear
     /// addresses are indexed by.
     fn walk_mode(&self, world: &World) -> &'static Mode {

@@ -12,6 +12,8 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::time::Duration;
 
+/// Paging mode of every guest: its processor has no other.
+pub const PAGING: &str = "4-level";
 /// Records that a ring holds: 8 MiB of them.
 const RECORDS: u64 = 1 << 18;
 /// The plugin's file.
@@ -99,7 +101,7 @@ impl Live {
         let filter = options.filter();
         let vcpus = guest.vcpus.min(255) as u8;
         let about =
-            GuestInfo { memory_bytes: guest.memory_bytes, paging: "4-level".into(), vcpus, filter };
+            GuestInfo { memory_bytes: guest.memory_bytes, paging: PAGING.into(), vcpus, filter };
         let command: Vec<_> = guest.command.iter().map(|w| w.to_string_lossy()).collect();
         let command = command.join(" ");
         let info = SourceInfo {
@@ -190,6 +192,12 @@ impl Source for Live {
         let mut info = self.info.clone();
         if let Some(outcome) = &self.outcome {
             info.description += &format!(", exit status {}", outcome.status);
+        }
+        if let Some(a) = self.agreement() {
+            info.description += &format!(
+                ", {} translations compared with QEMU's: {} different, {} not mapped",
+                a.compared, a.different, a.not_mapped
+            );
         }
         let unseen: u64 = self.summary().not_seen().map(|(_, n)| n).sum();
         if unseen > 0 {

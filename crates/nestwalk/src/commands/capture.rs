@@ -1,10 +1,10 @@
 //! `capture`: a real Linux guest runs a command and is recorded.
 
 use crate::args::{CaptureArgs, Format};
-use crate::guest;
+use crate::guest::RealGuest;
 use crate::progress::Meter;
 use anyhow::{Context, Result, bail};
-use nestwalk_capture::live::{Agreement, Live, LiveOptions, Summary};
+use nestwalk_capture::live::{Agreement, Live, Summary};
 use nestwalk_capture::{Boot, Cache, prepare};
 use nestwalk_report::{bytes, count};
 use nestwalk_sim::compare::Progress;
@@ -34,9 +34,9 @@ pub fn capture(args: &CaptureArgs) -> Result<ExitCode> {
     if args.command.is_empty() {
         bail!("no command: write it after `--`, as in: capture --save x.nwt -- gcc -O2 -c x.c");
     }
-    let options = guest::options(&args.guest);
-    let boot = guest::boot(&args.guest, &args.command, (args.vcpus, args.seed), args.quiet)?;
-    let header = header(&boot, options, args);
+    let guest = RealGuest::new(&args.guest, &args.command, args.vcpus, args.seed)?;
+    let boot = guest.boot(args.quiet)?;
+    let header = header(&boot, &guest);
     // The command's output is this command's output, but for what a program shall read.
     let output: Box<dyn Write + Send> = match args.format {
         Format::Json => Box::new(std::io::stderr()),
@@ -44,7 +44,7 @@ pub fn capture(args: &CaptureArgs) -> Result<ExitCode> {
     };
     let stop = super::compare::stop_on_signals();
     let begin = Instant::now();
-    let mut live = Live::start(boot, options, output)?;
+    let mut live = Live::start(boot, guest.options(), output)?;
     let header = complete(header, &live.info());
     let mut writer = match &args.save {
         Some(path) => Some(TraceWriter::create(path, &header, WriteOptions::LIVE)?),
@@ -109,22 +109,21 @@ fn record(
 }
 
 /// What the trace says of itself.
-fn header(boot: &Boot, options: LiveOptions, args: &CaptureArgs) -> Header {
-    let guest = boot.guest();
-    let (major, minor) = nestwalk_capture::qemu_version(&guest.qemu).unwrap_or_default();
-    let because = guest::irreproducible(boot, options);
+fn header(boot: &Boot, guest: &RealGuest) -> Header {
+    let (major, minor) = nestwalk_capture::qemu_version(&boot.guest().qemu).unwrap_or_default();
+    let because = guest.irreproducible();
     Header {
-        command: guest.command.iter().map(|w| w.to_string_lossy().into_owned()).collect(),
+        command: guest.command.clone(),
         kernel: boot.kernel().release.clone(),
         cpu: nestwalk_capture::CPU.into(),
         qemu: format!("{major}.{minor}"),
-        thp: guest.thp.to_string(),
+        thp: guest.thp.clone(),
         pti: guest.pti,
         packages: boot.packages().to_vec(),
-        seed: Some(args.seed),
+        seed: Some(guest.seed),
         reproducible: because.is_none(),
         irreproducible_because: because.unwrap_or_default(),
-        boot: options.boot,
+        boot: guest.boot,
         ..Header::default()
     }
 }

@@ -32,7 +32,7 @@ fn experiment(experiment: &Experiment, output: &OutputArgs) -> Result<()> {
         None => std::thread::available_parallelism().map_or(1, usize::from),
     };
     let mut plan = experiment.plan(threads)?;
-    let mut source = sources::open(experiment)?;
+    let mut source = sources::open(experiment, output.quiet)?;
     let guest = source.info().guest;
     if let (Some(guest), [path]) = (&guest, experiment.sources.as_slice())
         && experiment.has_modelled_guest()

@@ -126,6 +126,10 @@ impl Scheme for Shadow {
         Ok(())
     }
 
+    fn ran_before(&mut self, platform: &mut Platform, vcpu: VcpuId) -> Result<(), MachineError> {
+        self.mmu.ran_before(platform, vcpu)
+    }
+
     fn walk_mode(&self, _world: &World) -> &'static Mode {
         self.mmu.mode()
     }

@@ -22,6 +22,7 @@
 //! one counts no exit of its own. The stream of a modelled guest does not show that mapping; the first
 //! use of a frame through it counts as a hidden fault.
 
+mod before;
 mod events;
 mod fault;
 mod pages;
