@@ -11,6 +11,7 @@ Examples:
   nestwalk compare gups forkstorm --vcpus 2 --format json --output results
   nestwalk compare trace.champsim.xz --accesses 50M --warmup 10M
   nestwalk compare --lackey -- gcc -O2 -c file.c
+  nestwalk compare --guest -- gcc -O2 -c file.c
 
 Exit code 0: done. 2: something was wrong, or interrupted; what was computed before is printed.";
 
@@ -99,7 +100,11 @@ pub struct CompareArgs {
     /// live
     #[arg(long, requires = "command")]
     pub lackey: bool,
-    /// The command for --lackey
+    /// The command after `--` runs in a real Linux guest under QEMU, whose accesses, page tables, faults
+    /// and flushes drive the machines live
+    #[arg(long, requires = "command", conflicts_with = "lackey")]
+    pub guest: bool,
+    /// The command for --lackey or --guest
     #[arg(last = true, value_name = "COMMAND")]
     pub command: Vec<OsString>,
     /// Machines, separated by commas: scheme[:guest pages[+host pages]][@placement[+placement]].
@@ -161,6 +166,9 @@ pub struct CompareArgs {
     /// The guest does not use PCIDs: every switch empties its TLBs
     #[arg(long)]
     pub no_pcids: bool,
+    /// The guest of --guest.
+    #[command(flatten)]
+    pub real: GuestArgs,
     /// TLBs that a filtered recording is not exact for are simulated all the same; the results name
     /// them
     #[arg(long)]
