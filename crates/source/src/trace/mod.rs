@@ -18,7 +18,8 @@
 //!
 //! Numbers are little-endian. A chunk is decoded without any other, and its controls without its runs.
 //! Inside, each field has a column; what a field is guessed to be from what came before it in the
-//! chunk takes no bytes of its own: the modules `model`, `lists`, `runs`, `controls` and `image` say how.
+//! chunk takes no bytes of its own: the modules `model`, `lists`, `runs`, `controls` and `image` say
+//! how.
 
 mod block;
 mod chunk;
