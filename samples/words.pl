@@ -3,7 +3,7 @@ use strict;
 use warnings;
 my ($seed, %count, @text) = (1);
 sub draw { $seed = ($seed * 1103515245 + 12345) % 2147483648; return $seed >> 8 }
-for (1 .. 12000) {
+for (1 .. 3000) {
     my $word = join '', map { chr(97 + draw() % 26) } 1 .. 2 + draw() % 3;
     $count{$word}++;
     push @text, $word;

@@ -26,6 +26,20 @@ Programs come from Debian packages; files of the current directory that the comm
 into the guest. The exit code is the command's; 2 is also: something was wrong, said on standard error.
 scripts/guest installs what this needs.";
 
+const GOVERN_EXAMPLES: &str = "\
+Examples:
+  nestwalk govern --list
+  nestwalk govern 4711 --policy dynamic-thresholds:high=12,low=3 --record samples.csv
+  nestwalk govern --dry-run
+  nestwalk govern --replay samples.csv --policy single-metric
+  nestwalk govern --replay shadow.csv nested.csv --policy hindsight
+
+Live, it counts cycles, instructions, page walks and TLB misses of the vCPU threads of a QEMU with KVM,
+asks the policy after each interval, and writes the mode to KVM's file for that VM, which takes the
+kernel patch of Runtime-aware Paging Mode Switching. Ctrl-C ends it and says in which mode the VM is.
+
+Exit code 0: the VM exited, the recording ended, or Ctrl-C. 2: something was wrong.";
+
 /// A laboratory for memory virtualization: real memory behaviour in, every technique of address
 /// translation in one pass, what each costs and saves out.
 #[derive(Parser, Debug)]
@@ -52,6 +66,9 @@ pub enum Command {
     /// Look into, check and convert traces of recorded guests
     #[command(subcommand)]
     Trace(TraceCommand),
+    /// Watch a VM, live or recorded, and change its paging mode when a policy says so
+    #[command(after_help = GOVERN_EXAMPLES)]
+    Govern(Box<GovernArgs>),
     /// List schemes, page sizes, placements, profiles, workloads and patterns
     Schemes,
     /// Explain a scheme, a profile, a workload, or a field of the results
@@ -92,8 +109,9 @@ pub struct OutputArgs {
 /// Options of `compare`.
 #[derive(ClapArgs, Debug, Clone)]
 pub struct CompareArgs {
-    /// Workloads (`gups`), patterns (`zipf:theta=0.9`) or trace files; several become several
-    /// processes. With --lackey: nothing here, the command follows `--`. See `nestwalk schemes`
+    /// A recorded guest (`gcc`, the default, or a file), workloads (`gups`), patterns
+    /// (`zipf:theta=0.9`) or trace files; several become several processes. With --guest or --lackey
+    /// nothing: the command follows `--`. See `nestwalk schemes`
     #[arg(value_name = "SOURCE")]
     pub sources: Vec<String>,
     /// The command after `--` runs under valgrind's lackey tool and its accesses drive the machines
@@ -406,6 +424,95 @@ pub struct TraceConvertArgs {
     /// No progress on standard error
     #[arg(long, short)]
     pub quiet: bool,
+}
+
+/// Options of `govern`.
+#[derive(ClapArgs, Debug, Clone)]
+pub struct GovernArgs {
+    /// The QEMU process [default: the only one with KVM]
+    #[arg(value_name = "PID", conflicts_with = "replay")]
+    pub pid: Option<u32>,
+    /// Recorded samples instead of a live VM. Two files, of the same work in either mode: switches are
+    /// obeyed, and the result is compared with the best afterwards
+    #[arg(long, value_name = "FILE", num_args = 1..=2)]
+    pub replay: Vec<PathBuf>,
+    /// The policy, as in name:key=value,...; see --list
+    #[arg(long, default_value = "dynamic-thresholds")]
+    pub policy: String,
+    /// List the policies and their parameters
+    #[arg(long)]
+    pub list: bool,
+    /// Length of an interval
+    #[arg(long, value_name = "TIME", default_value = "1s")]
+    pub interval: String,
+    /// Write the samples to FILE, as CSV
+    #[arg(long, value_name = "FILE")]
+    pub record: Option<PathBuf>,
+    /// Only say what should be done
+    #[arg(long)]
+    pub dry_run: bool,
+    /// With two recordings: the mode to begin with [default: shadow]
+    #[arg(long, value_enum, value_name = "MODE")]
+    pub start: Option<ModeArg>,
+    /// How events are printed: a line each, or with json an object each
+    #[arg(long, value_enum, default_value_t)]
+    pub format: Format,
+    /// Intervals in which nothing is to be done are not printed
+    #[arg(long, short)]
+    pub quiet: bool,
+    /// The file that switches the VM's mode [default: DIR/PID-FD/pms]
+    #[arg(long, value_name = "FILE", help_heading = "Live VMs")]
+    pub pms: Option<PathBuf>,
+    /// KVM's directory in debugfs [default: /sys/kernel/debug/kvm]
+    #[arg(long, value_name = "DIR", help_heading = "Live VMs")]
+    pub debugfs: Option<PathBuf>,
+    /// A file in which something in the guest keeps its /proc/vmstat: page faults that the host does not
+    /// see under nested paging
+    #[arg(long, value_name = "FILE", help_heading = "Live VMs")]
+    pub guest_faults: Option<PathBuf>,
+    /// Raw events whose sum is walk cycles, for processors that are not known: r1001008,r1001049
+    #[arg(long, value_name = "EVENTS", help_heading = "Live VMs")]
+    pub walk_events: Option<String>,
+    /// Raw events whose sum is TLB misses
+    #[arg(long, value_name = "EVENTS", help_heading = "Live VMs")]
+    pub miss_events: Option<String>,
+    /// Add cycles of the nested dimension's walks where they are counted apart (Skylake)
+    #[arg(long, help_heading = "Live VMs")]
+    pub nested_walks: bool,
+    /// Cycles per walk, an estimate, where only walks are counted (Zen)
+    #[arg(long, value_name = "N", help_heading = "Live VMs")]
+    pub cycles_per_walk: Option<u32>,
+    /// Train a model of the policy svm: from samples with a column best_mode, or from two runs of the
+    /// same work in either mode
+    #[arg(long, value_name = "FILE", num_args = 1..=2, conflicts_with_all = ["pid", "replay"])]
+    pub train: Vec<PathBuf>,
+    /// Where the trained model goes
+    #[arg(long, value_name = "FILE", requires = "train")]
+    pub save_model: Option<PathBuf>,
+    /// Another /proc
+    #[arg(long, hide = true)]
+    pub proc: Option<PathBuf>,
+    /// Another /sys
+    #[arg(long, hide = true)]
+    pub sys: Option<PathBuf>,
+}
+
+/// A paging mode.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ModeArg {
+    /// Shadow page tables.
+    Shadow,
+    /// Two-dimensional paging.
+    Nested,
+}
+
+impl From<ModeArg> for nestwalk_policy::Mode {
+    fn from(mode: ModeArg) -> Self {
+        match mode {
+            ModeArg::Shadow => Self::Shadow,
+            ModeArg::Nested => Self::Nested,
+        }
+    }
 }
 
 /// Options of `explain`.

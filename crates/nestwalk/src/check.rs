@@ -232,7 +232,7 @@ fn memory(e: &Experiment, origin: Origin) -> Result<()> {
         }
     }
     let kinds: Vec<Kind> = e.sources.iter().filter_map(|s| sources::kind(s)).collect();
-    let sized = kinds.iter().filter(|k| **k != Kind::File).count() as u64;
+    let sized = kinds.iter().filter(|k| matches!(k, Kind::Workload | Kind::Pattern)).count() as u64;
     if sized == 0 {
         return Ok(());
     }

@@ -4,6 +4,7 @@ use crate::args::{CompareArgs, PopulateArg};
 pub use crate::check::pages;
 use crate::check::{self, Origin};
 use crate::guest::RealGuest;
+use crate::sources::samples::SAMPLES;
 use crate::sources::{self, Kind};
 use anyhow::{Context, Result, anyhow, bail};
 use nestwalk_hw::Profile;
@@ -99,11 +100,15 @@ impl Experiment {
     /// An argument has no meaning.
     pub fn from_args(args: &CompareArgs) -> Result<Self> {
         let format = args.trace_format.as_deref().unwrap_or_default();
+        let mut args = args.clone();
+        if args.sources.is_empty() && !args.lackey && !args.guest && args.command.is_empty() {
+            args.sources.push(SAMPLES[0].name.into());
+        }
         let recorded = match args.guest {
-            true => Some(Self::real_guest(args)?.info()),
+            true => Some(Self::real_guest(&args)?.info()),
             false => sources::recorded(&args.sources, format)?,
         };
-        Self::resolve(args, recorded.as_ref())
+        Self::resolve(&args, recorded.as_ref())
     }
 
     fn real_guest(args: &CompareArgs) -> Result<RealGuest> {
@@ -118,7 +123,7 @@ impl Experiment {
         if let Some(guest) = recorded {
             check::options_of_recorded(args, guest)?;
         }
-        let mut sources = args.sources.clone();
+        let sources = args.sources.clone();
         if args.lackey && !sources.is_empty() {
             bail!(
                 "--lackey runs a command, so there can be no other source: {}",
@@ -133,9 +138,6 @@ impl Experiment {
             bail!(
                 "a command after `--` needs --guest or --lackey, as in: compare --guest -- gcc -c x.c"
             );
-        }
-        if sources.is_empty() && !runs {
-            sources.push("gups".into());
         }
         let words = args.command.iter().filter(|_| args.lackey);
         let lackey: Vec<String> = words

@@ -27,6 +27,7 @@ fn main() -> ExitCode {
         Command::Run(options) => commands::compare::run(&options),
         Command::Walk(options) => commands::walk::walk(&options),
         Command::Trace(command) => commands::trace::trace(&command),
+        Command::Govern(options) => commands::govern::govern(&options),
         Command::Schemes => commands::explain::schemes(),
         Command::Explain(options) => commands::explain::explain(&options),
         Command::Bench(options) => commands::bench::bench(&options),

@@ -2,6 +2,7 @@
 
 mod narrow;
 mod recorded;
+pub mod samples;
 mod warmup;
 
 use crate::experiment::Experiment;
@@ -24,6 +25,8 @@ pub const PHASES: &str = "phases";
 /// What a source's name is the name of.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Kind {
+    /// A recording that comes with the program.
+    Sample,
     /// A built-in workload.
     Workload,
     /// A synthetic pattern.
@@ -35,7 +38,9 @@ pub enum Kind {
 /// What the source is; `None` if nothing of that name exists.
 pub fn kind(source: &str) -> Option<Kind> {
     let word = source.split(':').next().unwrap_or(source);
-    if WORKLOADS.iter().any(|w| w.name == word) {
+    if samples::by_name(source).is_some() {
+        Some(Kind::Sample)
+    } else if WORKLOADS.iter().any(|w| w.name == word) {
         Some(Kind::Workload)
     } else if Pattern::NAMES.contains(&word) || word == PHASES {
         Some(Kind::Pattern)
@@ -98,6 +103,10 @@ pub fn open(experiment: &Experiment, quiet: bool) -> Result<Box<dyn Source>> {
 
 fn open_one(name: &str, experiment: &Experiment) -> Result<Box<dyn Source>> {
     match kind(name) {
+        Some(Kind::Sample) => {
+            let sample = samples::by_name(name).ok_or_else(|| anyhow!("no sample `{name}`"))?;
+            Ok(Box::new(sample.open()?))
+        }
         Some(Kind::Workload) => open_workload(name, experiment),
         Some(Kind::Pattern) => {
             let base = PatternSpec {
@@ -120,8 +129,11 @@ fn open_one(name: &str, experiment: &Experiment) -> Result<Box<dyn Source>> {
         }
         None => {
             let workloads: Vec<&str> = WORKLOADS.iter().map(|w| w.name).collect();
+            let samples: Vec<&str> = samples::SAMPLES.iter().map(|s| s.name).collect();
             bail!(
-                "no source `{name}`: it is no file, no workload ({}) and no pattern ({}, {PHASES})",
+                "no source `{name}`: it is no file, no recording ({}), no workload ({}) and no pattern \
+                 ({}, {PHASES})",
+                samples.join(", "),
                 workloads.join(", "),
                 Pattern::NAMES.join(", ")
             )

@@ -3,13 +3,15 @@
 use crate::args::ExplainArgs;
 use crate::fields::{self, Field};
 use crate::sources::PHASES;
+use crate::sources::samples::{self, SAMPLES};
 use anyhow::{Result, bail};
 use nestwalk_hw::Profile;
 use nestwalk_hw::profile::BUILT_IN;
 use nestwalk_mm::PLACEMENTS;
-use nestwalk_report::{Align, Table};
+use nestwalk_report::{Align, Table, count};
 use nestwalk_sim::spec::PAGES;
 use nestwalk_sim::{FIELDS, SCHEMES};
+use nestwalk_types::Source;
 use nestwalk_workloads::WORKLOADS;
 use std::io::Write;
 
@@ -45,6 +47,7 @@ pub fn schemes() -> Result<()> {
         profiles.push(own(name, &Profile::load(name)?.description));
     }
     out += &section("profile", profiles);
+    out += &section("recording", SAMPLES.iter().map(|s| own(s.name, s.summary)).collect());
     out += &section("workload", WORKLOADS.iter().map(|w| own(w.name, w.summary)).collect());
     out += &section("pattern", PATTERNS.iter().map(|(n, s)| own(n, s)).collect());
     out += "A machine is scheme[:guest pages[+host pages]][@placement[+placement]], such as \
@@ -80,6 +83,20 @@ pub fn explain(args: &ExplainArgs) -> Result<()> {
     }
     if let Some(p) = PLACEMENTS.iter().find(|p| p.0 == name) {
         out += &format!("placement {name}: {}\n", p.2);
+    }
+    if let Some(sample) = samples::by_name(name) {
+        let reader = sample.open()?;
+        out += &format!("recording {name}: {}\n", sample.summary);
+        out += &format!("  {}\n", reader.info().description);
+        if let Some(totals) = reader.totals() {
+            out += &format!(
+                "  {} accesses in {} runs, {} table writes, {} page faults\n",
+                count(totals.accesses),
+                count(totals.runs),
+                count(totals.controls_by_kind.get("table_write").copied().unwrap_or(0)),
+                count(totals.controls_by_kind.get("fault").copied().unwrap_or(0)),
+            );
+        }
     }
     if let Some(w) = WORKLOADS.iter().find(|w| w.name == name) {
         out += &format!("workload {}: {}\n", w.name, w.summary);

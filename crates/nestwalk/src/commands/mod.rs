@@ -4,5 +4,6 @@ pub mod bench;
 pub mod capture;
 pub mod compare;
 pub mod explain;
+pub mod govern;
 pub mod trace;
 pub mod walk;

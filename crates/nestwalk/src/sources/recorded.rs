@@ -1,10 +1,11 @@
 //! Recorded guests among the sources: what they say of themselves before anything runs.
 
-use super::{Kind, kind, trace_format};
+use super::{Kind, kind, samples, trace_format};
 use anyhow::{Context, Result, bail};
 use nestwalk_mm::{Mappings, Survey};
 use nestwalk_source::trace::TraceReader;
 use nestwalk_types::{Batch, Control, GuestInfo, Source, SourceError, SourceInfo};
+use std::io::{Read, Seek};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -16,6 +17,10 @@ pub fn recorded(sources: &[String], format: &str) -> Result<Option<GuestInfo>> {
     // A format that does not exist is reported with the other options.
     let Ok(format) = trace_format(format) else { return Ok(None) };
     for name in sources {
+        if let Some(sample) = samples::by_name(name) {
+            alone(name, sources)?;
+            return Ok(sample.open()?.info().guest);
+        }
         let path = Path::new(name);
         // What is no plain file cannot be read twice, and no recording is.
         let plain = std::fs::metadata(path).is_ok_and(|m| m.is_file());
@@ -24,17 +29,22 @@ pub fn recorded(sources: &[String], format: &str) -> Result<Option<GuestInfo>> {
         }
         // A file that cannot be opened is reported when it must be.
         let info = nestwalk_source::open_on(path, format, 1).ok().and_then(|s| s.info().guest);
-        if info.is_some() && sources.len() > 1 {
-            bail!(
-                "{name} is a recorded guest, a whole machine with its kernel, so it can be no \
-                 process beside others: give it alone"
-            );
-        }
         if info.is_some() {
+            alone(name, sources)?;
             return Ok(info);
         }
     }
     Ok(None)
+}
+
+fn alone(name: &str, sources: &[String]) -> Result<()> {
+    if sources.len() > 1 {
+        bail!(
+            "{name} is a recorded guest, a whole machine with its kernel, so it can be no process \
+             beside others: give it alone"
+        );
+    }
+    Ok(())
 }
 
 /// What the processes of a recording had mapped at some time: a pass over its controls.
@@ -42,7 +52,17 @@ pub fn recorded(sources: &[String], format: &str) -> Result<Option<GuestInfo>> {
 /// # Errors
 /// The file cannot be read, or the guest cannot be re-mapped.
 pub fn survey(path: &str, guest: &GuestInfo) -> Result<Arc<Mappings>> {
-    let mut reader = TraceReader::open(Path::new(path))?;
+    match samples::by_name(path) {
+        Some(sample) => survey_of(sample.open()?, path, guest),
+        None => survey_of(TraceReader::open(Path::new(path))?, path, guest),
+    }
+}
+
+fn survey_of<R: Read + Seek>(
+    mut reader: TraceReader<R>,
+    path: &str,
+    guest: &GuestInfo,
+) -> Result<Arc<Mappings>> {
     let mut survey = Survey::new(guest).with_context(|| path.to_owned())?;
     let mut controls = Vec::new();
     // Damage ends the survey where it will end the run, which then says what was wrong.
@@ -56,8 +76,10 @@ pub fn survey(path: &str, guest: &GuestInfo) -> Result<Arc<Mappings>> {
 
 /// Whether the recording itself says where its region of interest begins.
 pub fn has_interest(path: &str) -> bool {
-    let reader = TraceReader::open(Path::new(path)).ok();
-    let totals = reader.and_then(|r| r.totals().cloned());
+    let totals = match samples::by_name(path) {
+        Some(sample) => sample.open().ok().and_then(|r| r.totals().cloned()),
+        None => TraceReader::open(Path::new(path)).ok().and_then(|r| r.totals().cloned()),
+    };
     totals.is_some_and(|t| t.controls_by_kind.contains_key("region_of_interest"))
 }
 
