@@ -85,7 +85,7 @@ impl Caches {
     }
     /// A data reference, of the program or of the walker (page walkers load through the first-level
     /// data cache on the processors of the profiles).
-    #[inline]
+    #[inline(always)]
     pub fn data(&mut self, core: usize, at: Hpa) -> ServedBy {
         let line = at.value() >> 6;
         let private = &mut self.cores[core];
@@ -95,7 +95,7 @@ impl Caches {
         Self::beyond(&mut private.l2, &mut self.llc, line)
     }
     /// An instruction fetch.
-    #[inline]
+    #[inline(always)]
     pub fn fetch(&mut self, core: usize, at: Hpa) -> ServedBy {
         let line = at.value() >> 6;
         let private = &mut self.cores[core];

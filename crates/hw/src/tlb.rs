@@ -177,6 +177,9 @@ pub struct Tlb {
     arrays: Vec<Array>,
     /// What a look-up has to try, in the order of the arrays: mostly one size.
     active: Vec<Active>,
+    /// Index in `active` of the size found last, for the lower and the upper half of the addresses:
+    /// programs and kernels have pages of their own sizes.
+    latest: [usize; 2],
     any_global: bool,
     any_splinter: bool,
 }
@@ -191,30 +194,55 @@ impl Tlb {
                 entries: SetAssoc::new(p.geometry()),
             })
             .collect();
-        Self { arrays, active: Vec::new(), any_global: false, any_splinter: false }
+        let (any_global, any_splinter) = (false, false);
+        Self { arrays, active: Vec::new(), latest: [0; 2], any_global, any_splinter }
     }
 
     /// Looks an address up. The entry found becomes the most recently used of its set.
     #[inline]
     pub fn look_up<I: Address>(&mut self, address: I, asid: Asid) -> Option<Translation> {
-        let found = self.probe(address, u32::from(asid.0));
-        if found.is_none() && self.any_global {
-            return self.probe(address, GLOBAL_ASID | u32::from(asid.0) & 0xf000);
+        let own = u32::from(asid.0);
+        if !self.any_global {
+            return self.probe(address, own);
         }
-        found
+        // Kernels have global entries, programs have none: what is likelier is looked up first.
+        let global = GLOBAL_ASID | own & 0xf000;
+        let (first, second) =
+            if address.value() >> 63 == 1 { (global, own) } else { (own, global) };
+        let found = self.probe(address, first);
+        if found.is_none() { self.probe(address, second) } else { found }
     }
 
     #[inline]
     fn probe<I: Address>(&mut self, address: I, asid: u32) -> Option<Translation> {
-        for active in &self.active {
-            let entries = &mut self.arrays[active.array].entries;
-            let page = address.value() >> active.size.shift();
-            let set = entries.indexer().set(page);
-            if let Some(t) = entries.look_up(set, tag(page, active.size, asid)) {
-                return Some(*t);
+        let half = (address.value() >> 63) as usize;
+        let latest = self.latest[half];
+        if let Some(found) = self.probe_size(latest, address, asid) {
+            return Some(found);
+        }
+        for index in 0..self.active.len() {
+            if index != latest
+                && let Some(found) = self.probe_size(index, address, asid)
+            {
+                self.latest[half] = index;
+                return Some(found);
             }
         }
         None
+    }
+
+    #[inline(always)]
+    fn probe_size<I: Address>(
+        &mut self,
+        index: usize,
+        address: I,
+        asid: u32,
+    ) -> Option<Translation> {
+        let Active { array, size } = *self.active.get(index)?;
+        let entries = &mut self.arrays[array].entries;
+        let page = address.value() >> size.shift();
+        let set = entries.indexer().set(page);
+        entries.look_up(set, tag(page, size, asid)).copied()
     }
 
     /// Fills the translation of `address`, in place of an older one of the same page. A level that

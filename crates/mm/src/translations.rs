@@ -1,7 +1,7 @@
 //! Recent translations of one vCPU, as a guest looks them up for every run: no TLB of any machine.
 
 use nestwalk_tables::{Handle, Mode, Permissions, TableMemory};
-use nestwalk_types::{Gpa, Gva, Run};
+use nestwalk_types::{Gpa, Gva, Run, RunFlags};
 
 const PAGES: usize = 4096;
 const REGIONS: usize = 4096;
@@ -11,12 +11,12 @@ const GENERATIONS: u64 = 1 << 12;
 pub const AHEAD: usize = 32;
 
 /// Bit in a slot's value: stores are allowed (and the leaf is dirty, if the guest wants to see the
-/// first store).
-const STORE: u32 = 0;
+/// first store). The three bits are where those of [`RunFlags`] are that need them.
+const STORE: u64 = RunFlags::STORE.bits() as u64;
 /// Bit in a slot's value: fetches are allowed.
-const FETCH: u32 = 1;
-/// Bit in a slot's value: user mode is allowed.
-const USER: u32 = 2;
+const FETCH: u64 = RunFlags::FETCH.bits() as u64;
+/// Bit in a slot's value: user mode is allowed. Runs in user mode are without [`RunFlags::KERNEL`].
+const USER: u64 = RunFlags::KERNEL.bits() as u64;
 /// In the value of a region: a page that covers the whole region, with the bits above; otherwise
 /// the region's table of level 1, with what the levels above it allow.
 const LARGE: u64 = 1 << 3;
@@ -26,9 +26,20 @@ pub enum Region {
     /// Nothing, or the access is not allowed.
     Unknown,
     /// Its table of level 1, and what the entries above allow.
-    Table(Gpa, Handle, Permissions),
+    Table(Gpa, Handle, Above),
     /// A large page covers it; this is where the address is.
     Page(Gpa),
+}
+
+/// What the entries above a table of level 1 allow, as it was remembered.
+#[derive(Clone, Copy)]
+pub struct Above(u64);
+
+impl From<Above> for Permissions {
+    #[inline]
+    fn from(Above(bits): Above) -> Self {
+        Self { write: bits & STORE != 0, user: bits & USER != 0, execute: bits & FETCH != 0 }
+    }
 }
 
 /// A direct-mapped cache line. The tag is the page's address with the generation in place of the
@@ -56,19 +67,15 @@ fn slots<const N: usize>() -> Box<[Slot; N]> {
 }
 
 #[inline]
-fn bits(store: bool, fetch: bool, user: bool) -> u64 {
-    (u64::from(store) << STORE) | (u64::from(fetch) << FETCH) | (u64::from(user) << USER)
-}
-
-#[inline]
 fn bits_of(allowed: Permissions) -> u64 {
-    bits(allowed.write, allowed.execute, allowed.user)
+    let bit = |set: bool, bit: u64| if set { bit } else { 0 };
+    bit(allowed.write, STORE) | bit(allowed.execute, FETCH) | bit(allowed.user, USER)
 }
 
 /// What the flags of a run need in a slot's value.
 #[inline]
 fn need(run: &Run) -> u64 {
-    bits(run.flags.is_store(), run.flags.is_fetch(), !run.flags.is_kernel())
+    u64::from(run.flags.bits()) ^ USER
 }
 
 impl Translations {
@@ -116,15 +123,14 @@ impl Translations {
         if slot.tag != tag {
             Region::Unknown
         } else if slot.value & LARGE == 0 {
-            let has = |bit: u32| slot.value >> bit & 1 == 1;
-            let above = Permissions { write: has(STORE), user: has(USER), execute: has(FETCH) };
-            Region::Table(Gpa::new(slot.value & !0xfff), self.handles[index], above)
+            let table = Gpa::new(slot.value & !0xfff);
+            Region::Table(table, self.handles[index], Above(slot.value))
         } else if need(run) & !slot.value == 0 {
             let (mask, gva) = ((1 << self.region_shift) - 1, run.gva.value());
             let gpa = slot.value & !mask | gva & mask;
             self.pages[(gva >> 12) as usize & (PAGES - 1)] = Slot {
                 tag: gva & !0xfff | self.generation,
-                value: gpa & !0xfff | slot.value & bits_of(Permissions::ALL),
+                value: gpa & !0xfff | slot.value & (STORE | FETCH | USER),
             };
             Region::Page(Gpa::new(gpa))
         } else {

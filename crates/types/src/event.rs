@@ -72,6 +72,11 @@ impl RunFlags {
     pub const fn is_kernel(self) -> bool {
         self.contains(Self::KERNEL)
     }
+    /// The bits: 0 for stores, 1 for fetches, 2 for kernel mode.
+    #[inline]
+    pub const fn bits(self) -> u8 {
+        self.0
+    }
     /// [`RunFlags::KERNEL`] as a number if it is set, and 0 if not.
     #[inline]
     pub(crate) const fn kernel_bit(self) -> u64 {

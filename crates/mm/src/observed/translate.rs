@@ -131,6 +131,7 @@ impl ObservedGuest {
                 let at = mode.entry_at(table, run.gva.value(), 1);
                 let tables = &self.mirror.tables;
                 let entry = Entry(tables.entry(tables.reopen(handle, at), at, mode.entry_bytes));
+                let above = Permissions::from(above);
                 self.use_leaf(run, entry, PageSize::SIZE_4K, above.and(entry))
             }
             Region::Unknown => self.walk_from_root(run),
