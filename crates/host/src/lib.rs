@@ -2,8 +2,8 @@
 //! counters, the file that switches their paging mode, and the loop that governs them.
 //!
 //! Everything that touches the host stands behind a trait or below a root directory that can be
-//! exchanged ([`PerfEvents`], [`Actuator`], [`Clock`], [`Roots`]), so that the whole loop is tested where
-//! there is neither KVM nor a hardware counter.
+//! exchanged ([`PerfEvents`], [`Actuator`], [`Clock`], [`Roots`]), so that the whole loop is tested
+//! where there is neither KVM nor a hardware counter.
 
 mod actuator;
 mod clock;

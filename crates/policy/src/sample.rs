@@ -215,7 +215,7 @@ impl Sample {
         (self.instructions > 0).then(|| self.total_cycles() as f64 / self.instructions as f64)
     }
 
-    /// Processors in use, thousandths: perf's «CPUs utilized», which it prints with three decimals.
+    /// Processors in use, thousandths: perf's "CPUs utilized", which it prints with three decimals.
     pub fn load_thousandths(&self) -> u64 {
         let duration = u128::from(self.duration_ns.max(1));
         let rounded = (u128::from(self.busy_ns) * 1000 + duration / 2) / duration;

@@ -187,7 +187,8 @@ fn changes_are_truncated_and_borders_are_strict() {
     assert_eq!(threshold_after(spec, 70_000, 110_000).unwrap(), "46.86");
     // IPC .05 after .07: .05 < .063, 2 * .07 / .05 = 2.80.
     assert_eq!(threshold_after(spec, 70_000, 50_000).unwrap(), "52.80");
-    // Before: CPI 12.50, IPC .08. After: CPI 11.11, IPC .09 (.0900): .09 > .088 and 2 * .09 / .08 = 2.25.
+    // Before: CPI 12.50, IPC .08. After: CPI 11.11, IPC .09 (.0900): above .088, and
+    // 2 * .09 / .08 = 2.25.
     assert_eq!(threshold_after(spec, 80_000, 90_000).unwrap(), "47.75");
     // The same IPC changes nothing.
     assert_eq!(threshold_after(spec, 80_000, 80_000), None);

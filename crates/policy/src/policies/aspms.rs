@@ -1,4 +1,4 @@
-//! `aspms`: adaptive selection of the paging mode (Bae, Lange, Dinda, ICAC'11, in Palacios, «DAV2M»;
+//! `aspms`: adaptive selection of the paging mode (Bae, Lange, Dinda, ICAC'11, in Palacios, DAV2M;
 //! the thesis's chapter 5).
 //!
 //! Each mode is watched by what it is bad at: exits for paging under shadow paging, TLB misses under

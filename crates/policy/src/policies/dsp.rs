@@ -1,4 +1,4 @@
-//! `dsp`: dynamic switching paging (Wang et al., VEE'11; the thesis's chapter 5; the lecture's «DSP»).
+//! `dsp`: dynamic switching paging (Wang et al., VEE'11; the thesis's chapter 5; the lecture's DSP).
 //!
 //! Frequent guest page faults speak for nested paging, frequent TLB misses for shadow paging; if both
 //! are frequent, their ratio decides. The published thresholds were learned for one machine and are

@@ -32,7 +32,7 @@ pub(crate) const INFO: PolicyInfo = PolicyInfo {
             default: "0.75",
             kind: Kind::Real(0.01, 1.0),
             meaning: "share of the whole window that causes a switch",
-            source: "chosen here: «a large share»",
+            source: "chosen here: a large share",
         },
         FAULTS,
         EXITS,

@@ -1,5 +1,5 @@
 //! `svm`: a support-vector machine that learned which mode suits which rates (Kuang, Brown, Wang,
-//! Machine Learning 101, 2015, «ASP-SVM»; the thesis's chapter 5): the features are the page-fault and
+//! Machine Learning 101, 2015, ASP-SVM; the thesis's chapter 5): the features are the page-fault and
 //! the TLB-miss rate, the classes the modes.
 //!
 //! Training is `libsvm-rs`'s C-SVC with a radial kernel, without chance, so the same rows give the same
