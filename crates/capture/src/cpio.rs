@@ -190,7 +190,7 @@ impl<W: Write> Archive<W> {
         header.extend_from_slice(b"070701");
         let name_bytes = length(name, name.len() as u64 + 1)?;
         let mtime = if mode == 0 { 0 } else { MTIME };
-        // inode, mode, uid, gid, links, mtime, size, device (2), device of a special file (2), name, check
+        // inode, mode, uid, gid, links, mtime, size, device (2), special file's device (2), name, check
         for field in [inode, mode, 0, 0, links, mtime, size, 0, 0, 0, 0, name_bytes, 0] {
             write!(header, "{field:08X}")?;
         }

@@ -7,7 +7,6 @@ use std::fs;
 use std::io::Read;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -161,45 +160,6 @@ fn qemu_that_does_not_start_is_quoted() {
     let error = running.wait(&mut Vec::new()).unwrap_err().to_string();
     assert!(error.contains("QEMU ended with exit status: 1"), "{error}");
     assert!(error.contains("/nonexistent/plugin.so"), "{error}");
-}
-
-/// Not a test by itself: [`nothing_is_left_of_a_killed_tool`] starts and kills it.
-#[test]
-#[ignore = "waits to be killed"]
-fn killed_tool() {
-    let boot = boot(&guest(&["sleep", "1000"])).unwrap();
-    let (image, ram) = (boot.image().to_path_buf(), boot.ram().to_path_buf());
-    let mut running = boot.start(None).unwrap();
-    println!("files {} {} {}", image.display(), ram.display(), running.id());
-    running.wait(&mut Vec::new()).unwrap();
-}
-
-#[test]
-fn nothing_is_left_of_a_killed_tool() {
-    let mut tool = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "killed_tool", "--ignored", "--nocapture"])
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut said = String::new();
-    let mut from = tool.stdout.take().unwrap();
-    let mut byte = [0];
-    while !said.contains("files ") || !said.ends_with('\n') {
-        assert_eq!(from.read(&mut byte).unwrap(), 1, "the tool ended: {said}");
-        said.push(char::from(byte[0]));
-    }
-    let words: Vec<&str> = said.split("files ").last().unwrap().split_whitespace().collect();
-    let (image, ram, qemu) = (Path::new(words[0]), Path::new(words[1]), words[2]);
-    let process = PathBuf::from(format!("/proc/{qemu}"));
-    assert!(image.exists() && process.exists());
-    tool.kill().unwrap();
-    tool.wait().unwrap();
-    let start = Instant::now();
-    let zombie = || fs::read_to_string(process.join("stat")).is_ok_and(|s| s.contains(") Z "));
-    while image.exists() || ram.parent().unwrap().exists() || (process.exists() && !zombie()) {
-        assert!(start.elapsed() < Duration::from_secs(10), "{said} is still there");
-        thread::sleep(Duration::from_millis(20));
-    }
 }
 
 #[test]

@@ -44,7 +44,7 @@ fn documented(lab: &Lab) -> BTreeSet<String> {
 
 #[test]
 fn the_default_prints_a_row_per_machine() {
-    let table = Lab::new().ok(&format!("compare {SMALL}"));
+    let table = Lab::new().ok(&format!("compare gups {SMALL}"));
     for row in ["ideal:4k ", "native:4k ", "shadow:4k+4k ", "nested:4k+4k "] {
         assert_eq!(table.lines().filter(|l| l.starts_with(row)).count(), 1, "{row}\n{table}");
     }
@@ -153,9 +153,9 @@ fn an_experiment_is_repeated_to_the_byte() {
 #[test]
 fn results_of_another_run_do_not_stay() {
     let lab = Lab::new();
-    lab.ok(&format!("compare {SMALL} --output here"));
+    lab.ok(&format!("compare gups {SMALL} --output here"));
     // This one fails after the folder was prepared.
-    lab.refused("compare --guest-memory 1MiB --populate no --quiet --output here");
+    lab.refused("compare gups --guest-memory 1MiB --populate no --quiet --output here");
     assert!(lab.read("here/config.toml").contains("guest_memory = 1048576"));
     for stale in ["results.json", "results.csv", "table.txt"] {
         assert!(!lab.path("here").join(stale).exists(), "{stale} is of another configuration");
@@ -251,7 +251,7 @@ fn every_pattern_runs() {
 fn machines_can_be_named_in_every_way() {
     let lab = Lab::new();
     let machines = "nested:4k+2m,nested:thp+4k,shadow:1g,nested@default,native:2m";
-    let results = lab.json(&format!("compare {SMALL} --machines {machines} --profile zen2"));
+    let results = lab.json(&format!("compare gups {SMALL} --machines {machines} --profile zen2"));
     let names: Vec<&str> = results["machines"]
         .as_array()
         .unwrap()

@@ -22,17 +22,26 @@ fn names_that_do_not_exist_are_answered_with_those_that_do() {
     let lab = Lab::new();
     let cases: [(&str, &[&str]); 16] = [
         ("compare nosuch", &["no source `nosuch`", "forkstorm", "zipf", "phases"]),
-        ("compare --machines nestde", &["--machines", "`nestde`", "ideal, native, nested, shadow"]),
-        ("compare --machines nested:8k", &["`nested:8k`", "`8k`", "4k, thp, 2m, 4m, 1g"]),
-        ("compare --machines nested@near", &["`near`", "default"]),
-        ("compare --machines native:4k+2m", &["native:4k+2m", "not virtualized"]),
-        ("compare --machines nested,nested:4k", &["nested:4k+4k", "twice"]),
-        ("compare --machines ,", &["--machines", "no machine", "native,shadow,nested"]),
-        ("compare --page-size 8k", &["--page-size 8k", "4k, thp, 2m, 4m, 1g"]),
-        ("compare --profile pentium", &["--profile", "`pentium`", "cascade-lake-6252", ".toml"]),
-        ("compare --guest-paging 3-level", &["--guest-paging 3-level", "4-level, 5-level, pae"]),
-        ("compare --host-paging 6-level", &["--host-paging 6-level", "4-level, 5-level"]),
-        ("compare --trace-format elf", &["--trace-format", "`elf`", "champsim"]),
+        (
+            "compare gups --machines nestde",
+            &["--machines", "`nestde`", "ideal, native, nested, shadow"],
+        ),
+        ("compare gups --machines nested:8k", &["`nested:8k`", "`8k`", "4k, thp, 2m, 4m, 1g"]),
+        ("compare gups --machines nested@near", &["`near`", "default"]),
+        ("compare gups --machines native:4k+2m", &["native:4k+2m", "not virtualized"]),
+        ("compare gups --machines nested,nested:4k", &["nested:4k+4k", "twice"]),
+        ("compare gups --machines ,", &["--machines", "no machine", "native,shadow,nested"]),
+        ("compare gups --page-size 8k", &["--page-size 8k", "4k, thp, 2m, 4m, 1g"]),
+        (
+            "compare gups --profile pentium",
+            &["--profile", "`pentium`", "cascade-lake-6252", ".toml"],
+        ),
+        (
+            "compare gups --guest-paging 3-level",
+            &["--guest-paging 3-level", "4-level, 5-level, pae"],
+        ),
+        ("compare gups --host-paging 6-level", &["--host-paging 6-level", "4-level, 5-level"]),
+        ("compare gups --trace-format elf", &["--trace-format", "`elf`", "champsim"]),
         ("compare gups:colour=1", &["gups", "`colour`", "verify"]),
         ("compare zipf:colour=1", &["zipf", "`colour`", "theta"]),
         ("compare phases:uniform/spiral", &["`spiral`", "sequential"]),
@@ -47,21 +56,24 @@ fn names_that_do_not_exist_are_answered_with_those_that_do() {
 fn numbers_that_cannot_be_are_named() {
     let lab = Lab::new();
     let cases: [(&str, &[&str]); 18] = [
-        ("compare --footprint lots", &["--footprint", "`lots`", "4GiB"]),
-        ("compare --footprint 4parsec", &["--footprint", "`4parsec`", "GiB"]),
-        ("compare --footprint 300TiB", &["--footprint 300 TiB", "128 TiB", "4-level"]),
-        ("compare --footprint 4GiB --guest-paging pae", &["--footprint 4 GiB", "3 GiB", "pae"]),
-        ("compare --footprint 2TiB", &["--footprint 2 TiB", "1 MiB to 1 TiB"]),
-        ("compare --footprint 4KiB", &["--footprint 4 KiB", "1 MiB to 1 TiB"]),
+        ("compare gups --footprint lots", &["--footprint", "`lots`", "4GiB"]),
+        ("compare gups --footprint 4parsec", &["--footprint", "`4parsec`", "GiB"]),
+        ("compare gups --footprint 300TiB", &["--footprint 300 TiB", "128 TiB", "4-level"]),
+        (
+            "compare gups --footprint 4GiB --guest-paging pae",
+            &["--footprint 4 GiB", "3 GiB", "pae"],
+        ),
+        ("compare gups --footprint 2TiB", &["--footprint 2 TiB", "1 MiB to 1 TiB"]),
+        ("compare gups --footprint 4KiB", &["--footprint 4 KiB", "1 MiB to 1 TiB"]),
         ("compare uniform --footprint 5000", &["footprint", "5000", "multiple of 4KiB"]),
-        ("compare --accesses many", &["--accesses", "`many`", "K, M or G"]),
-        ("compare --warmup 5x", &["--warmup", "`5x`", "K, M or G"]),
-        ("compare --quantum 0", &["--quantum 0", "at least 1"]),
-        ("compare --threads 0", &["--threads 0", "at least 1"]),
-        ("compare --vcpus 0", &["--vcpus 0", "at least 1"]),
-        ("compare --vcpus 300", &["300", "--vcpus", "255"]),
-        ("compare --guest-fragmentation 1.5", &["--guest-fragmentation 1.5", "0 to 1"]),
-        ("compare --host-fragmentation nan", &["--host-fragmentation NaN", "0 to 1"]),
+        ("compare gups --accesses many", &["--accesses", "`many`", "K, M or G"]),
+        ("compare gups --warmup 5x", &["--warmup", "`5x`", "K, M or G"]),
+        ("compare gups --quantum 0", &["--quantum 0", "at least 1"]),
+        ("compare gups --threads 0", &["--threads 0", "at least 1"]),
+        ("compare gups --vcpus 0", &["--vcpus 0", "at least 1"]),
+        ("compare gups --vcpus 300", &["300", "--vcpus", "255"]),
+        ("compare gups --guest-fragmentation 1.5", &["--guest-fragmentation 1.5", "0 to 1"]),
+        ("compare gups --host-fragmentation nan", &["--host-fragmentation NaN", "0 to 1"]),
         ("walk --address 0xg", &["--address 0xg", "hexadecimal", "0x7ffff7a01234"]),
         ("walk --address 0x800000000000", &["0x800000000000", "0x7fffffffffff", "4-level"]),
         ("walk ideal", &["ideal", "native, nested, shadow"]),
@@ -84,7 +96,7 @@ fn memory_that_does_not_do_is_found_before_the_run() {
         ("--guest-paging 2-level --machines native --guest-memory 8GiB", &["3.5 GiB"]),
     ];
     for (options, words) in cases {
-        let ran = lab.run(&format!("compare {small} {options}"));
+        let ran = lab.run(&format!("compare gups {small} {options}"));
         ran.assert_refused(options);
         assert_eq!(ran.out, "", "{options}");
         for word in words {
@@ -97,11 +109,14 @@ fn memory_that_does_not_do_is_found_before_the_run() {
 fn paging_modes_that_a_machine_cannot_have_are_found_before_the_run() {
     let lab = Lab::new();
     let cases: [(&str, &[&str]); 4] = [
-        ("compare --host-paging pae", &["--host-paging pae", "4-level, 5-level"]),
+        ("compare gups --host-paging pae", &["--host-paging pae", "4-level, 5-level"]),
         ("walk nested --host-paging 2-level", &["--host-paging 2-level", "4-level, 5-level"]),
-        ("compare --machines nested:4m", &["`nested:4m+4m`", "guest", "no 4m pages", "4k, 2m, 1g"]),
         (
-            "compare --machines nested:4m+4m --guest-paging 2-level",
+            "compare gups --machines nested:4m",
+            &["`nested:4m+4m`", "guest", "no 4m pages", "4k, 2m, 1g"],
+        ),
+        (
+            "compare gups --machines nested:4m+4m --guest-paging 2-level",
             &["`nested:4m+4m`", "host", "no 4m pages", "4k, 2m, 1g"],
         ),
     ];
@@ -262,19 +277,19 @@ fn contradictory_profiles_are_refused() {
     ];
     for (from, to, words) in cases {
         profile(&lab, from, to);
-        refuses(&lab, "compare --profile mine.toml --accesses 1k --footprint 1MiB", words);
+        refuses(&lab, "compare gups --profile mine.toml --accesses 1k --footprint 1MiB", words);
         refuses(&lab, "walk --profile mine.toml", words);
     }
-    refuses(&lab, "compare --profile none.toml", &["--profile", "none.toml", "os error 2"]);
+    refuses(&lab, "compare gups --profile none.toml", &["--profile", "none.toml", "os error 2"]);
     profile(&lab, "name = \"cascade-lake-6252\"", "name = \"mine\"");
-    let table = lab.ok("compare --profile mine.toml --accesses 1k --footprint 1MiB --quiet");
+    let table = lab.ok("compare gups --profile mine.toml --accesses 1k --footprint 1MiB --quiet");
     assert!(table.contains("Cascade Lake"), "{table}");
 }
 
 #[test]
 fn edited_configurations_are_refused_where_they_do_not_fit() {
     let lab = Lab::new();
-    lab.ok("compare --accesses 1k --footprint 1MiB --quiet --output here");
+    lab.ok("compare gups --accesses 1k --footprint 1MiB --quiet --output here");
     let config = lab.read("here/config.toml");
     let cases: [(&str, &str, &[&str]); 12] = [
         ("seed = 1", "seed = 1\ncolour = 2", &["line", "colour", "expected one of"]),
@@ -316,7 +331,7 @@ fn edited_configurations_are_refused_where_they_do_not_fit() {
 #[test]
 fn results_that_cannot_be_written_are_said_to_and_printed() {
     let lab = Lab::new();
-    let small = "compare --accesses 1k --footprint 1MiB --quiet";
+    let small = "compare gups --accesses 1k --footprint 1MiB --quiet";
     lab.write("file", "");
     refuses(&lab, &format!("{small} --output file"), &["--output file", "cannot be made"]);
     refuses(&lab, &format!("{small} --output file/x"), &["--output file/x", "cannot be made"]);
@@ -338,7 +353,7 @@ fn a_disk_that_fills_up_during_the_run_loses_nothing_that_fits() {
     // No file may be larger than 20 blocks of 512 bytes: configuration and table are smaller, the
     // JSON results of so many machines are larger.
     let script = format!(
-        "trap '' XFSZ; ulimit -f 20; exec '{}' compare --accesses 1k --footprint 1MiB --quiet \
+        "trap '' XFSZ; ulimit -f 20; exec '{}' compare gups --accesses 1k --footprint 1MiB --quiet \
          --machines native,shadow,nested,nested:4k+2m,nested:thp,nested:2m --output here",
         env!("CARGO_BIN_EXE_nestwalk")
     );
@@ -360,7 +375,7 @@ fn a_disk_that_fills_up_during_the_run_loses_nothing_that_fits() {
 fn results_that_cannot_be_printed_are_kept_in_files() {
     let lab = Lab::new();
     let full = std::fs::File::create("/dev/full").expect("/dev/full");
-    let args = "compare --accesses 1k --footprint 1MiB --quiet --output here";
+    let args = "compare gups --accesses 1k --footprint 1MiB --quiet --output here";
     let output = lab.command().args(args.split_whitespace()).stdout(full).output().unwrap();
     let ran = common::ran(output);
     ran.assert_refused(args);
@@ -384,7 +399,7 @@ fn live_programs_that_cannot_start_are_said_to() {
     let cases: [(&str, &[&str]); 6] = [
         ("compare --lackey", &["COMMAND"]),
         ("compare gups --lackey -- true", &["--lackey", "gups"]),
-        ("compare -- true", &["--lackey", "compare --lackey -- gcc"]),
+        ("compare -- true", &["--guest or --lackey", "compare --guest -- gcc"]),
         ("compare --lackey -- ./none", &["./none", "cannot start", "os error 2"]),
         ("compare --lackey -- no-such-command", &["`no-such-command`", "PATH"]),
         ("compare --lackey -- ./plain", &["./plain", "not an executable"]),

@@ -9,6 +9,7 @@ use nestwalk_mm::{ObservedGuest, ObservedStats};
 use nestwalk_source::trace::TraceReader;
 use nestwalk_types::{Batch, GuestBatch, Source};
 use serde_json::Value;
+use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -220,7 +221,7 @@ fn isolated_page_tables_change_cr3_at_each_entry_to_the_kernel() {
 }
 
 #[test]
-fn a_killed_recording_is_readable_and_no_guest_stays() {
+fn a_killed_recording_is_readable_and_nothing_of_its_guest_stays() {
     let lab = Lab::new();
     let line = [
         "capture",
@@ -253,8 +254,17 @@ fn a_killed_recording_is_readable_and_no_guest_stays() {
                 .is_ok_and(|c| String::from_utf8_lossy(&c).contains(&name))
         })
     };
-    while left() {
-        assert!(begin.elapsed() < Duration::from_secs(150), "the guest is still there");
+    let files = || {
+        [std::env::temp_dir(), "/dev/shm".into()].iter().any(|folder: &PathBuf| {
+            let mut names = std::fs::read_dir(folder).unwrap().flatten().map(|e| e.file_name());
+            names.any(|n| n.to_string_lossy().starts_with(&name))
+        })
+    };
+    while left() || files() {
+        assert!(
+            begin.elapsed() < Duration::from_secs(150),
+            "the guest or its files are still there"
+        );
         std::thread::sleep(Duration::from_millis(50));
     }
 }
@@ -266,13 +276,23 @@ fn what_a_filter_hides_changes_no_machine() {
     capture(&lab, "--save whole.nwt --no-filter", "./memory forks 2");
     let compare = |name| lab.json(&format!("compare {name} --machines native,shadow,nested"));
     let (filtered, whole) = (compare("filtered.nwt"), compare("whole.nwt"));
-    for name in ["native:observed", "shadow:observed+4k", "nested:observed+4k"] {
+    let misses = ["l1_tlb_misses", "l2_tlb_misses", "l2_tlb_hits", "walks", "walk_cache_hits"];
+    let always = ["accesses", "vm_exits", "table_writes", "guest_faults"];
+    for name in ["native:observed", "nested:observed+4k", "shadow:observed+4k"] {
         let (f, w) = (machine(&filtered, name), machine(&whole, name));
-        for key in
-            ["accesses", "instructions", "l1_tlb_misses", "l2_tlb_misses", "walks", "vm_exits"]
-        {
+        // The last few are in no run.
+        let instructions = |m: &Value| m["instructions"].as_u64().unwrap();
+        assert!(instructions(f).abs_diff(instructions(w)) < 500, "{name}");
+        for key in always.iter().chain(&misses) {
             assert!(!w[key].is_null(), "{key}: {w}");
-            assert_eq!(f[key], w[key], "{name}: {key}");
+            if name.starts_with("shadow") && misses.contains(key) {
+                // The hypervisor empties TLBs at exits that no event of the guest announces: what the
+                // filter hides after that should have missed again.
+                let (f, w) = (f[key].as_f64().unwrap(), w[key].as_f64().unwrap());
+                assert!((f / w - 1.0).abs() < 0.02, "{name}: {key}: {f} {w}");
+            } else {
+                assert_eq!(f[key], w[key], "{name}: {key}");
+            }
         }
     }
     let runs =

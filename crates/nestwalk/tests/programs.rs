@@ -253,7 +253,7 @@ fn an_interruption_is_noticed_while_the_live_program_is_idle() {
 #[test]
 fn a_reader_that_goes_away_is_no_error() {
     let lab = Lab::new();
-    for line in ["schemes", "compare --footprint 1MiB --accesses 1k --quiet"] {
+    for line in ["schemes", "compare gups --footprint 1MiB --accesses 1k --quiet"] {
         let mut child = lab
             .command()
             .args(line.split_whitespace())

@@ -51,7 +51,7 @@ impl Ram {
     /// Finds where this process, QEMU, has mapped the file.
     pub fn find_host(&mut self, path: &str) {
         let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
-        // The plugin's own mapping is there, too; QEMU's was made first, but the kernel lists by address.
+        // The plugin's own mapping is there, too, in no certain order.
         let own = self.file.word(0).map_or(0, |w| std::ptr::from_ref(w) as u64);
         for line in maps.lines().filter(|l| l.ends_with(path)) {
             let start = line.split('-').next().and_then(|s| u64::from_str_radix(s, 16).ok());

@@ -70,6 +70,8 @@ pub struct Vcpu {
     regions: [(u64, Class); REGIONS],
     /// Instructions that no record carries yet.
     instructions: u64,
+    /// Where the latest run is.
+    last_run: u64,
     root: u64,
     levels: u8,
     cr0: u64,
@@ -98,6 +100,7 @@ impl Vcpu {
             code_pages: [(u64::MAX, 0); CODE_PAGES],
             regions: [(u64::MAX, Class::Small); REGIONS],
             instructions: 0,
+            last_run: 0,
             root: u64::MAX,
             levels: 4,
             cr0: 0,
@@ -165,7 +168,7 @@ impl Vcpu {
         let instructions = self.take_instructions();
         let run =
             Record { a: gva, b: gva, c: lines, count, instructions, flags, ..Record::default() };
-        self.fetch.insert(&mut self.producer, run, class, false);
+        self.last_run = self.fetch.insert(&mut self.producer, run, class, false);
     }
 
     /// Where the page of code at `gpa` is: blocks are shared by all who have the page mapped, so only
@@ -240,7 +243,7 @@ impl Vcpu {
             flags: u8::from(store) | u8::from(kernel) << 2,
             ..Record::default()
         };
-        self.data.insert(&mut self.producer, run, class, store && !watched);
+        self.last_run = self.data.insert(&mut self.producer, run, class, store && !watched);
         if watched {
             self.table_store(guest, gpa, 1 << (info >> 4 & 7));
         }
@@ -581,9 +584,13 @@ impl Vcpu {
             return;
         }
         self.on = false;
-        self.publish();
+        // Instructions after the last run are counted in it.
         let rest = std::mem::take(&mut self.instructions);
-        self.producer.push(Record::control(Kind::Instructions, rest, 0));
+        if self.producer.is_open(self.last_run) {
+            let last = &mut self.producer.record(self.last_run).instructions;
+            *last = last.saturating_add(u16::try_from(rest).unwrap_or(u16::MAX));
+        }
+        self.publish();
         for (reason, count) in self.dropped.into_iter().enumerate().filter(|d| d.1 > 0) {
             self.producer.push(Record::control(Kind::Dropped, reason as u64, count));
         }

@@ -158,8 +158,14 @@ impl AccessFilter {
     }
 
     /// Puts an access that is a record of its own into the stream, after what the stream must show
-    /// before it. `store`: later stores may be counted in it.
-    pub fn insert(&mut self, producer: &mut Producer, record: Record, class: Class, store: bool) {
+    /// before it. `store`: later stores may be counted in it. Returns where the record is.
+    pub fn insert(
+        &mut self,
+        producer: &mut Producer,
+        record: Record,
+        class: Class,
+        store: bool,
+    ) -> u64 {
         let (gva, kernel) = (record.a, record.flags & 4 != 0);
         let (key, base) = (self.key(gva, kernel), self.base(gva));
         self.announce(producer, base / MOST_WAYS);
@@ -175,6 +181,7 @@ impl AccessFilter {
         if class == Class::Huge {
             self.huge = gva >> 30;
         }
+        home
     }
 
     /// Shows pages of a set again, so that the stream has them in their order of use: the fewest that
