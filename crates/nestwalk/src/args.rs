@@ -535,6 +535,9 @@ pub struct BenchArgs {
     /// With --instructions: write the numbers instead of comparing them
     #[arg(long, requires = "instructions")]
     pub bless: bool,
+    /// Measure how much slower a real guest is when it is recorded or compared live
+    #[arg(long, conflicts_with = "instructions")]
+    pub guest: bool,
     /// Only one measurement, as in walks/nested
     #[arg(long, value_name = "CASE/MACHINE")]
     pub case: Option<String>,

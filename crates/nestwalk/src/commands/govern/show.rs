@@ -128,24 +128,16 @@ pub fn compared(format: Format, policy: f64, shadow: f64, nested: f64, plan: &Pl
 pub fn catalogue() -> Result<()> {
     let mut text = String::new();
     for policy in POLICIES {
-        let needs: Vec<String> = policy.needs.iter().map(ToString::to_string).collect();
         text += &format!("{}: {}\n  {}\n", policy.name, policy.summary, policy.source);
+        let needs: Vec<String> = policy.needs.iter().map(ToString::to_string).collect();
         if !needs.is_empty() {
-            text += &format!("  decides by {}\n", needs.join(", "));
-        }
-        let mut table = Table::new();
-        for title in ["  parameter", "default", "may be", "meaning", "source"] {
-            table = table.column(title, Align::Left);
+            text += &format!("  Needs {}.\n", needs.join(", "));
         }
         for p in policy.parameters {
-            let default = if p.kind == Kind::File { "none" } else { p.default };
-            let cells = [p.name, default, &p.kind.to_string(), p.meaning, p.source];
-            let mut cells: Vec<String> = cells.map(str::to_owned).into();
-            cells[0].insert_str(0, "  ");
-            table.row(cells);
-        }
-        if !policy.parameters.is_empty() {
-            text += &table.render();
+            let default = if p.kind == Kind::File { "FILE" } else { p.default };
+            let set = format!("{}={default}", p.name);
+            text += &format!("  {set:12}  {}\n", p.meaning);
+            text += &format!("  {:12}  ({}; {})\n", "", p.kind, p.source);
         }
         text += "\n";
     }

@@ -1,5 +1,7 @@
 //! `bench`: the simulator's own speed, per scheme, and its instructions per access.
 
+mod guests;
+
 use crate::args::{BenchArgs, Format};
 use crate::experiment::pages;
 use anyhow::{Context, Result, anyhow, bail};
@@ -56,6 +58,10 @@ pub fn bench(args: &BenchArgs) -> Result<()> {
             name.split_once('/').ok_or_else(|| anyhow!("--case {name}: write CASE/MACHINE"))?;
         let rate = run(case, machines, accesses, args.small)?;
         let out = format!("{:.2} million accesses/s\n", rate / 1e6);
+        return Ok(std::io::stdout().lock().write_all(out.as_bytes())?);
+    }
+    if args.guest {
+        let out = guests::slowdown(args.format == Format::Json)?;
         return Ok(std::io::stdout().lock().write_all(out.as_bytes())?);
     }
     match &args.instructions {
@@ -159,12 +165,14 @@ fn seconds(accesses: u64, format: Format) -> Result<()> {
         }
         table.row(row);
     }
+    let replay = guests::replay()?;
     let memory = peak_memory_mib();
     let out = if format == Format::Json {
         let value = json!({
             "unit": "million accesses per second of processor time on one core, set-up not counted",
             "accesses": accesses,
             "rates": rates,
+            "replay": replay.iter().map(|(n, r)| ((*n).to_owned(), *r)).collect::<BTreeMap<_, _>>(),
             "peak_memory_mib": memory,
         });
         serde_json::to_string_pretty(&value)? + "\n"
@@ -184,6 +192,10 @@ fn seconds(accesses: u64, format: Format) -> Result<()> {
                 every machine includes the source and the guest. Seconds are processor time.\n";
         if let Some(mib) = memory {
             out += &format!("peak memory of all of this: {mib} MiB\n");
+        }
+        out += "\nrecordings of real guests, million accesses of the guest per second, all four in one pass:\n";
+        for (name, rate) in &replay {
+            out += &format!("  {name}: {rate:.0}\n");
         }
         out += "\nother simulators (AMD EPYC, November 2026, one core, million accesses/s):\n";
         for (case, peer) in PEERS {
