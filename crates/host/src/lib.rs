@@ -14,6 +14,7 @@ mod governor;
 mod kvm;
 mod live;
 mod perf;
+mod probe;
 mod process;
 mod replay;
 
@@ -24,8 +25,9 @@ pub use cpu::{Cpu, CpuError};
 pub use events::{CustomEvents, Microarchitecture, RawEvent, TABLE, events_of, parse_raw};
 pub use governor::{End, Event, Governor, Summary, SwitchResult, Vm, VmError};
 pub use kvm::VmDirectory;
-pub use live::{LiveOptions, LiveVm, Missing, OpenError};
+pub use live::{LiveOptions, LiveVm, OpenError};
 pub use perf::HostPerf;
+pub use probe::Missing;
 pub use process::{ProcessError, QemuProcess, Vcpu, find_vms};
 pub use replay::{ReplayVm, TwinVm};
 
