@@ -100,6 +100,8 @@ pub struct Machine<S> {
     /// By vCPU: the guest ran before the stream began, and the vCPU has loaded no root yet. Empty for
     /// guests that begin with it.
     fresh: Vec<bool>,
+    /// vCPU and page of the last run, kept where the scheme has something due.
+    last: (VcpuId, u64),
 }
 
 impl<S: Scheme> Machine<S> {
@@ -114,12 +116,14 @@ impl<S: Scheme> Machine<S> {
                 hardware: Hardware::new(&build.profile, build.vcpus, vpid),
                 world: World::new(build.guest_mode, build.vcpus, build.host),
                 counters: Counters::default(),
+                clock: 0,
             },
             scheme,
             referee: build.verify.then(|| Referee::new(&build.name)),
             name: build.name,
             recent_misses: 0,
             fresh: Vec::new(),
+            last: (VcpuId(0), u64::MAX),
         })
     }
 
@@ -129,8 +133,47 @@ impl<S: Scheme> Machine<S> {
                 self.scheme.read_ahead(&self.platform, runs, gpas);
             }
             let before = self.platform.counters.l2_tlb_misses;
-            self.run_group(runs, gpas)?;
+            self.run_on_time(runs, gpas)?;
             self.recent_misses = self.platform.counters.l2_tlb_misses - before;
+        }
+        Ok(())
+    }
+
+    /// Runs a group, with what is due in the middle of it.
+    #[inline]
+    fn run_on_time(&mut self, runs: &[Run], gpas: &[Gpa]) -> Result<(), MachineError> {
+        let due = self.scheme.due();
+        if due == u64::MAX {
+            return self.run_group(runs, gpas);
+        }
+        let instructions: u64 = runs.iter().map(|r| u64::from(r.instructions)).sum();
+        if self.platform.clock + instructions >= due {
+            return self.run_watched(runs, gpas);
+        }
+        if let Some(run) = runs.last() {
+            self.last = (run.vcpu, run.gva.page_number());
+        }
+        self.run_group(runs, gpas)
+    }
+
+    /// Runs one by one. What becomes due within a page waits for its last run.
+    #[cold]
+    fn run_watched(&mut self, runs: &[Run], gpas: &[Gpa]) -> Result<(), MachineError> {
+        for (run, gpa) in runs.iter().zip(gpas) {
+            let page = (run.vcpu, run.gva.page_number());
+            if page != self.last {
+                self.tick()?;
+            }
+            self.last = page;
+            self.run_group(std::slice::from_ref(run), std::slice::from_ref(gpa))?;
+        }
+        Ok(())
+    }
+
+    #[inline]
+    fn tick(&mut self) -> Result<(), MachineError> {
+        if self.platform.clock >= self.scheme.due() {
+            self.scheme.tick(&mut self.platform)?;
         }
         Ok(())
     }
@@ -150,6 +193,7 @@ impl<S: Scheme> Machine<S> {
                 referee.check(&self.platform, run, *gpa, hpa, hit);
             }
         }
+        self.platform.clock += instructions;
         let counters = &mut self.platform.counters;
         counters.accesses += accesses;
         counters.instructions += instructions;
@@ -386,6 +430,7 @@ impl<S: Scheme> AnyMachine for Machine<S> {
     fn run(&mut self, batch: &GuestBatch) -> Result<(), MachineError> {
         for (controls, runs) in batch.batch.segments() {
             for (_, control) in controls {
+                self.tick()?;
                 self.control(control)?;
             }
             self.run_slice(&batch.batch.runs[runs.clone()], &batch.gpas[runs])?;

@@ -19,6 +19,9 @@ pub struct Platform {
     pub hardware: Hardware,
     /// What was counted.
     pub counters: Counters,
+    /// Instructions retired since the stream began: time, for whatever happens at intervals. Complete
+    /// whenever a hook of the scheme is called but [`Scheme::walk`] and [`Scheme::answer`].
+    pub clock: u64,
 }
 
 /// How software answered a fault.
@@ -137,6 +140,22 @@ pub trait Scheme: Send {
         request: &Request,
         fault: Fault,
     ) -> Result<Answer, MachineError>;
+
+    /// When [`Scheme::tick`] is to be called next, by [`Platform::clock`].
+    #[inline]
+    fn due(&self) -> u64 {
+        u64::MAX
+    }
+
+    /// The time of [`Scheme::due`] has come. The hypervisor may do what it likes at this point of the
+    /// program, and moves the time on. It comes between two pages of the program, so that results do
+    /// not depend on how the stream is cut into runs.
+    ///
+    /// # Errors
+    /// The machine cannot go on.
+    fn tick(&mut self, _platform: &mut Platform) -> Result<(), MachineError> {
+        Ok(())
+    }
 
     /// The guest loaded CR3.
     ///
