@@ -208,6 +208,48 @@ fn forks_and_exits_are_seen() {
     assert_eq!(guest.stats().copies, life.guest.stats().copies);
 }
 
+/// A recording begins in the life of a process: what it had is there before counting begins.
+#[test]
+fn what_was_mapped_before_is_there_when_counting_begins() {
+    let mut life = Life::new(&LONG4, 1);
+    life.step(
+        vec![
+            switch(0, 1),
+            map(1, 0x1000, 64, Protection::READ_WRITE),
+            map(1, 0x40000, 8, Protection::READ_EXECUTE),
+        ],
+        vec![],
+    );
+    life.touch(0x1000..0x1030);
+    life.step(vec![], (0x40000..0x40008).map(|page| run(0, page, false)).collect());
+    // Of all this the recording has the tables only.
+    let loads = life.recording.iter().flat_map(|b| &b.batch.controls);
+    let mut loads = loads.rev().filter(|c| matches!(c.1, Control::LoadCr3 { .. }));
+    let load = loads.next().unwrap().1.clone();
+    let tables = &life.guest.memory().tables;
+    let image =
+        |gpa| Control::TableNew { vcpu: V, gpa, entries: tables.page(gpa).map(|p| Box::new(*p)) };
+    let mut controls: Vec<(u32, Control)> = tables.pages().map(|gpa| (0, image(gpa))).collect();
+    controls.extend([(0, load), (0, Control::RegionOfInterest)]);
+    let before = life.guest.stats();
+    life.recording = vec![GuestBatch { batch: Batch { runs: vec![], controls }, gpas: vec![] }];
+    life.touch(0x1000..0x1040);
+    for survey in [true, false] {
+        let (batches, guest, remap) = life.remap(PagePolicy::Base, survey);
+        let set_up = &batches[0];
+        assert_eq!(set_up.runs.len(), 0x30 + 8);
+        assert_eq!(set_up.controls.last(), Some(&(0x38, Control::RegionOfInterest)));
+        let stores = set_up.runs.iter().filter(|r| r.flags.is_store()).count();
+        assert_eq!(stores, 0x30, "what may not be written is read");
+        assert_eq!(batches[1].runs.len(), 0x40);
+        let faults = life.guest.stats().faults - before.faults;
+        assert_eq!(faults, 16);
+        assert_eq!(guest.stats().faults, 0x38 + faults);
+        assert_eq!(guest.stats().resident_bytes, life.guest.stats().resident_bytes);
+        assert_eq!(remap.stats().accesses, 2 * 0x40, "the set-up is not the recording's");
+    }
+}
+
 /// A leaf that is cleared and set again before a program runs was never away: copy-on-write does so.
 #[test]
 fn what_is_there_again_was_not_unmapped() {

@@ -8,7 +8,10 @@ mod spaces;
 
 use crate::observed::ObservedError;
 use nestwalk_tables::Mode;
-use nestwalk_types::{Batch, Control, GuestInfo, Gva, ProcessId, Source, SourceError, VcpuId};
+use nestwalk_tables::entry::WRITE;
+use nestwalk_types::{
+    Batch, Control, GuestInfo, Gva, ProcessId, Run, RunFlags, Source, SourceError, VcpuId,
+};
 use ranges::{Mapping, Pages, Ranges};
 use spaces::{PageEvent, SpaceId, Spaces};
 use std::sync::Arc;
@@ -145,6 +148,8 @@ struct Cpu {
 /// - Leaves that the kernel cleared, and that are not there again when a program next runs on the
 ///   vCPU, were unmapped, together with what was never touched beside them. If none is left the
 ///   process has ended.
+/// - What the address spaces that are loaded before the first access have mapped, the recording found
+///   there: each page of it is touched once before counting begins.
 /// - A root table whose pages are, for the most part, at the same addresses in a living process, when
 ///   it is loaded for the first time, is a fork of that.
 pub struct Remap {
@@ -153,6 +158,8 @@ pub struct Remap {
     processes: Vec<Process>,
     cpus: Vec<Cpu>,
     stats: RemapStats,
+    /// The first access has come.
+    begun: bool,
 }
 
 impl Remap {
@@ -163,7 +170,7 @@ impl Remap {
     pub fn new(info: &GuestInfo, mappings: Option<Arc<Mappings>>) -> Result<Self, RemapError> {
         let cpus = (0..info.vcpus).map(|_| Cpu::default()).collect();
         let (processes, stats) = (Vec::new(), RemapStats::default());
-        Ok(Self { spaces: spaces(info)?, mappings, processes, cpus, stats })
+        Ok(Self { spaces: spaces(info)?, mappings, processes, cpus, stats, begun: false })
     }
 
     /// What results must name, a sentence each.
@@ -179,8 +186,8 @@ impl Remap {
             "the recorded guest is re-mapped: a modelled kernel in place of the recorded one, whose \
              accesses to its own half of the addresses are left out",
             mappings,
-            "memory that was mapped before the recording began, and pages of files, are faulted in one \
-             by one at their first use; a fork happens when the child first runs",
+            "pages of files are faulted in one by one at their first use; a fork happens when the child \
+             first runs",
         ]
         .map(String::from)
         .into()
@@ -202,6 +209,7 @@ impl Remap {
             for control in controls {
                 self.control(control, output)?;
             }
+            self.begun |= !runs.is_empty();
             for run in &input.runs[runs] {
                 let count = u64::from(run.count);
                 self.stats.accesses += count;
@@ -245,13 +253,34 @@ impl Remap {
             }
         }
         ended.into_iter().for_each(|space| self.exit(space, output));
-        for space in before..self.spaces.len() {
-            self.begin(space as SpaceId, output);
+        if let Control::LoadCr3 { vcpu, .. } = control.1
+            && self.spaces.len() > before
+        {
+            self.begin(vcpu, before as SpaceId, output);
         }
         if control.1 == Control::RegionOfInterest {
             say(output, Control::RegionOfInterest);
         }
         Ok(())
+    }
+
+    /// What an address space had mapped when the recording began is touched once, as its process had
+    /// done: a store to each page that may be written, a load from any other.
+    fn set_up(&mut self, vcpu: VcpuId, space: SpaceId, output: &mut Batch) {
+        let mut leaves = Vec::new();
+        self.spaces.leaves(space, 0, &mut |start, size, entry| {
+            leaves.push((start, size, entry.has(WRITE)));
+            true
+        });
+        for (start, size, write) in leaves {
+            let flags = if write { RunFlags::STORE } else { RunFlags::default() };
+            for at in (start..start + size.bytes()).step_by(4096) {
+                self.prepare(vcpu, space, (at, 0), false, output);
+                let (gva, pc) = (Gva::new(at), Gva::new(0));
+                let (lines, count, instructions) = (1, 1, 0);
+                output.runs.push(Run { gva, pc, lines, count, instructions, vcpu, flags });
+            }
+        }
     }
 
     fn of(&mut self, space: SpaceId) -> &mut Process {
@@ -263,7 +292,10 @@ impl Remap {
     }
 
     /// An address space is loaded for the first time.
-    fn begin(&mut self, space: SpaceId, output: &mut Batch) {
+    fn begin(&mut self, vcpu: VcpuId, space: SpaceId, output: &mut Batch) {
+        if !self.begun {
+            return self.set_up(vcpu, space, output);
+        }
         let Some(parent) = self.spaces.parent(space) else { return };
         if !self.of(parent).alive {
             return;

@@ -3,7 +3,7 @@
 use crate::observed::{ObservedError, ObservedGuest};
 use nestwalk_tables::entry::{LARGE, NO_EXECUTE, WRITE};
 use nestwalk_tables::{Entry, Level, Mode, TableMemory};
-use nestwalk_types::{Address, Control, Gpa, GuestInfo, Protection, VcpuId};
+use nestwalk_types::{Address, Control, Gpa, GuestInfo, PageSize, Protection, VcpuId};
 use std::collections::BTreeMap;
 
 /// A user address space: a root table from its first load to its end. Numbered in the order of their
@@ -47,6 +47,9 @@ struct Place {
     /// First address that the table translates.
     base: u64,
 }
+
+/// Called with the first address, the size and the entry of a leaf; says whether to go on.
+pub type Visit<'a> = dyn FnMut(u64, PageSize, Entry) -> bool + 'a;
 
 /// The address spaces of a recorded guest, mirrored from the controls of its stream.
 pub struct Spaces {
@@ -232,22 +235,14 @@ impl Spaces {
         (one == two && one.iter().any(Option::is_some)).then_some(place.space)
     }
 
-    /// Leaves in the address space from an address on, in order: `(start, bytes, frame)`. `visit` says
-    /// whether to go on.
-    pub fn leaves(&self, space: SpaceId, from: u64, visit: &mut dyn FnMut(u64, u64, Gpa) -> bool) {
+    /// Leaves in the address space from an address on, in order.
+    pub fn leaves(&self, space: SpaceId, from: u64, visit: &mut Visit<'_>) {
         if let Some(Some(root)) = self.roots.get(space as usize) {
             self.visit(*root, self.mode().levels, 0, from, visit);
         }
     }
 
-    fn visit(
-        &self,
-        table: Gpa,
-        level: Level,
-        base: u64,
-        from: u64,
-        visit: &mut dyn FnMut(u64, u64, Gpa) -> bool,
-    ) -> bool {
+    fn visit(&self, table: Gpa, level: Level, base: u64, from: u64, visit: &mut Visit<'_>) -> bool {
         let mode = self.mode();
         let span = mode.span(level);
         let Some(page) = self.tables().page(table) else { return true };
@@ -261,7 +256,7 @@ impl Spaces {
             let go_on = if !entry.is_present() {
                 true
             } else if is_leaf(mode, level, entry) {
-                visit(start, span.bytes(), entry.frame(span))
+                visit(start, span, entry)
             } else {
                 self.visit(entry.target(), level - 1, start, from, visit)
             };
@@ -275,8 +270,8 @@ impl Spaces {
     /// The first leaf that ends behind `from`.
     pub fn next_leaf(&self, space: SpaceId, from: u64) -> Option<(u64, u64)> {
         let mut found = None;
-        self.leaves(space, from, &mut |start, bytes, _| {
-            found = Some((start, start + bytes));
+        self.leaves(space, from, &mut |start, size, _| {
+            found = Some((start, start + size.bytes()));
             false
         });
         found
@@ -314,8 +309,8 @@ impl Spaces {
     pub fn parent(&self, child: SpaceId) -> Option<SpaceId> {
         const SAMPLE: usize = 64;
         let mut sample = Vec::new();
-        self.leaves(child, 0, &mut |start, _, frame| {
-            sample.push((start, frame));
+        self.leaves(child, 0, &mut |start, size, entry| {
+            sample.push((start, entry.frame::<Gpa>(size)));
             sample.len() < SAMPLE
         });
         let mut best = None;
