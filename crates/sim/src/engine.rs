@@ -27,6 +27,8 @@ const ATTEMPTS: u32 = 64;
 pub struct Build {
     /// Its name in results.
     pub name: String,
+    /// What kind of its scheme, as [`crate::Definition::variant`] gives it back.
+    pub variant: String,
     /// Its hardware and costs.
     pub profile: Profile,
     /// Paging mode of the guest.

@@ -1,7 +1,9 @@
-//! Names of machines: `scheme[:guest[+host]][@placement[+placement]]`.
+//! Names of machines: `scheme[/variant][:guest[+host]][@placement[+placement]]`.
 //!
 //! `nested:4k+2m` is nested paging with 4 KiB guest pages and 2 MiB host pages. A missing host part is
 //! the guest's; a missing guest part is the default of the run. Placement policies follow `@`.
+//!
+//! What may follow `/` is the scheme's own: `switching/static-thresholds/high=12/keep=nested`.
 //!
 //! `nested:observed+2m` has the guest of the recording as it was: its tables, and its kernel's
 //! placement. So nothing but the host has policies, and a single placement is the host's.
@@ -91,6 +93,8 @@ pub struct MachineSpec {
     pub name: String,
     /// The scheme.
     pub scheme: &'static Definition,
+    /// What kind of the scheme; empty if there is only one.
+    pub variant: String,
     /// The guest.
     pub guest: GuestSpec,
     /// Policies of the host; `None` if the scheme has none.
@@ -109,6 +113,14 @@ pub enum SpecError {
         scheme: String,
         /// What there is.
         known: String,
+    },
+    /// The scheme does not take what follows it.
+    #[error("machine `{name}`: {reason}")]
+    Variant {
+        /// The machine's name.
+        name: String,
+        /// What is wrong, by the scheme.
+        reason: String,
     },
     /// No such page size policy.
     #[error("machine `{name}`: no page sizes `{pages}`; there are: {known}")]
@@ -164,11 +176,14 @@ impl MachineSpec {
         let defaults = defaults.into();
         let (rest, placement) = name.split_once('@').map_or((name, None), |(r, p)| (r, Some(p)));
         let (scheme, pages) = rest.split_once(':').map_or((rest, None), |(s, p)| (s, Some(p)));
+        let (scheme, variant) = scheme.split_once('/').unwrap_or((scheme, ""));
         let scheme = by_name(scheme).ok_or_else(|| SpecError::Scheme {
             name: name.into(),
             scheme: scheme.into(),
             known: SCHEMES.iter().map(|s| s.name).collect::<Vec<_>>().join(", "),
         })?;
+        let variant = (scheme.variant)(variant)
+            .map_err(|reason| SpecError::Variant { name: name.into(), reason })?;
         let halves = |text: Option<&str>| match text.map(|t| t.split_once('+').ok_or(t)) {
             None => (None, None),
             Some(Ok((guest, host))) => (Some(guest.to_owned()), Some(host.to_owned())),
@@ -209,7 +224,8 @@ impl MachineSpec {
         };
         let host = scheme.virtualized.then_some(host);
         let guest = if observed { GuestSpec::Observed } else { GuestSpec::Modelled(guest) };
-        Ok(Self { name: full_name(scheme, guest, host), scheme, guest, host })
+        let name = full_name(scheme, &variant, guest, host);
+        Ok(Self { name, scheme, variant, guest, host })
     }
 
     /// Reads a list of names and adds the controls that are missing: `native` and `ideal` for every
@@ -238,9 +254,9 @@ impl MachineSpec {
         for control in ["ideal", "native"] {
             let Some(scheme) = by_name(control) else { continue };
             for &guest in &guests {
-                let name = full_name(scheme, guest, None);
+                let name = full_name(scheme, "", guest, None);
                 if !asked.iter().any(|s| s.name == name) {
-                    all.push(Self { name, scheme, guest, host: None });
+                    all.push(Self { name, scheme, variant: String::new(), guest, host: None });
                 }
             }
         }
@@ -249,8 +265,14 @@ impl MachineSpec {
     }
 }
 
-fn full_name(scheme: &Definition, guest: GuestSpec, host: Option<DimensionSpec>) -> String {
-    let mut name = format!("{}:{}", scheme.name, guest.pages());
+fn full_name(
+    scheme: &Definition,
+    variant: &str,
+    guest: GuestSpec,
+    host: Option<DimensionSpec>,
+) -> String {
+    let kind = if variant.is_empty() { String::new() } else { format!("/{variant}") };
+    let mut name = format!("{}{kind}:{}", scheme.name, guest.pages());
     if let Some(host) = host {
         name += &format!("+{}", host.pages.name());
     }
@@ -349,6 +371,8 @@ mod tests {
         let error = |name: &str| MachineSpec::parse(name, base()).unwrap_err().to_string();
         let e = error("nestde");
         assert!(e.contains("no scheme `nestde`") && e.contains("nested"), "{e}");
+        let e = error("nested/fast:8k");
+        assert!(e.contains("only one kind") && e.contains("`/fast`"), "{e}");
         let e = error("nested:8k");
         assert!(e.contains("`8k`") && e.contains("4k") && e.contains("thp"), "{e}");
         let e = error("native:4k+2m");

@@ -3,7 +3,7 @@
 //!
 //! What every overhead is a percentage of (the papers' E_ideal).
 
-use super::{Build, Definition};
+use super::{Build, Definition, no_variants};
 use crate::ahead::{GROUP, WORTHWHILE, read_sets};
 use crate::counters::Counters;
 use crate::engine::{AnyMachine, program_references};
@@ -18,6 +18,7 @@ pub const DEFINITION: Definition = Definition {
     name: "ideal",
     summary: "translation costs nothing: what overheads are relative to",
     virtualized: false,
+    variant: no_variants,
     build,
 };
 

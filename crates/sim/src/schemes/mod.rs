@@ -13,6 +13,9 @@ pub struct Definition {
     pub summary: &'static str,
     /// It runs a virtual machine: there is a host behind the guest.
     pub virtualized: bool,
+    /// Reads what follows the name and a `/`, empty if nothing does: gives it back with nothing left to
+    /// defaults that decides what the machine is, or says what is wrong.
+    pub variant: fn(&str) -> Result<String, String>,
     /// Makes a machine.
     pub build: fn(Build) -> Result<Box<dyn AnyMachine>, MachineError>,
 }
@@ -26,6 +29,18 @@ macro_rules! schemes {
 }
 
 schemes! { ideal, native, nested, shadow }
+
+/// For schemes of which there is one kind.
+///
+/// # Errors
+/// If one is asked for.
+pub fn no_variants(text: &str) -> Result<String, String> {
+    if text.is_empty() {
+        Ok(String::new())
+    } else {
+        Err(format!("there is only one kind, and nothing to set: leave `/{text}` out"))
+    }
+}
 
 /// The scheme of that name.
 pub fn by_name(name: &str) -> Option<&'static Definition> {

@@ -3,7 +3,7 @@
 //! The control that a virtual machine is compared with: the guest's placement, tables and kernel are
 //! those of the virtual machines beside it, only that a guest-physical address *is* an address of RAM.
 
-use super::{Build, Definition};
+use super::{Build, Definition, no_variants};
 use crate::ahead::{LeafHints, read_sets};
 use crate::counters::Dimension;
 use crate::engine::{AnyMachine, Machine};
@@ -18,6 +18,7 @@ pub const DEFINITION: Definition = Definition {
     name: "native",
     summary: "bare metal: one walk over the guest's own tables",
     virtualized: false,
+    variant: no_variants,
     build,
 };
 

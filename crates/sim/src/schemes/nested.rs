@@ -3,7 +3,7 @@
 //! The guest's faults, CR3 loads, invalidations and table writes cost no exit. The only exits are the
 //! violations by which the nested tables are built, one per host page.
 
-use super::{Build, Definition};
+use super::{Build, Definition, no_variants};
 use crate::ahead::{LeafHints, read_sets};
 use crate::counters::Dimension;
 use crate::engine::{AnyMachine, Machine};
@@ -19,6 +19,7 @@ pub const DEFINITION: Definition = Definition {
     name: "nested",
     summary: "two-dimensional walks over guest and nested tables (EPT, NPT)",
     virtualized: true,
+    variant: no_variants,
     build,
 };
 

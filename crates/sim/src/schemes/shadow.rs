@@ -1,7 +1,7 @@
 //! `shadow`: the hypervisor keeps tables from guest-virtual to host-physical addresses, and hardware
 //! walks those, 4 references at most. Every change of the guest's tables costs exits.
 
-use super::{Build, Definition};
+use super::{Build, Definition, no_variants};
 use crate::ahead::{LeafHints, read_sets};
 use crate::counters::Dimension;
 use crate::engine::{AnyMachine, Machine};
@@ -19,6 +19,7 @@ pub const DEFINITION: Definition = Definition {
     name: "shadow",
     summary: "shadow tables kept by the hypervisor with KVM's rules; one-dimensional walks",
     virtualized: true,
+    variant: no_variants,
     build,
 };
 

@@ -56,6 +56,7 @@ impl Setup {
     pub fn build(&self, name: &str, virtualized: bool) -> Build {
         Build {
             name: name.into(),
+            variant: String::new(),
             profile: self.profile.clone(),
             guest_mode: self.guest_mode,
             nested_mode: self.host_mode,

@@ -240,6 +240,7 @@ pub fn machine_with(
     });
     (definition.build)(Build {
         name: scheme.into(),
+        variant: (definition.variant)("").unwrap(),
         profile: profile.clone(),
         guest_mode,
         nested_mode: host_mode,

@@ -234,6 +234,7 @@ fn machine(mode: &'static Mode, host_pages: &str, guest_bytes: u64) -> Machine<S
     let policy = PagePolicy::by_name(host_pages).unwrap();
     let slots = [(Gpa::new(0), 3 << 30)];
     let build = Build {
+        variant: String::new(),
         name: "shadow".into(),
         profile: Profile::load("zen2").unwrap(),
         guest_mode: mode,
