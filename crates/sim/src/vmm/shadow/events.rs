@@ -1,10 +1,10 @@
 //! What the guest does to its tables and to CR3, and what the VMM owes for it.
 
-use super::{FLOOD, NONE, PREVIOUS_ROOTS, PageId, Root, ShadowMmu};
+use super::{FLOOD, NONE, PageId, Root, SWITCH, ShadowMmu};
 use crate::counters::ExitReason;
 use crate::scheme::{MachineError, Platform};
 use nestwalk_tables::Entry;
-use nestwalk_tables::entry::{ACCESSED, LARGE, PRESENT};
+use nestwalk_tables::entry::{LARGE, PRESENT};
 use nestwalk_types::{Address, Gpa, Gva, Hpa, Invalidation, PageSize, VcpuId};
 
 impl ShadowMmu {
@@ -22,7 +22,7 @@ impl ShadowMmu {
     }
 
     /// An emulated store (`kvm_mmu_pte_write`).
-    fn emulate(&mut self, platform: &mut Platform, first: PageId, at: Gpa, new: Entry) {
+    pub(super) fn emulate(&mut self, platform: &mut Platform, first: PageId, at: Gpa, new: Entry) {
         let guest_index = (at.value() & 0xfff) / u64::from(self.guest_mode.entry_bytes);
         let mut page = first;
         while page != NONE {
@@ -41,7 +41,7 @@ impl ShadowMmu {
             for index in self.entries_of(page, guest_index) {
                 let spte = self.spte_at(page, index);
                 self.drop_entry(spte);
-                if level == 1 && new.has(PRESENT | ACCESSED) {
+                if level == 1 && new.has(self.fillable()) {
                     let gfn = new.target::<Gpa>().page_number();
                     if self.prefill(platform, page, index, gfn, new) {
                         platform.counters.shadow_prefetches += 1;
@@ -67,11 +67,8 @@ impl ShadowMmu {
         gpa: Gpa,
         size: PageSize,
     ) -> Result<(), MachineError> {
+        self.map_page_for_kernel(platform, gpa, size)?;
         let end = gpa.value() + size.bytes();
-        let mut at = gpa;
-        while at.value() < end {
-            at = self.map_for_kernel(platform, at)?;
-        }
         for region in gpa.value() >> 21..=(end - 1) >> 21 {
             if !self.shadowed_in_2m.contains_key(&region) {
                 continue;
@@ -96,6 +93,24 @@ impl ShadowMmu {
             platform.counters.exit(ExitReason::TableWrite);
             self.emulate(platform, first, Gpa::new(gfn << 12), Entry(0));
         }
+    }
+
+    /// Makes sure that the kernel's own mapping of a whole page has shadow entries.
+    ///
+    /// # Errors
+    /// As [`ShadowMmu::page_written`].
+    pub fn map_page_for_kernel(
+        &mut self,
+        platform: &mut Platform,
+        gpa: Gpa,
+        size: PageSize,
+    ) -> Result<(), MachineError> {
+        let end = gpa.value() + size.bytes();
+        let mut at = gpa;
+        while at.value() < end {
+            at = self.map_for_kernel(platform, at)?;
+        }
+        Ok(())
     }
 
     /// Makes sure that the kernel's own mapping of `gpa` has a shadow entry. Returns the end of the
@@ -134,6 +149,22 @@ impl ShadowMmu {
         keep: bool,
     ) -> Result<(), MachineError> {
         platform.counters.exit(ExitReason::Cr3Load);
+        self.take_up_root(platform, vcpu, pcid, keep)?;
+        platform.hardware.load_cr3(vcpu, pcid, keep);
+        Ok(())
+    }
+
+    /// The shadow of the root in CR3 is the vCPU's from now on.
+    ///
+    /// # Errors
+    /// No frame for a root.
+    pub fn take_up_root(
+        &mut self,
+        platform: &mut Platform,
+        vcpu: VcpuId,
+        pcid: u16,
+        keep: bool,
+    ) -> Result<(), MachineError> {
         let v = usize::from(vcpu.0);
         let gfn = platform.world.roots[v].page_number();
         if let Some(mut root) = self.roots[v].current
@@ -149,7 +180,6 @@ impl ShadowMmu {
             self.switch_root(platform, v, (gfn, pcid), keep)?;
         }
         self.settle(platform);
-        platform.hardware.load_cr3(vcpu, pcid, keep);
         Ok(())
     }
 
@@ -177,7 +207,7 @@ impl ShadowMmu {
         if let Some(old) = self.roots[v].current.replace(root) {
             self.roots[v].previous.push_front(old);
         }
-        if self.roots[v].previous.len() > PREVIOUS_ROOTS
+        if self.roots[v].previous.len() > self.rules.previous_roots
             && let Some(oldest) = self.roots[v].previous.pop_back()
         {
             self.release(platform, oldest.page);
@@ -234,13 +264,12 @@ impl ShadowMmu {
                 let raw = platform.world.guest.read(at, self.guest_mode.entry_bytes).unwrap_or(0);
                 let guest = Entry(raw);
                 let gfn = guest.target::<Gpa>().page_number();
-                if guest.has(PRESENT | ACCESSED) && self.prefill(platform, page, index, gfn, guest)
-                {
+                if guest.has(self.fillable()) && self.prefill(platform, page, index, gfn, guest) {
                     platform.counters.shadow_prefetches += 1;
                 }
                 return;
             }
-            if !entry.is_present() {
+            if !entry.is_present() || entry.has(SWITCH) {
                 return;
             }
             page = self.by_table[&entry.target::<Hpa>().page_number()];

@@ -11,21 +11,42 @@ use nestwalk_tables::{Entry, Level, MAX_LEVELS, Permissions};
 use nestwalk_types::{Address, Gpa, Hpa, PageSize};
 
 /// The guest's entries for an address, as the VMM reads them.
-struct GuestWalk {
-    entries: [Entry; MAX_LEVELS + 1],
-    leaf: Level,
+pub(super) struct GuestWalk {
+    pub(super) entries: [Entry; MAX_LEVELS + 1],
+    pub(super) leaf: Level,
     permissions: Permissions,
     /// The leaf was dirty before this access.
     was_dirty: bool,
 }
 
+impl GuestWalk {
+    /// Before the first entry is read.
+    pub(super) const fn new() -> Self {
+        Self {
+            entries: [Entry(0); MAX_LEVELS + 1],
+            leaf: 0,
+            permissions: Permissions::ALL,
+            was_dirty: false,
+        }
+    }
+}
+
 /// A shadow leaf with the permissions that a guest leaf gives: a clean guest page is mapped read-only,
 /// so that the first store exits and the guest's dirty bit can be set. A writable entry is dirty from
 /// the start (`set_spte`).
-pub(super) fn with_permissions(spte: Entry, guest: Entry) -> Entry {
+///
+/// With `hardware_ad` the entry permits what the guest's does and has its A and D bits, which the
+/// hardware sets in both.
+pub(super) fn with_permissions(spte: Entry, guest: Entry, hardware_ad: bool) -> Entry {
+    let rest = spte.0 & !(WRITE | USER | NO_EXECUTE | GUEST_WRITE);
+    if hardware_ad {
+        let writable = if guest.has(WRITE) { GUEST_WRITE } else { 0 };
+        let bits = guest.0 & (WRITE | USER | NO_EXECUTE | ACCESSED | DIRTY);
+        return Entry(rest & !(ACCESSED | DIRTY) | bits | writable);
+    }
     let bits = permission_bits(guest);
     let writable = if bits & WRITE == 0 { 0 } else { DIRTY | GUEST_WRITE };
-    Entry(spte.0 & !(WRITE | USER | NO_EXECUTE | GUEST_WRITE) | bits | writable)
+    Entry(rest | bits | writable)
 }
 
 fn permission_bits(guest: Entry) -> Access {
@@ -43,6 +64,9 @@ impl ShadowMmu {
         platform: &mut Platform,
         request: &Request,
     ) -> Result<Answer, MachineError> {
+        if self.fill_switch(platform, request)? {
+            return Ok(Answer::Retry);
+        }
         let Some(walk) = self.guest_walk(platform, request) else {
             platform.counters.exit(ExitReason::TrueFault);
             return Ok(Answer::GuestFault);
@@ -104,12 +128,7 @@ impl ShadowMmu {
         let mode = self.guest_mode;
         let guest = &mut platform.world.guest;
         let mut table = platform.world.roots[request.core()];
-        let mut walk = GuestWalk {
-            entries: [Entry(0); MAX_LEVELS + 1],
-            leaf: 0,
-            permissions: Permissions::ALL,
-            was_dirty: false,
-        };
+        let mut walk = GuestWalk::new();
         let mut at = [Gpa::new(0); MAX_LEVELS + 1];
         for level in (1..=mode.levels).rev() {
             let here = mode.entry_at(table, request.gva.value(), level);
@@ -142,7 +161,7 @@ impl ShadowMmu {
     }
 
     /// Goes down the shadow tables to the level of the leaf, making what is missing (`FNAME(fetch)`).
-    fn fetch(
+    pub(super) fn fetch(
         &mut self,
         platform: &mut Platform,
         request: &Request,
@@ -212,7 +231,14 @@ impl ShadowMmu {
         if level > 1 {
             leaf |= LARGE;
         }
-        with_permissions(Entry(leaf), walk.entries[walk.leaf as usize])
+        // A piece of a large page is found by the permissions of the whole, of which a clear D bit is one.
+        let hardware_ad = self.rules.hardware_ad && level >= walk.leaf;
+        with_permissions(Entry(leaf), walk.entries[walk.leaf as usize], hardware_ad)
+    }
+
+    /// What a guest's entry must have for a shadow of it to be made ahead of a fault.
+    pub(super) const fn fillable(&self) -> u64 {
+        if self.rules.hardware_ad { PRESENT } else { PRESENT | ACCESSED }
     }
 
     /// Fills the neighbours of a fresh leaf entry, in their aligned group of 8, up to the first whose
@@ -236,7 +262,7 @@ impl ShadowMmu {
                 let raw = platform.world.guest.read(at, self.guest_mode.entry_bytes).unwrap_or(0);
                 (Entry(raw).target::<Gpa>().page_number(), Entry(raw))
             };
-            if !guest.has(PRESENT | ACCESSED) || !self.prefill(platform, page, i, gfn, guest) {
+            if !guest.has(self.fillable()) || !self.prefill(platform, page, i, gfn, guest) {
                 break;
             }
             platform.counters.shadow_prefetches += 1;
@@ -257,7 +283,9 @@ impl ShadowMmu {
             return false;
         };
         let frame = host.frame.offset_by(gpa.offset_in(host.size));
-        let leaf = with_permissions(Entry(frame.value() | PRESENT | ACCESSED), guest);
+        let hardware_ad = self.rules.hardware_ad && self.pages[page as usize].split.is_none();
+        let leaf = Entry(frame.value() | PRESENT | ACCESSED);
+        let leaf = with_permissions(leaf, guest, hardware_ad);
         let (leaf, _) = self.limited(gfn, leaf, false, true);
         self.set_leaf(page, index, gfn, leaf);
         true

@@ -26,9 +26,12 @@ mod before;
 mod events;
 mod fault;
 mod pages;
+mod partial;
 mod protect;
 #[cfg(test)]
 mod tests;
+
+pub use partial::{Homes, SWITCH};
 
 use super::rmap::Rmap;
 use crate::scheme::{MachineError, Platform};
@@ -109,6 +112,26 @@ struct Roots {
     previous: VecDeque<Root>,
 }
 
+/// What the VMM may leave to others.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Rules {
+    /// A leaf table goes out of sync on its first store. Otherwise each store to it exits and is
+    /// emulated, so that shadows are always in step.
+    pub out_of_sync: bool,
+    /// The hardware sets A and D in the guest's tables beside the shadow's. Otherwise the VMM does, and
+    /// the first store to a page exits.
+    pub hardware_ad: bool,
+    /// Roots remembered besides the current one.
+    pub previous_roots: usize,
+}
+
+impl Default for Rules {
+    /// KVM's.
+    fn default() -> Self {
+        Self { out_of_sync: true, hardware_ad: false, previous_roots: PREVIOUS_ROOTS }
+    }
+}
+
 /// The shadow tables of one VM.
 pub struct ShadowMmu {
     /// Paging mode of the shadow tables: the guest's, but PAE for 32-bit guests, whose entries could not
@@ -140,6 +163,9 @@ pub struct ShadowMmu {
     flush_owed: bool,
     /// An entry that allows stores for the next walk only, and what it is otherwise.
     emulated: Option<(Hpa, u64)>,
+    rules: Rules,
+    /// Guest tables that are not shadowed but walked.
+    partial: partial::Partial,
 }
 
 impl ShadowMmu {
@@ -164,7 +190,16 @@ impl ShadowMmu {
             kernel_mapped: Vec::new(),
             flush_owed: false,
             emulated: None,
+            rules: Rules::default(),
+            partial: partial::Partial::default(),
         }
+    }
+
+    /// With other rules than KVM's.
+    #[must_use]
+    pub const fn with_rules(mut self, rules: Rules) -> Self {
+        self.rules = rules;
+        self
     }
 
     /// Bytes of shadow tables.
@@ -181,12 +216,13 @@ impl ShadowMmu {
         platform: &mut Platform,
         vcpu: usize,
     ) -> Result<Hpa, MachineError> {
+        let gfn = platform.world.roots[vcpu].page_number();
         if let Some(root) = self.roots[vcpu].current
+            && root.gfn == gfn
             && !self.pages[root.page as usize].obsolete
         {
             return Ok(self.pages[root.page as usize].table);
         }
-        let gfn = platform.world.roots[vcpu].page_number();
         let pcid = platform.hardware.cores[vcpu].asid.pcid();
         if let Some(old) = self.roots[vcpu].current.take() {
             self.release(platform, old.page);

@@ -1,10 +1,10 @@
 //! Shadow pages: found, made, linked, compared and dropped.
 
-use super::{NONE, PageId, Role, ShadowMmu, ShadowPage};
+use super::{NONE, PageId, Role, SWITCH, ShadowMmu, ShadowPage};
 use crate::scheme::{MachineError, Platform};
 use nestwalk_mm::HostMemory;
 use nestwalk_tables::Entry;
-use nestwalk_tables::entry::{ACCESSED, LARGE, WRITE};
+use nestwalk_tables::entry::{LARGE, WRITE};
 use nestwalk_types::{Address, Hpa, PageSize};
 
 impl ShadowMmu {
@@ -163,6 +163,8 @@ impl ShadowMmu {
         if level == 1 || old.has(LARGE) {
             let gfn = self.mapped_gfn(owner, spte);
             self.rmap.remove(gfn, spte);
+        } else if old.has(SWITCH) {
+            self.forget_switch(spte);
         } else {
             let child = self.by_table[&old.target::<Hpa>().page_number()];
             self.pages[child as usize].parents.retain(|p| *p != spte);
@@ -232,13 +234,11 @@ impl ShadowMmu {
             let guest =
                 Entry(platform.world.guest.read(at, self.guest_mode.entry_bytes).unwrap_or(0));
             let frame = guest.target::<nestwalk_types::Gpa>().page_number();
-            if !guest.has(ACCESSED | nestwalk_tables::entry::PRESENT)
-                || frame != self.mapped_gfn(page, spte)
-            {
+            if !guest.has(self.fillable()) || frame != self.mapped_gfn(page, spte) {
                 self.drop_entry(spte);
                 continue;
             }
-            let wanted = super::fault::with_permissions(old, guest);
+            let wanted = super::fault::with_permissions(old, guest, self.rules.hardware_ad);
             let (wanted, _) = self.limited(frame, wanted, old.has(WRITE), false);
             if wanted != old {
                 self.memory.write(spte, 8, wanted.0);

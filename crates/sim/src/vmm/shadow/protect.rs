@@ -27,8 +27,12 @@ use nestwalk_types::{Address, Gpa, Hpa, PageSize};
 pub(super) const GUEST_WRITE: u64 = 1 << 10;
 
 impl ShadowMmu {
-    /// Whether the guest frame is shadowed above the leaf level.
+    /// Whether each store to the guest frame exits: it is shadowed above the leaf level, or no table may
+    /// go out of sync.
     pub(super) fn is_protected(&self, first: PageId) -> bool {
+        if !self.rules.out_of_sync {
+            return true;
+        }
         let mut page = first;
         while page != NONE {
             if self.pages[page as usize].level > 1 {
