@@ -84,8 +84,8 @@ impl Mirror {
     pub fn insert(&mut self, gpa: Gpa, words: Option<&[u64; 512]>) -> Stale {
         let stale = self.lose(gpa);
         let level = self.levels.get(gpa.page_number()) as Level;
-        if level == self.mode.levels && self.tables.contains(gpa) {
-            // A root that was freed: whatever it is now, something will point to it.
+        if level != 0 && self.tables.contains(gpa) {
+            // It was freed: whatever it is now, something will point to it.
             self.levels.set(gpa.page_number(), 0);
         }
         self.tables.insert(gpa, words);
@@ -175,11 +175,11 @@ impl Mirror {
         }
     }
 
+    /// A table keeps the level that it was given first, so that each is looked through once, whatever
+    /// points to it.
     fn place(&mut self, table: Gpa, level: Level) {
         let frame = table.page_number();
-        let known = self.levels.get(frame) as Level;
-        // A root that points to itself stays one.
-        if known == level || known == self.mode.levels || frame >= self.frames {
+        if frame >= self.frames || self.levels.get(frame) != 0 {
             return;
         }
         self.levels.set(frame, u32::from(level));
@@ -191,7 +191,7 @@ impl Mirror {
         }
     }
 
-    /// The tables that this one points to have a level if it has one. Recursion ends with the levels.
+    /// The tables that this one points to have a level if it has one.
     fn place_children(&mut self, table: Gpa) {
         let level = self.levels.get(table.page_number()) as Level;
         if level < 2 {

@@ -160,6 +160,8 @@ pub struct Remap {
     stats: RemapStats,
     /// The first access has come.
     begun: bool,
+    /// Bytes of guest memory.
+    memory_bytes: u64,
 }
 
 impl Remap {
@@ -170,7 +172,16 @@ impl Remap {
     pub fn new(info: &GuestInfo, mappings: Option<Arc<Mappings>>) -> Result<Self, RemapError> {
         let cpus = (0..info.vcpus).map(|_| Cpu::default()).collect();
         let (processes, stats) = (Vec::new(), RemapStats::default());
-        Ok(Self { spaces: spaces(info)?, mappings, processes, cpus, stats, begun: false })
+        let memory_bytes = info.memory_bytes;
+        Ok(Self {
+            spaces: spaces(info)?,
+            mappings,
+            processes,
+            cpus,
+            stats,
+            begun: false,
+            memory_bytes,
+        })
     }
 
     /// What results must name, a sentence each.
@@ -268,9 +279,12 @@ impl Remap {
     /// done: a store to each page that may be written, a load from any other.
     fn set_up(&mut self, vcpu: VcpuId, space: SpaceId, output: &mut Batch) {
         let mut leaves = Vec::new();
+        // No process has more than all of memory.
+        let mut left = self.memory_bytes;
         self.spaces.leaves(space, 0, &mut |start, size, entry| {
             leaves.push((start, size, entry.has(WRITE)));
-            true
+            left = left.saturating_sub(size.bytes());
+            left > 0
         });
         for (start, size, write) in leaves {
             let flags = if write { RunFlags::STORE } else { RunFlags::default() };

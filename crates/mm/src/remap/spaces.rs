@@ -5,6 +5,7 @@ use nestwalk_tables::entry::{LARGE, NO_EXECUTE, WRITE};
 use nestwalk_tables::{Entry, Level, Mode, TableMemory};
 use nestwalk_types::{Address, Control, Gpa, GuestInfo, PageSize, Protection, VcpuId};
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry::Vacant;
 
 /// A user address space: a root table from its first load to its end. Numbered in the order of their
 /// first loads, so that two passes over one stream agree.
@@ -90,16 +91,15 @@ impl Spaces {
     /// Deals with a control. Returns what it did to pages of address spaces, in order.
     pub fn follow(&mut self, control: &(u32, Control)) -> Result<&[PageEvent], ObservedError> {
         self.events.clear();
+        if let Control::TableWrite { vcpu, gpa, value } = control.1 {
+            self.write(vcpu, gpa, Entry(value));
+        }
+        self.guest.follow(std::slice::from_ref(control))?;
         match control.1 {
-            Control::TableWrite { vcpu, gpa, value } => self.write(vcpu, gpa, Entry(value)),
             Control::TableReused { gpa, .. } => self.end(gpa),
             Control::PageCleared { gpa, size, .. } => {
                 (0..size.base_pages()).for_each(|i| self.end(gpa.offset_by(i << 12)));
             }
-            _ => {}
-        }
-        self.guest.follow(std::slice::from_ref(control))?;
-        match control.1 {
             Control::TableWrite { gpa, value, .. } => self.link(gpa, Entry(value)),
             Control::TableNew { gpa, .. } => {
                 // A root that is said anew is another one.
@@ -141,6 +141,10 @@ impl Spaces {
         } else {
             !new.is_present() || new.target::<Gpa>() != old.target()
         };
+        if gone && !is_leaf(mode, level, old) {
+            // It may be linked elsewhere: mremap moves tables.
+            self.unplace(old.target(), Place { space, level: level - 1, base: start });
+        }
         if gone {
             self.events.push(PageEvent::Cleared { vcpu, space, start, bytes: span.bytes() });
         }
@@ -167,15 +171,34 @@ impl Spaces {
             let bytes = span.bytes();
             self.events.push(PageEvent::Mapped { space, start, bytes, protection });
         } else {
+            // A table has one place, so that each is looked through once, whatever points to it.
             let frame = entry.target::<Gpa>().page_number();
-            let place = Place { space, level: level - 1, base: start };
-            if self.places.insert(frame, place) != Some(place) {
+            if let Vacant(place) = self.places.entry(frame) {
+                place.insert(Place { space, level: level - 1, base: start });
                 self.scan(frame);
             }
         }
     }
 
-    /// Everything that a table gives. Recursion ends with the levels.
+    /// A table is taken from its place, and those below from theirs.
+    fn unplace(&mut self, table: Gpa, place: Place) {
+        if self.places.get(&table.page_number()) != Some(&place) {
+            return;
+        }
+        self.places.remove(&table.page_number());
+        let mode = self.mode();
+        let Place { space, level, base } = place;
+        let Some(page) = self.tables().page(table).filter(|_| level > 1) else { return };
+        for (index, word) in (0..).zip(*page) {
+            let entry = Entry(word);
+            if entry.is_present() && !is_leaf(mode, level, entry) {
+                let base = base + (index << mode.span(level).shift());
+                self.unplace(entry.target(), Place { space, level: level - 1, base });
+            }
+        }
+    }
+
+    /// Everything that a table gives.
     fn scan(&mut self, frame: u64) {
         let Some(&place) = self.places.get(&frame) else { return };
         let Some(page) = self.tables().page(Gpa::new(frame << 12)) else { return };
@@ -238,14 +261,24 @@ impl Spaces {
     /// Leaves in the address space from an address on, in order.
     pub fn leaves(&self, space: SpaceId, from: u64, visit: &mut Visit<'_>) {
         if let Some(Some(root)) = self.roots.get(space as usize) {
-            self.visit(*root, self.mode().levels, 0, from, visit);
+            let place = Place { space, level: self.mode().levels, base: 0 };
+            self.visit(*root, place, from, visit);
         }
     }
 
-    fn visit(&self, table: Gpa, level: Level, base: u64, from: u64, visit: &mut Visit<'_>) -> bool {
+    /// The table, if this is its place: what else points to it is no part of the address space.
+    fn table_at(&self, table: Gpa, place: Place) -> Option<&[u64; 512]> {
+        if self.places.get(&table.page_number()) != Some(&place) {
+            return None;
+        }
+        self.tables().page(table)
+    }
+
+    fn visit(&self, table: Gpa, place: Place, from: u64, visit: &mut Visit<'_>) -> bool {
         let mode = self.mode();
+        let Place { space, level, base } = place;
         let span = mode.span(level);
-        let Some(page) = self.tables().page(table) else { return true };
+        let Some(page) = self.table_at(table, place) else { return true };
         let first = (from.saturating_sub(base) >> span.shift()).min(512);
         for index in first..512 {
             let start = base + (index << span.shift());
@@ -258,7 +291,8 @@ impl Spaces {
             } else if is_leaf(mode, level, entry) {
                 visit(start, span, entry)
             } else {
-                self.visit(entry.target(), level - 1, start, from, visit)
+                let below = Place { space, level: level - 1, base: start };
+                self.visit(entry.target(), below, from, visit)
             };
             if !go_on {
                 return false;
@@ -280,13 +314,15 @@ impl Spaces {
     /// The last leaf that begins before `at`.
     pub fn last_leaf(&self, space: SpaceId, at: u64) -> Option<(u64, u64)> {
         let root = (*self.roots.get(space as usize)?)?;
-        self.last_below(root, self.mode().levels, 0, at.checked_sub(1)?)
+        let place = Place { space, level: self.mode().levels, base: 0 };
+        self.last_below(root, place, at.checked_sub(1)?)
     }
 
-    fn last_below(&self, table: Gpa, level: Level, base: u64, last: u64) -> Option<(u64, u64)> {
+    fn last_below(&self, table: Gpa, place: Place, last: u64) -> Option<(u64, u64)> {
         let mode = self.mode();
+        let Place { space, level, base } = place;
         let span = mode.span(level);
-        let page = self.tables().page(table)?;
+        let page = self.table_at(table, place)?;
         let highest = (last.checked_sub(base)? >> span.shift()).min(511);
         for index in (0..=highest).rev() {
             let start = base + (index << span.shift());
@@ -297,7 +333,8 @@ impl Spaces {
             if is_leaf(mode, level, entry) {
                 return Some((start, start + span.bytes()));
             }
-            let found = self.last_below(entry.target(), level - 1, start, last);
+            let below = Place { space, level: level - 1, base: start };
+            let found = self.last_below(entry.target(), below, last);
             if found.is_some() {
                 return found;
             }
