@@ -18,7 +18,7 @@
 //!
 //! The exits of stores to tables are counted by the guest's table events, once for each store. A
 //! recorded guest's stream shows the kernel's own mapping, by which it stores, too: shadow entries of
-//! that are read-only and small where they map a protected table ([`protect`]), and a run that meets
+//! that are read-only and small where they map a protected table (`protect`), and a run that meets
 //! one counts no exit of its own. The stream of a modelled guest does not show that mapping; the first
 //! use of a frame through it counts as a hidden fault.
 
