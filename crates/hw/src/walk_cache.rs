@@ -23,6 +23,9 @@ pub struct Pointer {
     pub handle: Handle,
     /// What the entries passed so far allow.
     pub permissions: Permissions,
+    /// Agile paging: 0 for a shadow table; for a guest's, the level of the table at which the walk went
+    /// from shadow to guest tables. Hardware needs one bit of it, whether the table is the guest's.
+    pub switched: u8,
 }
 
 impl Default for Pointer {
@@ -32,6 +35,7 @@ impl Default for Pointer {
             home: 0,
             handle: Handle::default(),
             permissions: Permissions::ALL,
+            switched: 0,
         }
     }
 }

@@ -48,6 +48,9 @@ impl References {
     }
 }
 
+/// Index of the walks of agile paging that were nested from the guest's CR3 on.
+pub const FULLY_NESTED: usize = nestwalk_tables::MAX_LEVELS + 1;
+
 /// Why control passed from the guest to the VMM.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 #[repr(u8)]
@@ -68,11 +71,13 @@ pub enum ExitReason {
     Cr3Load,
     /// Shadow: INVLPG or INVPCID.
     Invalidation,
+    /// Agile paging: the end of an interval, at which the hypervisor moves guest tables back.
+    Interval,
 }
 
 impl ExitReason {
     /// All reasons in the order of their counters.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::EptViolation,
         Self::TrueFault,
         Self::HiddenFault,
@@ -81,6 +86,7 @@ impl ExitReason {
         Self::TableUnsync,
         Self::Cr3Load,
         Self::Invalidation,
+        Self::Interval,
     ];
     /// Key in results.
     pub const fn name(self) -> &'static str {
@@ -93,6 +99,7 @@ impl ExitReason {
             Self::TableUnsync => "table_unsync",
             Self::Cr3Load => "cr3_load",
             Self::Invalidation => "invalidation",
+            Self::Interval => "interval",
         }
     }
 }
@@ -113,6 +120,10 @@ macro_rules! counters {
             pub fetch: [u64; ServedBy::COUNT],
             /// VM exits by reason, in the order of [`ExitReason::ALL`].
             pub exits: [u64; ExitReason::ALL.len()],
+            /// Agile paging: completed walks by the level of the guest table at which they went from shadow
+            /// to guest tables; 0 for those that did not. Those in which the guest's root was
+            /// translated, too, are in the last.
+            pub walks_switched: [u64; FULLY_NESTED + 1],
             /// Guest kernel work by kind, in the order of [`OsWork::ALL`].
             pub os_work: [u64; OsWork::ALL.len()],
         }
@@ -179,6 +190,14 @@ counters! {
     shadow_zaps,
     /// Shadow table pages dropped because of write flooding.
     flood_zaps,
+    /// Agile paging: walks repeated in two dimensions to set A and D in the guest's tables, too.
+    ad_walks,
+    /// Agile paging: guest tables that went from shadow to nested mode, each with all below it.
+    tables_nested,
+    /// Agile paging: guest tables that went back to shadow mode.
+    tables_shadowed,
+    /// Agile paging: entries of nested tables whose dirty bit was looked at and cleared.
+    dirty_bits_scanned,
     /// CR3 loads of the guest.
     cr3_loads,
     /// Invalidations of the guest.

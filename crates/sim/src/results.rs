@@ -1,7 +1,7 @@
 //! What a comparison found, as numbers with names, units and meanings.
 
 use crate::cost::Cycles;
-use crate::counters::{Counters, Dimension, ExitReason};
+use crate::counters::{Counters, Dimension, ExitReason, FULLY_NESTED};
 use crate::referee::Verdict;
 use crate::scheme::PageTableBytes;
 use nestwalk_hw::{Profile, ServedBy};
@@ -32,6 +32,9 @@ pub struct MachineResult {
     pub refs_per_walk: f64,
     pub refs_served: BTreeMap<&'static str, u64>,
     pub faulted_refs: u64,
+    pub walks_switched: BTreeMap<&'static str, u64>,
+    pub switched_refs_per_walk: f64,
+    pub ad_walks: u64,
     pub walk_cache_hits: u64,
     pub nested_tlb_hits: u64,
     pub nested_walks: u64,
@@ -57,6 +60,9 @@ pub struct MachineResult {
     pub shadow_pages: u64,
     pub shadow_zaps: u64,
     pub flood_zaps: u64,
+    pub tables_nested: u64,
+    pub tables_shadowed: u64,
+    pub dirty_bits_scanned: u64,
     pub data_served: BTreeMap<&'static str, u64>,
     pub fetch_served: BTreeMap<&'static str, u64>,
     pub program_cycles: f64,
@@ -105,6 +111,17 @@ pub static FIELDS: &[(&str, &str, &str)] = &[
     ),
     ("faulted_refs", "count", "references of walks that ended in a fault"),
     (
+        "walks_switched",
+        "count",
+        "agile paging: walks by the level of the guest table at which they went from shadow to guest tables; with nothing cached, 4-level tables and 4 KiB pages 4 references for shadow, 8, 12, 16 and 20 for l1 to l4, 24 for nested",
+    ),
+    (
+        "switched_refs_per_walk",
+        "count",
+        "agile paging: average length of those walks with nothing cached, as its paper counts",
+    ),
+    ("ad_walks", "count", "agile paging: walks repeated in two dimensions to set A and D"),
+    (
         "walk_cache_hits",
         "count",
         "walks that began at a table that a paging-structure cache pointed to",
@@ -145,6 +162,9 @@ pub static FIELDS: &[(&str, &str, &str)] = &[
     ("shadow_pages", "count", "shadow table pages made"),
     ("shadow_zaps", "count", "shadow table pages dropped"),
     ("flood_zaps", "count", "of these, the ones dropped because of write flooding"),
+    ("tables_nested", "count", "agile paging: guest tables that went nested, with all below each"),
+    ("tables_shadowed", "count", "agile paging: guest tables that went back to shadow mode"),
+    ("dirty_bits_scanned", "count", "agile paging: dirty bits of nested tables looked at"),
     (
         "data_served",
         "count",
@@ -172,6 +192,14 @@ fn ratio(a: f64, b: f64) -> f64 {
 
 fn served(counts: &[u64; ServedBy::COUNT]) -> BTreeMap<&'static str, u64> {
     ServedBy::NAMES.into_iter().zip(counts.iter().copied()).collect()
+}
+
+/// Classes of walks of agile paging: name, references with nothing cached, count.
+fn switched(c: &Counters) -> impl Iterator<Item = (&'static str, u64, u64)> {
+    const NAMES: [&str; FULLY_NESTED + 1] = ["shadow", "l1", "l2", "l3", "l4", "l5", "nested"];
+    // Each nested level replaces one reference by one and four; nested from CR3 on, four more for that.
+    let length = |class: usize| 4 + 4 * if class == FULLY_NESTED { 5 } else { class as u64 };
+    NAMES.iter().enumerate().map(move |(i, name)| (*name, length(i), c.walks_switched[i]))
 }
 
 impl MachineResult {
@@ -209,6 +237,12 @@ impl MachineResult {
             refs_per_walk: ratio(c.references.total() as f64, c.walks as f64),
             refs_served: served(&places.map(|p| c.references.served_by(p))),
             faulted_refs: c.faulted_references.total(),
+            walks_switched: switched(c).map(|(name, _, n)| (name, n)).filter(|w| w.1 > 0).collect(),
+            switched_refs_per_walk: ratio(
+                switched(c).map(|(_, length, n)| (length * n) as f64).sum(),
+                c.walks_switched.iter().sum::<u64>() as f64,
+            ),
+            ad_walks: c.ad_walks,
             walk_cache_hits: c.walk_cache_hits,
             nested_tlb_hits: c.nested_tlb_hits,
             nested_walks: c.nested_walks,
@@ -238,6 +272,9 @@ impl MachineResult {
             shadow_pages: c.shadow_pages,
             shadow_zaps: c.shadow_zaps,
             flood_zaps: c.flood_zaps,
+            tables_nested: c.tables_nested,
+            tables_shadowed: c.tables_shadowed,
+            dirty_bits_scanned: c.dirty_bits_scanned,
             data_served: served(&c.data),
             fetch_served: served(&c.fetch),
             program_cycles: cycles.program,

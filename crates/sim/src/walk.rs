@@ -1,6 +1,8 @@
 //! The walkers: one dimension over any tables, and two dimensions. They read tables, set accessed
 //! and dirty bits, and return faults as data.
 
+pub mod agile;
+
 use crate::counters::{Counters, Dimension};
 use crate::hardware::{Hardware, Request};
 use nestwalk_hw::{Asid, Pointer, Translation};
@@ -45,6 +47,15 @@ struct Found<A> {
     permissions: Permissions,
     dirty: bool,
     global: bool,
+}
+
+impl<A: Address> Found<A> {
+    /// Of tables whose leaves hold host-physical addresses.
+    #[inline]
+    fn translation(self) -> Translation {
+        let Self { frame, size, permissions, dirty, global } = self;
+        Translation::new(Hpa::new(frame.value()), size, permissions, dirty, global)
+    }
 }
 
 /// Checks and updates a leaf entry as hardware does: permissions first, then A and D.
@@ -112,9 +123,7 @@ pub fn walk_1d<A: Address>(
         if is_leaf(mode, level, entry) {
             let size = mode.span(level);
             let found = take_leaf(tables.memory, at, (entry, level, size), permissions, request)?;
-            let frame = Hpa::new(found.frame.value());
-            let Found { permissions, dirty, global, .. } = found;
-            return Ok(Translation::new(frame, size, permissions, dirty, global));
+            return Ok(found.translation());
         }
         if !entry.has(ACCESSED) {
             tables.memory.set_bits(at, ACCESSED);
@@ -123,7 +132,7 @@ pub fn walk_1d<A: Address>(
         held = tables.memory.child(held, index, entry.target());
         level -= 1;
         let table = entry.target::<Hpa>();
-        pointer = Pointer { table, home: table.value(), handle: held, permissions };
+        pointer = Pointer { table, home: table.value(), handle: held, permissions, switched: 0 };
         let asid = hardware.cores[core].asid;
         hardware.cores[core].walk_cache.fill_missed(mode, request.gva, asid, level, pointer);
     }
@@ -198,8 +207,7 @@ pub fn translate_nested(
         table = entry.target();
         held = nested.memory.child(held, mode.index(gpa.value(), level), table);
         level -= 1;
-        let pointer =
-            Pointer { table, home: table.value(), handle: held, permissions: Permissions::ALL };
+        let pointer = Pointer { table, home: table.value(), handle: held, ..Pointer::default() };
         hardware.cores[core].nested_walk_cache.fill_missed(mode, gpa, host, level, pointer);
     }
 }
@@ -221,20 +229,45 @@ pub fn walk_2d(
     let (mode, core) = (guest.mode, request.core());
     let cached = hardware.cores[core].partial_walk(mode, request.gva);
     counters.walk_cache_hits += u64::from(cached.is_some());
-    let (mut level, mut pointer) = match cached {
+    let start = match cached {
         Some(found) => found,
-        None => {
-            let (home, level) = (guest.root, mode.levels);
-            // PAE: the four entries were read when CR3 was loaded.
-            let table = if mode.root_in_registers {
-                Hpa::new(0)
-            } else {
-                translate_nested(hardware, counters, nested, core, home, false, level)?.apply(home)
-            };
-            let home = home.value();
-            (level, Pointer { table, home, ..Pointer::default() })
-        }
+        None => start_2d(hardware, counters, guest, nested, core)?,
     };
+    continue_2d::<true>(hardware, counters, guest, nested, request, (mode, start))
+}
+
+/// The guest's root table, at the host-physical address that the nested tables give.
+#[inline]
+fn start_2d(
+    hardware: &mut Hardware,
+    counters: &mut Counters,
+    guest: &Tables<'_, Gpa>,
+    nested: &mut NestedTables<'_>,
+    core: usize,
+) -> Result<(Level, Pointer), Fault> {
+    let (home, level) = (guest.root, guest.mode.levels);
+    // PAE: the four entries were read when CR3 was loaded.
+    let table = if guest.mode.root_in_registers {
+        Hpa::new(0)
+    } else {
+        translate_nested(hardware, counters, nested, core, home, false, level)?.apply(home)
+    };
+    let home = home.value();
+    Ok((level, Pointer { table, home, ..Pointer::default() }))
+}
+
+/// A walk in two dimensions from a guest table of some level on. `FILL` puts what it passes into the
+/// walk cache, which is indexed by `cached_by`.
+#[inline]
+fn continue_2d<const FILL: bool>(
+    hardware: &mut Hardware,
+    counters: &mut Counters,
+    guest: &mut Tables<'_, Gpa>,
+    nested: &mut NestedTables<'_>,
+    request: &Request,
+    (cached_by, (mut level, mut pointer)): (&Mode, (Level, Pointer)),
+) -> Result<Translation, Fault> {
+    let (mode, core) = (guest.mode, request.core());
     let mut held = guest.memory.reopen(pointer.handle, Gpa::new(pointer.home));
     loop {
         let at = mode.entry_at(Gpa::new(pointer.home), request.gva.value(), level);
@@ -260,9 +293,12 @@ pub fn walk_2d(
         level -= 1;
         let table =
             translate_nested(hardware, counters, nested, core, home, false, level)?.apply(home);
-        pointer = Pointer { table, home: home.value(), handle: held, permissions };
-        let asid = hardware.cores[core].asid;
-        hardware.cores[core].walk_cache.fill_missed(mode, request.gva, asid, level, pointer);
+        let switched = pointer.switched;
+        pointer = Pointer { table, home: home.value(), handle: held, permissions, switched };
+        if FILL {
+            let core = &mut hardware.cores[core];
+            core.walk_cache.fill_missed(cached_by, request.gva, core.asid, level, pointer);
+        }
     }
 }
 

@@ -28,7 +28,7 @@ macro_rules! schemes {
     };
 }
 
-schemes! { ideal, native, nested, shadow }
+schemes! { ideal, native, nested, shadow, agile }
 
 /// For schemes of which there is one kind.
 ///

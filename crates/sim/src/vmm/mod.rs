@@ -1,5 +1,6 @@
 //! The hypervisor: nested tables built by violations, and shadow tables with KVM's rules.
 
+pub mod agile;
 pub mod nested_mmu;
 pub mod rmap;
 pub mod shadow;

@@ -188,6 +188,21 @@ impl ShadowMmu {
         self.settle(platform);
     }
 
+    /// A nested table is below another: it is remembered on its own only while entries lead to it.
+    pub fn forget_covered(&mut self, gfn: u64) {
+        if !self.partial.switches.contains_key(&gfn) {
+            self.partial.nested.remove(&gfn);
+        }
+    }
+
+    /// Drops all shadows of a guest table, and what only they lead to.
+    pub fn drop_shadows_of(&mut self, platform: &mut Platform, gfn: u64) {
+        while let Some(&page) = self.by_guest.get(&gfn) {
+            self.zap_all_below(platform, page);
+        }
+        self.settle(platform);
+    }
+
     /// Drops the switching entries that lead to a guest frame: what a change of the host's mapping asks
     /// for. They are made anew as faults come by.
     pub fn drop_switches(&mut self, platform: &mut Platform, gfn: u64) -> usize {

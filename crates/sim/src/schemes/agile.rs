@@ -1,0 +1,214 @@
+//! `agile`: guest tables that rest are shadowed, those that change are walked in two dimensions; a walk
+//! goes from the one to the other at a switching entry (Gandhi, Hill, Swift, ISCA 2016).
+//!
+//! 4 references for pages whose guest tables are all shadowed, up to 24 for those with none.
+
+use super::{Build, Definition};
+use crate::ahead::{LeafHints, read_sets};
+use crate::counters::Dimension;
+use crate::engine::{AnyMachine, Machine};
+use crate::hardware::Request;
+use crate::scheme::{Answer, MachineError, PageTableBytes, Platform, Scheme};
+use crate::vmm::agile::{AgileConfig, AgileMmu, VmShape};
+use crate::walk::agile::{AgileFault, AgileTables, Start, walk_agile};
+use crate::walk::{Fault, Tables};
+use crate::world::World;
+use nestwalk_hw::Translation;
+use nestwalk_tables::Mode;
+use nestwalk_types::{Address, Gpa, Hpa, Invalidation, PageSize, Run, VcpuId};
+
+/// The catalogue's entry.
+pub const DEFINITION: Definition = Definition {
+    name: "agile",
+    summary: "shadow walks that go nested where the guest's tables change (agile paging)",
+    virtualized: true,
+    variant,
+    build,
+};
+
+fn variant(text: &str) -> Result<String, String> {
+    AgileConfig::parse(text).map(|config| config.to_string())
+}
+
+fn build(request: Build) -> Result<Box<dyn AnyMachine>, MachineError> {
+    let mut request = request;
+    // What is no variant has been refused before; the default is all that could be left.
+    let config = AgileConfig::parse(&request.variant).unwrap_or_default();
+    Ok(Box::new(Machine::new(Agile::new(config, &mut request)?, request)?))
+}
+
+/// The tables of the VM.
+pub struct Agile {
+    /// The hypervisor's half.
+    pub mmu: AgileMmu,
+    /// The last walk's fault came from the guest's own tables.
+    fault_in_guest: bool,
+    hints: LeafHints<Hpa>,
+}
+
+impl Agile {
+    /// Without shadow tables, and with an empty root of nested tables, whose frame comes from the
+    /// machine's host.
+    ///
+    /// # Errors
+    /// There is no host, or no frame.
+    pub fn new(config: AgileConfig, request: &mut Build) -> Result<Self, MachineError> {
+        let shape = VmShape {
+            guest_mode: request.guest_mode,
+            nested_mode: request.nested_mode,
+            vcpus: request.vcpus,
+            guest_pages: request.guest_bytes >> 12,
+        };
+        let mmu = AgileMmu::new(config, &shape, &mut request.host)?;
+        Ok(Self { mmu, fault_in_guest: false, hints: LeafHints::default() })
+    }
+}
+
+impl Scheme for Agile {
+    #[inline]
+    fn walk(&mut self, platform: &mut Platform, request: &Request) -> Result<Translation, Fault> {
+        let core = request.core();
+        let (start, root) = (self.mmu.start(core), self.mmu.shadow_root(core));
+        let hardware_ad = self.mmu.config().hardware_ad;
+        let mode = self.mmu.shadow.mode();
+        let (memory, homes) = self.mmu.shadow.tables_and_homes();
+        let world = &mut platform.world;
+        let guest_root = world.root(request.vcpu);
+        let mut tables = AgileTables {
+            shadow: Tables { mode, memory, root, dimension: Dimension::Shadow },
+            homes,
+            guest: Tables {
+                mode: world.mode,
+                memory: &mut world.guest,
+                root: guest_root,
+                dimension: Dimension::Guest,
+            },
+            nested: self.mmu.nested.tables(),
+            start,
+            hardware_ad,
+        };
+        let (hardware, counters) = (&mut platform.hardware, &mut platform.counters);
+        let found = walk_agile(hardware, counters, &mut tables, request);
+        self.mmu.shadow.end_emulation();
+        found.map_err(|AgileFault { fault, nested }| {
+            self.fault_in_guest = nested;
+            fault
+        })
+    }
+
+    fn read_ahead(&mut self, platform: &Platform, runs: &[Run], _gpas: &[Gpa]) {
+        let Some(first) = runs.first() else { return };
+        let core = usize::from(first.vcpu.0);
+        if self.mmu.start(core) != Start::Shadow {
+            return;
+        }
+        let root = self.mmu.shadow_root(core);
+        let (mode, memory) = self.mmu.shadow.tables();
+        let leaves = self.hints.read(memory, mode, root, runs.iter().map(|r| r.gva));
+        let pages = leaves.entries.iter().zip(runs).map(|(leaf, run)| {
+            leaf.target::<Hpa>().offset_by(run.gva.offset_in(PageSize::SIZE_4K))
+        });
+        read_sets(&platform.hardware.caches, pages.chain(leaves.at.into_iter().take(runs.len())));
+    }
+
+    fn answer(
+        &mut self,
+        platform: &mut Platform,
+        request: &Request,
+        fault: Fault,
+    ) -> Result<Answer, MachineError> {
+        let met = AgileFault { fault, nested: self.fault_in_guest };
+        self.mmu.answer(platform, request, met)
+    }
+
+    #[inline]
+    fn due(&self) -> u64 {
+        self.mmu.due()
+    }
+
+    fn tick(&mut self, platform: &mut Platform) -> Result<(), MachineError> {
+        self.mmu.tick(platform)
+    }
+
+    fn load_cr3(
+        &mut self,
+        platform: &mut Platform,
+        vcpu: VcpuId,
+        pcid: u16,
+        keep: bool,
+    ) -> Result<(), MachineError> {
+        self.mmu.load_cr3(platform, vcpu, pcid, keep)
+    }
+
+    fn invalidate(
+        &mut self,
+        platform: &mut Platform,
+        vcpu: VcpuId,
+        what: Invalidation,
+    ) -> Result<(), MachineError> {
+        self.mmu.invalidate(platform, vcpu, what);
+        Ok(())
+    }
+
+    fn table_write(
+        &mut self,
+        platform: &mut Platform,
+        _vcpu: VcpuId,
+        at: Gpa,
+        _old: u64,
+        new: u64,
+    ) -> Result<(), MachineError> {
+        self.mmu.table_write(platform, at, new)
+    }
+
+    fn page_written(
+        &mut self,
+        platform: &mut Platform,
+        vcpu: VcpuId,
+        at: Gpa,
+        size: PageSize,
+    ) -> Result<(), MachineError> {
+        self.mmu.page_written(platform, vcpu, at, size)
+    }
+
+    fn table_reused(
+        &mut self,
+        platform: &mut Platform,
+        _vcpu: VcpuId,
+        at: Gpa,
+    ) -> Result<(), MachineError> {
+        self.mmu.table_reused(platform, at)
+    }
+
+    fn backed(
+        &mut self,
+        platform: &mut Platform,
+        start: Gpa,
+        bytes: u64,
+    ) -> Result<(), MachineError> {
+        self.mmu.map_range(platform, start, bytes)
+    }
+
+    fn ran_before(&mut self, platform: &mut Platform, vcpu: VcpuId) -> Result<(), MachineError> {
+        if self.mmu.start(usize::from(vcpu.0)) == Start::Shadow {
+            self.mmu.shadow.ran_before(platform, vcpu)?;
+        }
+        Ok(())
+    }
+
+    fn walk_mode(&self, _world: &World) -> &'static Mode {
+        self.mmu.shadow.mode()
+    }
+
+    fn page_table_bytes(&self, platform: &Platform) -> PageTableBytes {
+        let (shadow, nested) = (self.mmu.shadow.bytes(), self.mmu.nested.bytes());
+        let host = platform.world.host.as_ref();
+        let frames = host.map_or(0, |h| h.counters().table_frames * 4096);
+        PageTableBytes {
+            guest: platform.world.guest.len() * 4096,
+            nested,
+            shadow,
+            host: frames - nested - shadow,
+        }
+    }
+}

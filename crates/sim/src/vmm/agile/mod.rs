@@ -1,0 +1,400 @@
+//! The hypervisor of agile paging (Gandhi, Hill, Swift, ISCA 2016, section III): guest tables that rest
+//! are shadowed and write-protected, those that change are left to nested walks.
+//!
+//! - *Down.* A store to a shadowed guest table exits. The second within an interval makes the table
+//!   nested, with all tables below it: their shadows go, and the entry above becomes a switching entry.
+//!   If the table is a root, the root register has the switching bit.
+//! - *Back.* At the end of an interval all nested tables go back, or those that were not stored to since
+//!   it began, each after the table above it ([`Back`]). Their shadows are built as faults come by.
+//! - *Young processes* may begin fully nested and be shadowed once their walks cost much.
+//! - The nested tables map whatever a shadow maps: a nested walk may come by at any time.
+//! - CR3 loads that the hardware's cache knows do not exit. INVLPG does not exit unless tables may go out
+//!   of sync: a shadow that is always in step needs nothing from the VMM when the guest flushes.
+//!
+//! Dirty bits: the VMM keeps a dirty bit for each 4 KiB page that holds a nested guest table, as if nested
+//! tables mapped those pages by 4 KiB entries, also where the host has a larger page. Stores of the
+//! guest set it. Walks do not, as on hardware that marks a page dirty when it changes something in it.
+//!
+//! Not modelled: the nested tables do not take the permission to store to shadowed guest tables away
+//! (each such store exits by its event, whatever mapping the guest kernel makes it through), so large
+//! nested entries over such tables are not split.
+
+mod back;
+mod config;
+
+pub use config::{AgileConfig, Back};
+
+use super::nested_mmu::NestedMmu;
+use super::shadow::{PREVIOUS_ROOTS, Rules, ShadowMmu};
+use crate::counters::ExitReason;
+use crate::hardware::Request;
+use crate::scheme::{Answer, MachineError, Platform};
+use crate::walk::Fault;
+use crate::walk::agile::{AgileFault, Start};
+use nestwalk_mm::HostMemory;
+use nestwalk_tables::{Mode, look_up};
+use nestwalk_types::{Address, Gpa, Hpa, Invalidation, PageSize, VcpuId};
+use rustc_hash::{FxHashMap, FxHashSet};
+use std::collections::{BTreeMap, VecDeque};
+
+/// What a VM's tables are made from.
+pub struct VmShape {
+    /// Paging mode of the guest.
+    pub guest_mode: &'static Mode,
+    /// Paging mode of nested tables.
+    pub nested_mode: &'static Mode,
+    /// vCPUs.
+    pub vcpus: usize,
+    /// Size of guest memory in 4 KiB pages.
+    pub guest_pages: u64,
+}
+
+/// Stores to one guest table.
+#[derive(Clone, Copy)]
+struct Stores {
+    /// When the first was seen.
+    since: u64,
+    count: u32,
+}
+
+/// The tables of one VM, and who walks which.
+pub struct AgileMmu {
+    /// Shadow tables of the guest tables that rest.
+    pub shadow: ShadowMmu,
+    /// The nested tables.
+    pub nested: NestedMmu,
+    config: AgileConfig,
+    /// Root registers by vCPU.
+    starts: Vec<Start>,
+    /// CR3 values whose shadow root the hardware knows, by vCPU, latest first.
+    cr3_cache: Vec<VecDeque<(u64, u16)>>,
+    /// Stores seen lately, by guest frame.
+    stores: FxHashMap<u64, Stores>,
+    /// Guest frames stored to without an exit since the interval began: dirty bits of nested entries.
+    dirty: FxHashSet<u64>,
+    /// Roots that are fully nested still, and since when; of all roots met.
+    young: BTreeMap<u64, u64>,
+    met: FxHashSet<u64>,
+    /// When the interval ends.
+    due: u64,
+    /// Walk cycles when it began.
+    walk_cycles: u64,
+}
+
+impl AgileMmu {
+    /// Tables in which nothing is mapped yet.
+    ///
+    /// # Errors
+    /// There is no host, or no frame for the nested root.
+    pub fn new(
+        config: AgileConfig,
+        shape: &VmShape,
+        host: &mut Option<HostMemory>,
+    ) -> Result<Self, MachineError> {
+        let rules = Rules {
+            out_of_sync: config.out_of_sync,
+            hardware_ad: config.hardware_ad,
+            previous_roots: config.cr3_cache.saturating_sub(1).max(PREVIOUS_ROOTS),
+        };
+        let shadow = ShadowMmu::new(shape.guest_mode, shape.vcpus, shape.guest_pages);
+        let idle = config.writes == 0 && !config.start_nested;
+        Ok(Self {
+            shadow: shadow.with_rules(rules),
+            nested: NestedMmu::new(shape.nested_mode, host)?,
+            config,
+            starts: vec![Start::Shadow; shape.vcpus],
+            cr3_cache: vec![VecDeque::new(); shape.vcpus],
+            stores: FxHashMap::default(),
+            dirty: FxHashSet::default(),
+            young: BTreeMap::new(),
+            met: FxHashSet::default(),
+            due: if idle { u64::MAX } else { config.interval },
+            walk_cycles: 0,
+        })
+    }
+
+    /// How it is set up.
+    pub const fn config(&self) -> &AgileConfig {
+        &self.config
+    }
+
+    /// What the vCPU's root registers say.
+    #[inline]
+    pub fn start(&self, vcpu: usize) -> Start {
+        self.starts[vcpu]
+    }
+
+    /// When the interval ends.
+    #[inline]
+    pub const fn due(&self) -> u64 {
+        self.due
+    }
+
+    /// Answers a fault of the walker.
+    ///
+    /// # Errors
+    /// Host memory is exhausted, or the guest maps an address that is no guest memory.
+    pub fn answer(
+        &mut self,
+        platform: &mut Platform,
+        request: &Request,
+        met: AgileFault,
+    ) -> Result<Answer, MachineError> {
+        if let Fault::Nested { gpa } = met.fault {
+            self.nested.violation(platform, request.vcpu, Some(request), gpa)?;
+            return Ok(Answer::Retry);
+        }
+        if met.nested {
+            return Ok(Answer::GuestFault);
+        }
+        let answer = self.shadow.page_fault(platform, request)?;
+        if answer == Answer::Retry {
+            let world = &platform.world;
+            let found = look_up(&world.guest, world.mode, world.root(request.vcpu), request.gva);
+            if let Ok(leaf) = found {
+                self.map_nested(platform, leaf.apply(request.gva))?;
+            }
+        }
+        Ok(answer)
+    }
+
+    /// Makes sure that the nested tables map `gpa`, in an exit that is under way. Returns the size of the
+    /// page.
+    fn map_nested(&mut self, platform: &mut Platform, gpa: Gpa) -> Result<PageSize, MachineError> {
+        let tables = self.nested.tables();
+        match look_up(tables.memory, tables.mode, tables.root, gpa) {
+            Ok(leaf) => Ok(leaf.size),
+            Err(_) => self.nested.map(platform, gpa),
+        }
+    }
+
+    /// Maps a range in the nested tables.
+    ///
+    /// # Errors
+    /// Host memory is exhausted, or the range is no guest memory.
+    pub fn map_range(
+        &mut self,
+        platform: &mut Platform,
+        start: Gpa,
+        bytes: u64,
+    ) -> Result<(), MachineError> {
+        let end = start.value().saturating_add(bytes);
+        let mut at = start;
+        while at.value() < end {
+            let size = self.map_nested(platform, at)?;
+            at = at.align_down(size).offset_by(size.bytes());
+        }
+        Ok(())
+    }
+
+    /// The guest loaded CR3. Where the hardware knows the root, the VMM does not hear of it.
+    ///
+    /// # Errors
+    /// No frame for a root.
+    pub fn load_cr3(
+        &mut self,
+        platform: &mut Platform,
+        vcpu: VcpuId,
+        pcid: u16,
+        keep: bool,
+    ) -> Result<(), MachineError> {
+        let v = usize::from(vcpu.0);
+        let gfn = platform.world.roots[v].page_number();
+        if self.config.start_nested && self.met.insert(gfn) {
+            self.young.insert(gfn, platform.clock);
+        }
+        let start = self.start_of(platform, gfn)?;
+        let cache = &mut self.cr3_cache[v];
+        let known = cache.iter().position(|e| *e == (gfn, pcid));
+        if let Some(place) = known {
+            cache.remove(place);
+        }
+        cache.push_front((gfn, pcid));
+        cache.truncate(self.config.cr3_cache);
+        let has_root = start != Start::Shadow || self.shadow.holds_root(v, gfn, pcid);
+        // A load that flushes is what brings tables that are out of sync in step.
+        if known.is_none() || !has_root || (self.config.out_of_sync && !keep) {
+            platform.counters.exit(ExitReason::Cr3Load);
+        }
+        self.starts[v] = start;
+        if start == Start::Shadow {
+            self.shadow.take_up_root(platform, vcpu, pcid, keep)?;
+        }
+        platform.hardware.load_cr3(vcpu, pcid, keep);
+        Ok(())
+    }
+
+    /// What root registers say for a root.
+    fn start_of(&mut self, platform: &mut Platform, gfn: u64) -> Result<Start, MachineError> {
+        if self.young.contains_key(&gfn) {
+            return Ok(Start::Nested);
+        }
+        if !self.shadow.nested_tables().contains_key(&gfn) {
+            return Ok(Start::Shadow);
+        }
+        self.shadow.remember_nested(gfn, platform.world.mode.levels);
+        let gpa = Gpa::new(gfn << 12);
+        let (frame, size) = super::host_page(platform, gpa)?;
+        Ok(Start::Switched(frame.offset_by(gpa.offset_in(size))))
+    }
+
+    /// Root registers of all vCPUs after tables moved.
+    fn restart(&mut self, platform: &mut Platform) -> Result<(), MachineError> {
+        for v in 0..self.starts.len() {
+            let root = platform.world.roots[v];
+            if root == Gpa::new(0) {
+                continue;
+            }
+            let start = self.start_of(platform, root.page_number())?;
+            let old = std::mem::replace(&mut self.starts[v], start);
+            if start == Start::Shadow && old != Start::Shadow {
+                let pcid = platform.hardware.cores[v].asid.pcid();
+                self.shadow.take_up_root(platform, VcpuId(v as u8), pcid, true)?;
+            }
+            if start != old {
+                platform.hardware.invalidate_everywhere();
+            }
+        }
+        Ok(())
+    }
+
+    /// The guest invalidated translations.
+    pub fn invalidate(&mut self, platform: &mut Platform, vcpu: VcpuId, what: Invalidation) {
+        if self.config.out_of_sync {
+            self.shadow.invalidate(platform, vcpu, what);
+        } else {
+            platform.hardware.invalidate(vcpu, what);
+        }
+    }
+
+    /// The guest stored to one of its tables; the mirror has the new entry already.
+    ///
+    /// # Errors
+    /// Host memory is exhausted.
+    pub fn table_write(
+        &mut self,
+        platform: &mut Platform,
+        at: Gpa,
+        new: u64,
+    ) -> Result<(), MachineError> {
+        let gfn = at.page_number();
+        if !self.shadow.sees_store(gfn) {
+            self.set_dirty(gfn);
+            return Ok(());
+        }
+        if self.is_too_many(platform.clock, gfn) {
+            return self.make_nested(platform, gfn);
+        }
+        self.shadow.table_write(platform, at, new);
+        Ok(())
+    }
+
+    fn set_dirty(&mut self, gfn: u64) {
+        if self.config.back == Back::Clean && self.due != u64::MAX {
+            self.dirty.insert(gfn);
+        }
+    }
+
+    /// A store to a shadowed table was seen. Whether it is one too many.
+    fn is_too_many(&mut self, now: u64, gfn: u64) -> bool {
+        if self.config.writes == 0 {
+            return false;
+        }
+        let stores = self.stores.entry(gfn).or_insert(Stores { since: now, count: 0 });
+        if now - stores.since >= self.config.interval {
+            *stores = Stores { since: now, count: 0 };
+        }
+        stores.count += 1;
+        let too_many = stores.count >= self.config.writes;
+        if too_many {
+            self.stores.remove(&gfn);
+        }
+        too_many
+    }
+
+    /// The store that made it so exits, too, and dirties the page.
+    fn make_nested(&mut self, platform: &mut Platform, gfn: u64) -> Result<(), MachineError> {
+        platform.counters.exit(ExitReason::TableWrite);
+        if self.shadow.make_nested(platform, gfn)?.is_some() {
+            platform.counters.tables_nested += 1;
+            self.map_nested(platform, Gpa::new(gfn << 12))?;
+            self.set_dirty(gfn);
+            self.restart(platform)?;
+        }
+        Ok(())
+    }
+
+    /// The guest kernel wrote a whole page through its own mapping, which is shadowed or nested as the
+    /// address space is that it is in.
+    ///
+    /// # Errors
+    /// Host memory is exhausted, or the address is no guest memory.
+    pub fn page_written(
+        &mut self,
+        platform: &mut Platform,
+        vcpu: VcpuId,
+        gpa: Gpa,
+        size: PageSize,
+    ) -> Result<(), MachineError> {
+        if self.starts[usize::from(vcpu.0)] == Start::Shadow {
+            self.shadow.map_page_for_kernel(platform, gpa, size)?;
+            self.map_range(platform, gpa, size.bytes())?;
+        } else {
+            self.nested.back(platform, vcpu, gpa, size)?;
+        }
+        let first = gpa.page_number();
+        for gfn in self.shadow.shadowed_between(first, first + size.base_pages()) {
+            self.overwritten(platform, gfn)?;
+        }
+        if self.config.back == Back::Clean {
+            for gfn in first..first + size.base_pages() {
+                if self.shadow.nested_tables().contains_key(&gfn) {
+                    self.set_dirty(gfn);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A shadowed guest frame is overwritten as a whole, store by store.
+    fn overwritten(&mut self, platform: &mut Platform, gfn: u64) -> Result<(), MachineError> {
+        while self.shadow.sees_store(gfn) {
+            if self.is_too_many(platform.clock, gfn) {
+                return self.make_nested(platform, gfn);
+            }
+            self.shadow.table_write(platform, Gpa::new(gfn << 12), 0);
+            if self.config.writes == 0 && !self.config.out_of_sync {
+                // Nothing else would end it: neither the policy, nor a table that goes out of sync.
+                self.shadow.drop_shadows_of(platform, gfn);
+            }
+        }
+        Ok(())
+    }
+
+    /// The guest stored to a page that was one of its tables until it was freed.
+    ///
+    /// # Errors
+    /// Host memory is exhausted.
+    pub fn table_reused(&mut self, platform: &mut Platform, gpa: Gpa) -> Result<(), MachineError> {
+        self.overwritten(platform, gpa.page_number())
+    }
+
+    /// Drops every entry that has the host frame behind a guest frame: what a change of the host's
+    /// mapping asks for, beside the change of the nested tables. Returns how many there were.
+    ///
+    /// # Errors
+    /// Host memory is exhausted.
+    pub fn drop_gfn(&mut self, platform: &mut Platform, gfn: u64) -> Result<usize, MachineError> {
+        let mut dropped = self.shadow.drop_gfn(platform, gfn);
+        dropped += self.shadow.drop_switches(platform, gfn);
+        self.restart(platform)?;
+        platform.hardware.invalidate_everywhere();
+        Ok(dropped)
+    }
+
+    /// The shadow root that the vCPU's hardware walks; 0 if there is none.
+    #[inline]
+    pub fn shadow_root(&self, vcpu: usize) -> Hpa {
+        self.shadow.walk_root(vcpu)
+    }
+}
