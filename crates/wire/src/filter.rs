@@ -12,7 +12,7 @@ use crate::ring::Producer;
 pub struct FilterConfig {
     /// Sets by 4 KiB page, a power of two, at most 64.
     pub sets: u32,
-    /// Ways, at most [`MOST_WAYS`].
+    /// Ways, at most 4.
     pub ways: u32,
     /// Sets by 2 MiB page for what the guest maps so or larger, a power of two, at most 64; one way.
     pub large_sets: u32,
