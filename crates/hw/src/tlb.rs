@@ -410,6 +410,14 @@ impl Tlb {
         }
     }
 
+    /// Removes every entry by which a store needs no walk.
+    pub fn remove_stores(&mut self) {
+        let store = Translation::needs(true, false, false);
+        for array in &mut self.arrays {
+            array.entries.retain(|_, translation| !translation.serves(store));
+        }
+    }
+
     /// Removes everything.
     pub fn flush(&mut self) {
         for array in &mut self.arrays {

@@ -15,6 +15,24 @@ fn page(frame: u64, size: PageSize, global: bool) -> Translation {
 const A: Asid = Asid::new(1, 7);
 
 #[test]
+fn only_entries_that_allow_stores_at_once_can_be_removed() {
+    let mut tlb = Tlb::new(&crate::Profile::load("zen2").unwrap().l2_tlb);
+    let asid = Asid::new(1, 7);
+    let page = |i: u64| Gva::new(i << 12);
+    let all = Permissions::ALL;
+    for (i, (write, dirty)) in [(true, true), (true, false), (false, true)].into_iter().enumerate()
+    {
+        let permissions = Permissions { write, ..all };
+        let entry =
+            Translation::new(Hpa::new(0x5000), PageSize::SIZE_4K, permissions, dirty, i == 1);
+        tlb.fill(page(i as u64), asid, entry);
+    }
+    tlb.remove_stores();
+    let left: Vec<bool> = (0..3).map(|i| tlb.look_up(page(i), asid).is_some()).collect();
+    assert_eq!(left, [false, true, true]);
+}
+
+#[test]
 fn a_translation_keeps_what_it_is_given() {
     let p = Permissions { write: true, user: false, execute: true };
     let t = Translation::new(Hpa::new(0xf_ffff_c000_0000), PageSize::SIZE_1G, p, false, true);

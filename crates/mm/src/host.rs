@@ -163,6 +163,21 @@ impl HostMemory {
         Some(HostPage { frame: leaf.frame, size: leaf.size, fresh: false })
     }
 
+    /// The host takes the page behind `gpa` back, as a balloon or `madvise(MADV_DONTNEED)` does: the
+    /// next touch finds another one. Returns the page, or `None` if there was none. Whoever maps it in
+    /// tables of its own owes their invalidation before the guest runs on.
+    ///
+    /// # Errors
+    /// Splitting or making the mapping again fails for want of memory.
+    pub fn discard(&mut self, gpa: Gpa) -> Result<Option<HostPage>, MmError> {
+        let (Some(page), Some(hva)) = (self.look_up(gpa), self.hva(gpa)) else { return Ok(None) };
+        let (start, bytes) = (hva.align_down(page.size), page.size.bytes());
+        self.space.unmap(&mut self.memory, start, bytes, &mut Unobserved)?;
+        let protection = Protection::READ_WRITE;
+        self.space.map(&mut self.memory, start, bytes, protection, &mut Unobserved)?;
+        Ok(Some(page))
+    }
+
     /// The host's table pages for guest RAM.
     pub const fn tables(&self) -> &nestwalk_tables::TableMemory<Hpa> {
         &self.memory.tables
@@ -240,6 +255,24 @@ mod tests {
         assert_eq!(h.counters().table_frames, tables + 1);
         h.free_table(t);
         assert_eq!(h.counters().table_frames, tables);
+    }
+
+    #[test]
+    fn a_discarded_page_comes_back_at_the_next_touch() {
+        for policy in ["4k", "2m"] {
+            let mut h = host(policy, 0.0);
+            let (a, b) = (Gpa::new(0x40_1000), Gpa::new(0x80_0000));
+            let old = [h.ensure(a).unwrap(), h.ensure(b).unwrap()];
+            let free = h.physical().free_frames();
+            assert_eq!(h.discard(a).unwrap(), Some(HostPage { fresh: false, ..old[0] }));
+            assert_eq!(h.look_up(a), None);
+            assert_eq!(h.look_up(b), Some(HostPage { fresh: false, ..old[1] }));
+            assert!(h.physical().free_frames() >= free + old[0].size.base_pages());
+            assert_eq!(h.discard(a).unwrap(), None);
+            assert_eq!(h.discard(Gpa::new(0xc000_0000)).unwrap(), None);
+            let new = h.ensure(a).unwrap();
+            assert!(new.fresh && new.size == old[0].size);
+        }
     }
 
     #[test]

@@ -270,6 +270,7 @@ impl Experiment {
             verify: self.verify,
             threads,
             mappings: None,
+            series: None,
         })
     }
 

@@ -114,6 +114,7 @@ pub static VM_EXITS: &[Field] = &[
     ("table_unsync", "count", "shadow: first store to a leaf table, which goes out of sync"),
     ("cr3_load", "count", "shadow: a load of CR3"),
     ("invalidation", "count", "shadow: INVLPG or INVPCID"),
+    ("mode_switch", "count", "a vCPU called out of the guest because the paging mode changes"),
 ];
 
 /// Keys of a machine's `guest_os_work`.
@@ -142,6 +143,40 @@ pub static PAGE_TABLE_BYTES: &[Field] = &[
     ("host", "bytes", "the host kernel's tables of the VMM process, for guest memory"),
 ];
 
+/// Keys of a machine's `switching`.
+pub static SWITCHING: &[Field] = &[
+    ("start", "", "the mode when the region of interest began"),
+    ("shadow_percent", "% of time", "simulated time in shadow mode"),
+    ("nested_percent", "% of time", "simulated time in nested mode"),
+    ("samples", "count", "intervals that the policy saw"),
+    ("switches", "", "the switches, in order"),
+];
+
+/// Keys of a switch.
+pub static SWITCHES: &[Field] = &[
+    ("time_ms", "ms", "simulated time since the region of interest began"),
+    ("instructions", "count", "instructions since then"),
+    ("mode", "", "the mode from then on: shadow or nested"),
+    ("reason", "", "why, in words"),
+    ("sample", "", "what the policy saw last; null if there was none"),
+];
+
+/// Keys of a sample: an interval as the policy saw it, over all vCPUs.
+pub static SAMPLE: &[Field] = &[
+    ("time_ns", "ns", "end of the interval, simulated time since the region of interest began"),
+    ("duration_ns", "ns", "length of the interval"),
+    ("busy_ns", "ns", "processor time of the vCPUs"),
+    ("instructions", "count", "instructions retired in the guest"),
+    ("guest_cycles", "cycles", "cycles in the guest, walks included"),
+    ("host_kernel_cycles", "cycles", "the hypervisor's and the host kernel's work"),
+    ("host_user_cycles", "cycles", "none in a simulation"),
+    ("walk_cycles", "cycles", "cycles with a page walk under way"),
+    ("guest_page_faults", "count", "page faults that the guest kernel handled"),
+    ("tlb_misses", "count", "accesses that missed both levels of TLBs"),
+    ("vm_exits", "count", "exits to the hypervisor"),
+    ("mode", "", "the mode in which the interval passed"),
+];
+
 /// Keys of a machine's `referee`.
 pub static REFEREE: &[Field] = &[
     ("checked", "count", "runs of accesses checked"),
@@ -157,12 +192,15 @@ pub static PARTS: &[(&str, &[Field])] = &[
     ("data_served", SERVED),
     ("fetch_served", SERVED),
     ("page_table_bytes", PAGE_TABLE_BYTES),
+    ("switching", SWITCHING),
+    ("switching.switches[]", SWITCHES),
+    ("switching.switches[].sample", SAMPLE),
     ("referee", REFEREE),
 ];
 
-/// The keys of a machine's field, if it is an object.
-pub fn parts_of(field: &str) -> &'static [Field] {
-    PARTS.iter().find(|p| p.0 == field).map_or(&[], |p| p.1)
+/// A machine's field, if it is an object, and the objects within it, with their keys.
+pub fn parts_of(field: &str) -> impl Iterator<Item = &'static (&'static str, &'static [Field])> {
+    PARTS.iter().filter(move |p| p.0.split('.').next() == Some(field))
 }
 
 #[cfg(test)]
@@ -179,7 +217,7 @@ mod tests {
         assert_eq!(names(GUEST_OS_WORK), OsWork::ALL.map(OsWork::name));
         assert_eq!(names(SERVED), ServedBy::NAMES);
         for (field, _) in PARTS {
-            assert!(FIELDS.iter().any(|f| f.0 == *field), "{field}");
+            assert!(FIELDS.iter().any(|f| Some(f.0) == field.split('.').next()), "{field}");
         }
     }
 }

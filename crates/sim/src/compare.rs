@@ -8,6 +8,7 @@
 //! or *re-mapped*: what its processes did, with a modelled kernel's policies.
 
 use crate::cost::Cycles;
+use crate::counters::Counters;
 use crate::engine::AnyMachine;
 use crate::guests::{self, Guest, GuestOutcome};
 use crate::results::MachineResult;
@@ -59,6 +60,9 @@ pub struct Plan {
     /// What a recorded guest's processes have mapped at some time, if that is known beforehand: for
     /// machines with another guest than the observed one.
     pub mappings: Option<Arc<Mappings>>,
+    /// Every machine but `ideal` records its counters every so many instructions of the region of
+    /// interest.
+    pub series: Option<u64>,
 }
 
 /// Why a comparison ended early.
@@ -130,6 +134,8 @@ pub struct Outcome {
     pub machines: Vec<MachineResult>,
     /// What each guest did, by its name ([`GuestSpec::name`]).
     pub guests: Vec<(String, GuestOutcome)>,
+    /// By machine, what was counted by the end of each interval of [`Plan::series`].
+    pub series: Vec<Vec<Counters>>,
     /// Why it ended early.
     pub error: Option<CompareError>,
 }
@@ -173,7 +179,8 @@ pub fn compare(
         run_on_threads(plan.threads, &mut groups, seats, source, stop, progress)
     };
     let guests = groups.iter().map(|g| (g.spec.name(), g.guest.outcome())).collect();
-    Ok(Outcome { machines: results(plan, &seats), guests, error })
+    let series = seats.iter().map(|s| s.machine.series()).collect();
+    Ok(Outcome { machines: results(plan, &seats), guests, series, error })
 }
 
 fn set_up(plan: &Plan, source: &dyn Source) -> Result<(Vec<Group>, Vec<Seat>), CompareError> {
@@ -192,7 +199,10 @@ fn set_up(plan: &Plan, source: &dyn Source) -> Result<(Vec<Group>, Vec<Seat>), C
                 groups.len() - 1
             }
         };
-        let machine = machine(plan, spec)?;
+        let mut machine = machine(plan, spec)?;
+        if let Some(every) = plan.series {
+            machine.record_series(every);
+        }
         seats.push(Seat { index, group, machine });
     }
     Ok((groups, seats))
@@ -380,14 +390,16 @@ fn results(plan: &Plan, seats: &[Seat]) -> Vec<MachineResult> {
         .iter()
         .map(|seat| {
             let spec = &plan.machines[seat.index];
-            MachineResult::new(
+            let mut result = MachineResult::new(
                 (seat.machine.name(), spec.scheme.name),
                 seat.machine.counters(),
                 &plan.profile,
                 ideal_of(spec.guest),
                 seat.machine.page_table_bytes(),
                 seat.machine.verdict(),
-            )
+            );
+            result.switching = seat.machine.switching();
+            result
         })
         .collect()
 }

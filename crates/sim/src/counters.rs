@@ -38,6 +38,9 @@ impl References {
     pub fn served_by(&self, place: ServedBy) -> u64 {
         self.0.iter().map(|d| d[place as usize]).sum()
     }
+    fn since(&self, earlier: &Self) -> Self {
+        Self(std::array::from_fn(|d| less(&self.0[d], &earlier.0[d])))
+    }
     #[inline]
     pub(crate) fn add(&mut self, other: &Self) {
         for (sums, more) in self.0.iter_mut().zip(&other.0) {
@@ -46,6 +49,10 @@ impl References {
             }
         }
     }
+}
+
+fn less<const N: usize>(now: &[u64; N], earlier: &[u64; N]) -> [u64; N] {
+    std::array::from_fn(|i| now[i] - earlier[i])
 }
 
 /// Index of the walks of agile paging that were nested from the guest's CR3 on.
@@ -73,11 +80,13 @@ pub enum ExitReason {
     Invalidation,
     /// Agile paging: the end of an interval, at which the hypervisor moves guest tables back.
     Interval,
+    /// The hypervisor calls the vCPU out of the guest to change its paging mode.
+    ModeSwitch,
 }
 
 impl ExitReason {
     /// All reasons in the order of their counters.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::EptViolation,
         Self::TrueFault,
         Self::HiddenFault,
@@ -87,6 +96,7 @@ impl ExitReason {
         Self::Cr3Load,
         Self::Invalidation,
         Self::Interval,
+        Self::ModeSwitch,
     ];
     /// Key in results.
     pub const fn name(self) -> &'static str {
@@ -100,6 +110,7 @@ impl ExitReason {
             Self::Cr3Load => "cr3_load",
             Self::Invalidation => "invalidation",
             Self::Interval => "interval",
+            Self::ModeSwitch => "mode_switch",
         }
     }
 }
@@ -131,6 +142,20 @@ macro_rules! counters {
             /// Names and values of the plain counters, in order.
             pub fn named(&self) -> Vec<(&'static str, u64)> {
                 vec![$((stringify!($name), self.$name),)*]
+            }
+            /// What was counted since `earlier`, a moment of the same machine.
+            #[must_use]
+            pub fn since(&self, earlier: &Self) -> Self {
+                Self {
+                    $($name: self.$name - earlier.$name,)*
+                    references: self.references.since(&earlier.references),
+                    faulted_references: self.faulted_references.since(&earlier.faulted_references),
+                    data: less(&self.data, &earlier.data),
+                    fetch: less(&self.fetch, &earlier.fetch),
+                    exits: less(&self.exits, &earlier.exits),
+                    walks_switched: less(&self.walks_switched, &earlier.walks_switched),
+                    os_work: less(&self.os_work, &earlier.os_work),
+                }
             }
         }
     };
@@ -202,6 +227,8 @@ counters! {
     cr3_loads,
     /// Invalidations of the guest.
     invalidations,
+    /// Changes of the paging mode.
+    mode_switches,
 }
 
 impl Counters {

@@ -9,6 +9,8 @@ use crate::counters::Counters;
 use crate::hardware::{GUEST_VPID, Hardware, Request, Step};
 use crate::referee::{Referee, Verdict};
 use crate::scheme::{Answer, MachineError, PageTableBytes, Platform, Scheme};
+use crate::series::Series;
+use crate::switching::SwitchingResult;
 use crate::walk::Fault;
 use crate::world::World;
 use nestwalk_hw::{Caches, Profile, Translation};
@@ -60,6 +62,16 @@ pub trait AnyMachine: Send {
     fn page_table_bytes(&self) -> PageTableBytes;
     /// What the referee found, if there was one.
     fn verdict(&self) -> Option<Verdict>;
+    /// Records what was counted every so many instructions of the region of interest.
+    fn record_series(&mut self, _every: u64) {}
+    /// What was counted by the end of each interval, and by now; empty if nothing is recorded.
+    fn series(&self) -> Vec<Counters> {
+        Vec::new()
+    }
+    /// What came of a paging mode that changes, if it does.
+    fn switching(&self) -> Option<SwitchingResult> {
+        None
+    }
     /// Shows the references of one walk with cold hardware structures, without changing counters.
     ///
     /// # Errors
@@ -104,6 +116,7 @@ pub struct Machine<S> {
     fresh: Vec<bool>,
     /// vCPU and page of the last run, kept where the scheme has something due.
     last: (VcpuId, u64),
+    series: Series,
 }
 
 impl<S: Scheme> Machine<S> {
@@ -126,6 +139,7 @@ impl<S: Scheme> Machine<S> {
             recent_misses: 0,
             fresh: Vec::new(),
             last: (VcpuId(0), u64::MAX),
+            series: Series::default(),
         })
     }
 
@@ -144,7 +158,7 @@ impl<S: Scheme> Machine<S> {
     /// Runs a group, with what is due in the middle of it.
     #[inline]
     fn run_on_time(&mut self, runs: &[Run], gpas: &[Gpa]) -> Result<(), MachineError> {
-        let due = self.scheme.due();
+        let due = self.scheme.due().min(self.series.due());
         if due == u64::MAX {
             return self.run_group(runs, gpas);
         }
@@ -174,10 +188,29 @@ impl<S: Scheme> Machine<S> {
 
     #[inline]
     fn tick(&mut self) -> Result<(), MachineError> {
-        if self.platform.clock >= self.scheme.due() {
+        let clock = self.platform.clock;
+        if clock >= self.series.due() {
+            self.series.look(clock, &self.platform.counters);
+        }
+        if clock >= self.scheme.due() {
             self.scheme.tick(&mut self.platform)?;
         }
         Ok(())
+    }
+
+    /// The host takes the page behind `gpa` back. Returns whether there was one.
+    ///
+    /// # Errors
+    /// The host is out of memory, or the machine cannot go on.
+    pub fn discard(&mut self, gpa: Gpa) -> Result<bool, MachineError> {
+        let Some(host) = &mut self.platform.world.host else { return Ok(false) };
+        let Some(page) = host.discard(gpa)? else { return Ok(false) };
+        let first = gpa.align_down(page.size);
+        if let Some(referee) = &mut self.referee {
+            referee.discarded(first, page.size);
+        }
+        self.scheme.host_changed(&mut self.platform, first, page.size)?;
+        Ok(true)
     }
 
     fn run_group(&mut self, runs: &[Run], gpas: &[Gpa]) -> Result<(), MachineError> {
@@ -347,7 +380,11 @@ impl<S: Scheme> Machine<S> {
     fn control(&mut self, control: &Control) -> Result<(), MachineError> {
         let platform = &mut self.platform;
         match *control {
-            Control::RegionOfInterest => platform.counters = Counters::default(),
+            Control::RegionOfInterest => {
+                platform.counters = Counters::default();
+                self.series.counting_begins(platform.clock);
+                self.scheme.counting_begins(platform);
+            }
             Control::OsWork { work, count } => {
                 platform.counters.os_work[work.index()] += u64::from(count);
             }
@@ -450,6 +487,18 @@ impl<S: Scheme> AnyMachine for Machine<S> {
 
     fn verdict(&self) -> Option<Verdict> {
         self.referee.as_ref().map(|r| r.verdict(&self.platform))
+    }
+
+    fn record_series(&mut self, every: u64) {
+        self.series = Series::new(every);
+    }
+
+    fn series(&self) -> Vec<Counters> {
+        self.series.ends(&self.platform.counters)
+    }
+
+    fn switching(&self) -> Option<SwitchingResult> {
+        self.scheme.switching(&self.platform)
     }
 
     fn watch(&mut self, run: &Run) -> Result<Vec<Step>, MachineError> {

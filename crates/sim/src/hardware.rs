@@ -219,6 +219,24 @@ impl Hardware {
         }
     }
 
+    /// Drops all guest-physical and combined mappings on all cores: what a VMM asks for (INVEPT) after
+    /// it removed nested entries. Linear mappings share the tag of combined ones and go, too.
+    pub fn invalidate_nested_everywhere(&mut self) {
+        self.invalidate_everywhere();
+        self.forget_nested();
+    }
+
+    /// Drops all guest-physical mappings on all cores.
+    pub fn forget_nested(&mut self) {
+        for core in &mut self.cores {
+            let vpid = core.asid.vpid();
+            core.nested_walk_cache.invalidate_vpid(vpid);
+            if let Some(nested) = &mut core.nested_tlb {
+                nested.invalidate_vpid(vpid, true);
+            }
+        }
+    }
+
     /// What an EPT violation removes by itself on its vCPU: the guest-physical mappings used for the
     /// address and the combined mappings of the linear address, if the guest's tables are walked
     /// (SDM vol. 3C, "Operations that Invalidate Cached Mappings").

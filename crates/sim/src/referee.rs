@@ -15,7 +15,7 @@ use crate::counters::Counters;
 use crate::scheme::Platform;
 use nestwalk_hw::Translation;
 use nestwalk_tables::look_up;
-use nestwalk_types::{Address, Gpa, Hpa, Run};
+use nestwalk_types::{Address, Gpa, Hpa, PageSize, Run};
 use rustc_hash::FxHashMap;
 use serde::Serialize;
 
@@ -54,6 +54,15 @@ impl Referee {
             told: Vec::new(),
             owner: FxHashMap::default(),
             frame: FxHashMap::default(),
+        }
+    }
+
+    /// The host took these guest pages' memory back; their frames may be given out again.
+    pub fn discarded(&mut self, first: Gpa, size: PageSize) {
+        for gfn in first.page_number()..first.page_number() + size.base_pages() {
+            if let Some(frame) = self.frame.remove(&gfn) {
+                self.owner.remove(&frame);
+            }
         }
     }
 

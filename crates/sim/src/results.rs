@@ -4,6 +4,7 @@ use crate::cost::Cycles;
 use crate::counters::{Counters, Dimension, ExitReason, FULLY_NESTED};
 use crate::referee::Verdict;
 use crate::scheme::PageTableBytes;
+use crate::switching::SwitchingResult;
 use nestwalk_hw::{Profile, ServedBy};
 use nestwalk_types::OsWork;
 use serde::Serialize;
@@ -51,6 +52,7 @@ pub struct MachineResult {
     pub table_writes: u64,
     pub cr3_loads: u64,
     pub invalidations: u64,
+    pub mode_switches: u64,
     pub host_faults: u64,
     pub host_pages_cleared: u64,
     pub nested_fills: u64,
@@ -73,6 +75,8 @@ pub struct MachineResult {
     pub vmm_overhead_percent: f64,
     pub overhead_percent: f64,
     pub page_table_bytes: PageTableBytes,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub switching: Option<SwitchingResult>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub referee: Option<Verdict>,
 }
@@ -149,6 +153,7 @@ pub static FIELDS: &[(&str, &str, &str)] = &[
     ("table_writes", "count", "entries that the guest kernel stored to its tables"),
     ("cr3_loads", "count", "loads of CR3"),
     ("invalidations", "count", "INVLPG and INVPCID"),
+    ("mode_switches", "count", "changes of the paging mode"),
     ("host_faults", "count", "page faults of the host kernel for guest RAM"),
     ("host_pages_cleared", "4 KiB pages", "memory that the host kernel cleared"),
     ("nested_fills", "count", "entries stored to nested tables"),
@@ -183,6 +188,7 @@ pub static FIELDS: &[(&str, &str, &str)] = &[
         "bytes",
         "memory of tables at the end: guest, nested, shadow, host process",
     ),
+    ("switching", "", "of schemes whose paging mode changes: time in each mode, and the switches"),
     ("referee", "", "with --verify: runs checked, violations, the first of them"),
 ];
 
@@ -263,6 +269,7 @@ impl MachineResult {
             table_writes: c.table_writes,
             cr3_loads: c.cr3_loads,
             invalidations: c.invalidations,
+            mode_switches: c.mode_switches,
             host_faults: c.host_faults,
             host_pages_cleared: c.host_pages_cleared,
             nested_fills: c.nested_fills,
@@ -285,6 +292,7 @@ impl MachineResult {
             vmm_overhead_percent: percent(cycles.vmm),
             overhead_percent: percent(cycles.total() - ideal_cycles),
             page_table_bytes,
+            switching: None,
             referee,
         }
     }
@@ -293,12 +301,13 @@ impl MachineResult {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nestwalk_policy::Mode;
 
     #[test]
     fn every_field_is_documented_in_order() {
         let profile = Profile::load("cascade-lake-6252").unwrap();
         let verdict = Verdict { checked: 0, violations: 0, told: Vec::new() };
-        let result = MachineResult::new(
+        let mut result = MachineResult::new(
             ("n", "s"),
             &Counters::default(),
             &profile,
@@ -306,6 +315,8 @@ mod tests {
             PageTableBytes::default(),
             Some(verdict),
         );
+        let journal = crate::switching::journal::Journal::new(&profile, 1, Mode::Shadow);
+        result.switching = Some(journal.result(&Counters::default(), Mode::Shadow));
         let text = serde_json::to_string(&result).unwrap();
         let mut from = 0;
         for (name, _, meaning) in FIELDS {

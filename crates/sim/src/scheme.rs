@@ -2,6 +2,7 @@
 
 use crate::counters::Counters;
 use crate::hardware::{Hardware, Request};
+use crate::switching::SwitchingResult;
 use crate::walk::Fault;
 use crate::world::World;
 use nestwalk_hw::Translation;
@@ -81,6 +82,14 @@ pub enum MachineError {
         /// The machine.
         machine: String,
     },
+    /// A policy cannot be made.
+    #[error("{machine}: {reason}")]
+    Variant {
+        /// The machine.
+        machine: String,
+        /// Why.
+        reason: String,
+    },
     /// A fault that does not go away when it is answered: a bug of the scheme.
     #[error("{machine}: the fault at {gva:?} came back {attempts} times")]
     Stuck {
@@ -155,6 +164,28 @@ pub trait Scheme: Send {
     /// The machine cannot go on.
     fn tick(&mut self, _platform: &mut Platform) -> Result<(), MachineError> {
         Ok(())
+    }
+
+    /// The region of interest begins: counters are zero again.
+    fn counting_begins(&mut self, _platform: &mut Platform) {}
+
+    /// The host took the page of `size` at `at` back or moved it: it is behind the guest no more, and
+    /// nothing of the machine may use it any longer.
+    ///
+    /// # Errors
+    /// The machine cannot go on.
+    fn host_changed(
+        &mut self,
+        _platform: &mut Platform,
+        _at: Gpa,
+        _size: PageSize,
+    ) -> Result<(), MachineError> {
+        Ok(())
+    }
+
+    /// What came of a paging mode that changes, for schemes that have one.
+    fn switching(&self, _platform: &Platform) -> Option<SwitchingResult> {
+        None
     }
 
     /// The guest loaded CR3.

@@ -53,6 +53,7 @@ fn plan(machines: &str, mode: &'static Mode, vcpus: u8, threads: usize) -> Plan 
         verify: true,
         threads,
         mappings: None,
+        series: None,
     }
 }
 

@@ -199,6 +199,7 @@ fn plan(machines: &str, vcpus: usize, threads: usize) -> Plan {
         verify: true,
         threads,
         mappings: None,
+        series: None,
     }
 }
 

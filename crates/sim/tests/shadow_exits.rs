@@ -184,6 +184,6 @@ fn exits_add_up_in_any_life() {
         approve(&m);
     }
     let never: Vec<_> = ExitReason::ALL.iter().filter(|r| seen[**r as usize] == 0).collect();
-    let foreign = [ExitReason::EptViolation, ExitReason::Interval];
+    let foreign = [ExitReason::EptViolation, ExitReason::Interval, ExitReason::ModeSwitch];
     assert_eq!(never, foreign.each_ref(), "every reason of shadow paging occurred");
 }

@@ -143,7 +143,9 @@ fn field(name: &str) -> String {
         for found in fields.iter().filter(|f| f.0 == name) {
             out += &lines(place, &[*found]);
             if place == "machines[]." {
-                out += &lines(&format!("{place}{name}."), fields::parts_of(name));
+                for (part, fields) in fields::parts_of(name) {
+                    out += &lines(&format!("{place}{part}."), fields);
+                }
             }
         }
     }
@@ -162,7 +164,9 @@ fn results() -> String {
     }
     for found in FIELDS {
         out += &lines("machines[].", &[*found]);
-        out += &lines(&format!("machines[].{}.", found.0), fields::parts_of(found.0));
+        for (part, fields) in fields::parts_of(found.0) {
+            out += &lines(&format!("machines[].{part}."), fields);
+        }
     }
     out
 }

@@ -52,6 +52,7 @@ pub fn walk(args: &WalkArgs) -> Result<()> {
         verify: false,
         threads: 1,
         mappings: None,
+        series: None,
     };
     let mut machine = machine(&plan, &spec)?;
     let GuestSpec::Modelled(policies) = spec.guest else {

@@ -28,7 +28,7 @@ macro_rules! schemes {
     };
 }
 
-schemes! { ideal, native, nested, shadow, agile }
+schemes! { ideal, native, nested, shadow, agile, switching }
 
 /// For schemes of which there is one kind.
 ///

@@ -42,8 +42,12 @@ impl Nested {
     /// # Errors
     /// There is no host, or no frame.
     pub fn new(request: &mut Build) -> Result<Self, MachineError> {
-        let mmu = NestedMmu::new(request.nested_mode, &mut request.host)?;
-        Ok(Self { mmu, guest_hints: LeafHints::default(), nested_hints: LeafHints::default() })
+        Ok(Self::with(NestedMmu::new(request.nested_mode, &mut request.host)?))
+    }
+
+    /// With these tables.
+    pub fn with(mmu: NestedMmu) -> Self {
+        Self { mmu, guest_hints: LeafHints::default(), nested_hints: LeafHints::default() }
     }
 }
 
@@ -117,6 +121,17 @@ impl Scheme for Nested {
             let size = self.mmu.map(platform, at)?;
             at = at.align_down(size).offset_by(size.bytes());
         }
+        Ok(())
+    }
+
+    fn host_changed(
+        &mut self,
+        platform: &mut Platform,
+        at: Gpa,
+        size: PageSize,
+    ) -> Result<(), MachineError> {
+        self.mmu.host_changed(platform, at, size);
+        platform.hardware.invalidate_nested_everywhere();
         Ok(())
     }
 

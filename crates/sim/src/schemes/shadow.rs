@@ -131,6 +131,17 @@ impl Scheme for Shadow {
         self.mmu.ran_before(platform, vcpu)
     }
 
+    fn host_changed(
+        &mut self,
+        platform: &mut Platform,
+        at: Gpa,
+        size: PageSize,
+    ) -> Result<(), MachineError> {
+        self.mmu.host_changed(platform, at, size);
+        platform.hardware.invalidate_everywhere();
+        Ok(())
+    }
+
     fn walk_mode(&self, _world: &World) -> &'static Mode {
         self.mmu.mode()
     }

@@ -92,6 +92,37 @@ impl NestedMmu {
         Ok(size)
     }
 
+    /// Gives all nested tables back. The caller owes the flush of everything that hardware may hold.
+    pub fn unload(self, platform: &mut Platform) {
+        if let Some(host) = &mut platform.world.host {
+            self.memory.pages().for_each(|table| host.free_table(table));
+        }
+    }
+
+    /// The host took the page of `size` at `at` back: the entries that map it are cleared. Returns how
+    /// many there were; if any, the caller owes a flush.
+    pub fn host_changed(&mut self, platform: &mut Platform, at: Gpa, size: PageSize) -> u64 {
+        let Some(host) = &mut platform.world.host else { return 0 };
+        let mut owner = FromHost(host);
+        let (mut cleared, mut done) = (0, 0);
+        while done < size.bytes() {
+            let gpa = at.offset_by(done);
+            let Ok(leaf) = look_up(&self.memory, self.mode, self.root, gpa) else {
+                done += PageSize::SIZE_4K.bytes();
+                continue;
+            };
+            if let Some(level) = self.mode.leaf_level(leaf.size) {
+                // The table is there, so nothing is allocated and nothing can fail.
+                let none = Entry(0);
+                let stored =
+                    store(&mut self.memory, self.mode, self.root, gpa, level, none, &mut owner);
+                cleared += u64::from(stored.is_ok());
+            }
+            done += leaf.size.bytes();
+        }
+        cleared
+    }
+
     /// The guest kernel writes a whole page: every part of it that is not mapped is a violation.
     ///
     /// # Errors

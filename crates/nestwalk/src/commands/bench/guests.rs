@@ -40,6 +40,7 @@ fn plan(guest: &GuestInfo, threads: usize) -> Result<Plan> {
         verify: false,
         threads,
         mappings: None,
+        series: None,
     })
 }
 

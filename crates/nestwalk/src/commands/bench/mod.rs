@@ -136,6 +136,7 @@ fn run(case: &str, machines: &str, accesses: u64, counting: bool) -> Result<f64>
         verify: false,
         threads: 1,
         mappings: None,
+        series: None,
     };
     let base = PatternSpec { footprint, accesses, populate: Some(true), ..PatternSpec::default() };
     let began = Arc::new(Mutex::new(None));

@@ -30,6 +30,7 @@ mod partial;
 mod protect;
 #[cfg(test)]
 mod tests;
+mod unload;
 
 pub use partial::{Homes, SWITCH};
 

@@ -1,0 +1,370 @@
+//! `switching`: shadow and nested paging in turns, while the VM runs.
+//!
+//! A switch is what the kernel patch of the thesis does (Linux 4.19, `KVM_REQ_PM_SWITCH`): every vCPU is
+//! called out of the guest, the tables of the old mode are dropped, the roots freed, the new mode's MMU
+//! is set up, and its tables are built as the guest meets what is missing. So a switch has no price of
+//! its own but an exit of each vCPU; the rest are the exits and fills that follow. What goes beyond the
+//! patch:
+//!
+//! - Any number of vCPUs. All are out of the guest when tables go and hardware is flushed, and none
+//!   goes back before its root is loaded, so no vCPU walks tables of the mode that another has left.
+//! - `keep=nested`: nested tables stay while the VM is in shadow mode, and their memory with them. They
+//!   depend on the host's mapping alone, and whatever the host takes back is cleared in them at once
+//!   ([`Scheme::host_changed`]), so at the next switch they are in step, and what is missing then is
+//!   what the host gave or changed meanwhile.
+//!   Shadow tables are never kept: in nested mode nobody tells the hypervisor of the guest's stores to
+//!   its tables, so every one of them might have changed.
+//! - `tlb=carry`: see below.
+//!
+//! # What TLBs may keep
+//!
+//! A TLB entry of either mode is the composition gVA → gPA → hPA with the guest's permissions, under the
+//! same VPID and PCID, and of either mode it may be as old as the guest's last invalidation: CR3 loads,
+//! INVLPG and INVPCID reach the hardware in shadow mode, too, after the hypervisor's part. So an entry
+//! may stay unless the new mode relies on something that the old one did not keep up:
+//!
+//! - *Paging-structure caches* go always: they point into tables of the old mode.
+//! - *Guest-physical mappings* (nested TLB, nested paging-structure caches) go if the nested tables do.
+//! - *Into shadow mode, entries by which a store needs no walk go.* Shadow mode rests on write
+//!   protection: a store to a guest table must exit, and the flush that comes with the protection of a
+//!   table is made only if a shadow entry allowed stores, which a carried entry has none of. Likewise
+//!   the guest's dirty bit is the hypervisor's business from then on; an entry that is clean or
+//!   read-only makes the first store walk, and the walk meets shadow tables. Reads need no exit
+//!   in either mode. No processor drops entries by permission: there it takes a flush, and `carry` says
+//!   what could be gained at best.
+//! - *Into nested mode, entries that are parts of larger guest pages go.* The hypervisor, which splits
+//!   large pages in shadow tables, flushes them itself as it zaps the split page; in nested mode it is
+//!   the hardware that must find all parts of a page for INVLPG, and shadow entries do not say what they
+//!   are part of. One such page and all is flushed. Otherwise entries stay: an entry that allows stores
+//!   came when the guest's dirty bit was set, and has no more permissions than the guest's entry.
+//! - Global mappings are none in shadow tables, so nothing too global is carried into nested mode; the
+//!   other way, global entries stay as long as the guest's own invalidations let them.
+//! - A change of the host's mapping flushes everything in either mode, whether tables mapped it or not.
+
+use super::{Build, Definition};
+use crate::engine::{AnyMachine, Machine};
+use crate::hardware::Request;
+use crate::scheme::{Answer, MachineError, PageTableBytes, Platform, Scheme};
+use crate::schemes::nested::Nested;
+use crate::schemes::shadow::Shadow;
+use crate::switching::SwitchingResult;
+use crate::switching::governor::{Ask, Governor};
+use crate::switching::journal::Journal;
+use crate::switching::options::{Options, TlbHandling, variant};
+use crate::vmm::nested_mmu::NestedMmu;
+use crate::walk::Fault;
+use crate::world::World;
+use crate::{ExitReason, counters::Counters};
+use nestwalk_hw::Translation;
+use nestwalk_policy::{Mode as PagingMode, Outcome, Policy, Sample};
+use nestwalk_tables::Mode;
+use nestwalk_types::{Gpa, Invalidation, PageSize, Run, VcpuId};
+
+/// The catalogue's entry.
+pub const DEFINITION: Definition = Definition {
+    name: "switching",
+    summary: "shadow and nested paging in turns: switching[/POLICY][/KEY=VALUE]...",
+    virtualized: true,
+    variant,
+    build,
+};
+
+fn build(request: Build) -> Result<Box<dyn AnyMachine>, MachineError> {
+    let mut request = request;
+    Ok(Box::new(Machine::new(Switching::new(&mut request)?, request)?))
+}
+
+/// Both modes of a VM, one of them in force.
+pub struct Switching {
+    mode: PagingMode,
+    /// Empty but in shadow mode.
+    shadow: Shadow,
+    /// In nested mode, and while its tables are kept.
+    nested: Option<Nested>,
+    nested_mode: &'static Mode,
+    keep_nested: bool,
+    tlb: TlbHandling,
+    governor: Governor,
+    journal: Journal,
+}
+
+/// Calls the hook of the mode in force. The nested tables are there whenever nested mode is.
+macro_rules! in_force {
+    ($self:ident, $scheme:ident => $call:expr) => {
+        match &mut $self.nested {
+            Some($scheme) if $self.mode == PagingMode::Nested => $call,
+            _ => {
+                let $scheme = &mut $self.shadow;
+                $call
+            }
+        }
+    };
+}
+
+impl Switching {
+    /// In the mode at the start, with the policy or schedule of the variant.
+    ///
+    /// # Errors
+    /// The variant is wrong, or the host has no frame for a root.
+    pub fn new(request: &mut Build) -> Result<Self, MachineError> {
+        let wrong = |reason| MachineError::Variant { machine: request.name.clone(), reason };
+        let options: Options = request.variant.parse().map_err(wrong)?;
+        let governor =
+            Governor::new(&options, &request.profile, request.vcpus).map_err(wrong)?;
+        let nested = match options.start {
+            PagingMode::Shadow => None,
+            PagingMode::Nested => Some(Nested::new(request)?),
+        };
+        Ok(Self {
+            mode: options.start,
+            shadow: Shadow::new(request),
+            nested,
+            nested_mode: request.nested_mode,
+            keep_nested: options.keep_nested,
+            tlb: options.tlb,
+            governor,
+            journal: Journal::new(&request.profile, request.vcpus, options.start),
+        })
+    }
+
+    /// The mode in force.
+    pub const fn mode(&self) -> PagingMode {
+        self.mode
+    }
+
+    /// Another policy than the catalogue's, for a machine whose options name one.
+    pub fn set_policy(&mut self, policy: Box<dyn Policy>) {
+        self.governor.set_policy(policy);
+    }
+
+    /// Changes the mode at somebody else's request, as a write to the VM's file does. Does nothing if
+    /// it is in force.
+    ///
+    /// # Errors
+    /// The host has no frame for a root.
+    pub fn switch_to(
+        &mut self,
+        platform: &mut Platform,
+        to: PagingMode,
+    ) -> Result<(), MachineError> {
+        if to != self.mode {
+            self.switch(platform, to, "asked for from outside".into(), None)?;
+            self.governor.switched(Outcome::Elsewhere(to));
+        }
+        Ok(())
+    }
+
+    fn switch(
+        &mut self,
+        platform: &mut Platform,
+        to: PagingMode,
+        reason: String,
+        sample: Option<Sample>,
+    ) -> Result<(), MachineError> {
+        self.journal.switched(&platform.counters, self.mode, reason, sample);
+        platform.counters.mode_switches += 1;
+        for _ in &platform.hardware.cores {
+            platform.counters.exit(ExitReason::ModeSwitch);
+        }
+        match to {
+            PagingMode::Nested => self.enter_nested(platform),
+            PagingMode::Shadow => self.enter_shadow(platform),
+        }
+    }
+
+    fn enter_nested(&mut self, platform: &mut Platform) -> Result<(), MachineError> {
+        let flush = self.tlb == TlbHandling::Flush || self.shadow.mmu.may_splinter();
+        self.shadow.mmu.unload(platform);
+        if flush {
+            platform.hardware.invalidate_everywhere();
+        }
+        if self.nested.is_none() {
+            let mmu = NestedMmu::new(self.nested_mode, &mut platform.world.host)?;
+            self.nested = Some(Nested::with(mmu));
+        }
+        forget_walks(platform);
+        self.mode = PagingMode::Nested;
+        Ok(())
+    }
+
+    fn enter_shadow(&mut self, platform: &mut Platform) -> Result<(), MachineError> {
+        self.mode = PagingMode::Shadow;
+        if !self.keep_nested
+            && let Some(nested) = self.nested.take()
+        {
+            nested.mmu.unload(platform);
+        }
+        if self.tlb == TlbHandling::Flush {
+            platform.hardware.invalidate_nested_everywhere();
+        } else {
+            if !self.keep_nested {
+                platform.hardware.forget_nested();
+            }
+            for core in &mut platform.hardware.cores {
+                for tlb in [&mut core.l1d, &mut core.l1i, &mut core.l2] {
+                    tlb.remove_stores();
+                }
+            }
+        }
+        forget_walks(platform);
+        self.shadow.mmu.load_roots(platform)
+    }
+}
+
+/// Empties the paging-structure caches that begin at linear addresses.
+fn forget_walks(platform: &mut Platform) {
+    for core in &mut platform.hardware.cores {
+        core.walk_cache.invalidate_vpid(core.asid.vpid());
+    }
+}
+
+impl Scheme for Switching {
+    #[inline]
+    fn walk(&mut self, platform: &mut Platform, request: &Request) -> Result<Translation, Fault> {
+        in_force!(self, scheme => scheme.walk(platform, request))
+    }
+
+    fn read_ahead(&mut self, platform: &Platform, runs: &[Run], gpas: &[Gpa]) {
+        in_force!(self, scheme => scheme.read_ahead(platform, runs, gpas));
+    }
+
+    fn answer(
+        &mut self,
+        platform: &mut Platform,
+        request: &Request,
+        fault: Fault,
+    ) -> Result<Answer, MachineError> {
+        in_force!(self, scheme => scheme.answer(platform, request, fault))
+    }
+
+    #[inline]
+    fn due(&self) -> u64 {
+        self.governor.due()
+    }
+
+    fn tick(&mut self, platform: &mut Platform) -> Result<(), MachineError> {
+        let ask = self.governor.look(platform, self.mode);
+        let wanted = ask.wanted(self.mode);
+        let (reason, sample) = match ask {
+            Ask::Nothing => return Ok(()),
+            Ask::Answered(sample, decision) => {
+                self.journal.decided(sample, decision);
+                if wanted.is_none() {
+                    return Ok(());
+                }
+                (decision.reason.to_string(), Some(sample))
+            }
+            Ask::Scheduled(_) => ("by schedule".into(), None),
+        };
+        if let Some(to) = wanted {
+            self.switch(platform, to, reason, sample)?;
+            self.governor.switched(Outcome::Done);
+        }
+        Ok(())
+    }
+
+    fn counting_begins(&mut self, platform: &mut Platform) {
+        self.governor.counting_begins(platform.clock);
+        self.journal.restart(self.mode);
+    }
+
+    fn host_changed(
+        &mut self,
+        platform: &mut Platform,
+        at: Gpa,
+        size: PageSize,
+    ) -> Result<(), MachineError> {
+        self.shadow.mmu.host_changed(platform, at, size);
+        if let Some(nested) = &mut self.nested {
+            nested.mmu.host_changed(platform, at, size);
+        }
+        platform.hardware.invalidate_nested_everywhere();
+        Ok(())
+    }
+
+    fn switching(&self, platform: &Platform) -> Option<SwitchingResult> {
+        let counters: &Counters = &platform.counters;
+        Some(self.journal.result(counters, self.mode))
+    }
+
+    fn load_cr3(
+        &mut self,
+        platform: &mut Platform,
+        vcpu: VcpuId,
+        pcid: u16,
+        keep: bool,
+    ) -> Result<(), MachineError> {
+        in_force!(self, scheme => scheme.load_cr3(platform, vcpu, pcid, keep))
+    }
+
+    fn invalidate(
+        &mut self,
+        platform: &mut Platform,
+        vcpu: VcpuId,
+        what: Invalidation,
+    ) -> Result<(), MachineError> {
+        in_force!(self, scheme => scheme.invalidate(platform, vcpu, what))
+    }
+
+    fn table_write(
+        &mut self,
+        platform: &mut Platform,
+        vcpu: VcpuId,
+        at: Gpa,
+        old: u64,
+        new: u64,
+    ) -> Result<(), MachineError> {
+        in_force!(self, scheme => scheme.table_write(platform, vcpu, at, old, new))
+    }
+
+    fn page_written(
+        &mut self,
+        platform: &mut Platform,
+        vcpu: VcpuId,
+        at: Gpa,
+        size: PageSize,
+    ) -> Result<(), MachineError> {
+        in_force!(self, scheme => scheme.page_written(platform, vcpu, at, size))
+    }
+
+    fn table_reused(
+        &mut self,
+        platform: &mut Platform,
+        vcpu: VcpuId,
+        at: Gpa,
+    ) -> Result<(), MachineError> {
+        in_force!(self, scheme => scheme.table_reused(platform, vcpu, at))
+    }
+
+    fn backed(
+        &mut self,
+        platform: &mut Platform,
+        start: Gpa,
+        bytes: u64,
+    ) -> Result<(), MachineError> {
+        in_force!(self, scheme => scheme.backed(platform, start, bytes))
+    }
+
+    fn ran_before(&mut self, platform: &mut Platform, vcpu: VcpuId) -> Result<(), MachineError> {
+        in_force!(self, scheme => scheme.ran_before(platform, vcpu))
+    }
+
+    fn walk_mode(&self, world: &World) -> &'static Mode {
+        match self.mode {
+            PagingMode::Shadow => self.shadow.walk_mode(world),
+            PagingMode::Nested => world.mode,
+        }
+    }
+
+    fn page_table_bytes(&self, platform: &Platform) -> PageTableBytes {
+        let shadow = self.shadow.mmu.bytes();
+        let nested = self.nested.as_ref().map_or(0, |n| n.mmu.bytes());
+        let all = platform.world.host.as_ref().map_or(0, |h| h.counters().table_frames * 4096);
+        PageTableBytes {
+            guest: platform.world.guest.len() * 4096,
+            nested,
+            shadow,
+            host: all - nested - shadow,
+        }
+    }
+}

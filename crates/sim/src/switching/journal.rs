@@ -1,0 +1,118 @@
+//! What happened: switches and their reasons, and how long the VM was in which mode.
+
+use crate::cost::Cycles;
+use crate::counters::Counters;
+use nestwalk_hw::Profile;
+use nestwalk_policy::{Decision, Mode, Sample};
+use serde::Serialize;
+
+/// One change of the paging mode.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Switched {
+    /// Simulated milliseconds since the region of interest began.
+    pub time_ms: f64,
+    /// Instructions since then.
+    pub instructions: u64,
+    /// The mode from then on.
+    pub mode: Mode,
+    /// Why.
+    pub reason: String,
+    /// What the policy saw last, if it was one.
+    pub sample: Option<Sample>,
+}
+
+/// What came of a machine whose paging mode changes, since its region of interest began.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct SwitchingResult {
+    /// The mode at the beginning.
+    pub start: Mode,
+    /// Percent of the simulated time in shadow mode.
+    pub shadow_percent: f64,
+    /// Percent of the simulated time in nested mode.
+    pub nested_percent: f64,
+    /// Samples that the policy saw.
+    pub samples: u64,
+    /// The switches in order.
+    pub switches: Vec<Switched>,
+    /// Every sample with the policy's answer, for whoever draws or replays it; not in JSON.
+    #[serde(skip)]
+    pub decisions: Vec<(Sample, Decision)>,
+}
+
+/// Keeps it while the machine runs.
+pub struct Journal {
+    profile: Profile,
+    vcpus: f64,
+    start: Mode,
+    /// Cycles of all vCPUs in each mode, up to the last switch.
+    cycles: [f64; 2],
+    /// Cycles in all at the last switch.
+    since: f64,
+    switches: Vec<Switched>,
+    decisions: Vec<(Sample, Decision)>,
+}
+
+impl Journal {
+    /// Nothing has happened yet.
+    pub fn new(profile: &Profile, vcpus: usize, start: Mode) -> Self {
+        Self {
+            profile: profile.clone(),
+            vcpus: vcpus.max(1) as f64,
+            start,
+            cycles: [0.0; 2],
+            since: 0.0,
+            switches: Vec::new(),
+            decisions: Vec::new(),
+        }
+    }
+
+    /// The region of interest begins in this mode.
+    pub fn restart(&mut self, mode: Mode) {
+        self.start = mode;
+        (self.cycles, self.since) = ([0.0; 2], 0.0);
+        self.switches.clear();
+        self.decisions.clear();
+    }
+
+    /// A policy answered.
+    pub fn decided(&mut self, sample: Sample, decision: Decision) {
+        self.decisions.push((sample, decision));
+    }
+
+    /// The VM leaves `from`, and this is what was counted before.
+    pub fn switched(
+        &mut self,
+        counters: &Counters,
+        from: Mode,
+        reason: String,
+        sample: Option<Sample>,
+    ) {
+        let now = Cycles::of(counters, &self.profile).total();
+        self.cycles[from as usize] += now - self.since;
+        self.since = now;
+        let per_ms = self.profile.core.frequency_mhz.value * 1000.0 * self.vcpus;
+        self.switches.push(Switched {
+            time_ms: now / per_ms,
+            instructions: counters.instructions,
+            mode: from.other(),
+            reason,
+            sample,
+        });
+    }
+
+    /// All of it, for a VM that is in `mode` now.
+    pub fn result(&self, counters: &Counters, mode: Mode) -> SwitchingResult {
+        let mut cycles = self.cycles;
+        cycles[mode as usize] += Cycles::of(counters, &self.profile).total() - self.since;
+        let all: f64 = cycles.iter().sum();
+        let percent = |m: Mode| if all > 0.0 { 100.0 * (cycles[m as usize] / all) } else { 0.0 };
+        SwitchingResult {
+            start: self.start,
+            shadow_percent: percent(Mode::Shadow),
+            nested_percent: percent(Mode::Nested),
+            samples: self.decisions.len() as u64,
+            switches: self.switches.clone(),
+            decisions: self.decisions.clone(),
+        }
+    }
+}

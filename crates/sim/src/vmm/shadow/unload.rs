@@ -1,0 +1,55 @@
+//! All shadow tables go: the VM leaves shadow mode, or the host changed behind them.
+
+use super::{PAE_ROOT, PageId, ShadowMmu};
+use crate::scheme::{MachineError, Platform};
+use nestwalk_types::{Address, Gpa, PageSize};
+
+impl ShadowMmu {
+    /// Drops every shadow page and every root (`kvm_mmu_unload` after `kvm_mmu_zap_all`) and gives
+    /// their memory back. The caller owes the flush of everything that hardware may hold.
+    pub fn unload(&mut self, platform: &mut Platform) {
+        for page in 0..self.pages.len() as PageId {
+            let p = &self.pages[page as usize];
+            if p.live {
+                // An obsolete page was counted when it became that.
+                platform.counters.shadow_zaps += u64::from(!p.obsolete);
+                self.free_page(platform, page);
+            }
+        }
+        let fresh = Self::new(self.guest_mode, self.roots.len(), 0);
+        *self = Self { quota: self.quota, ..fresh };
+    }
+
+    /// Loads the roots of all vCPUs that run, as KVM does before it enters the guest
+    /// (`kvm_mmu_reload`).
+    ///
+    /// # Errors
+    /// The host has no frame for a root.
+    pub fn load_roots(&mut self, platform: &mut Platform) -> Result<(), MachineError> {
+        for vcpu in 0..self.roots.len() {
+            if platform.world.roots[vcpu] != Gpa::new(0) {
+                self.hardware_root(platform, vcpu)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether an entry may map a part of a larger guest page: one of a split page, or of the 4 MiB
+    /// pages of 32-bit guests.
+    pub fn may_splinter(&self) -> bool {
+        let split = |s| s != PAE_ROOT;
+        self.is_narrow() || self.pages.iter().any(|p| p.live && p.split.is_some_and(split))
+    }
+
+    /// The host took the page behind these guest frames back: no entry may map it any more. The
+    /// caller owes the flush.
+    pub fn host_changed(&mut self, platform: &mut Platform, at: Gpa, size: PageSize) {
+        let first = at.page_number();
+        for gfn in first..first + size.base_pages() {
+            self.drop_gfn(platform, gfn);
+            if let Some(word) = self.kernel_mapped.get_mut((gfn >> 6) as usize) {
+                *word &= !(1 << (gfn & 63));
+            }
+        }
+    }
+}
