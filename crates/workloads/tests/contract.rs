@@ -124,7 +124,7 @@ fn no_file_is_forgotten() {
     files.sort();
     let names: Vec<_> = WORKLOADS.iter().map(|w| w.name).collect();
     assert_eq!(files, names, "one file per workload, in alphabetical order");
-    assert_eq!(names.len(), 12);
+    assert_eq!(names.len(), 13);
 }
 
 #[test]
@@ -211,6 +211,7 @@ fn algorithms_end_by_themselves_and_verify_their_results() {
         "svm",
         "compiler:functions=5,chunk_kib=16",
         "forkstorm:children=9",
+        "seasons:length=20000,storm_kib=64",
     ] {
         check(name, &small);
         check(name, &WorkloadSpec { populate: Populate::Yes, ..small.clone() });

@@ -11,6 +11,7 @@ mod gups;
 mod hashjoin;
 mod kvstore;
 mod pagerank;
+mod seasons;
 mod stream;
 mod svm;
 mod xsbench;
@@ -26,6 +27,7 @@ pub static WORKLOADS: &[Workload] = &[
     hashjoin::WORKLOAD,
     kvstore::WORKLOAD,
     pagerank::WORKLOAD,
+    seasons::WORKLOAD,
     stream::WORKLOAD,
     svm::WORKLOAD,
     xsbench::WORKLOAD,
