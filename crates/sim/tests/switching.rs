@@ -182,6 +182,29 @@ fn no_store_gets_past_write_protection() {
     }
 }
 
+/// Shadow entries do not say that they are parts of one guest page: INVLPG of one address must remove
+/// all of them from hardware, which is on its own in nested mode.
+#[test]
+fn parts_of_a_large_guest_page_are_not_carried() {
+    let size = PageSize::SIZE_2M;
+    let mut s = Script::with_found_tables(&LONG4);
+    s.map_used(0x4000_0000, 64 << 20, size);
+    s.load(0x4000_0000);
+    s.load(0x4000_5000);
+    let before = s.take();
+    s.map_used(0x4000_0000, 128 << 20, size);
+    s.invlpg(0x4000_0000);
+    s.load(0x4000_5000);
+    let after = s.take();
+    for tlb in ["flush", "carry"] {
+        let mut m = machine(&setup(1), &format!("{NEVER}/tlb={tlb}"));
+        m.run(&before).unwrap();
+        switch(&mut m, PagingMode::Nested);
+        m.run(&after).unwrap();
+        approve(&m);
+    }
+}
+
 fn plan(machines: &str, vcpus: usize, threads: usize) -> Plan {
     let base = PagePolicy::by_name("4k").unwrap();
     Plan {

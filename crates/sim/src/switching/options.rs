@@ -11,9 +11,9 @@ use std::str::FromStr;
 /// The policy of a machine that names none and has no schedule: the thesis's best.
 pub const DEFAULT_POLICY: &str = "dynamic-thresholds";
 /// Length of an interval unless given, simulated milliseconds. The thesis samples every second, and its
-/// programs run for minutes. A simulation of 20 million accesses covers some 20 to 100 ms, so that an
-/// interval of 0.1 ms gives it some hundreds as well. What a switch costs does not scale with it.
-pub const INTERVAL_MS: f64 = 0.1;
+/// programs run for minutes. A simulation of 20 million accesses covers 0.1 to 1 s, so that an
+/// interval of 1 ms gives it some hundreds as well. What a switch costs does not scale with it.
+pub const INTERVAL_MS: f64 = 1.0;
 
 /// What happens to TLBs at a switch.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -62,11 +62,7 @@ pub static KEYS: &[(&str, &str, &str)] = &[
         "flush or carry",
         "whether TLBs are emptied at a switch, or keep what both modes agree on; flush unless given",
     ),
-    (
-        "interval",
-        "0.001 to 10000",
-        "simulated milliseconds from sample to sample; 0.1 unless given",
-    ),
+    ("interval", "0.001 to 10000", "simulated milliseconds from sample to sample; 1 unless given"),
     ("every", "1 to 10^15", "in place of a policy: instructions from switch to switch"),
     (
         "plan",
