@@ -114,6 +114,7 @@ pub static VM_EXITS: &[Field] = &[
     ("table_unsync", "count", "shadow: first store to a leaf table, which goes out of sync"),
     ("cr3_load", "count", "shadow: a load of CR3"),
     ("invalidation", "count", "shadow: INVLPG or INVPCID"),
+    ("interval", "count", "agile: the end of an interval, when tables are looked through"),
     ("mode_switch", "count", "a vCPU called out of the guest because the paging mode changes"),
 ];
 

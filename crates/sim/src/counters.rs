@@ -131,8 +131,8 @@ macro_rules! counters {
             pub fetch: [u64; ServedBy::COUNT],
             /// VM exits by reason, in the order of [`ExitReason::ALL`].
             pub exits: [u64; ExitReason::ALL.len()],
-            /// Agile paging: completed walks by the level of the guest table at which they went from shadow
-            /// to guest tables; 0 for those that did not. Those in which the guest's root was
+            /// Agile paging: completed walks by the level of the guest table at which they left the
+            /// shadow tables for the guest's; 0 for those that did not. Those in which the guest's root was
             /// translated, too, are in the last.
             pub walks_switched: [u64; FULLY_NESTED + 1],
             /// Guest kernel work by kind, in the order of [`OsWork::ALL`].

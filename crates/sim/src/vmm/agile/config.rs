@@ -41,14 +41,14 @@ pub struct AgileConfig {
     /// process goes to shadow mode. The paper says "large" and gives no number; 50 is an assumption, 5 %
     /// at one instruction per cycle.
     pub walks: u64,
-    /// Hardware sets A and D in all tables, by a nested walk, so that the VMM need not (the paper's first
-    /// hardware option).
+    /// Hardware sets A and D in all tables, by a nested walk, so that the VMM need not (the paper's
+    /// first hardware option).
     pub hardware_ad: bool,
     /// Entries of the cache from the guest's CR3 to the shadow root that spares exits at CR3 loads (the
     /// paper's second hardware option, 4 to 8 entries); 0 for none.
     pub cr3_cache: usize,
-    /// Leaf tables may go out of sync as in KVM. Then INVLPG and CR3 loads that flush must exit. Without,
-    /// shadows are always in step, the guest's invalidations reach the hardware alone, and each store
+    /// Leaf tables may go out of sync as in KVM. Then INVLPG and CR3 loads that flush must exit.
+    /// Without, shadows are always in step, the guest's invalidations reach the hardware alone, and each store
     /// to a shadowed table is seen.
     pub out_of_sync: bool,
 }

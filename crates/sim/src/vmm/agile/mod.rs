@@ -8,11 +8,11 @@
 //!   it began, each after the table above it ([`Back`]). Their shadows are built as faults come by.
 //! - *Young processes* may begin fully nested and be shadowed once their walks cost much.
 //! - The nested tables map whatever a shadow maps: a nested walk may come by at any time.
-//! - CR3 loads that the hardware's cache knows do not exit. INVLPG does not exit unless tables may go out
-//!   of sync: a shadow that is always in step needs nothing from the VMM when the guest flushes.
+//! - CR3 loads that the hardware's cache knows do not exit. INVLPG does not exit unless tables may go
+//!   out of sync: a shadow that is always in step needs nothing from the VMM when the guest flushes.
 //!
-//! Dirty bits: the VMM keeps a dirty bit for each 4 KiB page that holds a nested guest table, as if nested
-//! tables mapped those pages by 4 KiB entries, also where the host has a larger page. Stores of the
+//! Dirty bits: the VMM keeps a dirty bit for each 4 KiB page that holds a nested guest table, as if
+//! nested tables mapped those pages by 4 KiB entries, also where the host has a larger page. Stores of the
 //! guest set it. Walks do not, as on hardware that marks a page dirty when it changes something in it.
 //!
 //! Not modelled: the nested tables do not take the permission to store to shadowed guest tables away
@@ -158,8 +158,8 @@ impl AgileMmu {
         Ok(answer)
     }
 
-    /// Makes sure that the nested tables map `gpa`, in an exit that is under way. Returns the size of the
-    /// page.
+    /// Makes sure that the nested tables map `gpa`, in an exit that is under way. Returns the size of
+    /// the page.
     fn map_nested(&mut self, platform: &mut Platform, gpa: Gpa) -> Result<PageSize, MachineError> {
         let tables = self.nested.tables();
         match look_up(tables.memory, tables.mode, tables.root, gpa) {

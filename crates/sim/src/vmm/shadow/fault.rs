@@ -231,7 +231,7 @@ impl ShadowMmu {
         if level > 1 {
             leaf |= LARGE;
         }
-        // A piece of a large page is found by the permissions of the whole, of which a clear D bit is one.
+        // A piece of a large page is found by the permissions of the whole; a clear D bit is one.
         let hardware_ad = self.rules.hardware_ad && level >= walk.leaf;
         with_permissions(Entry(leaf), walk.entries[walk.leaf as usize], hardware_ad)
     }
