@@ -125,7 +125,7 @@ pub struct CompareArgs {
     /// The command for --lackey or --guest
     #[arg(last = true, value_name = "COMMAND")]
     pub command: Vec<OsString>,
-    /// Machines, separated by commas: scheme[:guest pages[+host pages]][@placement[+placement]].
+    /// Machines, separated by commas: scheme[/kind][:guest pages[+host pages]][@placement[+placement]].
     /// The controls `ideal` and `native` are added. Of a recorded guest: `observed` in place of guest
     /// pages, the default, is the guest as it was; page sizes re-map its processes
     #[arg(long, default_value = "native,shadow,nested")]

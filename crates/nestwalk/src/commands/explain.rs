@@ -10,6 +10,7 @@ use nestwalk_hw::profile::BUILT_IN;
 use nestwalk_mm::PLACEMENTS;
 use nestwalk_report::{Align, Table, count};
 use nestwalk_sim::spec::PAGES;
+use nestwalk_sim::switching::options;
 use nestwalk_sim::{FIELDS, SCHEMES};
 use nestwalk_types::Source;
 use nestwalk_workloads::WORKLOADS;
@@ -50,7 +51,7 @@ pub fn schemes() -> Result<()> {
     out += &section("recording", SAMPLES.iter().map(|s| own(s.name, s.summary)).collect());
     out += &section("workload", WORKLOADS.iter().map(|w| own(w.name, w.summary)).collect());
     out += &section("pattern", PATTERNS.iter().map(|(n, s)| own(n, s)).collect());
-    out += "A machine is scheme[:guest pages[+host pages]][@placement[+placement]], such as \
+    out += "A machine is scheme[/kind][:guest pages[+host pages]][@placement[+placement]], such as \
             nested:4k+2m.\n`nestwalk explain NAME` tells more.\n";
     std::io::stdout().lock().write_all(out.as_bytes())?;
     Ok(())
@@ -67,6 +68,12 @@ pub fn explain(args: &ExplainArgs) -> Result<()> {
         } else {
             "Runs without a hypervisor: there is no host dimension.\n"
         };
+        if s.name == "switching" {
+            for (key, values, meaning) in options::KEYS {
+                out += &format!("  {key}={values}: {meaning}\n");
+            }
+            out += "All other keys are the policy's: see docs/switching.md.\n";
+        }
     }
     if BUILT_IN.iter().any(|b| b.0 == name) || name.ends_with(".toml") {
         let profile = Profile::load(name)?;
