@@ -130,6 +130,19 @@ impl Scheme for Agile {
         self.mmu.tick(platform)
     }
 
+    fn counting_begins(&mut self, _platform: &mut Platform) {
+        self.mmu.counting_begins();
+    }
+
+    fn host_changed(
+        &mut self,
+        platform: &mut Platform,
+        at: Gpa,
+        size: PageSize,
+    ) -> Result<(), MachineError> {
+        self.mmu.host_changed(platform, at, size)
+    }
+
     fn load_cr3(
         &mut self,
         platform: &mut Platform,

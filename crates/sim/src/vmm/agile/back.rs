@@ -3,10 +3,12 @@
 
 use super::{AgileMmu, Back};
 use crate::counters::ExitReason;
+use crate::hardware::Request;
 use crate::scheme::{MachineError, Platform};
+use crate::walk::agile::Start;
 use nestwalk_tables::entry::LARGE;
 use nestwalk_tables::{Entry, Level};
-use nestwalk_types::{Address, Gpa};
+use nestwalk_types::{Address, Gpa, Gva, VcpuId};
 use rustc_hash::FxHashSet;
 
 /// What a look at the dirty bits of nested tables finds.
@@ -32,20 +34,65 @@ impl AgileMmu {
         self.due += (now - self.due) / interval * interval + interval;
         self.stores.retain(|_, s| now - s.since < interval);
         self.leave_young(platform);
-        match self.config.back {
-            Back::Never => {}
+        let back = match self.config.back {
+            Back::Never => FxHashSet::default(),
             Back::All => self.all_back(platform),
             Back::Clean => self.clean_back(platform),
-        }
+        };
         self.dirty.clear();
-        self.restart(platform)
+        self.last_dirty = u64::MAX;
+        self.restart(platform)?;
+        if self.config.refill && !back.is_empty() && platform.world.mode.entry_bytes == 8 {
+            for v in 0..self.starts.len() {
+                let root = platform.world.roots[v];
+                let top = (root, platform.world.mode.levels);
+                if self.starts[v] == Start::Shadow && platform.world.guest.contains(root) {
+                    self.refill(platform, VcpuId(v as u8), &back, top, 0)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Shadows the leaf tables that went back, below a table of a vCPU's address space. `base` is the
+    /// first address that the table translates.
+    fn refill(
+        &mut self,
+        platform: &mut Platform,
+        vcpu: VcpuId,
+        back: &FxHashSet<u64>,
+        (table, level): (Gpa, Level),
+        base: u64,
+    ) -> Result<(), MachineError> {
+        let mode = platform.world.mode;
+        let Some(entries) = platform.world.guest.page(table).copied() else { return Ok(()) };
+        for (index, word) in entries.iter().enumerate() {
+            let entry = Entry(*word);
+            if !entry.is_present() || (mode.may_be_leaf(level) && entry.has(LARGE)) {
+                continue;
+            }
+            let mut start = base + ((index as u64) << mode.span(level).shift());
+            if level == mode.levels && mode.levels > 3 && index >= 256 {
+                // The upper half is at the end of the 64-bit addresses.
+                start |= u64::MAX << mode.address_bits();
+            }
+            let child: Gpa = entry.target();
+            if level > 2 {
+                self.refill(platform, vcpu, back, (child, level - 1), start)?;
+            } else if back.contains(&child.page_number()) {
+                let gva = Gva::new(start);
+                let (write, fetch, user) = (false, false, true);
+                let request = Request { vcpu, gva, write, fetch, user, pc: Gva::new(0) };
+                self.shadow.fill_table(platform, &request)?;
+            }
+        }
+        Ok(())
     }
 
     /// Processes that have run for an interval, and whose walks cost much, are shadowed from now on.
     fn leave_young(&mut self, platform: &mut Platform) {
         let walked = platform.counters.walk_cycles;
-        // The counters may have begun anew within the interval.
-        let cycles = walked.checked_sub(self.walk_cycles).unwrap_or(walked);
+        let cycles = walked.saturating_sub(self.walk_cycles);
         self.walk_cycles = walked;
         let (now, interval) = (platform.clock, self.config.interval);
         if cycles.saturating_mul(1000) >= self.config.walks.saturating_mul(interval) {
@@ -53,24 +100,29 @@ impl AgileMmu {
         }
     }
 
-    fn all_back(&mut self, platform: &mut Platform) {
-        let all: Vec<u64> = self.shadow.nested_tables().keys().copied().collect();
+    fn all_back(&mut self, platform: &mut Platform) -> FxHashSet<u64> {
+        let tops = self.shadow.nested_tables().iter().map(|(g, l)| (*g, *l));
+        let all: Vec<(u64, Level)> = tops.collect();
         if all.is_empty() {
-            return;
+            return FxHashSet::default();
         }
+        let mut scan = Scan::default();
         interrupt(platform);
-        for gfn in all {
+        for (gfn, level) in all {
+            self.look_at(platform, &mut scan, (gfn, level), false);
             platform.counters.tables_shadowed += 1;
             self.shadow.make_shadowed(platform, gfn);
         }
+        scan.seen
     }
 
     /// Looks at the dirty bits of the pages with nested guest tables, and clears them.
-    fn clean_back(&mut self, platform: &mut Platform) {
+    /// Returns those that go back.
+    fn clean_back(&mut self, platform: &mut Platform) -> FxHashSet<u64> {
         let mut tops: Vec<(u64, Level)> =
             self.shadow.nested_tables().iter().map(|(g, l)| (*g, *l)).collect();
         if tops.is_empty() {
-            return;
+            return FxHashSet::default();
         }
         tops.sort_by_key(|(gfn, level)| (std::cmp::Reverse(*level), *gfn));
         let mut scan = Scan::default();
@@ -80,8 +132,8 @@ impl AgileMmu {
         interrupt(platform);
         platform.counters.dirty_bits_scanned += scan.seen.len() as u64;
         platform.counters.tables_shadowed += scan.clean.len() as u64;
-        for gfn in scan.clean {
-            self.shadow.make_shadowed(platform, gfn);
+        for gfn in &scan.clean {
+            self.shadow.make_shadowed(platform, *gfn);
         }
         for (gfn, level) in scan.stay {
             self.shadow.remember_nested(gfn, level);
@@ -90,13 +142,8 @@ impl AgileMmu {
             self.shadow.forget_covered(gfn);
         }
         // The hardware would not set again what it remembers as set (INVEPT).
-        platform.hardware.invalidate_everywhere();
-        for core in &mut platform.hardware.cores {
-            core.nested_walk_cache.flush();
-            if let Some(tlb) = &mut core.nested_tlb {
-                tlb.flush();
-            }
-        }
+        platform.hardware.invalidate_nested_everywhere();
+        scan.clean.into_iter().collect()
     }
 
     /// A nested table and what is below it. `covered`: a table above stays nested.

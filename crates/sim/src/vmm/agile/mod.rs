@@ -21,6 +21,8 @@
 
 mod back;
 mod config;
+#[cfg(test)]
+mod tests;
 
 pub use config::{AgileConfig, Back};
 
@@ -72,6 +74,8 @@ pub struct AgileMmu {
     stores: FxHashMap<u64, Stores>,
     /// Guest frames stored to without an exit since the interval began: dirty bits of nested entries.
     dirty: FxHashSet<u64>,
+    /// The frame that was put there last; `u64::MAX` for none.
+    last_dirty: u64,
     /// Roots that are fully nested still, and since when; of all roots met.
     young: BTreeMap<u64, u64>,
     met: FxHashSet<u64>,
@@ -97,15 +101,17 @@ impl AgileMmu {
             previous_roots: config.cr3_cache.saturating_sub(1).max(PREVIOUS_ROOTS),
         };
         let shadow = ShadowMmu::new(shape.guest_mode, shape.vcpus, shape.guest_pages);
+        let start = if config.start_nested { Start::Nested } else { Start::Shadow };
         let idle = config.writes == 0 && !config.start_nested;
         Ok(Self {
             shadow: shadow.with_rules(rules),
             nested: NestedMmu::new(shape.nested_mode, host)?,
             config,
-            starts: vec![Start::Shadow; shape.vcpus],
+            starts: vec![start; shape.vcpus],
             cr3_cache: vec![VecDeque::new(); shape.vcpus],
             stores: FxHashMap::default(),
             dirty: FxHashSet::default(),
+            last_dirty: u64::MAX,
             young: BTreeMap::new(),
             met: FxHashSet::default(),
             due: if idle { u64::MAX } else { config.interval },
@@ -116,6 +122,11 @@ impl AgileMmu {
     /// How it is set up.
     pub const fn config(&self) -> &AgileConfig {
         &self.config
+    }
+
+    /// The counters begin anew.
+    pub const fn counting_begins(&mut self) {
+        self.walk_cycles = 0;
     }
 
     /// What the vCPU's root registers say.
@@ -232,7 +243,7 @@ impl AgileMmu {
         if !self.shadow.nested_tables().contains_key(&gfn) {
             return Ok(Start::Shadow);
         }
-        self.shadow.remember_nested(gfn, platform.world.mode.levels);
+        self.shadow.remember_root(gfn);
         let gpa = Gpa::new(gfn << 12);
         let (frame, size) = super::host_page(platform, gpa)?;
         Ok(Start::Switched(frame.offset_by(gpa.offset_in(size))))
@@ -289,9 +300,12 @@ impl AgileMmu {
         Ok(())
     }
 
+    #[inline]
     fn set_dirty(&mut self, gfn: u64) {
-        if self.config.back == Back::Clean && self.due != u64::MAX {
+        // Kernels store to the same table many times in a row.
+        if gfn != self.last_dirty && self.config.back == Back::Clean && self.due != u64::MAX {
             self.dirty.insert(gfn);
+            self.last_dirty = gfn;
         }
     }
 
@@ -379,17 +393,26 @@ impl AgileMmu {
         self.overwritten(platform, gpa.page_number())
     }
 
-    /// Drops every entry that has the host frame behind a guest frame: what a change of the host's
-    /// mapping asks for, beside the change of the nested tables. Returns how many there were.
+    /// The host took the page of `size` at `at` back: nothing has its frames any more, neither leaves
+    /// of shadow and nested tables nor switching entries and root registers.
     ///
     /// # Errors
     /// Host memory is exhausted.
-    pub fn drop_gfn(&mut self, platform: &mut Platform, gfn: u64) -> Result<usize, MachineError> {
-        let mut dropped = self.shadow.drop_gfn(platform, gfn);
-        dropped += self.shadow.drop_switches(platform, gfn);
+    pub fn host_changed(
+        &mut self,
+        platform: &mut Platform,
+        at: Gpa,
+        size: PageSize,
+    ) -> Result<(), MachineError> {
+        self.shadow.host_changed(platform, at, size);
+        self.nested.host_changed(platform, at, size);
+        let first = at.page_number();
+        for gfn in first..first + size.base_pages() {
+            self.shadow.drop_switches(platform, gfn);
+        }
         self.restart(platform)?;
-        platform.hardware.invalidate_everywhere();
-        Ok(dropped)
+        platform.hardware.invalidate_nested_everywhere();
+        Ok(())
     }
 
     /// The shadow root that the vCPU's hardware walks; 0 if there is none.

@@ -29,7 +29,7 @@ mod pages;
 mod partial;
 mod protect;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 mod unload;
 
 pub use partial::{Homes, SWITCH};

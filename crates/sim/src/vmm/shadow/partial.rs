@@ -15,7 +15,7 @@ use crate::counters::ExitReason;
 use crate::hardware::Request;
 use crate::scheme::{MachineError, Platform};
 use crate::vmm::host_page;
-use nestwalk_tables::entry::{ACCESSED, LARGE, NO_EXECUTE, USER, WRITE};
+use nestwalk_tables::entry::{ACCESSED, LARGE, NO_EXECUTE, PRESENT, USER, WRITE};
 use nestwalk_tables::{Entry, Handle, Level, TableMemory};
 use nestwalk_types::{Address, Gpa, Hpa};
 use rustc_hash::FxHashMap;
@@ -57,10 +57,10 @@ impl Homes {
 #[derive(Default)]
 pub(super) struct Partial {
     /// Guest frame and level of the nested tables below which all is nested.
-    nested: BTreeMap<u64, Level>,
+    pub(super) nested: BTreeMap<u64, Level>,
     /// Switching entries by the guest frame that they lead to.
-    switches: FxHashMap<u64, Vec<Hpa>>,
-    homes: Homes,
+    pub(super) switches: FxHashMap<u64, Vec<Hpa>>,
+    pub(super) homes: Homes,
 }
 
 fn index_of(spte: Hpa) -> u64 {
@@ -115,9 +115,12 @@ impl ShadowMmu {
         self.partial.nested.insert(gfn, level);
     }
 
-    /// No nested table of its own any more; what leads to it stays.
-    pub fn forget_nested(&mut self, gfn: u64) {
-        self.partial.nested.remove(&gfn);
+    /// A nested table is a root now, unless it is known to be a table below one (a vCPU may still have
+    /// the root of a process in CR3 that has ended, whose frame is another table by now).
+    pub fn remember_root(&mut self, gfn: u64) {
+        if !self.partial.switches.contains_key(&gfn) {
+            self.partial.nested.insert(gfn, self.guest_mode.levels);
+        }
     }
 
     /// A shadowed guest table becomes nested, and with it what is below: the shadows go, and the
@@ -180,12 +183,8 @@ impl ShadowMmu {
 
     /// A nested table is shadowed again, as faults come by: the entries that led to it go.
     pub fn make_shadowed(&mut self, platform: &mut Platform, gfn: u64) {
-        for spte in self.partial.switches.remove(&gfn).unwrap_or_default() {
-            self.memory.write(spte, 8, 0);
-            self.flush_owed = true;
-        }
         self.partial.nested.remove(&gfn);
-        self.settle(platform);
+        self.drop_switches(platform, gfn);
     }
 
     /// A nested table is below another: it is remembered on its own only while entries lead to it.
@@ -205,17 +204,58 @@ impl ShadowMmu {
 
     /// Drops the switching entries that lead to a guest frame: what a change of the host's mapping asks
     /// for. They are made anew as faults come by.
-    pub fn drop_switches(&mut self, platform: &mut Platform, gfn: u64) -> usize {
-        let level = self.partial.nested.get(&gfn).copied();
-        let entries = self.partial.switches.get(&gfn).cloned().unwrap_or_default();
-        for spte in &entries {
-            self.drop_entry(*spte);
-        }
-        if let Some(level) = level {
-            self.remember_nested(gfn, level);
+    pub fn drop_switches(&mut self, platform: &mut Platform, gfn: u64) {
+        for spte in self.partial.switches.remove(&gfn).unwrap_or_default() {
+            self.memory.write(spte, 8, 0);
+            self.flush_owed = true;
         }
         self.settle(platform);
-        entries.len()
+    }
+
+    /// Shadows a leaf table ahead of all faults: what the guest has used of it and the host has pages for.
+    /// `request` is any access through the table on a vCPU in whose address space it is.
+    ///
+    /// # Errors
+    /// The host has no frame for a shadow page.
+    pub fn fill_table(
+        &mut self,
+        platform: &mut Platform,
+        request: &Request,
+    ) -> Result<(), MachineError> {
+        let mode = self.guest_mode;
+        let mut walk = GuestWalk::new();
+        walk.leaf = 1;
+        let mut table = platform.world.roots[request.core()];
+        for level in (2..=mode.levels).rev() {
+            let at = mode.entry_at(table, request.gva.value(), level);
+            let entry = Entry(platform.world.guest.read(at, mode.entry_bytes).unwrap_or(0));
+            let large = mode.may_be_leaf(level) && entry.has(LARGE);
+            let used = entry.has(PRESENT) && (mode.root_in_registers || entry.has(ACCESSED));
+            if !used || large || self.live + u64::from(mode.levels) >= self.quota {
+                return Ok(());
+            }
+            walk.entries[level as usize] = entry;
+            table = entry.target();
+            if self.partial.nested.contains_key(&table.page_number()) {
+                return Ok(());
+            }
+        }
+        self.hardware_root(platform, request.core())?;
+        let page = self.fetch(platform, request, &walk, 1)?;
+        for index in 0..512 {
+            let spte = self.spte_at(page, index);
+            let at = self.guest_entry_at(page, index);
+            let guest = Entry(platform.world.guest.read(at, mode.entry_bytes).unwrap_or(0));
+            let there = self.memory.read(spte, 8).unwrap_or(0) & PRESENT != 0;
+            if there || !guest.has(PRESENT | ACCESSED) {
+                continue;
+            }
+            let gfn = guest.target::<Gpa>().page_number();
+            platform.counters.shadow_prefetches +=
+                u64::from(self.prefill(platform, page, index, gfn, guest));
+        }
+        self.settle(platform);
+        Ok(())
     }
 
     /// Drops a shadow page and what only it leads to.

@@ -1,7 +1,7 @@
 //! What must hold between the parts of the shadow MMU after every event of any life. The rules of KVM
 //! that can be seen from outside are in `tests/shadow_rules.rs`.
 
-use super::{NONE, PageId, ShadowMmu};
+use super::{NONE, PageId, SWITCH, ShadowMmu};
 use crate::counters::ExitReason;
 use crate::engine::{AnyMachine, Machine};
 use crate::scheme::Platform;
@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 #[allow(dead_code, reason = "shared with the tests of machines, which use more of it")]
 #[path = "../../../tests/common/lives.rs"]
-mod lives;
+pub(crate) mod lives;
 
 /// One present entry of a shadow page.
 struct Found {
@@ -28,6 +28,11 @@ struct Found {
 }
 
 impl ShadowMmu {
+    /// Whether the vCPU's root was dropped and is made anew at the next fault.
+    pub(crate) fn is_obsolete_root(&self, vcpu: usize) -> bool {
+        self.roots[vcpu].current.is_some_and(|r| self.pages[r.page as usize].obsolete)
+    }
+
     fn live_pages(&self) -> impl Iterator<Item = PageId> {
         (0..self.pages.len() as PageId).filter(|p| self.pages[*p as usize].live)
     }
@@ -60,7 +65,7 @@ impl ShadowMmu {
         self.pages[page as usize].split.is_none()
     }
 
-    fn check(&self, platform: &Platform) {
+    pub(crate) fn check(&self, platform: &Platform) {
         assert!(!self.flush_owed, "a flush is owed when the guest runs");
         assert!(self.emulated.is_none(), "an entry allows stores for one walk only");
         self.check_indexes();
@@ -68,6 +73,7 @@ impl ShadowMmu {
         self.check_holders();
         let present = self.present();
         self.check_links(&present);
+        self.check_switches(&present, platform);
         self.check_leaves(&present, platform);
         self.check_in_step(&present, platform);
     }
@@ -118,7 +124,7 @@ impl ShadowMmu {
             for root in roots.current.iter().chain(&roots.previous) {
                 *held.entry(root.page).or_default() += 1;
             }
-            assert!(roots.previous.len() <= super::PREVIOUS_ROOTS);
+            assert!(roots.previous.len() <= self.rules.previous_roots);
         }
         for page in self.live_pages() {
             let p = &self.pages[page as usize];
@@ -136,7 +142,7 @@ impl ShadowMmu {
         let mut parents: BTreeMap<PageId, BTreeSet<Hpa>> = BTreeMap::new();
         for f in present {
             let level = self.pages[f.page as usize].level;
-            if level == 1 || f.entry.has(LARGE) {
+            if level == 1 || f.entry.has(LARGE) || f.entry.has(SWITCH) {
                 continue;
             }
             let child = self.by_table[&f.entry.target::<Hpa>().page_number()];
@@ -150,6 +156,28 @@ impl ShadowMmu {
             assert_eq!(known.len(), expected.len());
             assert_eq!(known.iter().copied().collect::<BTreeSet<Hpa>>(), expected);
         }
+    }
+
+    /// Switching entries lead to the host's frame of a guest table that is known to be nested, and each
+    /// is known.
+    fn check_switches(&self, present: &[Found], platform: &Platform) {
+        let host = platform.world.host.as_ref().expect("a VM has a host");
+        let mut leading: BTreeMap<u64, BTreeSet<Hpa>> = BTreeMap::new();
+        for f in present {
+            let level = self.pages[f.page as usize].level;
+            if level == 1 || f.entry.has(LARGE) || !f.entry.has(SWITCH) {
+                continue;
+            }
+            let gpa = self.partial.homes.of(self.memory.open(f.spte), f.index);
+            let behind = host.look_up(gpa).expect("the host has the table");
+            let frame = behind.frame.offset_by(gpa.offset_in(behind.size));
+            assert_eq!(f.entry.target::<Hpa>(), frame);
+            assert_eq!(self.partial.nested.get(&gpa.page_number()), Some(&(level - 1)));
+            leading.entry(gpa.page_number()).or_default().insert(f.spte);
+        }
+        let known = self.partial.switches.iter();
+        let known = known.map(|(gfn, all)| (*gfn, all.iter().copied().collect()));
+        assert_eq!(known.collect::<BTreeMap<u64, BTreeSet<Hpa>>>(), leading);
     }
 
     /// Leaves map the frame that the host has behind the guest's, are known to the reverse map, and
@@ -173,7 +201,8 @@ impl ShadowMmu {
                 assert!(level > 1 || self.is_out_of_step(gfn), "gfn {gfn:#x} is protected");
                 assert!(f.entry.has(super::protect::GUEST_WRITE));
             }
-            assert!(!f.entry.has(WRITE) || f.entry.has(DIRTY), "writable is dirty from the start");
+            let dirty = f.entry.has(DIRTY) || self.rules.hardware_ad;
+            assert!(!f.entry.has(WRITE) || dirty, "writable is dirty from the start");
             mapped.entry(gfn).or_default().insert(f.spte);
         }
         for (gfn, sptes) in &mapped {
@@ -214,13 +243,22 @@ impl ShadowMmu {
             let at = self.guest_entry_at(f.page, f.index);
             let raw = platform.world.guest.read(at, platform.world.mode.entry_bytes);
             let guest = Entry(raw.expect("a shadowed table is a table"));
-            assert!(guest.has(PRESENT | ACCESSED), "{at:?}");
-            if f.entry.has(WRITE) && (p.level == 1 || f.entry.has(LARGE)) {
-                assert!(guest.has(WRITE | DIRTY), "{at:?}");
+            let leaf = p.level == 1 || f.entry.has(LARGE);
+            if self.rules.hardware_ad && leaf {
+                // What the hardware would set in both is set in both, or in the guest's alone.
+                assert!(guest.has(PRESENT | f.entry.0 & (ACCESSED | DIRTY | WRITE)), "{at:?}");
+            } else {
+                assert!(guest.has(PRESENT | ACCESSED), "{at:?}");
+                if f.entry.has(WRITE) && leaf {
+                    assert!(guest.has(WRITE | DIRTY), "{at:?}");
+                }
             }
             if p.level == 1 {
                 let gfn = self.frame_of(f);
                 assert_eq!(guest.target::<Gpa>().page_number(), gfn, "{at:?}");
+            } else if f.entry.has(SWITCH) {
+                let home = self.partial.homes.of(self.memory.open(f.spte), f.index);
+                assert_eq!(guest.target::<Gpa>().page_number(), home.page_number(), "{at:?}");
             } else if !f.entry.has(LARGE) && !guest.has(LARGE) {
                 let child = self.by_table[&f.entry.target::<Hpa>().page_number()];
                 let gfn = self.pages[child as usize].gfn;
