@@ -132,8 +132,8 @@ macro_rules! counters {
             /// VM exits by reason, in the order of [`ExitReason::ALL`].
             pub exits: [u64; ExitReason::ALL.len()],
             /// Agile paging: completed walks by the level of the guest table at which they left the
-            /// shadow tables for the guest's; 0 for those that did not. Those in which the guest's root was
-            /// translated, too, are in the last.
+            /// shadow tables for the guest's; 0 for those that did not. Those in which the guest's
+            /// root was translated, too, are in the last.
             pub walks_switched: [u64; FULLY_NESTED + 1],
             /// Guest kernel work by kind, in the order of [`OsWork::ALL`].
             pub os_work: [u64; OsWork::ALL.len()],

@@ -96,7 +96,8 @@ fn walks_have_the_length_of_the_formula_for_every_mode_and_size() {
         for (host, host_pages, host_size) in [(&LONG4, "4k", S4K), (&LONG5, "2m", S2M)] {
             for size in guest.page_sizes() {
                 let leaf = guest.leaf_level(size).unwrap();
-                // Guest pages that a host's smaller ones split have shadow tables below the guest's leaf.
+                // Guest pages that a host's smaller ones split have shadow tables below the guest's
+                // leaf.
                 if size > host_size && size != S2M {
                     continue;
                 }

@@ -34,8 +34,9 @@ pub struct AgileConfig {
     pub writes: u32,
     /// When tables go back.
     pub back: Back,
-    /// A leaf table that goes back is shadowed as a whole, in the address spaces that run: the VMM has it
-    /// at hand. Otherwise faults build its shadow. The paper does not say, and counts neither.
+    /// A leaf table that goes back is shadowed as a whole, in the address spaces that run: the VMM
+    /// has it at hand. Otherwise faults build its shadow. The paper does not say, and counts
+    /// neither.
     pub refill: bool,
     /// Processes begin fully nested, for the first interval at least (the paper's administrative policy
     /// for short-lived processes).
@@ -51,8 +52,8 @@ pub struct AgileConfig {
     /// paper's second hardware option, 4 to 8 entries); 0 for none.
     pub cr3_cache: usize,
     /// Leaf tables may go out of sync as in KVM. Then INVLPG and CR3 loads that flush must exit.
-    /// Without, shadows are always in step, the guest's invalidations reach the hardware alone, and each store
-    /// to a shadowed table is seen.
+    /// Without, shadows are always in step, the guest's invalidations reach the hardware alone, and
+    /// each store to a shadowed table is seen.
     pub out_of_sync: bool,
 }
 

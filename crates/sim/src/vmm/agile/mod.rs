@@ -12,8 +12,9 @@
 //!   out of sync: a shadow that is always in step needs nothing from the VMM when the guest flushes.
 //!
 //! Dirty bits: the VMM keeps a dirty bit for each 4 KiB page that holds a nested guest table, as if
-//! nested tables mapped those pages by 4 KiB entries, also where the host has a larger page. Stores of the
-//! guest set it. Walks do not, as on hardware that marks a page dirty when it changes something in it.
+//! nested tables mapped those pages by 4 KiB entries, also where the host has a larger page. Stores
+//! of the guest set it. Walks do not, as on hardware that marks a page dirty when it changes
+//! something in it.
 //!
 //! Not modelled: the nested tables do not take the permission to store to shadowed guest tables away
 //! (each such store exits by its event, whatever mapping the guest kernel makes it through), so large

@@ -212,8 +212,8 @@ impl ShadowMmu {
         self.settle(platform);
     }
 
-    /// Shadows a leaf table ahead of all faults: what the guest has used of it and the host has pages for.
-    /// `request` is any access through the table on a vCPU in whose address space it is.
+    /// Shadows a leaf table ahead of all faults: what the guest has used of it and the host has
+    /// pages for. `request` is any access through the table on a vCPU in whose address space it is.
     ///
     /// # Errors
     /// The host has no frame for a shadow page.
