@@ -11,7 +11,12 @@ use std::collections::BTreeSet;
 const SMALL: &str = "--footprint 8MiB --accesses 20k --quiet";
 
 /// Objects whose keys are names: `*` in paths.
-const NAMED: [&str; 3] = ["guests.", "guests.observed.table_writes.", "guests.observed.dropped."];
+const NAMED: [&str; 4] = [
+    "guests.",
+    "guests.observed.table_writes.",
+    "guests.observed.dropped.",
+    "machines[].walks_switched.",
+];
 
 /// Paths of all keys of a value; elements of arrays are `[]`.
 fn keys(prefix: &str, value: &Value, out: &mut BTreeSet<String>) {
@@ -60,7 +65,10 @@ fn json_has_the_documented_fields_and_no_others() {
     // Between them, every kind of exit and of kernel work occurs.
     let lines = [
         format!("compare forkstorm {SMALL} --verify"),
-        format!("compare forkstorm {SMALL} --machines switching/dsp/interval=0.01 --verify"),
+        format!(
+            "compare forkstorm {SMALL} --verify \
+             --machines switching/dsp/interval=0.01,agile/interval=1000"
+        ),
         format!("compare gups forkstorm {SMALL} --populate no --vcpus 2 --verify"),
     ];
     let mut found = BTreeSet::new();
