@@ -262,7 +262,9 @@ fn a_young_process_is_shadowed_when_its_walks_cost_much() {
         count(&mut m, &mut s);
         assert_eq!(level_now(&mut m, &mut s), 6, "not before the interval has passed");
         pass(&mut s, 2 * INTERVAL);
-        count(&mut m, &mut s);
+        let c = count(&mut m, &mut s);
+        assert_eq!(exits(&c, ExitReason::Interval), u64::from(expected == 0));
+        assert_eq!(exits(&c, ExitReason::HiddenFault), 0, "its shadows are made at once");
         assert_eq!(level_now(&mut m, &mut s), expected, "{walks}");
         // The next process begins nested all the same.
         let other = s.add_root();

@@ -33,7 +33,7 @@ impl AgileMmu {
         let (now, interval) = (platform.clock, self.config.interval);
         self.due += (now - self.due) / interval * interval + interval;
         self.stores.retain(|_, s| now - s.since < interval);
-        self.leave_young(platform);
+        let grown = self.leave_young(platform);
         let back = match self.config.back {
             Back::Never => FxHashSet::default(),
             Back::All => self.all_back(platform),
@@ -42,25 +42,27 @@ impl AgileMmu {
         self.dirty.clear();
         self.last_dirty = u64::MAX;
         self.restart(platform)?;
-        if self.config.refill && !back.is_empty() && platform.world.mode.entry_bytes == 8 {
+        if self.config.refill && platform.world.mode.entry_bytes == 8 {
             for v in 0..self.starts.len() {
                 let root = platform.world.roots[v];
                 let top = (root, platform.world.mode.levels);
-                if self.starts[v] == Start::Shadow && platform.world.guest.contains(root) {
-                    self.refill(platform, VcpuId(v as u8), &back, top, 0)?;
+                let all = grown.contains(&root.page_number());
+                if (all || !back.is_empty()) && self.starts[v] == Start::Shadow {
+                    let back = (!all).then_some(&back);
+                    self.refill(platform, VcpuId(v as u8), back, top, 0)?;
                 }
             }
         }
         Ok(())
     }
 
-    /// Shadows the leaf tables that went back, below a table of a vCPU's address space. `base` is the
-    /// first address that the table translates.
+    /// Shadows the leaf tables that went back, all for `None`, below a table of a vCPU's address space.
+    /// `base` is the first address that the table translates.
     fn refill(
         &mut self,
         platform: &mut Platform,
         vcpu: VcpuId,
-        back: &FxHashSet<u64>,
+        back: Option<&FxHashSet<u64>>,
         (table, level): (Gpa, Level),
         base: u64,
     ) -> Result<(), MachineError> {
@@ -79,7 +81,7 @@ impl AgileMmu {
             let child: Gpa = entry.target();
             if level > 2 {
                 self.refill(platform, vcpu, back, (child, level - 1), start)?;
-            } else if back.contains(&child.page_number()) {
+            } else if back.is_none_or(|b| b.contains(&child.page_number())) {
                 let gva = Gva::new(start);
                 let (write, fetch, user) = (false, false, true);
                 let request = Request { vcpu, gva, write, fetch, user, pc: Gva::new(0) };
@@ -90,14 +92,24 @@ impl AgileMmu {
     }
 
     /// Processes that have run for an interval, and whose walks cost much, are shadowed from now on.
-    fn leave_young(&mut self, platform: &mut Platform) {
+    /// Returns their roots.
+    fn leave_young(&mut self, platform: &mut Platform) -> Vec<u64> {
         let walked = platform.counters.walk_cycles;
         let cycles = walked.saturating_sub(self.walk_cycles);
         self.walk_cycles = walked;
         let (now, interval) = (platform.clock, self.config.interval);
         if cycles.saturating_mul(1000) >= self.config.walks.saturating_mul(interval) {
-            self.young.retain(|_, since| now - *since < interval);
+            let old = self.young.iter().filter(|(_, since)| now - **since >= interval);
+            let grown: Vec<u64> = old.map(|(gfn, _)| *gfn).collect();
+            for gfn in &grown {
+                self.young.remove(gfn);
+            }
+            if !grown.is_empty() {
+                interrupt(platform);
+            }
+            return grown;
         }
+        Vec::new()
     }
 
     fn all_back(&mut self, platform: &mut Platform) -> FxHashSet<u64> {
