@@ -11,6 +11,7 @@ use nestwalk_mm::PLACEMENTS;
 use nestwalk_report::{Align, Table, count};
 use nestwalk_sim::spec::PAGES;
 use nestwalk_sim::switching::options;
+use nestwalk_sim::vmm::agile;
 use nestwalk_sim::{FIELDS, SCHEMES};
 use nestwalk_types::Source;
 use nestwalk_workloads::WORKLOADS;
@@ -68,6 +69,11 @@ pub fn explain(args: &ExplainArgs) -> Result<()> {
         } else {
             "Runs without a hypervisor: there is no host dimension.\n"
         };
+        if s.name == "agile" {
+            for (key, values, meaning) in agile::KEYS {
+                out += &format!("  {key}={values}: {meaning}\n");
+            }
+        }
         if s.name == "switching" {
             for (key, values, meaning) in options::KEYS {
                 out += &format!("  {key}={values}: {meaning}\n");

@@ -73,9 +73,22 @@ impl Default for AgileConfig {
     }
 }
 
-/// Parameters and what they take, for messages.
-const KNOWN: &str = "interval=INSTRUCTIONS, writes=N, back=never|all|clean, refill=on|off, \
-                     start=shadow|nested, walks=CYCLES, ad=on|off, cr3=ENTRIES, sync=always|kvm";
+/// Keys of machine names, what they take, and their meaning.
+pub static KEYS: &[(&str, &str, &str)] = &[
+    ("interval", "INSTRUCTIONS", "length of an interval"),
+    ("writes", "N", "stores to a guest table within an interval that make it nested; 0 for never"),
+    ("back", "never|all|clean", "which nested tables go back at the end of an interval"),
+    ("refill", "on|off", "leaf tables that go back are shadowed at once, not by faults"),
+    ("start", "shadow|nested", "how a process begins"),
+    ("walks", "CYCLES", "walk cycles per 1,000 instructions that end start=nested"),
+    ("ad", "on|off", "hardware sets A and D in all tables"),
+    ("cr3", "ENTRIES", "CR3 values that the hardware knows the shadow root of; 0 for none"),
+    ("sync", "always|kvm", "leaf tables are always in step, or may go out of sync as in KVM"),
+];
+
+fn known() -> String {
+    KEYS.iter().map(|(key, values, _)| format!("{key}={values}")).collect::<Vec<_>>().join(", ")
+}
 
 impl AgileConfig {
     /// Reads `name=value` parts with `/` between them; what is not named is the default.
@@ -87,7 +100,7 @@ impl AgileConfig {
         for part in text.split('/').filter(|p| !p.is_empty()) {
             let (name, value) = part
                 .split_once('=')
-                .ok_or_else(|| format!("`{part}` is no `name=value`; there are: {KNOWN}"))?;
+                .ok_or_else(|| format!("`{part}` is no `name=value`; there are: {}", known()))?;
             let wrong = |what: &str| format!("agile: {name}={value}: {what}");
             let number = |least: u64| {
                 let n = value.parse::<u64>().ok().filter(|n| *n >= least && *n <= 1 << 40);
@@ -113,7 +126,7 @@ impl AgileConfig {
                 "ad" => config.hardware_ad = one_of([("off", false), ("on", true)])?,
                 "cr3" => config.cr3_cache = number(0)?.min(1 << 10) as usize,
                 "sync" => config.out_of_sync = one_of([("always", false), ("kvm", true)])?,
-                _ => return Err(format!("agile has no `{name}`; there are: {KNOWN}")),
+                _ => return Err(format!("agile has no `{name}`; there are: {}", known())),
             }
         }
         Ok(config)
@@ -153,6 +166,8 @@ mod tests {
             "interval=5000/writes=3/back=all/refill=off/start=nested/walks=7/ad=off/cr3=4/sync=kvm";
         let config = AgileConfig::parse(all).unwrap();
         assert_eq!(config.to_string(), all);
+        let named: Vec<&str> = all.split('/').filter_map(|p| p.split('=').next()).collect();
+        assert_eq!(named, KEYS.iter().map(|k| k.0).collect::<Vec<_>>());
         assert_eq!((config.interval, config.writes, config.back), (5000, 3, Back::All));
         assert_eq!((config.start_nested, config.walks, config.cr3_cache), (true, 7, 4));
         assert!(!config.hardware_ad && config.out_of_sync);

@@ -25,7 +25,7 @@ mod config;
 #[cfg(test)]
 mod tests;
 
-pub use config::{AgileConfig, Back};
+pub use config::{AgileConfig, Back, KEYS};
 
 use super::nested_mmu::NestedMmu;
 use super::shadow::{PREVIOUS_ROOTS, Rules, ShadowMmu};
