@@ -28,8 +28,6 @@ pub struct Tables {
     upper: BTreeMap<u64, Table>,
     /// Entries that point to each table.
     parents: BTreeMap<u64, u32>,
-    /// Levels of the paging mode.
-    top: u8,
     /// Frames that became tables so far.
     made: u64,
 }
@@ -59,7 +57,7 @@ impl Levels {
 
 impl Tables {
     pub const fn new() -> Self {
-        Self { upper: BTreeMap::new(), parents: BTreeMap::new(), top: 4, made: 0 }
+        Self { upper: BTreeMap::new(), parents: BTreeMap::new(), made: 0 }
     }
 
     /// Frames that became tables so far.
@@ -74,7 +72,6 @@ impl Tables {
         (old, new, top): (Option<u64>, u64, u8),
         say: &mut dyn FnMut(Record),
     ) {
-        self.top = top;
         if let Some(table) = old.and_then(|old| self.upper.get_mut(&old)) {
             table.loaded = table.loaded.saturating_sub(1);
         }

@@ -20,7 +20,7 @@ use nestwalk_mm::{
     GuestError, HostConfig, HostMemory, KERNEL_BYTES, Mappings, MmError, ObservedError, RemapError,
     pc_memory_map,
 };
-use nestwalk_tables::Mode;
+use nestwalk_tables::{LONG4, Mode};
 use nestwalk_types::{Batch, GuestBatch, GuestInfo, Source, SourceError};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -63,6 +63,33 @@ pub struct Plan {
     /// Every machine but `ideal` records its counters every so many instructions of the region of
     /// interest.
     pub series: Option<u64>,
+}
+
+impl Plan {
+    /// One vCPU with PCIDs, 4-level paging in both dimensions, memory without holes, seed 1, one thread,
+    /// and nothing recorded or watched.
+    pub fn new(
+        machines: Vec<MachineSpec>,
+        profile: Profile,
+        (guest_bytes, host_bytes): (u64, u64),
+    ) -> Self {
+        Self {
+            machines,
+            profile,
+            guest_mode: &LONG4,
+            host_mode: &LONG4,
+            vcpus: 1,
+            guest_bytes,
+            host_bytes,
+            fragmentation: (0.0, 0.0),
+            pcids: true,
+            seed: 1,
+            verify: false,
+            threads: 1,
+            mappings: None,
+            series: None,
+        }
+    }
 }
 
 /// Why a comparison ended early.

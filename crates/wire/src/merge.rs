@@ -75,16 +75,6 @@ impl Merge {
         self.lines[vcpu].reached = moment;
     }
 
-    /// Whether every vCPU has said that it is at its end.
-    pub fn ended(&self) -> bool {
-        self.lines.iter().all(|l| l.ended)
-    }
-
-    /// Records that wait.
-    pub fn waiting(&self) -> usize {
-        self.lines.iter().flat_map(|l| &l.segments).map(|s| s.records.len()).sum()
-    }
-
     /// The next segment, if it is certain that nothing comes before it. The last segment of a vCPU may
     /// still grow and is given in pieces. `all`: there will be no more records.
     pub fn next(&mut self, all: bool) -> Option<Segment> {

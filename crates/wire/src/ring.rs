@@ -109,15 +109,6 @@ impl Rings {
         self.layout
     }
 
-    /// Asks the writers to stop recording: the reader has what it wants.
-    pub fn ask_to_stop(&self) {
-        word(&self.file, STOP).store(1, Ordering::Release);
-    }
-    /// Whether the reader has asked to stop.
-    pub fn stop_asked(&self) -> bool {
-        self.file.load(STOP) != 0
-    }
-
     /// The moment that it is now ([`crate::Merge`]).
     pub fn moment(&self) -> u64 {
         word(&self.file, NOW).load(Ordering::Acquire)
@@ -162,8 +153,6 @@ impl Rings {
     }
 }
 
-/// The reader wants no more.
-const STOP: u64 = 24;
 /// The moment that it is now, in a cache line of its own.
 const NOW: u64 = 128;
 /// Published up to here, counted from the start.
@@ -194,8 +183,8 @@ pub struct Producer {
 }
 
 impl Producer {
-    /// Appends a record and says where it is. Waits while there is no room, until the reader makes some
-    /// or asks to stop.
+    /// Appends a record and says where it is. Waits while there is no room: a reader that goes away
+    /// takes QEMU with it.
     #[inline]
     pub fn push(&mut self, record: Record) -> u64 {
         if self.next >= self.limit {
@@ -222,10 +211,6 @@ impl Producer {
                 self.publish();
             }
             std::thread::sleep(Duration::from_micros(50));
-            if word(&self.file, STOP).load(Ordering::Acquire) != 0 {
-                // Nobody reads any more: what was written may be overwritten.
-                word(&self.file, self.base + READ).store(self.next, Ordering::Release);
-            }
         }
     }
 

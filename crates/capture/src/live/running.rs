@@ -88,15 +88,8 @@ pub struct Live {
 }
 
 impl Live {
-    /// Starts the guest.
-    ///
-    /// # Errors
-    /// A piece is missing, or the guest cannot be started.
-    pub fn start(
-        boot: Boot,
-        options: LiveOptions,
-        output: Box<dyn Write + Send>,
-    ) -> Result<Self, GuestError> {
+    /// What the stream of a guest will say of itself before it has begun.
+    pub fn describe(boot: &Boot, options: LiveOptions) -> SourceInfo {
         let guest = boot.guest();
         let filter = options.filter();
         let vcpus = guest.vcpus.min(255) as u8;
@@ -104,7 +97,7 @@ impl Live {
             GuestInfo { memory_bytes: guest.memory_bytes, paging: PAGING.into(), vcpus, filter };
         let command: Vec<_> = guest.command.iter().map(|w| w.to_string_lossy()).collect();
         let command = command.join(" ");
-        let info = SourceInfo {
+        SourceInfo {
             name: format!("guest: {command}"),
             description: format!(
                 "Linux {} under QEMU, {vcpus} vCPU{}, {} MiB",
@@ -116,11 +109,25 @@ impl Live {
             knows_pc: true,
             has_fetches: true,
             approximations: Vec::new(),
-            guest: Some(about.clone()),
+            guest: Some(about),
             total: None,
-        };
+        }
+    }
+
+    /// Starts the guest.
+    ///
+    /// # Errors
+    /// A piece is missing, or the guest cannot be started.
+    pub fn start(
+        boot: Boot,
+        options: LiveOptions,
+        output: Box<dyn Write + Send>,
+    ) -> Result<Self, GuestError> {
+        let info = Self::describe(&boot, options);
+        let guest = boot.guest();
         let refused = |e: &dyn std::fmt::Display| GuestError::Refused(e.to_string());
-        let check = options.check.then(|| Check::new(&about)).transpose();
+        let about = info.guest.as_ref().filter(|_| options.check);
+        let check = about.map(Check::new).transpose();
         let check = check.map_err(|e| refused(&e))?;
         let path = boot.shared().join("rings");
         let layout = Layout { vcpus: guest.vcpus, records: RECORDS };

@@ -4,12 +4,12 @@ use crate::args::{CaptureArgs, Format};
 use crate::guest::RealGuest;
 use crate::progress::Meter;
 use anyhow::{Context, Result, bail};
-use nestwalk_capture::live::{Agreement, Live, Summary};
+use nestwalk_capture::live::{Agreement, Live, Summary, plugin};
 use nestwalk_capture::{Boot, Cache, prepare};
 use nestwalk_report::{bytes, count};
 use nestwalk_sim::compare::Progress;
 use nestwalk_source::trace::{self, Header, TraceWriter, WriteOptions};
-use nestwalk_types::{Batch, Source, SourceInfo};
+use nestwalk_types::{Batch, Source};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -36,7 +36,14 @@ pub fn capture(args: &CaptureArgs) -> Result<ExitCode> {
     }
     let guest = RealGuest::new(&args.guest, &args.command, args.vcpus, args.seed)?;
     let boot = guest.boot(args.quiet)?;
+    // All that can be missing is missed before a file is replaced, and a place that cannot be written
+    // to before the guest runs.
+    plugin()?;
     let header = header(&boot, &guest);
+    let mut writer = match &args.save {
+        Some(path) => Some(TraceWriter::create(path, &header, WriteOptions::LIVE)?),
+        None => None,
+    };
     // The command's output is this command's output, but for what a program shall read.
     let output: Box<dyn Write + Send> = match args.format {
         Format::Json => Box::new(std::io::stderr()),
@@ -45,11 +52,6 @@ pub fn capture(args: &CaptureArgs) -> Result<ExitCode> {
     let stop = super::compare::stop_on_signals();
     let begin = Instant::now();
     let mut live = Live::start(boot, guest.options(), output)?;
-    let header = complete(header, &live.info());
-    let mut writer = match &args.save {
-        Some(path) => Some(TraceWriter::create(path, &header, WriteOptions::LIVE)?),
-        None => None,
-    };
     let result = record(&mut live, writer.as_mut(), &stop, args.quiet);
     let (summary, agreement) = (live.summary().clone(), live.agreement().cloned());
     let status = live.outcome().map(|o| o.status);
@@ -124,26 +126,7 @@ fn header(boot: &Boot, guest: &RealGuest) -> Header {
         reproducible: because.is_none(),
         irreproducible_because: because.unwrap_or_default(),
         boot: guest.boot,
-        ..Header::default()
-    }
-}
-
-/// Adds what the stream says.
-fn complete(header: Header, info: &SourceInfo) -> Header {
-    let stream = Header::of(info);
-    Header {
-        command: header.command,
-        kernel: header.kernel,
-        cpu: header.cpu,
-        qemu: header.qemu,
-        thp: header.thp,
-        pti: header.pti,
-        packages: header.packages,
-        seed: header.seed,
-        reproducible: header.reproducible,
-        irreproducible_because: header.irreproducible_because,
-        boot: header.boot,
-        ..stream
+        ..Header::of(&Live::describe(boot, guest.options()))
     }
 }
 

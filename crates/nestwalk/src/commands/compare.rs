@@ -7,7 +7,7 @@ use crate::{outcome, show, sources};
 use anyhow::{Context, Result, anyhow, bail};
 use nestwalk_report::count;
 use nestwalk_sim::GuestOutcome;
-use nestwalk_sim::compare::{CompareError, Outcome, compare as drive};
+use nestwalk_sim::compare::{CompareError, Outcome, Plan, compare as drive};
 use nestwalk_types::{Filter, GuestInfo, SourceInfo};
 use serde_json::{Value, json};
 use std::io::{ErrorKind, Write};
@@ -49,7 +49,7 @@ fn experiment(experiment: &Experiment, output: &OutputArgs) -> Result<()> {
     meter.done();
     let mut info = source.info();
     drop(source);
-    info.approximations.extend(approximations(experiment, guest.as_ref(), &outcome));
+    info.approximations.extend(approximations(&plan, guest.as_ref(), &outcome));
     let results = Results { experiment, info: &info, outcome: &outcome };
     // Whatever happens to one copy of the results, the other is written.
     let saved = output.output.as_ref().map_or(Ok(()), |folder| save(folder, &results));
@@ -59,21 +59,17 @@ fn experiment(experiment: &Experiment, output: &OutputArgs) -> Result<()> {
 }
 
 /// What the results must name beside the source's own approximations.
-fn approximations(
-    experiment: &Experiment,
-    guest: Option<&GuestInfo>,
-    outcome: &Outcome,
-) -> Vec<String> {
+fn approximations(plan: &Plan, guest: Option<&GuestInfo>, outcome: &Outcome) -> Vec<String> {
     let mut all = Vec::new();
     if let Some(guest) = guest {
-        let too_fine = experiment.profile.too_fine_for(&guest.filter);
+        let too_fine = plan.profile.too_fine_for(&guest.filter);
         all.extend(too_fine.iter().map(|t| format!("misses are approximate: {t}")));
-        // Invalidations by these hypervisors are no events of the guest.
-        let exact = ["ideal", "native", "nested"];
-        let scheme =
-            |name: &String| name.split([':', '/', '@']).next().unwrap_or_default().to_owned();
-        let mut others: Vec<String> = experiment.machines.iter().map(scheme).collect();
-        others.retain(|name| !exact.contains(&name.as_str()));
+        let mut others: Vec<&str> = plan
+            .machines
+            .iter()
+            .filter(|m| m.scheme.flushes_by_itself)
+            .map(|m| m.scheme.name)
+            .collect();
         others.dedup();
         if guest.filter != Filter::RUNS && !others.is_empty() {
             all.push(format!(

@@ -10,8 +10,6 @@ use nestwalk_hw::profile::BUILT_IN;
 use nestwalk_mm::PLACEMENTS;
 use nestwalk_report::{Align, Table, count};
 use nestwalk_sim::spec::PAGES;
-use nestwalk_sim::switching::options;
-use nestwalk_sim::vmm::agile;
 use nestwalk_sim::{FIELDS, SCHEMES};
 use nestwalk_types::Source;
 use nestwalk_workloads::WORKLOADS;
@@ -69,16 +67,8 @@ pub fn explain(args: &ExplainArgs) -> Result<()> {
         } else {
             "Runs without a hypervisor: there is no host dimension.\n"
         };
-        if s.name == "agile" {
-            for (key, values, meaning) in agile::KEYS {
-                out += &format!("  {key}={values}: {meaning}\n");
-            }
-        }
-        if s.name == "switching" {
-            for (key, values, meaning) in options::KEYS {
-                out += &format!("  {key}={values}: {meaning}\n");
-            }
-            out += "All other keys are the policy's: see docs/switching.md.\n";
+        for (key, values, meaning) in s.keys {
+            out += &format!("  {key}={values}: {meaning}\n");
         }
     }
     if BUILT_IN.iter().any(|b| b.0 == name) || name.ends_with(".toml") {

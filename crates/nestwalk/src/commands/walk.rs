@@ -38,22 +38,8 @@ pub fn walk(args: &WalkArgs) -> Result<()> {
         profile.nested_tlb = None;
     }
     let guest_bytes = if guest_mode.entry_bytes == 4 { 3 << 30 } else { GUEST_BYTES };
-    let plan = Plan {
-        machines: Vec::new(),
-        profile,
-        guest_mode,
-        host_mode,
-        vcpus: 1,
-        guest_bytes,
-        host_bytes: 2 * GUEST_BYTES,
-        fragmentation: (0.0, 0.0),
-        pcids: true,
-        seed: 1,
-        verify: false,
-        threads: 1,
-        mappings: None,
-        series: None,
-    };
+    let bytes = (guest_bytes, 2 * GUEST_BYTES);
+    let plan = Plan { guest_mode, host_mode, ..Plan::new(Vec::new(), profile, bytes) };
     let mut machine = machine(&plan, &spec)?;
     let GuestSpec::Modelled(policies) = spec.guest else {
         bail!("machine `{}`: there is no recorded guest here; name page sizes", spec.name);

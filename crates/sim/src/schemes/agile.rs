@@ -22,6 +22,8 @@ pub const DEFINITION: Definition = Definition {
     name: "agile",
     summary: "shadow walks that go nested where the guest's tables change (agile paging)",
     virtualized: true,
+    flushes_by_itself: true,
+    keys: crate::vmm::agile::KEYS,
     variant,
     build,
 };

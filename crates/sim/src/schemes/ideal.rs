@@ -18,6 +18,8 @@ pub const DEFINITION: Definition = Definition {
     name: "ideal",
     summary: "translation costs nothing: what overheads are relative to",
     virtualized: false,
+    flushes_by_itself: false,
+    keys: &[],
     variant: no_variants,
     build,
 };

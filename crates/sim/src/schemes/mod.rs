@@ -13,6 +13,11 @@ pub struct Definition {
     pub summary: &'static str,
     /// It runs a virtual machine: there is a host behind the guest.
     pub virtualized: bool,
+    /// Its hypervisor empties TLBs at moments that no event of the guest announces. A recording that was
+    /// filtered at its source cannot know of those, and hides accesses that would miss after them.
+    pub flushes_by_itself: bool,
+    /// What may be set after the name: key, values, meaning.
+    pub keys: &'static [(&'static str, &'static str, &'static str)],
     /// Reads what follows the name and a `/`, empty if nothing does: gives it back with nothing left to
     /// defaults that decides what the machine is, or says what is wrong.
     pub variant: fn(&str) -> Result<String, String>,

@@ -18,6 +18,8 @@ pub const DEFINITION: Definition = Definition {
     name: "native",
     summary: "bare metal: one walk over the guest's own tables",
     virtualized: false,
+    flushes_by_itself: false,
+    keys: &[],
     variant: no_variants,
     build,
 };

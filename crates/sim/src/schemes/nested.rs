@@ -19,6 +19,8 @@ pub const DEFINITION: Definition = Definition {
     name: "nested",
     summary: "two-dimensional walks over guest and nested tables (EPT, NPT)",
     virtualized: true,
+    flushes_by_itself: false,
+    keys: &[],
     variant: no_variants,
     build,
 };

@@ -19,6 +19,8 @@ pub const DEFINITION: Definition = Definition {
     name: "shadow",
     summary: "shadow tables kept by the hypervisor with KVM's rules; one-dimensional walks",
     virtualized: true,
+    flushes_by_itself: true,
+    keys: &[],
     variant: no_variants,
     build,
 };

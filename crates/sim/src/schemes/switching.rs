@@ -65,6 +65,8 @@ pub const DEFINITION: Definition = Definition {
     name: "switching",
     summary: "shadow and nested paging in turns: switching[/POLICY][/KEY=VALUE]...",
     virtualized: true,
+    flushes_by_itself: true,
+    keys: crate::switching::options::KEYS,
     variant,
     build,
 };

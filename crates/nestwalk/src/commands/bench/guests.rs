@@ -8,7 +8,6 @@ use nestwalk_hw::Profile;
 use nestwalk_report::{Align, Table};
 use nestwalk_sim::compare::{Plan, compare};
 use nestwalk_sim::spec::{Defaults, MachineSpec};
-use nestwalk_tables::LONG4;
 use nestwalk_types::{Batch, GuestInfo, Source};
 use serde_json::{Value, json};
 use std::ffi::OsString;
@@ -26,22 +25,10 @@ const PROGRAM: &str = include_str!("../../../../../samples/matmul.c");
 
 fn plan(guest: &GuestInfo, threads: usize) -> Result<Plan> {
     let defaults = Defaults { pages: crate::experiment::pages("page size", "4k")?, observed: true };
-    Ok(Plan {
-        machines: MachineSpec::parse_list(MACHINES, defaults)?,
-        profile: Profile::load("cascade-lake-6252")?,
-        guest_mode: &LONG4,
-        host_mode: &LONG4,
-        vcpus: usize::from(guest.vcpus),
-        guest_bytes: guest.memory_bytes,
-        host_bytes: 2 * guest.memory_bytes + (8 << 30),
-        fragmentation: (0.0, 0.0),
-        pcids: true,
-        seed: 1,
-        verify: false,
-        threads,
-        mappings: None,
-        series: None,
-    })
+    let machines = MachineSpec::parse_list(MACHINES, defaults)?;
+    let profile = Profile::load("cascade-lake-6252")?;
+    let bytes = (guest.memory_bytes, 2 * guest.memory_bytes + (8 << 30));
+    Ok(Plan { vcpus: usize::from(guest.vcpus), threads, ..Plan::new(machines, profile, bytes) })
 }
 
 /// Million accesses of the recorded guest per second of processor time, for each sample: ideal, native,

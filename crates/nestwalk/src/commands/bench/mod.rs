@@ -10,7 +10,6 @@ use nestwalk_report::{Align, Table, parse_count};
 use nestwalk_sim::compare::{Plan, compare};
 use nestwalk_sim::spec::MachineSpec;
 use nestwalk_source::{FirstTouch, PatternSpec};
-use nestwalk_tables::LONG4;
 use nestwalk_types::{Batch, Control, Source, SourceError, SourceInfo};
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -122,22 +121,7 @@ fn run(case: &str, machines: &str, accesses: u64, counting: bool) -> Result<f64>
         .split(',')
         .map(|n| MachineSpec::parse(n, base_pages))
         .collect::<Result<Vec<_>, _>>()?;
-    let plan = Plan {
-        machines,
-        profile: Profile::load("cascade-lake-6252")?,
-        guest_mode: &LONG4,
-        host_mode: &LONG4,
-        vcpus: 1,
-        guest_bytes: 16 << 30,
-        host_bytes: 32 << 30,
-        fragmentation: (0.0, 0.0),
-        pcids: true,
-        seed: 1,
-        verify: false,
-        threads: 1,
-        mappings: None,
-        series: None,
-    };
+    let plan = Plan::new(machines, Profile::load("cascade-lake-6252")?, (16 << 30, 32 << 30));
     let base = PatternSpec { footprint, accesses, populate: Some(true), ..PatternSpec::default() };
     let began = Arc::new(Mutex::new(None));
     let inner = FirstTouch::new(PatternSpec::parse(pattern, &base)?.source());
