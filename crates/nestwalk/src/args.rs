@@ -40,6 +40,14 @@ kernel patch of Runtime-aware Paging Mode Switching. Ctrl-C ends it and says in 
 
 Exit code 0: the VM exited, the recording ended, or Ctrl-C. 2: something was wrong.";
 
+const REPRODUCE_EXAMPLES: &str = "\
+Examples:
+  nestwalk reproduce thesis --programs seasons,btree --keep nested --lived long
+  nestwalk reproduce thesis --recordings DIR --format json
+  nestwalk reproduce agile
+
+samples/thesis/record DIR records programs of the thesis: gcc, perl, sqlite, xalan, redis, x264, vips.";
+
 /// A laboratory for memory virtualization: real memory behaviour in, every technique of address
 /// translation in one pass, what each costs and saves out.
 #[derive(Parser, Debug)]
@@ -69,6 +77,9 @@ pub enum Command {
     /// Watch a VM, live or recorded, and change its paging mode when a policy says so
     #[command(after_help = GOVERN_EXAMPLES)]
     Govern(Box<GovernArgs>),
+    /// Repeat a publication's evaluation, with the workloads that can be had here
+    #[command(after_help = REPRODUCE_EXAMPLES)]
+    Reproduce(Box<ReproduceArgs>),
     /// List schemes, page sizes, placements, profiles, workloads and patterns
     Schemes,
     /// Explain a scheme, a profile, a workload, or a field of the results
@@ -104,6 +115,20 @@ pub struct OutputArgs {
     /// No progress on standard error
     #[arg(long, short)]
     pub quiet: bool,
+}
+
+impl OutputArgs {
+    /// Worker threads.
+    ///
+    /// # Errors
+    /// None are asked for.
+    pub fn threads(&self) -> anyhow::Result<usize> {
+        match self.threads {
+            Some(0) => anyhow::bail!("--threads 0: at least 1 is needed"),
+            Some(n) => Ok(n),
+            None => Ok(std::thread::available_parallelism().map_or(1, usize::from)),
+        }
+    }
 }
 
 /// Options of `compare`.
@@ -513,6 +538,73 @@ impl From<ModeArg> for nestwalk_policy::Mode {
             ModeArg::Nested => Self::Nested,
         }
     }
+}
+
+/// A publication.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Publication {
+    /// Runtime-aware Paging Mode Switching: figures 4.1 to 4.6, and all policies.
+    Thesis,
+    /// Agile Paging (ISCA 2016): figure 5 and table VI.
+    Agile,
+}
+
+/// Tables that stay at a switch.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum KeepArg {
+    /// None, as in the thesis.
+    #[default]
+    Nothing,
+    /// Nested tables.
+    Nested,
+}
+
+/// What VMs have behind them.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum LivedArg {
+    /// They have just begun.
+    #[default]
+    Short,
+    /// All of their memory has been touched.
+    Long,
+}
+
+/// Options of `reproduce`.
+#[derive(ClapArgs, Debug, Clone)]
+pub struct ReproduceArgs {
+    /// Which
+    #[arg(value_enum)]
+    pub publication: Publication,
+    /// Recordings to run as well: every *.nwt of DIR, named as the file
+    #[arg(long, value_name = "DIR")]
+    pub recordings: Option<PathBuf>,
+    /// Only these programs, separated by commas
+    #[arg(long, value_name = "NAMES")]
+    pub programs: Option<String>,
+    /// Hardware profile [default: that of the publication's machine]
+    #[arg(long)]
+    pub profile: Option<String>,
+    /// Accesses of each built-in program, in place of its own number, for a quick look
+    #[arg(long, value_name = "COUNT")]
+    pub accesses: Option<String>,
+    /// Decides every random choice
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// The referee checks every access of every machine
+    #[arg(long)]
+    pub verify: bool,
+    /// Length of a policy's interval, simulated milliseconds
+    #[arg(long, value_name = "MS", default_value_t = 5.0, help_heading = "The thesis")]
+    pub interval: f64,
+    /// Tables that stay at a switch
+    #[arg(long, value_enum, default_value_t, help_heading = "The thesis")]
+    pub keep: KeepArg,
+    /// What VMs have behind them
+    #[arg(long, value_enum, default_value_t, help_heading = "The thesis")]
+    pub lived: LivedArg,
+    /// Where results go.
+    #[command(flatten)]
+    pub output: OutputArgs,
 }
 
 /// Options of `explain`.

@@ -8,6 +8,7 @@ mod fields;
 mod guest;
 mod outcome;
 mod progress;
+mod session;
 mod show;
 mod sources;
 
@@ -28,6 +29,7 @@ fn main() -> ExitCode {
         Command::Walk(options) => commands::walk::walk(&options),
         Command::Trace(command) => commands::trace::trace(&command),
         Command::Govern(options) => commands::govern::govern(&options),
+        Command::Reproduce(options) => commands::reproduce::reproduce(&options),
         Command::Schemes => commands::explain::schemes(),
         Command::Explain(options) => commands::explain::explain(&options),
         Command::Bench(options) => commands::bench::bench(&options),

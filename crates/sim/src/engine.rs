@@ -143,6 +143,22 @@ impl<S: Scheme> Machine<S> {
         })
     }
 
+    /// The VM has run for long: the host has a page behind all of the guest's memory, and tables by
+    /// guest-physical address map it. Nothing of this is counted.
+    ///
+    /// # Errors
+    /// The host has less memory than the guest.
+    pub fn lived_long(mut self) -> Result<Self, MachineError> {
+        let host = self.platform.world.host.as_ref();
+        let slots: Vec<(Gpa, u64)> =
+            host.map_or(Vec::new(), |h| h.slots().iter().map(|s| (s.gpa, s.bytes)).collect());
+        for (start, bytes) in slots {
+            self.scheme.backed(&mut self.platform, start, bytes)?;
+        }
+        self.platform.counters = Counters::default();
+        Ok(self)
+    }
+
     fn run_slice(&mut self, runs: &[Run], gpas: &[Gpa]) -> Result<(), MachineError> {
         for (runs, gpas) in runs.chunks(GROUP).zip(gpas.chunks(GROUP)) {
             if self.recent_misses >= WORTHWHILE {

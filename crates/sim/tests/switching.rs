@@ -387,3 +387,25 @@ fn the_cut_of_the_stream_changes_nothing() {
         }
     }
 }
+
+/// All memory of a long-lived VM is behind it and mapped: nested tables are never missing anything, and
+/// going back to them is free of violations. What the guest meets is the same.
+#[test]
+fn a_long_lived_vm_has_no_violations() {
+    let list = "nested,nested/lived=long,switching/every=20000/keep=nested,\
+                switching/every=20000/keep=nested/lived=long,switching/every=20000/lived=long";
+    let outcome = run(&plan(list, 1, 1), "forkstorm", 200_000);
+    let violations = |name: &str| {
+        let m = outcome.machines.iter().find(|m| m.name.starts_with(name)).unwrap();
+        (m.vm_exits.get("ept_violation").copied().unwrap_or(0), m.host_faults, m.guest_faults)
+    };
+    let (short, host_faults, guest_faults) = violations("nested:");
+    assert!(short > 100 && host_faults >= short, "{short} {host_faults}");
+    assert_eq!(violations("nested/lived=long:"), (0, 0, guest_faults));
+    assert!(violations("switching/every=20000/keep=nested:").0 > 100);
+    assert_eq!(violations("switching/every=20000/keep=nested/lived=long:"), (0, 0, guest_faults));
+    // Dropped tables are built again, though the host has the pages.
+    let (dropped, host_faults, _) = violations("switching/every=20000/lived=long:");
+    assert!(dropped > 100, "{dropped}");
+    assert_eq!(host_faults, 0);
+}

@@ -49,7 +49,7 @@ pub fn capture(args: &CaptureArgs) -> Result<ExitCode> {
         Format::Json => Box::new(std::io::stderr()),
         _ => Box::new(std::io::stdout()),
     };
-    let stop = super::compare::stop_on_signals();
+    let stop = crate::session::stop_on_signals();
     let begin = Instant::now();
     let mut live = Live::start(boot, guest.options(), output)?;
     let result = record(&mut live, writer.as_mut(), &stop, args.quiet);

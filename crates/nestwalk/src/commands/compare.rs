@@ -2,18 +2,15 @@
 
 use crate::args::{CompareArgs, Format, OutputArgs, RunArgs};
 use crate::experiment::{Experiment, VERSION};
-use crate::progress::Meter;
-use crate::{outcome, show, sources};
+use crate::session::{self, Session, Work};
+use crate::{outcome, show};
 use anyhow::{Context, Result, anyhow, bail};
 use nestwalk_report::count;
-use nestwalk_sim::GuestOutcome;
-use nestwalk_sim::compare::{CompareError, Outcome, Plan, compare as drive};
-use nestwalk_types::{Filter, GuestInfo, SourceInfo};
+use nestwalk_sim::compare::{CompareError, Outcome};
+use nestwalk_types::SourceInfo;
 use serde_json::{Value, json};
 use std::io::{ErrorKind, Write};
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 /// `nestwalk compare`.
 pub fn compare(args: &CompareArgs) -> Result<()> {
@@ -26,84 +23,19 @@ pub fn run(args: &RunArgs) -> Result<()> {
 }
 
 fn experiment(experiment: &Experiment, output: &OutputArgs) -> Result<()> {
-    let threads = match output.threads {
-        Some(0) => bail!("--threads 0: at least 1 is needed"),
-        Some(n) => n,
-        None => std::thread::available_parallelism().map_or(1, usize::from),
-    };
-    let mut plan = experiment.plan(threads)?;
-    let mut source = sources::open(experiment, output.quiet)?;
-    let guest = source.info().guest;
-    if let (Some(guest), [path]) = (&guest, experiment.sources.as_slice())
-        && experiment.has_modelled_guest()
-    {
-        plan.mappings = Some(sources::survey(path, guest)?);
-    }
+    let threads = output.threads()?;
+    let opened = session::open(experiment, &Work { threads, quiet: output.quiet, series: None })?;
     // A place that cannot be written to is found out before the work, not after it.
     if let Some(folder) = &output.output {
         prepare(folder, experiment)?;
     }
-    let stop = stop_on_signals();
-    let meter = Meter::new(&source.info(), output.quiet);
-    let outcome = drive(&plan, source.as_mut(), &stop, &mut |p| meter.show(p))?;
-    meter.done();
-    let mut info = source.info();
-    drop(source);
-    info.approximations.extend(approximations(&plan, guest.as_ref(), &outcome));
+    let Session { info, outcome, .. } = opened.run(&session::stop_on_signals())?;
     let results = Results { experiment, info: &info, outcome: &outcome };
     // Whatever happens to one copy of the results, the other is written.
     let saved = output.output.as_ref().map_or(Ok(()), |folder| save(folder, &results));
     let printed = print(&results.render(output.format)?);
     saved.and(printed)?;
     verdict(outcome)
-}
-
-/// What the results must name beside the source's own approximations.
-fn approximations(plan: &Plan, guest: Option<&GuestInfo>, outcome: &Outcome) -> Vec<String> {
-    let mut all = Vec::new();
-    if let Some(guest) = guest {
-        let too_fine = plan.profile.too_fine_for(&guest.filter);
-        all.extend(too_fine.iter().map(|t| format!("misses are approximate: {t}")));
-        let mut others: Vec<&str> = plan
-            .machines
-            .iter()
-            .filter(|m| m.scheme.flushes_by_itself)
-            .map(|m| m.scheme.name)
-            .collect();
-        others.dedup();
-        if guest.filter != Filter::RUNS && !others.is_empty() {
-            all.push(format!(
-                "misses of {} are slightly too few: what the recording's filter hides after a flush by \
-                 the hypervisor does not miss again; record with --no-filter to see it",
-                others.join(", ")
-            ));
-        }
-    }
-    for (_, guest) in &outcome.guests {
-        if let GuestOutcome::Remapped { approximations, .. } = guest {
-            all.extend(
-                approximations.iter().filter(|a| !all.contains(a)).cloned().collect::<Vec<_>>(),
-            );
-        }
-    }
-    all
-}
-
-/// A flag that a signal sets. The second signal ends the program at once: a source may be waiting
-/// for something that does not come.
-pub fn stop_on_signals() -> Arc<AtomicBool> {
-    let stop = Arc::new(AtomicBool::new(false));
-    let on_signal = Arc::clone(&stop);
-    let handler = move || {
-        if on_signal.swap(true, Ordering::Relaxed) {
-            eprintln!("nestwalk: interrupted twice: ended without results");
-            std::process::exit(2);
-        }
-    };
-    if let Err(error) = ctrlc::set_handler(handler) {
-        eprintln!("nestwalk: an interruption will lose the results: {error}");
-    }
-    stop
 }
 
 fn print(text: &str) -> Result<()> {

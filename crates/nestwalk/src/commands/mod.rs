@@ -5,5 +5,6 @@ pub mod capture;
 pub mod compare;
 pub mod explain;
 pub mod govern;
+pub mod reproduce;
 pub mod trace;
 pub mod walk;

@@ -3,7 +3,7 @@
 //! The guest's faults, CR3 loads, invalidations and table writes cost no exit. The only exits are the
 //! violations by which the nested tables are built, one per host page.
 
-use super::{Build, Definition, no_variants};
+use super::{Build, Definition};
 use crate::ahead::{LeafHints, read_sets};
 use crate::counters::Dimension;
 use crate::engine::{AnyMachine, Machine};
@@ -20,14 +20,32 @@ pub const DEFINITION: Definition = Definition {
     summary: "two-dimensional walks over guest and nested tables (EPT, NPT)",
     virtualized: true,
     flushes_by_itself: false,
-    keys: &[],
-    variant: no_variants,
+    keys: &[(
+        "lived",
+        "short or long",
+        "whether the VM has just begun, or all of its memory was touched before; short unless given",
+    )],
+    variant: |text| lived_long(text).map(|long| if long { LONG.into() } else { String::new() }),
     build,
 };
 
+/// The kind that is not the default.
+const LONG: &str = "lived=long";
+
+fn lived_long(text: &str) -> Result<bool, String> {
+    match text {
+        "" | "lived=short" => Ok(false),
+        LONG => Ok(true),
+        _ => Err(format!("`{text}`: there is only lived=short, the default, and {LONG}")),
+    }
+}
+
 fn build(request: Build) -> Result<Box<dyn AnyMachine>, MachineError> {
     let mut request = request;
-    Ok(Box::new(Machine::new(Nested::new(&mut request)?, request)?))
+    let wrong = |reason| MachineError::Variant { machine: request.name.clone(), reason };
+    let long = lived_long(&request.variant).map_err(wrong)?;
+    let machine = Machine::new(Nested::new(&mut request)?, request)?;
+    Ok(Box::new(if long { machine.lived_long()? } else { machine }))
 }
 
 /// The nested tables of the VM.

@@ -73,7 +73,10 @@ pub const DEFINITION: Definition = Definition {
 
 fn build(request: Build) -> Result<Box<dyn AnyMachine>, MachineError> {
     let mut request = request;
-    Ok(Box::new(Machine::new(Switching::new(&mut request)?, request)?))
+    let scheme = Switching::new(&mut request)?;
+    let long = scheme.lived_long;
+    let machine = Machine::new(scheme, request)?;
+    Ok(Box::new(if long { machine.lived_long()? } else { machine }))
 }
 
 /// Both modes of a VM, one of them in force.
@@ -85,6 +88,7 @@ pub struct Switching {
     nested: Option<Nested>,
     nested_mode: &'static Mode,
     keep_nested: bool,
+    lived_long: bool,
     tlb: TlbHandling,
     governor: Governor,
     journal: Journal,
@@ -113,9 +117,11 @@ impl Switching {
         let options: Options = request.variant.parse().map_err(wrong)?;
         let governor =
             Governor::new(&options, &request.profile, request.vcpus).map_err(wrong)?;
+        // A VM that has lived for long and keeps its nested tables has been in nested mode before.
+        let had_nested = options.lived_long && options.keep_nested;
         let nested = match options.start {
-            PagingMode::Shadow => None,
-            PagingMode::Nested => Some(Nested::new(request)?),
+            PagingMode::Shadow if !had_nested => None,
+            _ => Some(Nested::new(request)?),
         };
         Ok(Self {
             mode: options.start,
@@ -123,6 +129,7 @@ impl Switching {
             nested,
             nested_mode: request.nested_mode,
             keep_nested: options.keep_nested,
+            lived_long: options.lived_long,
             tlb: options.tlb,
             governor,
             journal: Journal::new(&request.profile, request.vcpus, options.start),
@@ -344,7 +351,10 @@ impl Scheme for Switching {
         start: Gpa,
         bytes: u64,
     ) -> Result<(), MachineError> {
-        in_force!(self, scheme => scheme.backed(platform, start, bytes))
+        match &mut self.nested {
+            Some(nested) => nested.backed(platform, start, bytes),
+            None => self.shadow.backed(platform, start, bytes),
+        }
     }
 
     fn ran_before(&mut self, platform: &mut Platform, vcpu: VcpuId) -> Result<(), MachineError> {

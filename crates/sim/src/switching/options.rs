@@ -45,6 +45,9 @@ pub struct Options {
     pub start: Mode,
     /// Nested tables stay while the VM is in shadow mode.
     pub keep_nested: bool,
+    /// The host has pages behind all of the guest's memory before the VM begins, and nested tables that
+    /// are there, or are kept, map it: the thesis's long-lived VM.
+    pub lived_long: bool,
     /// What happens to TLBs.
     pub tlb: TlbHandling,
 }
@@ -56,6 +59,11 @@ pub static KEYS: &[(&str, &str, &str)] = &[
         "keep",
         "nothing or nested",
         "tables that stay across switches; nothing unless given, as in the thesis",
+    ),
+    (
+        "lived",
+        "short or long",
+        "whether the VM has just begun, or all of its memory was touched before; short unless given",
     ),
     (
         "tlb",
@@ -120,7 +128,7 @@ impl FromStr for Options {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let (mut policy, mut own) = (None, Vec::new());
-        let (mut start, mut keep_nested, mut tlb) = (None, None, None);
+        let (mut start, mut keep_nested, mut tlb, mut lived) = (None, None, None, None);
         let (mut interval, mut every, mut plan) = (None, None, None);
         for (i, part) in parts(text).iter().enumerate() {
             let Some((key, value)) = part.split_once('=') else {
@@ -138,6 +146,9 @@ impl FromStr for Options {
                         key,
                         word(value, [("nothing", false), ("nested", true)]),
                     )?;
+                }
+                "lived" => {
+                    once(&mut lived, key, word(value, [("short", false), ("long", true)]))?;
                 }
                 "tlb" => {
                     let words = [("flush", TlbHandling::Flush), ("carry", TlbHandling::Carry)];
@@ -186,6 +197,7 @@ impl FromStr for Options {
             schedule,
             start: planned.or(start).unwrap_or(Mode::Shadow),
             keep_nested: keep_nested.unwrap_or(false),
+            lived_long: lived.unwrap_or(false),
             tlb: tlb.unwrap_or(TlbHandling::Flush),
         })
     }

@@ -4,7 +4,7 @@ mod show;
 mod train;
 
 use crate::args::{Format, GovernArgs};
-use crate::commands::compare::stop_on_signals;
+use crate::session::stop_on_signals;
 use anyhow::{Context, Result, bail};
 use nestwalk_host::{
     CustomEvents, End, Event, Governor, HostPerf, LiveOptions, LiveVm, ReplayVm, Roots, Summary,

@@ -1,0 +1,57 @@
+//! `reproduce`: the evaluations of publications, with the workloads that can be had here, beside what
+//! was published.
+
+mod agile;
+mod bars;
+mod programs;
+mod series;
+mod thesis;
+
+use crate::args::{Format, Publication, ReproduceArgs};
+use anyhow::{Context, Result};
+use std::io::Write;
+
+/// `nestwalk reproduce PUBLICATION`.
+pub fn reproduce(args: &ReproduceArgs) -> Result<()> {
+    let output = &args.output;
+    if let Some(folder) = &output.output {
+        std::fs::create_dir_all(folder)
+            .with_context(|| format!("--output {}: cannot be made", folder.display()))?;
+    }
+    let found: Box<dyn Evaluation> = match args.publication {
+        Publication::Thesis => Box::new(thesis::run(args)?),
+        Publication::Agile => Box::new(agile::run(args)?),
+    };
+    if let Some(folder) = &output.output {
+        for (name, format) in [
+            ("results.json", Format::Json),
+            ("results.csv", Format::Csv),
+            ("table.txt", Format::Table),
+        ] {
+            let path = folder.join(name);
+            std::fs::write(&path, render(found.as_ref(), format)?)
+                .with_context(|| format!("{}: cannot be written", path.display()))?;
+        }
+    }
+    let text = render(found.as_ref(), output.format)?;
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("standard output")
+}
+
+/// What an evaluation found.
+trait Evaluation {
+    /// All of it.
+    fn json(&self) -> Result<serde_json::Value>;
+    /// A row per bar of its figures.
+    fn rows(&self) -> Result<Vec<serde_json::Value>>;
+    /// For people.
+    fn table(&self) -> String;
+}
+
+fn render(found: &dyn Evaluation, format: Format) -> Result<String> {
+    Ok(match format {
+        Format::Json => serde_json::to_string_pretty(&found.json()?)? + "\n",
+        Format::Csv => nestwalk_report::to_csv(&found.rows()?)?,
+        Format::Table => found.table(),
+    })
+}

@@ -1,0 +1,149 @@
+//! What is run: built-in workloads, recordings that come with the program, and recordings of a folder.
+
+use crate::args::{Args, Command, CompareArgs, ReproduceArgs};
+use crate::experiment::Experiment;
+use crate::session::{self, Session, Work};
+use crate::sources::{Kind, kind};
+use anyhow::{Context, Result, anyhow, bail};
+use clap::Parser;
+use nestwalk_sim::compare::CompareError;
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+
+/// A program of an evaluation.
+#[derive(Clone, Debug)]
+pub struct Program {
+    /// Its name in figures.
+    pub name: String,
+    /// The words of `compare` that name it.
+    words: Vec<String>,
+    /// It is a recording.
+    recorded: bool,
+}
+
+/// A built-in program: its name, and the words of `compare`.
+pub type BuiltIn = (&'static str, &'static str);
+
+/// What `--programs` and `--recordings` choose: the built-in ones, then the recordings by name.
+///
+/// # Errors
+/// The folder has no recording, or a name is not there.
+pub fn chosen(args: &ReproduceArgs, built_in: &[BuiltIn]) -> Result<Vec<Program>> {
+    let mut all: Vec<Program> = built_in
+        .iter()
+        .map(|(name, words)| Program {
+            name: (*name).into(),
+            words: words.split_whitespace().map(Into::into).collect(),
+            recorded: kind(words) == Some(Kind::Sample),
+        })
+        .collect();
+    if let Some(folder) = &args.recordings {
+        all.extend(recordings(folder)?);
+    }
+    let Some(wanted) = &args.programs else { return Ok(all) };
+    let mut found = Vec::new();
+    for name in wanted.split(',').map(str::trim).filter(|n| !n.is_empty()) {
+        // Of two of one name the recorded one is meant.
+        let program = all.iter().rev().find(|p| p.name == name).ok_or_else(|| {
+            let known: Vec<&str> = all.iter().map(|p| p.name.as_str()).collect();
+            anyhow!("--programs: there is no `{name}`; there are: {}", known.join(", "))
+        })?;
+        found.push(program.clone());
+    }
+    if found.is_empty() {
+        bail!("--programs: no program is named");
+    }
+    Ok(found)
+}
+
+/// The traces of a folder, by name.
+fn recordings(folder: &Path) -> Result<Vec<Program>> {
+    let context = || format!("--recordings {}", folder.display());
+    let mut paths = Vec::new();
+    for file in std::fs::read_dir(folder).with_context(context)? {
+        let path = file.with_context(context)?.path();
+        if path.extension().is_some_and(|e| e == "nwt") {
+            paths.push(path);
+        }
+    }
+    paths.sort();
+    if paths.is_empty() {
+        bail!("{}: no file *.nwt; samples/thesis/record makes them", context());
+    }
+    let program = |path: &Path| {
+        let stem = path.file_stem().and_then(|s| s.to_str());
+        let (Some(stem), Some(path)) = (stem, path.to_str()) else {
+            bail!("{}: not valid UTF-8", path.display());
+        };
+        Ok(Program { name: stem.into(), words: vec![path.into()], recorded: true })
+    };
+    paths.iter().map(|p| program(p)).collect()
+}
+
+impl Program {
+    /// Runs it on these machines, beside the controls that they need.
+    ///
+    /// # Errors
+    /// It cannot be run, or not to its end.
+    pub fn run(
+        &self,
+        args: &ReproduceArgs,
+        profile: &str,
+        machines: &[String],
+        series: Option<u64>,
+        stop: &AtomicBool,
+    ) -> Result<Ran> {
+        let line = ["nestwalk", "compare", "--profile", profile, "--machines"].map(String::from);
+        let line = line.into_iter().chain([machines.join(",")]).chain(self.words.clone());
+        let Command::Compare(compare) = Args::try_parse_from(line)?.command else {
+            bail!("{}: not a comparison", self.name);
+        };
+        self.session(args, &compare, machines.len(), series, stop)
+            .with_context(|| format!("program {}", self.name))
+    }
+
+    fn session(
+        &self,
+        args: &ReproduceArgs,
+        compare: &CompareArgs,
+        machines: usize,
+        series: Option<u64>,
+        stop: &AtomicBool,
+    ) -> Result<Ran> {
+        let mut compare = compare.clone();
+        compare.seed = args.seed;
+        compare.verify = args.verify;
+        if args.accesses.is_some() && !self.recorded {
+            compare.accesses.clone_from(&args.accesses);
+        }
+        let experiment = Experiment::from_args(&compare)?;
+        let output = &args.output;
+        let work = Work { threads: output.threads()?, quiet: output.quiet, series };
+        if !output.quiet {
+            eprintln!("{}: {machines} machines", self.name);
+        }
+        let session = session::open(&experiment, &work)?.run(stop)?;
+        match session.outcome.error {
+            Some(CompareError::Interrupted) => bail!("interrupted: there are no results"),
+            Some(error) => return Err(error.into()),
+            None => {}
+        }
+        let refereed = session.outcome.machines.iter().filter_map(|m| m.referee.as_ref());
+        let violations: u64 = refereed.map(|v| v.violations).sum();
+        if violations > 0 {
+            bail!("the referee found {violations} violations: the results cannot be trusted");
+        }
+        let first = session.outcome.machines.len() - machines;
+        Ok(Ran { session, first, profile: experiment.profile })
+    }
+}
+
+/// A program that was run.
+pub struct Ran {
+    /// What came of it.
+    pub session: Session,
+    /// Where the machines that were asked for begin, after the controls.
+    pub first: usize,
+    /// The hardware profile.
+    pub profile: nestwalk_hw::Profile,
+}
