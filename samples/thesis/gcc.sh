@@ -1,7 +1,7 @@
 # A compiler with optimization on one large file: memory grows function by function.
 awk 'BEGIN {
     print "#include <stdlib.h>\nstruct node { struct node *left, *right; long key; double weight; };"
-    for (f = 0; f < 700; f++) {
+    for (f = 0; f < 250; f++) {
         printf "double work%d(struct node *n, int *a, int len) {\n", f
         printf "    double sum = 0; long low = %d;\n", f * 7 % 100
         printf "    for (int i = 0; i < len; i++) { a[i] = a[i] * %d + (i ^ %d); sum += a[i] / (1.0 + i); }\n", f % 17 + 1, f

@@ -594,7 +594,7 @@ pub struct ReproduceArgs {
     #[arg(long)]
     pub verify: bool,
     /// Length of a policy's interval, simulated milliseconds
-    #[arg(long, value_name = "MS", default_value_t = 5.0, help_heading = "The thesis")]
+    #[arg(long, value_name = "MS", default_value_t = 20.0, help_heading = "The thesis")]
     pub interval: f64,
     /// Tables that stay at a switch
     #[arg(long, value_enum, default_value_t, help_heading = "The thesis")]

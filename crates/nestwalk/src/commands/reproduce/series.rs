@@ -8,6 +8,9 @@ use nestwalk_sim::results::MachineResult;
 use nestwalk_sim::series::intervals;
 use serde::Serialize;
 
+/// Points of a line at most.
+const POINTS: usize = 400;
+
 /// One machine over time.
 #[derive(Clone, Debug, Serialize)]
 pub struct Line {
@@ -46,11 +49,14 @@ pub struct Mark {
 }
 
 impl Line {
-    /// From what was counted by the end of each interval.
+    /// From what was counted by the end of each interval; several become one point where there are too
+    /// many for a figure.
     pub fn new(bar: &str, ends: &[Counters], machine: &MachineResult, profile: &Profile) -> Self {
         let per_ms = profile.core.frequency_mhz.value * 1000.0;
         let (mut instructions, mut cycles) = (0, 0.0);
-        let points = intervals(ends).into_iter().map(|counted| {
+        let step = ends.len().div_ceil(POINTS).max(1);
+        let ends: Vec<Counters> = ends.chunks(step).filter_map(<[_]>::last).cloned().collect();
+        let points = intervals(&ends).into_iter().map(|counted| {
             let c = Cycles::of(&counted, profile);
             let all = c.total();
             instructions += counted.instructions;
