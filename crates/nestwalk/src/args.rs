@@ -12,6 +12,7 @@ Examples:
   nestwalk compare trace.champsim.xz --accesses 50M --warmup 10M
   nestwalk compare --lackey -- gcc -O2 -c file.c
   nestwalk compare --guest -- gcc -O2 -c file.c
+  nestwalk compare btree --machines shadow,nested --samples samples --sample-every 100k
 
 Exit code 0: done. 2: something was wrong, or interrupted; what was computed before is printed.";
 
@@ -109,6 +110,14 @@ pub struct OutputArgs {
     /// Also write results.json, results.csv, table.txt and the resolved config.toml into DIR
     #[arg(long, value_name = "DIR")]
     pub output: Option<PathBuf>,
+    /// Also write what a policy would see of each machine in shadow or nested mode into DIR, as CSV
+    /// that `govern` replays and learns from: a file per machine
+    #[arg(long, value_name = "DIR")]
+    pub samples: Option<PathBuf>,
+    /// With --samples: from sample to sample, simulated milliseconds (1ms) or instructions (100k),
+    /// which cut all machines alike
+    #[arg(long, value_name = "TIME|COUNT", default_value = "1ms", requires = "samples")]
+    pub sample_every: String,
     /// Worker threads; results do not depend on it [default: all cores]
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
@@ -507,13 +516,16 @@ pub struct GovernArgs {
     /// Cycles per walk, an estimate, where only walks are counted (Zen)
     #[arg(long, value_name = "N", help_heading = "Live VMs")]
     pub cycles_per_walk: Option<u32>,
-    /// Train a model of the policy svm: from samples with a column best_mode, or from two runs of the
-    /// same work in either mode
-    #[arg(long, value_name = "FILE", num_args = 1..=2, conflicts_with_all = ["pid", "replay"])]
+    /// Train a model of the policy svm: from samples with a column best_mode, or from runs of the same
+    /// work in either mode, two after two
+    #[arg(long, value_name = "FILE", num_args = 1.., conflicts_with_all = ["pid", "replay"])]
     pub train: Vec<PathBuf>,
     /// Where the trained model goes
     #[arg(long, value_name = "FILE", requires = "train")]
     pub save_model: Option<PathBuf>,
+    /// With --train: also write the rows with their best modes, as CSV that --train reads
+    #[arg(long, value_name = "FILE", requires = "train")]
+    pub save_rows: Option<PathBuf>,
     /// Another /proc
     #[arg(long, hide = true)]
     pub proc: Option<PathBuf>,

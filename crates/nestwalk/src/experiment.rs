@@ -271,6 +271,7 @@ impl Experiment {
             threads,
             mappings: None,
             series: None,
+            samples: None,
         })
     }
 

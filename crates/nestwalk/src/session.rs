@@ -5,8 +5,9 @@ use crate::experiment::Experiment;
 use crate::progress::Meter;
 use crate::sources;
 use anyhow::Result;
-use nestwalk_sim::GuestOutcome;
 use nestwalk_sim::compare::{Outcome, Plan, compare};
+use nestwalk_sim::spec::MachineSpec;
+use nestwalk_sim::{Cut, GuestOutcome};
 use nestwalk_types::{Filter, GuestInfo, Source, SourceInfo};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -56,6 +57,16 @@ pub fn open(experiment: &Experiment, work: &Work) -> Result<Opened> {
 }
 
 impl Opened {
+    /// The machines.
+    pub fn machines(&self) -> &[MachineSpec] {
+        &self.plan.machines
+    }
+
+    /// Every machine that has samples records them, cut so.
+    pub fn record_samples(&mut self, cut: Cut) {
+        self.plan.samples = Some(cut);
+    }
+
     /// Runs it until its end, or until `stop` is set.
     ///
     /// # Errors

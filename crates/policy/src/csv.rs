@@ -301,11 +301,35 @@ impl<W: Write> SampleWriter<W> {
         Ok(Self { output })
     }
 
+    /// The same with a column `best_mode`, for [`SampleWriter::write_labelled`].
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn labelled(mut output: W, comments: &[String]) -> io::Result<Self> {
+        for comment in comments.iter().flat_map(|c| c.lines()) {
+            writeln!(output, "# {comment}")?;
+        }
+        writeln!(output, "{},best_mode", header())?;
+        Ok(Self { output })
+    }
+
     /// Writes a sample and hands it to the system, so that a kill loses nothing.
     ///
     /// # Errors
     /// If it cannot be written.
     pub fn write(&mut self, sample: &Sample) -> io::Result<()> {
+        self.line(sample, "")
+    }
+
+    /// Writes a sample with the mode that would have been best.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn write_labelled(&mut self, sample: &Sample, best: Mode) -> io::Result<()> {
+        self.line(sample, &format!(",{best}"))
+    }
+
+    fn line(&mut self, sample: &Sample, end: &str) -> io::Result<()> {
         let s = sample;
         let times = [s.time_ns, s.duration_ns, s.busy_ns, s.instructions];
         let cycles = [s.guest_cycles, s.host_kernel_cycles, s.host_user_cycles];
@@ -316,7 +340,7 @@ impl<W: Write> SampleWriter<W> {
         for counter in [s.walk_cycles, s.guest_page_faults, s.tlb_misses, s.vm_exits] {
             line += &counter.map_or_else(|| ",".to_owned(), |value| format!("{value},"));
         }
-        writeln!(self.output, "{line}{}", s.mode)?;
+        writeln!(self.output, "{line}{}{end}", s.mode)?;
         self.output.flush()
     }
 }

@@ -15,6 +15,7 @@ use crate::results::MachineResult;
 use crate::scheme::MachineError;
 use crate::schemes::Build;
 use crate::spec::{GuestSpec, MachineSpec};
+use crate::switching::{Cut, Recorded};
 use nestwalk_hw::Profile;
 use nestwalk_mm::{
     GuestError, HostConfig, HostMemory, KERNEL_BYTES, Mappings, MmError, ObservedError, RemapError,
@@ -63,6 +64,8 @@ pub struct Plan {
     /// Every machine but `ideal` records its counters every so many instructions of the region of
     /// interest.
     pub series: Option<u64>,
+    /// Every machine in shadow or nested mode records samples of the region of interest, cut so.
+    pub samples: Option<Cut>,
 }
 
 impl Plan {
@@ -88,6 +91,7 @@ impl Plan {
             threads: 1,
             mappings: None,
             series: None,
+            samples: None,
         }
     }
 }
@@ -163,6 +167,8 @@ pub struct Outcome {
     pub guests: Vec<(String, GuestOutcome)>,
     /// By machine, what was counted by the end of each interval of [`Plan::series`].
     pub series: Vec<Vec<Counters>>,
+    /// By machine, its samples, if [`Plan::samples`] asks for them and it has a mode that samples tell.
+    pub samples: Vec<Option<Recorded>>,
     /// Why it ended early.
     pub error: Option<CompareError>,
 }
@@ -207,7 +213,8 @@ pub fn compare(
     };
     let guests = groups.iter().map(|g| (g.spec.name(), g.guest.outcome())).collect();
     let series = seats.iter().map(|s| s.machine.series()).collect();
-    Ok(Outcome { machines: results(plan, &seats), guests, series, error })
+    let samples = seats.iter().map(|s| s.machine.samples().cloned()).collect();
+    Ok(Outcome { machines: results(plan, &seats), guests, series, samples, error })
 }
 
 fn set_up(plan: &Plan, source: &dyn Source) -> Result<(Vec<Group>, Vec<Seat>), CompareError> {
@@ -229,6 +236,9 @@ fn set_up(plan: &Plan, source: &dyn Source) -> Result<(Vec<Group>, Vec<Seat>), C
         let mut machine = machine(plan, spec)?;
         if let Some(every) = plan.series {
             machine.record_series(every);
+        }
+        if let Some(cut) = plan.samples {
+            machine.record_samples(cut, &plan.profile);
         }
         seats.push(Seat { index, group, machine });
     }

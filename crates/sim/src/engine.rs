@@ -11,6 +11,7 @@ use crate::referee::{Referee, Verdict};
 use crate::scheme::{Answer, MachineError, PageTableBytes, Platform, Scheme};
 use crate::series::Series;
 use crate::switching::SwitchingResult;
+use crate::switching::sampler::{Cut, Recorded, Recorder};
 use crate::walk::Fault;
 use crate::world::World;
 use nestwalk_hw::{Caches, Profile, Translation};
@@ -68,6 +69,13 @@ pub trait AnyMachine: Send {
     fn series(&self) -> Vec<Counters> {
         Vec::new()
     }
+    /// Records samples from the region of interest on, if the machine is in one of the paging modes
+    /// between which policies choose.
+    fn record_samples(&mut self, _cut: Cut, _profile: &Profile) {}
+    /// The samples; none of a machine that records none or has no such mode.
+    fn samples(&self) -> Option<&Recorded> {
+        None
+    }
     /// What came of a paging mode that changes, if it does.
     fn switching(&self) -> Option<SwitchingResult> {
         None
@@ -117,6 +125,7 @@ pub struct Machine<S> {
     /// vCPU and page of the last run, kept where the scheme has something due.
     last: (VcpuId, u64),
     series: Series,
+    recorder: Option<Box<Recorder>>,
 }
 
 impl<S: Scheme> Machine<S> {
@@ -140,6 +149,7 @@ impl<S: Scheme> Machine<S> {
             fresh: Vec::new(),
             last: (VcpuId(0), u64::MAX),
             series: Series::default(),
+            recorder: None,
         })
     }
 
@@ -174,7 +184,7 @@ impl<S: Scheme> Machine<S> {
     /// Runs a group, with what is due in the middle of it.
     #[inline]
     fn run_on_time(&mut self, runs: &[Run], gpas: &[Gpa]) -> Result<(), MachineError> {
-        let due = self.scheme.due().min(self.series.due());
+        let due = self.scheme.due().min(self.series.due()).min(self.samples_due());
         if due == u64::MAX {
             return self.run_group(runs, gpas);
         }
@@ -203,13 +213,27 @@ impl<S: Scheme> Machine<S> {
     }
 
     #[inline]
+    fn samples_due(&self) -> u64 {
+        self.recorder.as_ref().map_or(u64::MAX, |r| r.due())
+    }
+
+    #[inline]
     fn tick(&mut self) -> Result<(), MachineError> {
         let clock = self.platform.clock;
         if clock >= self.series.due() {
             self.series.look(clock, &self.platform.counters);
         }
+        // Before the scheme, which may end the mode that the sample is of.
+        if clock >= self.samples_due()
+            && let Some(recorder) = &mut self.recorder
+        {
+            recorder.look(clock, &self.platform.counters, self.scheme.paging_mode());
+        }
         if clock >= self.scheme.due() {
             self.scheme.tick(&mut self.platform)?;
+            if let Some(recorder) = &mut self.recorder {
+                recorder.mode_is(clock, self.scheme.paging_mode());
+            }
         }
         Ok(())
     }
@@ -400,6 +424,9 @@ impl<S: Scheme> Machine<S> {
                 platform.counters = Counters::default();
                 self.series.counting_begins(platform.clock);
                 self.scheme.counting_begins(platform);
+                if let Some(recorder) = &mut self.recorder {
+                    recorder.counting_begins(platform.clock, self.scheme.paging_mode());
+                }
             }
             Control::OsWork { work, count } => {
                 platform.counters.os_work[work.index()] += u64::from(count);
@@ -511,6 +538,15 @@ impl<S: Scheme> AnyMachine for Machine<S> {
 
     fn series(&self) -> Vec<Counters> {
         self.series.ends(&self.platform.counters)
+    }
+
+    fn record_samples(&mut self, cut: Cut, profile: &Profile) {
+        let vcpus = self.platform.hardware.cores.len();
+        self.recorder = Some(Box::new(Recorder::new(cut, profile, vcpus)));
+    }
+
+    fn samples(&self) -> Option<&Recorded> {
+        self.recorder.as_ref()?.recorded()
     }
 
     fn switching(&self) -> Option<SwitchingResult> {

@@ -33,4 +33,4 @@ pub use scheme::{MachineError, PageTableBytes};
 pub use schemes::{Build, Definition, SCHEMES};
 pub use series::interval_costs;
 pub use spec::{Defaults, DimensionSpec, GuestSpec, MachineSpec, SpecError};
-pub use switching::{Switched, SwitchingResult};
+pub use switching::{Cut, Recorded, SAMPLED, Switched, SwitchingResult};

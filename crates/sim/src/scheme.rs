@@ -7,6 +7,7 @@ use crate::walk::Fault;
 use crate::world::World;
 use nestwalk_hw::Translation;
 use nestwalk_mm::MmError;
+use nestwalk_policy::Mode as PagingMode;
 use nestwalk_tables::Mode;
 use nestwalk_types::{Address, Gpa, Gva, Invalidation, PageSize, Run, VcpuId};
 use serde::Serialize;
@@ -181,6 +182,11 @@ pub trait Scheme: Send {
         _size: PageSize,
     ) -> Result<(), MachineError> {
         Ok(())
+    }
+
+    /// The paging mode now, for schemes in which it is one of the two between which policies choose.
+    fn paging_mode(&self) -> Option<PagingMode> {
+        None
     }
 
     /// What came of a paging mode that changes, for schemes that have one.

@@ -294,6 +294,7 @@ fn results(workload: &str, footprint: u64, accesses: u64, machines: &str) -> Vec
         threads: 1,
         mappings: None,
         series: None,
+        samples: None,
     };
     let populate = Populate::Yes;
     let spec = WorkloadSpec { footprint, accesses: Some(accesses), seed: 1, populate };

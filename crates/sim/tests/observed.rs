@@ -54,6 +54,7 @@ fn plan(machines: &str, mode: &'static Mode, vcpus: u8, threads: usize) -> Plan 
         threads,
         mappings: None,
         series: None,
+        samples: None,
     }
 }
 

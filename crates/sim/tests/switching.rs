@@ -222,6 +222,7 @@ fn plan(machines: &str, vcpus: usize, threads: usize) -> Plan {
         threads,
         mappings: None,
         series: None,
+        samples: None,
     }
 }
 

@@ -1,6 +1,7 @@
 //! `compare` and `run`: one source, many machines, one table.
 
 use crate::args::{CompareArgs, Format, OutputArgs, RunArgs};
+use crate::commands::samples::Samples;
 use crate::experiment::{Experiment, VERSION};
 use crate::session::{self, Session, Work};
 use crate::{outcome, show};
@@ -24,7 +25,12 @@ pub fn run(args: &RunArgs) -> Result<()> {
 
 fn experiment(experiment: &Experiment, output: &OutputArgs) -> Result<()> {
     let threads = output.threads()?;
-    let opened = session::open(experiment, &Work { threads, quiet: output.quiet, series: None })?;
+    let mut opened =
+        session::open(experiment, &Work { threads, quiet: output.quiet, series: None })?;
+    let samples = Samples::new(output, opened.machines())?;
+    if let Some(samples) = &samples {
+        opened.record_samples(samples.cut);
+    }
     // A place that cannot be written to is found out before the work, not after it.
     if let Some(folder) = &output.output {
         prepare(folder, experiment)?;
@@ -33,8 +39,15 @@ fn experiment(experiment: &Experiment, output: &OutputArgs) -> Result<()> {
     let results = Results { experiment, info: &info, outcome: &outcome };
     // Whatever happens to one copy of the results, the other is written.
     let saved = output.output.as_ref().map_or(Ok(()), |folder| save(folder, &results));
+    let sampled = match &samples {
+        Some(samples) => samples.save(experiment, &info.name, &outcome),
+        None => Ok(Vec::new()),
+    };
     let printed = print(&results.render(output.format)?);
     saved.and(printed)?;
+    for line in sampled?.iter().filter(|_| !output.quiet) {
+        eprintln!("nestwalk: {line}");
+    }
     verdict(outcome)
 }
 

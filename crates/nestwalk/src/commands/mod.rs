@@ -6,5 +6,6 @@ pub mod compare;
 pub mod explain;
 pub mod govern;
 pub mod reproduce;
+pub mod samples;
 pub mod trace;
 pub mod walk;

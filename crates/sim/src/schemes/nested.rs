@@ -12,6 +12,7 @@ use crate::scheme::{Answer, MachineError, PageTableBytes, Platform, Scheme};
 use crate::vmm::nested_mmu::NestedMmu;
 use crate::walk::{Fault, Tables, walk_2d};
 use nestwalk_hw::Translation;
+use nestwalk_policy::Mode as PagingMode;
 use nestwalk_types::{Address, Gpa, Hpa, PageSize, Run, VcpuId};
 
 /// The catalogue's entry.
@@ -153,6 +154,10 @@ impl Scheme for Nested {
         self.mmu.host_changed(platform, at, size);
         platform.hardware.invalidate_nested_everywhere();
         Ok(())
+    }
+
+    fn paging_mode(&self) -> Option<PagingMode> {
+        Some(PagingMode::Nested)
     }
 
     fn page_table_bytes(&self, platform: &Platform) -> PageTableBytes {

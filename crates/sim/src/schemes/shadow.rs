@@ -11,6 +11,7 @@ use crate::vmm::shadow::ShadowMmu;
 use crate::walk::{Fault, Tables, walk_1d};
 use crate::world::World;
 use nestwalk_hw::Translation;
+use nestwalk_policy::Mode as PagingMode;
 use nestwalk_tables::Mode;
 use nestwalk_types::{Address, Gpa, Hpa, Invalidation, PageSize, Run, VcpuId};
 
@@ -146,6 +147,10 @@ impl Scheme for Shadow {
 
     fn walk_mode(&self, _world: &World) -> &'static Mode {
         self.mmu.mode()
+    }
+
+    fn paging_mode(&self) -> Option<PagingMode> {
+        Some(PagingMode::Shadow)
     }
 
     fn page_table_bytes(&self, platform: &Platform) -> PageTableBytes {

@@ -291,6 +291,10 @@ impl Scheme for Switching {
         Ok(())
     }
 
+    fn paging_mode(&self) -> Option<PagingMode> {
+        Some(self.mode)
+    }
+
     fn switching(&self, platform: &Platform) -> Option<SwitchingResult> {
         let counters: &Counters = &platform.counters;
         Some(self.journal.result(counters, self.mode))

@@ -1,21 +1,14 @@
 //! Who asks for switches: a policy that sees a sample of each interval, or a schedule.
 //!
-//! An interval ends with the first look after so many simulated cycles. Looks come at every so many
-//! instructions ([`crate::scheme::Scheme::due`]), a small part of an interval, so what a policy costs
-//! is pricing the counters some dozens of times per interval, and nothing per access. Time is that of
-//! the VM: the cycles of all its vCPUs, over their number and the frequency; all vCPUs of a simulation
-//! run all the time.
+//! An interval ends with the first look after so many simulated cycles ([`super::sampler`]). Looks come
+//! at every so many instructions ([`crate::scheme::Scheme::due`]), a small part of an interval, so what
+//! a policy costs is pricing the counters some dozens of times per interval, and nothing per access.
 
 use super::options::{Options, Schedule};
-use crate::cost::Cycles;
-use crate::counters::Counters;
+use super::sampler::{Cut, Sampler};
 use crate::scheme::Platform;
 use nestwalk_hw::Profile;
 use nestwalk_policy::{Action, Decision, Mode, Outcome, Policy, Sample};
-
-/// Looks in an interval if an instruction takes a cycle: samples are that much longer than asked for
-/// at most.
-const LOOKS: f64 = 64.0;
 
 /// What is to be done.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -36,16 +29,7 @@ enum Kind {
 
 struct Watch {
     policy: Box<dyn Policy>,
-    profile: Profile,
-    vcpus: f64,
-    /// Cycles of all vCPUs in an interval.
-    interval: f64,
-    /// What was counted when the interval began.
-    last: Counters,
-    /// The same in cycles.
-    last_cycles: f64,
-    /// Nanoseconds from the region of interest to the interval's beginning.
-    time_ns: f64,
+    sampler: Sampler,
 }
 
 /// Asks for switches.
@@ -62,20 +46,11 @@ impl Governor {
     /// # Errors
     /// The policy cannot be made.
     pub fn new(options: &Options, profile: &Profile, vcpus: usize) -> Result<Self, String> {
-        let vcpus = vcpus.max(1) as f64;
         let (kind, every) = match (&options.schedule, options.policy()?) {
             (Schedule::Policy(_, interval_ms), Some(policy)) => {
-                let interval = interval_ms * profile.core.frequency_mhz.value * 1000.0 * vcpus;
-                let watch = Watch {
-                    policy,
-                    profile: profile.clone(),
-                    vcpus,
-                    interval,
-                    last: Counters::default(),
-                    last_cycles: 0.0,
-                    time_ns: 0.0,
-                };
-                (Kind::Policy(Box::new(watch)), (interval / LOOKS).max(1.0) as u64)
+                let sampler = Sampler::new(Cut::Milliseconds(*interval_ms), profile, vcpus);
+                let every = sampler.every();
+                (Kind::Policy(Box::new(Watch { policy, sampler })), every)
             }
             (Schedule::Planned(every, modes), _) => {
                 (Kind::Planned { modes: modes.clone(), done: 0, begun: false }, *every)
@@ -103,10 +78,7 @@ impl Governor {
     pub fn counting_begins(&mut self, clock: u64) {
         self.due = clock + self.every;
         match &mut self.kind {
-            Kind::Policy(watch) => {
-                watch.last = Counters::default();
-                (watch.last_cycles, watch.time_ns) = (0.0, 0.0);
-            }
+            Kind::Policy(watch) => watch.sampler.counting_begins(),
             Kind::Planned { begun, .. } => *begun = true,
             Kind::Alternate => {}
         }
@@ -124,7 +96,7 @@ impl Governor {
                 *done = done.saturating_add(passed as usize);
                 modes.get(*done).copied().map_or(Ask::Nothing, Ask::Scheduled)
             }
-            Kind::Policy(watch) => match watch.sample(&platform.counters, mode) {
+            Kind::Policy(watch) => match watch.sampler.sample(&platform.counters, mode) {
                 None => Ask::Nothing,
                 Some(sample) => Ask::Answered(sample, watch.policy.sample(&sample)),
             },
@@ -148,39 +120,5 @@ impl Ask {
             Self::Nothing | Self::Answered(..) => now,
         };
         (wanted != now).then_some(wanted)
-    }
-}
-
-impl Watch {
-    /// What was counted in the interval, if it is over.
-    fn sample(&mut self, counters: &Counters, mode: Mode) -> Option<Sample> {
-        let total = Cycles::of(counters, &self.profile).total();
-        if total - self.last_cycles < self.interval {
-            return None;
-        }
-        let d = counters.since(&self.last);
-        let cycles = Cycles::of(&d, &self.profile);
-        let core = &self.profile.core;
-        let from = self.time_ns;
-        self.time_ns += cycles.total() * 1000.0 / (core.frequency_mhz.value * self.vcpus);
-        self.last = counters.clone();
-        self.last_cycles = total;
-        let duration_ns = self.time_ns.round() as u64 - from.round() as u64;
-        Some(Sample {
-            time_ns: self.time_ns.round() as u64,
-            duration_ns,
-            busy_ns: duration_ns * self.vcpus as u64,
-            instructions: d.instructions,
-            guest_cycles: (cycles.total() - cycles.vmm).round() as u64,
-            host_kernel_cycles: cycles.vmm.round() as u64,
-            host_user_cycles: 0,
-            // Walkers that work side by side are one cycle with a walk under way, as the processors'
-            // events count.
-            walk_cycles: Some((d.walk_cycles as f64 * core.walk_exposed.value).round() as u64),
-            guest_page_faults: Some(d.guest_faults),
-            tlb_misses: Some(d.l2_tlb_misses),
-            vm_exits: Some(d.exits_total()),
-            mode,
-        })
     }
 }
