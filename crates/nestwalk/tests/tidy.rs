@@ -256,7 +256,7 @@ fn the_licences_that_the_manifest_names_are_there() {
 #[test]
 fn scripts_can_be_run() {
     use std::os::unix::fs::PermissionsExt;
-    for name in ["scripts/check", "scripts/guest", ".ci/run"] {
+    for name in ["scripts/check", "scripts/guest", ".ci/run", "crates/policy/data/train"] {
         let path = workspace().join(name);
         let mode =
             fs::metadata(&path).unwrap_or_else(|e| panic!("{name}: {e}")).permissions().mode();

@@ -19,7 +19,7 @@ pub enum Kind {
     Real(f64, f64),
     /// One of some words.
     Word(&'static [&'static str]),
-    /// A file, which has no default.
+    /// A file. Its default is what is used without one, in words.
     File,
 }
 
@@ -40,7 +40,7 @@ impl fmt::Display for Kind {
 pub struct Parameter {
     /// The key.
     pub name: &'static str,
-    /// The value if none is given; of a file, what to do to have one.
+    /// The value if none is given; of a file, in words.
     pub default: &'static str,
     /// What it may be.
     pub kind: Kind,
@@ -97,16 +97,6 @@ pub enum SpecError {
     /// Two values that do not go together.
     #[error("policy {policy}: {0}", policy = .1)]
     Contradiction(String, &'static str),
-    /// A parameter without a default is missing.
-    #[error("policy {policy} needs {key}=...: {how}")]
-    Missing {
-        /// The policy.
-        policy: &'static str,
-        /// The key.
-        key: &'static str,
-        /// What to do.
-        how: &'static str,
-    },
     /// A file cannot be read.
     #[error("policy {policy}: {path}: {error}")]
     File {
@@ -173,20 +163,15 @@ impl PolicySpec {
         Hundredths(self.value(key).and_then(hundredths).unwrap_or_default())
     }
 
-    /// The text of the file that a parameter names.
+    /// The path and the text of the file that a parameter names, if it names one.
     pub(crate) fn file(
         &self,
-        key: &'static str,
+        key: &str,
         read: ReadFile<'_>,
-    ) -> Result<(String, String), SpecError> {
-        let policy = self.info.name;
-        let Some(path) = self.value(key) else {
-            let parameter = self.info.parameters.iter().find(|p| p.name == key);
-            let how = parameter.map_or("", |p| p.default);
-            return Err(SpecError::Missing { policy, key, how });
-        };
+    ) -> Result<Option<(&str, String)>, SpecError> {
+        let Some(path) = self.value(key) else { return Ok(None) };
         let text = read(path).map_err(|e| self.file_error(path, &e))?;
-        Ok((path.to_owned(), text))
+        Ok(Some((path, text)))
     }
 
     pub(crate) fn file_error(&self, path: &str, error: &dyn fmt::Display) -> SpecError {

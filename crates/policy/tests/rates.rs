@@ -165,7 +165,7 @@ fn a_classifier_is_trained_saved_loaded_and_used() {
 }
 
 #[test]
-fn a_classifier_without_a_model_says_how_to_get_one() {
+fn models_that_cannot_be_used_are_refused() {
     let build = |spec: &str, text: &'static str| {
         let spec: PolicySpec = spec.parse().unwrap();
         let read = |_: &str| match text {
@@ -174,8 +174,6 @@ fn a_classifier_without_a_model_says_how_to_get_one() {
         };
         spec.build(Mode::Shadow, &read).err().unwrap().to_string()
     };
-    let error = build("svm", "x");
-    assert!(error.contains("needs model=") && error.contains("govern --train"), "{error}");
     assert!(build("svm:model=gone", "").contains("gone: entity not found"));
     let error = build("svm:model=x", "nonsense");
     assert!(error.starts_with("policy svm: x: "), "{error}");
@@ -204,10 +202,11 @@ fn what_cannot_be_learned_from_is_refused() {
 #[test]
 fn two_runs_of_the_same_work_say_which_mode_was_best() {
     let slow = |mode, cycles| Sample { guest_cycles: cycles, ..sample(mode, 0, 0, 0) };
-    let shadow = [slow(Mode::Shadow, 1_000_000), slow(Mode::Shadow, 1_000_002)];
-    let nested = [slow(Mode::Nested, 1_000_001), slow(Mode::Nested, 1_000_001)];
+    // 1.1 % less, 1.1 % more, and 1 % less, which teaches nothing.
+    let shadow = [1_000_000, 1_011_000, 1_000_000].map(|c| slow(Mode::Shadow, c));
+    let nested = [1_011_000, 1_000_000, 1_010_000].map(|c| slow(Mode::Nested, c));
     let best: Vec<Mode> = best_modes(&shadow, &nested).unwrap().iter().map(|r| r.1).collect();
     assert_eq!(best, [Mode::Shadow, Mode::Shadow, Mode::Nested, Mode::Nested]);
-    assert_eq!(best_modes(&shadow[..1], &nested).unwrap_err(), TrainError::Unaligned(1, 2));
+    assert_eq!(best_modes(&shadow[..1], &nested).unwrap_err(), TrainError::Unaligned(1, 3));
     assert_eq!(best_modes(&nested, &shadow).unwrap_err(), TrainError::Modes { row: 1 });
 }

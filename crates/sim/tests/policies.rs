@@ -49,7 +49,7 @@ fn run(plan: &Plan) -> Outcome {
 
 /// The policies that a machine can run: `hindsight` is a plan made afterwards.
 fn policies() -> impl Iterator<Item = &'static str> {
-    POLICIES.iter().map(|p| p.name).filter(|name| *name != "hindsight" && *name != "svm")
+    POLICIES.iter().map(|p| p.name).filter(|name| *name != "hindsight")
 }
 
 fn machines() -> String {

@@ -25,10 +25,10 @@ pub(crate) const INFO: PolicyInfo = PolicyInfo {
     parameters: &[
         Parameter {
             name: "model",
-            default: "train one with `nestwalk govern --train SAMPLES.csv --save-model FILE`",
+            default: "the model that comes with nestwalk",
             kind: Kind::File,
-            meaning: "the trained model, a LIBSVM text file",
-            source: "trained by nestwalk",
+            meaning: "the trained model, a LIBSVM text file, as `govern --train` makes it",
+            source: "trained by nestwalk on its own simulations: crates/policy/data/train",
         },
         Parameter {
             name: "agree",
@@ -51,6 +51,11 @@ const SHADOW: f64 = 1.0;
 const NESTED: f64 = -1.0;
 /// Training takes time quadratic in the rows.
 const MOST_ROWS: usize = 50_000;
+/// Share of the cycles by which a mode must be better to teach anything. Where both are alike it is
+/// chance which has fewer cycles, and no loss to have the other.
+const ALIKE: f64 = 0.01;
+/// Used where no other model is named. `data/train` makes it of simulations.
+const DEFAULT: &str = include_str!("../../data/svm.model");
 
 fn features(sample: &Sample) -> Result<[SvmNode; 2], Reason> {
     let faults = squash(rate(sample, Counter::GuestPageFaults)?, FAULTS_HALF);
@@ -93,8 +98,10 @@ struct Svm {
 
 impl Svm {
     fn new(spec: &PolicySpec, mode: Mode, read: ReadFile<'_>) -> Result<Self, SpecError> {
-        let (path, text) = spec.file("model", read)?;
-        let model = load(&text).map_err(|e| spec.file_error(&path, &e))?;
+        let (path, text) = spec
+            .file("model", read)?
+            .unwrap_or_else(|| ("the model that comes with nestwalk", DEFAULT.to_owned()));
+        let model = load(&text).map_err(|e| spec.file_error(path, &e))?;
         let gate = Gate::new(mode, spec.whole("skip"), spec.hundredths("load").0);
         Ok(Self { gate, model, agree: spec.whole("agree"), agreeing: 0 })
     }
@@ -240,7 +247,8 @@ fn fit<'a>(rows: impl Iterator<Item = &'a ([SvmNode; 2], Mode)>) -> Result<SvmMo
 }
 
 /// Labels intervals by the mode in which they took fewer cycles, from two runs of the same work cut at
-/// the same instructions. Both samples of an interval become a row, since a classifier meets either.
+/// the same instructions. Both samples of an interval become a row, since a classifier meets either;
+/// intervals in which neither mode is 1 % better become none.
 ///
 /// # Errors
 /// If the runs do not have the same number of intervals, or not one mode each.
@@ -253,7 +261,12 @@ pub fn best_modes(shadow: &[Sample], nested: &[Sample]) -> Result<Vec<(Sample, M
         if s.mode != Mode::Shadow || n.mode != Mode::Nested {
             return Err(TrainError::Modes { row: i + 1 });
         }
-        let best = if s.total_cycles() < n.total_cycles() { Mode::Shadow } else { Mode::Nested };
+        let (in_shadow, in_nested) = (s.total_cycles(), n.total_cycles());
+        let least = in_shadow.min(in_nested);
+        if (in_shadow.max(in_nested) - least) as f64 <= ALIKE * least as f64 {
+            continue;
+        }
+        let best = if in_shadow < in_nested { Mode::Shadow } else { Mode::Nested };
         rows.extend([(*s, best), (*n, best)]);
     }
     Ok(rows)

@@ -318,7 +318,6 @@ mod tests {
             ("dsp/fast", "`fast` is not key=value"),
             ("static-thresholds/hihg=3", "no parameter `hihg`"),
             ("static-thresholds/high=200", "is expected"),
-            ("svm", "svm"),
             ("hindsight", "hindsight"),
             ("svm/model=no/such/file", "no/such/file"),
         ] {

@@ -26,13 +26,16 @@ fn labelled(path: &Path) -> Result<Vec<Labelled>> {
     rows.collect()
 }
 
-/// Two runs of the same work.
-fn pair(one: &Path, other: &Path) -> Result<Vec<Labelled>> {
+/// Two runs of the same work: the rows, and how many more there would be if modes were never alike.
+fn pair(one: &Path, other: &Path) -> Result<(Vec<Labelled>, usize)> {
     let (a, b) = (samples(one)?, samples(other)?);
+    let given = a.len() + b.len();
     let a_is_shadow = a.first().is_some_and(|s| s.mode == Mode::Shadow);
     let (shadow, nested) = if a_is_shadow { (a, b) } else { (b, a) };
-    best_modes(&shadow, &nested)
-        .with_context(|| format!("--train: {} and {}", one.display(), other.display()))
+    let rows = best_modes(&shadow, &nested)
+        .with_context(|| format!("--train: {} and {}", one.display(), other.display()))?;
+    let alike = given - rows.len();
+    Ok((rows, alike))
 }
 
 fn save_rows(path: &Path, rows: &[Labelled]) -> Result<()> {
@@ -52,11 +55,17 @@ pub fn train(args: &GovernArgs) -> Result<()> {
     let Some(output) = &args.save_model else {
         bail!("--train needs --save-model FILE for the model");
     };
+    let mut alike = 0;
     let rows: Vec<Labelled> = match args.train.as_slice() {
         [one] => labelled(one)?,
         files if files.len() % 2 == 0 => {
-            let pairs = files.chunks(2).map(|two| pair(&two[0], &two[1]));
-            pairs.collect::<Result<Vec<_>>>()?.concat()
+            let mut rows = Vec::new();
+            for two in files.chunks(2) {
+                let (more, left_out) = pair(&two[0], &two[1])?;
+                rows.extend(more);
+                alike += left_out;
+            }
+            rows
         }
         files => bail!(
             "--train takes one file with a column best_mode, or runs of the same work in either mode, \
@@ -74,7 +83,7 @@ pub fn train(args: &GovernArgs) -> Result<()> {
     let text = if args.format == Format::Json {
         json!({
             "model": output, "rows": { "shadow": shadow, "nested": nested },
-            "left_out": training.left_out, "support_vectors": training.support_vectors,
+            "left_out": training.left_out + alike, "support_vectors": training.support_vectors,
             "correct": training.correct,
             "held_out": { "rows": held, "correct": held_right },
         })
@@ -87,7 +96,7 @@ pub fn train(args: &GovernArgs) -> Result<()> {
             output.display(),
             training.support_vectors,
             shadow + nested,
-            training.left_out,
+            training.left_out + alike,
             training.correct
         )
     };
