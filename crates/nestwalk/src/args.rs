@@ -81,9 +81,9 @@ pub enum Command {
     /// Repeat a publication's evaluation, with the workloads that can be had here
     #[command(after_help = REPRODUCE_EXAMPLES)]
     Reproduce(Box<ReproduceArgs>),
-    /// List schemes, page sizes, placements, profiles, workloads and patterns
+    /// List schemes, policies, page sizes, placements, profiles, workloads and patterns
     Schemes,
-    /// Explain a scheme, a profile, a workload, or a field of the results
+    /// Explain a scheme, a policy, a profile, a workload, or a field of the results
     Explain(ExplainArgs),
     /// Measure the simulator itself: accesses per second of each scheme
     Bench(BenchArgs),
@@ -622,7 +622,7 @@ pub struct ReproduceArgs {
 /// Options of `explain`.
 #[derive(ClapArgs, Debug, Clone)]
 pub struct ExplainArgs {
-    /// A scheme, profile, workload, pattern, or field of the JSON results; `results` for all fields
+    /// A scheme, policy, profile, workload, pattern, or field of the JSON results; `results` for all fields
     pub name: String,
 }
 

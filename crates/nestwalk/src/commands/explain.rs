@@ -1,6 +1,7 @@
 //! `schemes` and `explain`: the catalogue.
 
 use crate::args::ExplainArgs;
+use crate::commands::govern::show;
 use crate::fields::{self, Field};
 use crate::sources::PHASES;
 use crate::sources::samples::{self, SAMPLES};
@@ -8,6 +9,7 @@ use anyhow::{Result, bail};
 use nestwalk_hw::Profile;
 use nestwalk_hw::profile::BUILT_IN;
 use nestwalk_mm::PLACEMENTS;
+use nestwalk_policy::POLICIES;
 use nestwalk_report::{Align, Table, count};
 use nestwalk_sim::spec::PAGES;
 use nestwalk_sim::{FIELDS, SCHEMES};
@@ -39,6 +41,7 @@ pub fn schemes() -> Result<()> {
     let own = |name: &str, text: &str| (name.to_owned(), text.to_owned());
     let mut out = String::new();
     out += &section("scheme", SCHEMES.iter().map(|s| own(s.name, s.summary)).collect());
+    out += &section("policy", POLICIES.iter().map(|p| own(p.name, p.summary)).collect());
     out += &section("placement", PLACEMENTS.iter().map(|p| own(p.0, p.2)).collect());
     let pages = "base pages; transparent 2 MiB; explicit 2 MiB, 4 MiB (2-level paging), 1 GiB";
     out += &section("page sizes", vec![own(&PAGES.join(" "), pages)]);
@@ -51,7 +54,7 @@ pub fn schemes() -> Result<()> {
     out += &section("workload", WORKLOADS.iter().map(|w| own(w.name, w.summary)).collect());
     out += &section("pattern", PATTERNS.iter().map(|(n, s)| own(n, s)).collect());
     out += "A machine is scheme[/kind][:guest pages[+host pages]][@placement[+placement]], such as \
-            nested:4k+2m.\n`nestwalk explain NAME` tells more.\n";
+            nested:4k+2m;\nkinds of `switching` are the policies. `nestwalk explain NAME` tells more.\n";
     std::io::stdout().lock().write_all(out.as_bytes())?;
     Ok(())
 }
@@ -70,6 +73,14 @@ pub fn explain(args: &ExplainArgs) -> Result<()> {
         for (key, values, meaning) in s.keys {
             out += &format!("  {key}={values}: {meaning}\n");
         }
+        if name == "switching" {
+            out += &policies();
+        }
+    }
+    if let Some(policy) = POLICIES.iter().find(|p| p.name == name) {
+        out += &format!("policy {}", show::policy(policy));
+        out += "Of a machine: switching/POLICY/KEY=VALUE. Beside a VM: govern --policy \
+                POLICY:KEY=VALUE,...\n";
     }
     if BUILT_IN.iter().any(|b| b.0 == name) || name.ends_with(".toml") {
         let profile = Profile::load(name)?;
@@ -119,13 +130,22 @@ pub fn explain(args: &ExplainArgs) -> Result<()> {
     out += &if name == "results" { results() } else { field(name) };
     if out.is_empty() {
         bail!(
-            "no scheme, placement, profile, workload, pattern or field of the results is called \
+            "no scheme, policy, placement, profile, workload, pattern or field of the results is called \
              `{name}`; `nestwalk schemes` lists all but the fields, which `nestwalk explain \
              results` does"
         );
     }
     std::io::stdout().lock().write_all(out.as_bytes())?;
     Ok(())
+}
+
+/// What `switching` can be governed by.
+fn policies() -> String {
+    let mut out = "Policies, whose own keys `nestwalk explain POLICY` tells:\n".to_owned();
+    for policy in POLICIES {
+        out += &format!("  {:18}  {}\n", policy.name, policy.summary);
+    }
+    out
 }
 
 fn lines(prefix: &str, fields: &[Field]) -> String {

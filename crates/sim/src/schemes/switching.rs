@@ -90,6 +90,7 @@ pub struct Switching {
     keep_nested: bool,
     lived_long: bool,
     tlb: TlbHandling,
+    obey: bool,
     governor: Governor,
     journal: Journal,
 }
@@ -131,6 +132,7 @@ impl Switching {
             keep_nested: options.keep_nested,
             lived_long: options.lived_long,
             tlb: options.tlb,
+            obey: options.obey,
             governor,
             journal: Journal::new(&request.profile, request.vcpus, options.start),
         })
@@ -259,6 +261,10 @@ impl Scheme for Switching {
             Ask::Answered(sample, decision) => {
                 self.journal.decided(sample, decision);
                 if wanted.is_none() {
+                    return Ok(());
+                }
+                if !self.obey {
+                    self.governor.switched(Outcome::Refused);
                     return Ok(());
                 }
                 (decision.reason.to_string(), Some(sample))

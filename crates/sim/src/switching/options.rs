@@ -50,6 +50,8 @@ pub struct Options {
     pub lived_long: bool,
     /// What happens to TLBs.
     pub tlb: TlbHandling,
+    /// The policy's switches are made. Otherwise it only advises, and the VM stays in its mode.
+    pub obey: bool,
 }
 
 /// Keys of the mechanism: name, values, meaning.
@@ -71,6 +73,12 @@ pub static KEYS: &[(&str, &str, &str)] = &[
         "whether TLBs are emptied at a switch, or keep what both modes agree on; flush unless given",
     ),
     ("interval", "0.001 to 10000", "simulated milliseconds from sample to sample; 1 unless given"),
+    (
+        "obey",
+        "yes or no",
+        "whether the policy's switches are made, or it only advises and hears that they were refused; \
+         yes unless given",
+    ),
     ("every", "1 to 10^15", "in place of a policy: instructions from switch to switch"),
     (
         "plan",
@@ -129,7 +137,7 @@ impl FromStr for Options {
     fn from_str(text: &str) -> Result<Self, String> {
         let (mut policy, mut own) = (None, Vec::new());
         let (mut start, mut keep_nested, mut tlb, mut lived) = (None, None, None, None);
-        let (mut interval, mut every, mut plan) = (None, None, None);
+        let (mut interval, mut every, mut plan, mut obey) = (None, None, None, None);
         for (i, part) in parts(text).iter().enumerate() {
             let Some((key, value)) = part.split_once('=') else {
                 if i > 0 {
@@ -156,6 +164,7 @@ impl FromStr for Options {
                 }
                 "interval" => once(&mut interval, key, number(value, 0.001, 10_000.0))?,
                 "every" => once(&mut every, key, number(value, 1, 1_000_000_000_000_000))?,
+                "obey" => once(&mut obey, key, word(value, [("yes", true), ("no", false)]))?,
                 "plan" => once(&mut plan, key, modes(value))?,
                 _ => own.push(part.clone()),
             }
@@ -173,6 +182,9 @@ impl FromStr for Options {
                 }
                 if interval.is_some() {
                     return Err("interval= is for policies; every= has its own length".into());
+                }
+                if obey.is_some() {
+                    return Err("obey= is for policies; a schedule is always kept".into());
                 }
                 match plan {
                     None => Schedule::Alternate(every),
@@ -199,6 +211,7 @@ impl FromStr for Options {
             keep_nested: keep_nested.unwrap_or(false),
             lived_long: lived.unwrap_or(false),
             tlb: tlb.unwrap_or(TlbHandling::Flush),
+            obey: obey.unwrap_or(true),
         })
     }
 }
@@ -315,6 +328,8 @@ mod tests {
             ("every=10/plan=s1/start=nested", "leave start= out"),
             ("every=10/high=3", "`high=3`: without a policy the keys are start"),
             ("every=10/interval=3", "is for policies"),
+            ("every=10/obey=no", "a schedule is always kept"),
+            ("dsp/obey=maybe", "yes or no is expected"),
             ("dsp/fast", "`fast` is not key=value"),
             ("static-thresholds/hihg=3", "no parameter `hihg`"),
             ("static-thresholds/high=200", "is expected"),

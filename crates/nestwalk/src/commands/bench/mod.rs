@@ -6,6 +6,7 @@ use crate::args::{BenchArgs, Format};
 use crate::experiment::pages;
 use anyhow::{Context, Result, anyhow, bail};
 use nestwalk_hw::Profile;
+use nestwalk_policy::POLICIES;
 use nestwalk_report::{Align, Table, parse_count};
 use nestwalk_sim::compare::{Plan, compare};
 use nestwalk_sim::spec::MachineSpec;
@@ -37,6 +38,17 @@ static MACHINES: &[(&str, &str)] = &[
     ("nested", "nested"),
     ("all four", "ideal,native,shadow,nested"),
 ];
+
+/// Machines whose instructions are counted beside the first four, and the machine whose run each is
+/// without its policy: a policy that only advises leaves the rest of the run as it is.
+static WATCHED: &[(&str, &str, Option<&str>)] = &[
+    ("agile", "agile", None),
+    ("policy-shadow", "switching/dynamic-thresholds/obey=no/start=shadow", Some("shadow")),
+    ("policy-nested", "switching/dynamic-thresholds/obey=no/start=nested", Some("nested")),
+];
+
+/// Share of a run's instructions that a policy may add.
+const POLICY_COST: f64 = 0.10;
 
 /// The best rates of other simulators for the like of each case, in million accesses per second, as
 /// measured in November 2026 on one core of two shared ones of an AMD EPYC.
@@ -116,7 +128,9 @@ fn run(case: &str, machines: &str, accesses: u64, counting: bool) -> Result<f64>
         .ok_or_else(|| anyhow!("no case `{case}`; there are tlb-hit, scattered, stream, walks"))?;
     let footprint = if counting { *small } else { *footprint };
     let base_pages = pages("page size", "4k")?;
-    let names = MACHINES.iter().find(|m| m.0 == machines).map_or(machines, |m| m.1);
+    let watched = WATCHED.iter().map(|m| (m.0, m.1));
+    let mut known = MACHINES.iter().copied().chain(watched);
+    let names = known.find(|m| m.0 == machines).map_or(machines, |m| m.1);
     let machines = names
         .split(',')
         .map(|n| MachineSpec::parse(n, base_pages))
@@ -202,6 +216,24 @@ fn peak_memory_mib() -> Option<u64> {
 /// start-up take cancels out.
 const COUNTED: (u64, u64) = (100_000, 300_000);
 
+/// What is counted, each with what it is without its policy: every case with the first four machines
+/// and [`WATCHED`], and every policy where walks are many, so that intervals are.
+fn measurements() -> Vec<(String, Option<String>)> {
+    let mut all = Vec::new();
+    for (case, ..) in CASES {
+        let plain = MACHINES[..4].iter().map(|m| (m.0, None));
+        for (machine, without) in plain.chain(WATCHED.iter().map(|m| (m.0, m.2))) {
+            all.push((format!("{case}/{machine}"), without.map(|w| format!("{case}/{w}"))));
+        }
+    }
+    // A plan is no policy: `hindsight` has nothing to look at.
+    for policy in POLICIES.iter().filter(|p| p.name != "hindsight") {
+        let machine = format!("walks/switching/{}/obey=no/start=nested", policy.name);
+        all.push((machine, Some("walks/nested".into())));
+    }
+    all
+}
+
 fn instructions(file: &Path, bless: bool) -> Result<()> {
     let place = file.display();
     let known: BTreeMap<String, f64> = if bless {
@@ -211,34 +243,45 @@ fn instructions(file: &Path, bless: bool) -> Result<()> {
             .with_context(|| format!("{place}: cannot be read; --bless writes it"))?;
         toml::from_str(&text).with_context(|| place.to_string())?
     };
-    let mut now = BTreeMap::new();
+    let mut now: BTreeMap<String, f64> = BTreeMap::new();
     let mut table = Table::new()
         .column("instructions/access", Align::Left)
         .column("before", Align::Right)
         .column("now", Align::Right)
-        .column("change", Align::Right);
-    let mut worse = Vec::new();
-    for (case, ..) in CASES {
-        for (machine, _) in &MACHINES[..4] {
-            let name = format!("{case}/{machine}");
-            let (few, many) = (count(&name, COUNTED.0)?, count(&name, COUNTED.1)?);
-            let per = many.saturating_sub(few) as f64 / (COUNTED.1 - COUNTED.0) as f64;
-            let per = (per * 10.0).round() / 10.0;
-            let before = known.get(&name).copied();
-            let change = before.map(|b| per / b - 1.0);
-            if change.is_some_and(|c| c > TOLERANCE) {
-                worse.push(name.clone());
-            }
-            table.row(vec![
-                name.clone(),
-                before.map_or("-".into(), |b| format!("{b:.1}")),
-                format!("{per:.1}"),
-                change.map_or("-".into(), |c| format!("{:+.1} %", 100.0 * c)),
-            ]);
-            now.insert(name, per);
+        .column("change", Align::Right)
+        .column("by the policy", Align::Right);
+    let (mut worse, mut dear) = (Vec::new(), Vec::new());
+    for (name, without) in measurements() {
+        let (few, many) = (count(&name, COUNTED.0)?, count(&name, COUNTED.1)?);
+        let per = many.saturating_sub(few) as f64 / (COUNTED.1 - COUNTED.0) as f64;
+        let per = (per * 10.0).round() / 10.0;
+        let before = known.get(&name).copied();
+        let change = before.map(|b| per / b - 1.0);
+        if change.is_some_and(|c| c > TOLERANCE) {
+            worse.push(name.clone());
         }
+        let added = without.and_then(|w| now.get(&w)).map(|w| per / w - 1.0);
+        if added.is_some_and(|a| a > POLICY_COST) {
+            dear.push(name.clone());
+        }
+        let percent = |p: Option<f64>| p.map_or("-".into(), |p| format!("{:+.1} %", 100.0 * p));
+        table.row(vec![
+            name.clone(),
+            before.map_or("-".into(), |b| format!("{b:.1}")),
+            format!("{per:.1}"),
+            percent(change),
+            percent(added),
+        ]);
+        now.insert(name, per);
     }
     std::io::stdout().lock().write_all(table.render().as_bytes())?;
+    if !dear.is_empty() {
+        bail!(
+            "a policy adds more than {:.0} % instructions to the same run without it: {}",
+            100.0 * POLICY_COST,
+            dear.join(", ")
+        );
+    }
     if bless {
         let head = "# Instructions per access, counted by `nestwalk bench --instructions`: the\n\
                     # simulator's own cost, which no noise of the machine moves.\n";

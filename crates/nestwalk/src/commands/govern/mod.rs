@@ -1,6 +1,6 @@
 //! `govern`: a policy watches a VM, live or recorded, and changes its paging mode.
 
-mod show;
+pub mod show;
 mod train;
 
 use crate::args::{Format, GovernArgs};

@@ -3,7 +3,7 @@
 use crate::args::Format;
 use anyhow::{Context, Result};
 use nestwalk_host::{End, Event};
-use nestwalk_policy::{Action, Hundredths, Kind, POLICIES, Plan};
+use nestwalk_policy::{Action, Hundredths, Kind, POLICIES, Plan, PolicyInfo};
 use nestwalk_report::{Align, Table};
 use serde_json::json;
 use std::io::Write;
@@ -124,22 +124,28 @@ pub fn compared(format: Format, policy: f64, shadow: f64, nested: f64, plan: &Pl
     ))
 }
 
+/// A policy with its parameters, their ranges, defaults and sources.
+pub fn policy(policy: &PolicyInfo) -> String {
+    let mut text = format!("{}: {}\n  {}\n", policy.name, policy.summary, policy.source);
+    let needs: Vec<String> = policy.needs.iter().map(ToString::to_string).collect();
+    if !needs.is_empty() {
+        text += &format!("  Needs {}.\n", needs.join(", "));
+    }
+    for p in policy.parameters {
+        let default = if p.kind == Kind::File { "FILE" } else { p.default };
+        let set = format!("{}={default}", p.name);
+        text += &format!("  {set:12}  {}\n", p.meaning);
+        let without = match p.kind {
+            Kind::File => format!("; without it {}", p.default),
+            _ => String::new(),
+        };
+        text += &format!("  {:12}  ({}{without}; {})\n", "", p.kind, p.source);
+    }
+    text
+}
+
 /// `govern --list`.
 pub fn catalogue() -> Result<()> {
-    let mut text = String::new();
-    for policy in POLICIES {
-        text += &format!("{}: {}\n  {}\n", policy.name, policy.summary, policy.source);
-        let needs: Vec<String> = policy.needs.iter().map(ToString::to_string).collect();
-        if !needs.is_empty() {
-            text += &format!("  Needs {}.\n", needs.join(", "));
-        }
-        for p in policy.parameters {
-            let default = if p.kind == Kind::File { "FILE" } else { p.default };
-            let set = format!("{}={default}", p.name);
-            text += &format!("  {set:12}  {}\n", p.meaning);
-            text += &format!("  {:12}  ({}; {})\n", "", p.kind, p.source);
-        }
-        text += "\n";
-    }
-    line(text.trim_end())
+    let all: Vec<String> = POLICIES.iter().map(policy).collect();
+    line(all.join("\n").trim_end())
 }
