@@ -371,7 +371,7 @@ mod tests {
         let error = |name: &str| MachineSpec::parse(name, base()).unwrap_err().to_string();
         let e = error("nestde");
         assert!(e.contains("no scheme `nestde`") && e.contains("nested"), "{e}");
-        let e = error("nested/fast:8k");
+        let e = error("shadow/fast:8k");
         assert!(e.contains("only one kind") && e.contains("`/fast`"), "{e}");
         let e = error("nested:8k");
         assert!(e.contains("`8k`") && e.contains("4k") && e.contains("thp"), "{e}");

@@ -24,7 +24,7 @@ fn plan(machines: &str, vcpus: usize) -> Plan {
 /// Look-ups in 14 MiB and storms of 256 KiB in turn, a process for each vCPU, approved by the referee.
 fn run(plan: &Plan) -> Outcome {
     let process = |seed| {
-        let accesses = Some(240_000 / plan.vcpus as u64);
+        let accesses = Some(180_000 / plan.vcpus as u64);
         let spec = WorkloadSpec { accesses, footprint: 16 << 20, seed, populate: Populate::No };
         nestwalk_workloads::open("seasons:length=30000,storm_kib=256", &spec).unwrap()
     };
