@@ -4,8 +4,9 @@
 //! Each mode is watched by what it is bad at: exits for paging under shadow paging, TLB misses under
 //! nested paging. A switch is followed by a transient, at whose end the cycles per instruction are
 //! compared with those before: if they fell, the threshold that caused the switch is lowered, else it
-//! is raised. By how much is not known here; ours is a tenth. A threshold stays within a tenth and
-//! ten times its start, so that no mode is shut out for good.
+//! is raised. By how much is not known here; ours is a half, so that a threshold that is wrong by a
+//! factor of four is right after four mistakes. It stays within a tenth and ten times its start, so
+//! that no mode is shut out for good.
 
 use crate::decision::{Action, Decision, Outcome, Policy, Reason};
 use crate::gate::Gate;
@@ -32,7 +33,7 @@ pub(crate) const INFO: PolicyInfo = PolicyInfo {
         MISSES,
         Parameter {
             name: "step",
-            default: "0.1",
+            default: "0.5",
             kind: Kind::Real(0.0, 0.99),
             meaning: "share by which a good switch lowers its threshold and a bad one raises it",
             source: "chosen here: the source's is not known",

@@ -1,8 +1,9 @@
 //! Who asks for switches: a policy that sees a sample of each interval, or a schedule.
 //!
 //! An interval ends with the first look after so many simulated cycles ([`super::sampler`]). Looks come
-//! at every so many instructions ([`crate::scheme::Scheme::due`]), a small part of an interval, so what
-//! a policy costs is pricing the counters some dozens of times per interval, and nothing per access.
+//! after so many instructions ([`crate::scheme::Scheme::due`]), a part of what is left of an interval,
+//! so what a policy costs is pricing the counters some dozens of times per interval, and nothing per
+//! access.
 
 use super::options::{Options, Schedule};
 use super::sampler::{Cut, Sampler};
@@ -88,6 +89,7 @@ impl Governor {
     pub fn look(&mut self, platform: &Platform, mode: Mode) -> Ask {
         // Looks that a long run has passed are not made up for, but schedules keep their grid.
         let passed = (platform.clock - self.due) / self.every + 1;
+        let due = self.due;
         self.due += passed * self.every;
         match &mut self.kind {
             Kind::Alternate => Ask::Scheduled(mode.other()),
@@ -96,10 +98,14 @@ impl Governor {
                 *done = done.saturating_add(passed as usize);
                 modes.get(*done).copied().map_or(Ask::Nothing, Ask::Scheduled)
             }
-            Kind::Policy(watch) => match watch.sampler.sample(&platform.counters, mode) {
-                None => Ask::Nothing,
-                Some(sample) => Ask::Answered(sample, watch.policy.sample(&sample)),
-            },
+            Kind::Policy(watch) => {
+                let sample = watch.sampler.sample(&platform.counters, mode);
+                self.due = watch.sampler.next(due, platform.clock);
+                match sample {
+                    None => Ask::Nothing,
+                    Some(sample) => Ask::Answered(sample, watch.policy.sample(&sample)),
+                }
+            }
         }
     }
 

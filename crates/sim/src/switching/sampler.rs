@@ -8,8 +8,8 @@ use crate::counters::Counters;
 use nestwalk_hw::Profile;
 use nestwalk_policy::{Mode, Sample};
 
-/// Looks in an interval of time if an instruction takes a cycle: samples are that much longer than
-/// asked for at most.
+/// Looks in an interval of time if instructions take a cycle each. Where they take longer, looks come
+/// closer together, each half way to the interval's end as far as the last look can tell.
 const LOOKS: f64 = 64.0;
 
 /// The schemes whose machines have samples: the two modes between which policies choose, and the
@@ -51,10 +51,14 @@ pub struct Sampler {
     /// Cycles of all vCPUs in an interval.
     interval: f64,
     every: u64,
+    /// Instructions until the next look.
+    step: u64,
     /// What was counted when the interval began.
     last: Counters,
     /// The same in cycles.
     last_cycles: f64,
+    /// Instructions and cycles at the last look.
+    looked: (u64, f64),
     /// Nanoseconds from the region of interest to the interval's beginning.
     time_ns: f64,
 }
@@ -66,38 +70,69 @@ impl Sampler {
         Self {
             interval: cut.cycles(profile, vcpus),
             every: cut.every(profile, vcpus),
+            step: cut.every(profile, vcpus),
             profile: profile.clone(),
             vcpus,
             last: Counters::default(),
             last_cycles: 0.0,
+            looked: (0, 0.0),
             time_ns: 0.0,
         }
     }
 
-    /// Instructions from look to look.
+    /// Instructions from look to look at most.
     pub const fn every(&self) -> u64 {
         self.every
+    }
+
+    /// When to look again, after a look that was due at `due` and came at `clock`.
+    pub fn next(&self, due: u64, clock: u64) -> u64 {
+        if self.interval > 0.0 {
+            return clock.saturating_add(self.step);
+        }
+        // Intervals of instructions keep their grid; those that a long run has passed are not made up.
+        let passed = (clock - due) / self.every + 1;
+        due.saturating_add(passed.saturating_mul(self.every))
     }
 
     /// The region of interest begins: the counters are zero.
     pub fn counting_begins(&mut self) {
         self.last = Counters::default();
         (self.last_cycles, self.time_ns) = (0.0, 0.0);
+        (self.looked, self.step) = ((0, 0.0), self.every);
+    }
+
+    /// Chooses the next look: half of what is missing of the interval if instructions go on as they
+    /// did since the last one.
+    fn looked(&mut self, instructions: u64, cycles: f64) {
+        let (then, before) = std::mem::replace(&mut self.looked, (instructions, cycles));
+        let missing = self.interval - (cycles - self.last_cycles);
+        let left = missing.max(self.interval / LOOKS) / 2.0;
+        let per_instruction = (cycles - before) / (instructions - then).max(1) as f64;
+        let step = left / per_instruction.max(f64::MIN_POSITIVE);
+        // A stop of the program may make every instruction take very long; that passes.
+        let least = (self.every / LOOKS as u64).max(1);
+        self.step = (step as u64).clamp(least, self.every.max(least));
     }
 
     /// What was counted in the interval, if it is over, of a VM that is in `mode`.
     pub fn sample(&mut self, counters: &Counters, mode: Mode) -> Option<Sample> {
         let total = Cycles::of(counters, &self.profile).total();
         if total - self.last_cycles < self.interval {
+            self.looked(counters.instructions, total);
             return None;
         }
         let d = counters.since(&self.last);
         let cycles = Cycles::of(&d, &self.profile);
-        let core = &self.profile.core;
+        let (frequency_mhz, walk_exposed) = {
+            let core = &self.profile.core;
+            (core.frequency_mhz.value, core.walk_exposed.value)
+        };
         let from = self.time_ns;
-        self.time_ns += cycles.total() * 1000.0 / (core.frequency_mhz.value * self.vcpus);
+        self.time_ns += cycles.total() * 1000.0 / (frequency_mhz * self.vcpus);
         self.last = counters.clone();
         self.last_cycles = total;
+        self.looked(counters.instructions, total);
         let duration_ns = self.time_ns.round() as u64 - from.round() as u64;
         Some(Sample {
             time_ns: self.time_ns.round() as u64,
@@ -109,7 +144,7 @@ impl Sampler {
             host_user_cycles: 0,
             // Walkers that work side by side are one cycle with a walk under way, as the processors'
             // events count.
-            walk_cycles: Some((d.walk_cycles as f64 * core.walk_exposed.value).round() as u64),
+            walk_cycles: Some((d.walk_cycles as f64 * walk_exposed).round() as u64),
             guest_page_faults: Some(d.guest_faults),
             tlb_misses: Some(d.l2_tlb_misses),
             vm_exits: Some(d.exits_total()),
@@ -174,11 +209,11 @@ impl Recorder {
 
     /// Looks at what was counted.
     pub fn look(&mut self, clock: u64, counters: &Counters, mode: Option<Mode>) {
-        let every = self.sampler.every();
-        let passed = (clock - self.due) / every + 1;
-        self.due = self.due.saturating_add(passed.saturating_mul(every));
         self.mode_is(clock, mode);
-        let Some(mode) = mode else { return };
+        let Some(mode) = mode else {
+            self.due = self.sampler.next(self.due, clock);
+            return;
+        };
         if let Some(sample) = self.sampler.sample(counters, mode) {
             if self.mixed {
                 self.recorded.mixed += 1;
@@ -187,6 +222,7 @@ impl Recorder {
             }
             (self.began, self.mixed) = (clock, false);
         }
+        self.due = self.sampler.next(self.due, clock);
     }
 
     /// What was recorded; none of a machine without a paging mode.

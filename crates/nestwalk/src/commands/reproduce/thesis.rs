@@ -53,12 +53,13 @@ const STATIC: [(&str, &str); 4] = [
 
 /// Policies of the second pass but `static-thresholds`, with the parameters of section 4.2.3 for those
 /// that are the thesis's own.
-const POLICIES: [(&str, &str); 6] = [
+const POLICIES: [(&str, &str); 7] = [
     ("dynamic-thresholds", "dynamic-thresholds/high=12/low=3"),
     ("single-metric", "single-metric/high=12/low=3"),
     ("dsp", "dsp"),
     ("aspms", "aspms"),
     ("kvm-window", "kvm-window"),
+    ("svm", "svm"),
     ("bandit", "bandit"),
 ];
 
