@@ -136,6 +136,14 @@ pub struct SoftwareProfile {
     pub sync_entry_ns: Sourced,
     /// Work of the VMM for one nested-table entry that was missing, beyond the exit.
     pub nested_fill_ns: Sourced,
+    /// A hypercall of a guest that runs without hardware's help, beyond its operations.
+    pub hypercall_ns: Sourced,
+    /// One operation in such a hypercall: an entry checked and stored, a root, an invalidation.
+    pub hypercall_operation_ns: Sourced,
+    /// Check of one entry of a page that becomes a table.
+    pub validate_entry_ns: Sourced,
+    /// A page fault's way to such a guest's kernel and back, beyond that without a hypervisor.
+    pub fault_bounce_ns: Sourced,
     /// Work of the host kernel to find and map a page for guest RAM.
     pub host_fault_ns: Sourced,
     /// Clearing of 4 KiB of memory.
@@ -409,6 +417,10 @@ impl Profile {
             ("software.context_exit_ns", &s.context_exit_ns),
             ("software.sync_entry_ns", &s.sync_entry_ns),
             ("software.nested_fill_ns", &s.nested_fill_ns),
+            ("software.hypercall_ns", &s.hypercall_ns),
+            ("software.hypercall_operation_ns", &s.hypercall_operation_ns),
+            ("software.validate_entry_ns", &s.validate_entry_ns),
+            ("software.fault_bounce_ns", &s.fault_bounce_ns),
             ("software.host_fault_ns", &s.host_fault_ns),
             ("software.clear_page_ns", &s.clear_page_ns),
             ("software.guest_fault_ns", &s.guest_fault_ns),

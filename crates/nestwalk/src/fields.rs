@@ -116,6 +116,12 @@ pub static VM_EXITS: &[Field] = &[
     ("invalidation", "count", "shadow: INVLPG or INVPCID"),
     ("interval", "count", "agile: the end of an interval, when tables are looked through"),
     ("mode_switch", "count", "a vCPU called out of the guest because the paging mode changes"),
+    ("mmu_update", "count", "direct paging: hypercall that updates entries of tables"),
+    ("pin", "count", "direct paging: hypercall that makes pages tables, or tables pages"),
+    ("base_pointer", "count", "direct paging: hypercall that loads a root"),
+    ("tlb_flush", "count", "direct paging: hypercall that invalidates translations"),
+    ("fault_bounce", "count", "direct paging: page fault handed on to the guest kernel"),
+    ("table_emulation", "count", "direct paging: store to a table by a user mapping, emulated"),
 ];
 
 /// Keys of a machine's `guest_os_work`.

@@ -82,11 +82,23 @@ pub enum ExitReason {
     Interval,
     /// The hypervisor calls the vCPU out of the guest to change its paging mode.
     ModeSwitch,
+    /// Direct paging: the hypercall that updates entries of tables.
+    MmuUpdate,
+    /// Direct paging: the hypercall that makes pages tables, or tables pages, by pin or unpin.
+    Pin,
+    /// Direct paging: the hypercall that loads a root.
+    BasePointer,
+    /// Direct paging: the hypercall that invalidates translations.
+    TlbFlush,
+    /// Direct paging: a page fault that the hypervisor hands on to the guest kernel.
+    FaultBounce,
+    /// Direct paging: a store to a table through a user mapping, emulated.
+    TableEmulation,
 }
 
 impl ExitReason {
     /// All reasons in the order of their counters.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 16] = [
         Self::EptViolation,
         Self::TrueFault,
         Self::HiddenFault,
@@ -97,6 +109,12 @@ impl ExitReason {
         Self::Invalidation,
         Self::Interval,
         Self::ModeSwitch,
+        Self::MmuUpdate,
+        Self::Pin,
+        Self::BasePointer,
+        Self::TlbFlush,
+        Self::FaultBounce,
+        Self::TableEmulation,
     ];
     /// Key in results.
     pub const fn name(self) -> &'static str {
@@ -111,7 +129,22 @@ impl ExitReason {
             Self::Invalidation => "invalidation",
             Self::Interval => "interval",
             Self::ModeSwitch => "mode_switch",
+            Self::MmuUpdate => "mmu_update",
+            Self::Pin => "pin",
+            Self::BasePointer => "base_pointer",
+            Self::TlbFlush => "tlb_flush",
+            Self::FaultBounce => "fault_bounce",
+            Self::TableEmulation => "table_emulation",
         }
+    }
+    /// A hypercall of a guest that runs without hardware's help: a system call into the hypervisor, and
+    /// no exit of the processor's.
+    pub const fn is_hypercall(self) -> bool {
+        matches!(self, Self::MmuUpdate | Self::Pin | Self::BasePointer | Self::TlbFlush)
+    }
+    /// A fault that comes to the hypervisor of such a guest.
+    pub const fn is_trap(self) -> bool {
+        matches!(self, Self::FaultBounce | Self::TableEmulation)
     }
 }
 
@@ -229,6 +262,12 @@ counters! {
     invalidations,
     /// Changes of the paging mode.
     mode_switches,
+    /// Direct paging: operations in hypercalls: entries, changes of type, roots, invalidations.
+    hypercall_operations,
+    /// Direct paging: present entries of pages that became tables, each checked once then.
+    entries_validated,
+    /// Direct paging: entries that the hypervisor did not take as they were asked for.
+    updates_refused,
 }
 
 impl Counters {
@@ -236,6 +275,11 @@ impl Counters {
     #[inline]
     pub const fn exit(&mut self, reason: ExitReason) {
         self.exits[reason as usize] += 1;
+    }
+    /// Exits that are hypercalls and traps of a guest without hardware's help.
+    pub fn paravirtual_exits(&self) -> u64 {
+        let them = ExitReason::ALL.iter().filter(|r| r.is_hypercall() || r.is_trap());
+        them.map(|r| self.exits[*r as usize]).sum()
     }
     /// Exits of all reasons.
     pub fn exits_total(&self) -> u64 {

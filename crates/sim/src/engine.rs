@@ -449,6 +449,7 @@ impl<S: Scheme> Machine<S> {
                     self.scheme.page_written(&mut self.platform, vcpu, gpa, PageSize::SIZE_4K)?;
                 }
                 self.platform.world.guest.insert(gpa, entries.as_deref());
+                self.scheme.table_new(&mut self.platform, vcpu, gpa)?;
             }
             Control::TableReused { vcpu, gpa } => {
                 self.known(vcpu)?;

@@ -238,6 +238,20 @@ pub trait Scheme: Send {
         Ok(())
     }
 
+    /// A page of the guest is a table from now on, or its contents were told again; the guest's tables
+    /// have them.
+    ///
+    /// # Errors
+    /// The machine cannot go on.
+    fn table_new(
+        &mut self,
+        _platform: &mut Platform,
+        _vcpu: VcpuId,
+        _at: Gpa,
+    ) -> Result<(), MachineError> {
+        Ok(())
+    }
+
     /// The guest kernel wrote a whole page through its own mapping: a fresh page or a fresh table.
     ///
     /// # Errors

@@ -66,6 +66,7 @@ fn take_leaf<A: Address>(
     (entry, level, size): (Entry, Level, PageSize),
     permissions: Permissions,
     request: &Request,
+    mut marked: impl FnMut(A, u64),
 ) -> Result<Found<A>, Fault> {
     if !permissions.allow(request.write, request.fetch, request.user) {
         return Err(Fault::Linear { level, protection: true });
@@ -73,6 +74,7 @@ fn take_leaf<A: Address>(
     let wanted = if request.write { ACCESSED | DIRTY } else { ACCESSED };
     if !entry.has(wanted) {
         memory.set_bits(at, wanted);
+        marked(at, wanted);
     }
     Ok(Found {
         frame: entry.frame(size),
@@ -100,6 +102,21 @@ pub fn walk_1d<A: Address>(
     tables: &mut Tables<'_, A>,
     request: &Request,
 ) -> Result<Translation, Fault> {
+    walk_1d_marking(hardware, counters, tables, request, |_, _| {})
+}
+
+/// As [`walk_1d`]; `marked` is told of every entry in which bits were set, and of the bits.
+///
+/// # Errors
+/// The fault that the access meets.
+#[inline]
+pub fn walk_1d_marking<A: Address>(
+    hardware: &mut Hardware,
+    counters: &mut Counters,
+    tables: &mut Tables<'_, A>,
+    request: &Request,
+    mut marked: impl FnMut(A, u64),
+) -> Result<Translation, Fault> {
     let (mode, core) = (tables.mode, request.core());
     let cached = hardware.cores[core].partial_walk(mode, request.gva);
     counters.walk_cache_hits += u64::from(cached.is_some());
@@ -122,11 +139,13 @@ pub fn walk_1d<A: Address>(
         let permissions = pointer.permissions.and(entry);
         if is_leaf(mode, level, entry) {
             let size = mode.span(level);
-            let found = take_leaf(tables.memory, at, (entry, level, size), permissions, request)?;
+            let leaf = (entry, level, size);
+            let found = take_leaf(tables.memory, at, leaf, permissions, request, marked)?;
             return Ok(found.translation());
         }
         if !entry.has(ACCESSED) {
             tables.memory.set_bits(at, ACCESSED);
+            marked(at, ACCESSED);
         }
         let index = mode.index(request.gva.value(), level);
         held = tables.memory.child(held, index, entry.target());
@@ -282,7 +301,8 @@ fn continue_2d<const FILL: bool>(
         let permissions = pointer.permissions.and(entry);
         if is_leaf(mode, level, entry) {
             let size = mode.span(level);
-            let found = take_leaf(guest.memory, at, (entry, level, size), permissions, request)?;
+            let leaf = (entry, level, size);
+            let found = take_leaf(guest.memory, at, leaf, permissions, request, |_, _| {})?;
             return finish_2d(hardware, counters, nested, request, &found);
         }
         if !entry.has(ACCESSED) {

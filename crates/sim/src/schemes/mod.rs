@@ -33,7 +33,7 @@ macro_rules! schemes {
     };
 }
 
-schemes! { ideal, native, nested, shadow, agile, switching }
+schemes! { ideal, native, nested, shadow, agile, switching, xen_pv }
 
 /// For schemes of which there is one kind.
 ///
@@ -61,7 +61,7 @@ mod tests {
         let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/src/schemes");
         for file in std::fs::read_dir(folder).unwrap() {
             let path = file.unwrap().path();
-            let stem = path.file_stem().unwrap().to_string_lossy().into_owned();
+            let stem = path.file_stem().unwrap().to_string_lossy().replace('_', "-");
             if stem != "mod" {
                 assert!(SCHEMES.iter().any(|s| s.name == stem), "{stem} is not in the list");
             }

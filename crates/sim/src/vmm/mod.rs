@@ -1,6 +1,8 @@
-//! The hypervisor: nested tables built by violations, and shadow tables with KVM's rules.
+//! The hypervisor: nested tables built by violations, and shadow tables with KVM's rules, and direct
+//! paging with Xen's.
 
 pub mod agile;
+pub mod direct;
 pub mod nested_mmu;
 pub mod rmap;
 pub mod shadow;

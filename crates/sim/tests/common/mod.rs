@@ -228,7 +228,12 @@ pub fn machine_with(
     let guest_bytes = 3 * GIB;
     let host = definition.virtualized.then(|| {
         let config = HostConfig {
-            bytes: if host_mode.address_bits() > 32 { 8 * GIB } else { 4 * GIB },
+            // A guest with 4-byte entries can hold no higher addresses, if it holds the machine's.
+            bytes: if host_mode.address_bits() > 32 && guest_mode.entry_bytes == 8 {
+                8 * GIB
+            } else {
+                4 * GIB
+            },
             mode: host_mode,
             policy: PagePolicy::by_name(host_pages).unwrap(),
             placement: PlacementKind::default(),

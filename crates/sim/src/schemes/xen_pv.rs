@@ -1,0 +1,223 @@
+//! `xen-pv`: direct paging. Hardware walks the guest's own tables, which hold machine addresses; 4
+//! references at most. The kernel knows that it runs on a hypervisor, and asks it for every change.
+//!
+//! References count as the guest's dimension: the tables are the guest's own pages, in its own memory, and
+//! there are no others.
+
+use super::{Build, Definition};
+use crate::ahead::{LeafHints, read_sets};
+use crate::counters::Dimension;
+use crate::engine::{AnyMachine, Machine};
+use crate::hardware::Request;
+use crate::scheme::{Answer, MachineError, PageTableBytes, Platform, Scheme};
+use crate::vmm::direct::{DirectMmu, config};
+use crate::walk::{Fault, Tables, walk_1d_marking};
+use nestwalk_hw::Translation;
+use nestwalk_types::{Address, Gpa, Gva, Hpa, Invalidation, PageSize, Run, VcpuId};
+
+/// The catalogue's entry.
+pub const DEFINITION: Definition = Definition {
+    name: "xen-pv",
+    summary: "paravirtual direct paging: the guest's tables hold machine addresses (Xen)",
+    virtualized: true,
+    flushes_by_itself: true,
+    keys: config::KEYS,
+    variant,
+    build,
+};
+
+fn variant(text: &str) -> Result<String, String> {
+    Ok(match config::parse(text)? {
+        config::BATCH => String::new(),
+        batch => format!("batch={batch}"),
+    })
+}
+
+fn build(request: Build) -> Result<Box<dyn AnyMachine>, MachineError> {
+    Ok(Box::new(Machine::new(XenPv::new(&request), request)?))
+}
+
+/// The tables of the domain.
+pub struct XenPv {
+    /// The hypervisor's half.
+    pub mmu: DirectMmu,
+    hints: LeafHints<Hpa>,
+}
+
+impl XenPv {
+    /// Without tables yet.
+    pub fn new(request: &Build) -> Self {
+        // What is no variant has been refused before; the default is all that could be left.
+        let batch = config::parse(&request.variant).unwrap_or(config::BATCH);
+        let mmu = DirectMmu::new(request.guest_mode, request.vcpus, batch);
+        Self { mmu, hints: LeafHints::default() }
+    }
+
+    #[inline]
+    fn walk_once(
+        &mut self,
+        platform: &mut Platform,
+        request: &Request,
+    ) -> Result<Translation, Fault> {
+        let world = &mut platform.world;
+        let mode = world.mode;
+        let (memory, root, to_guest) = self.mmu.tables(request.core());
+        let Some(root) = root else {
+            return Err(Fault::Linear { level: mode.levels, protection: false });
+        };
+        let mut tables = Tables { mode, memory, root, dimension: Dimension::Guest };
+        let guest = &mut world.guest;
+        // The entries are the guest's own: it reads the bits that hardware sets.
+        let marked = |at: Hpa, bits: u64| {
+            if let Some(entry) = to_guest.entry(at) {
+                guest.set_bits(entry, bits);
+            }
+        };
+        let (hardware, counters) = (&mut platform.hardware, &mut platform.counters);
+        walk_1d_marking(hardware, counters, &mut tables, request, marked)
+    }
+
+    /// The walk met no entry, or one that does not permit the access.
+    #[cold]
+    fn stopped(
+        &mut self,
+        platform: &mut Platform,
+        request: &Request,
+        fault: Fault,
+    ) -> Result<Translation, Fault> {
+        if self.mmu.queued() > 0 {
+            // The kernel has left lazy mode, or it would not use what it has queued.
+            self.mmu.send_all(platform);
+            platform.hardware.begin_walk();
+            return self.walk(platform, request);
+        }
+        match fault {
+            Fault::Linear { protection: true, .. } => {
+                self.mmu.store_to_table(platform, request).ok_or(fault)
+            }
+            Fault::Linear { protection: false, .. } if self.mmu.fill(platform, request) => {
+                // The tables were there all the time: the walk that found none never was.
+                platform.hardware.begin_walk();
+                self.walk(platform, request)
+            }
+            _ => Err(fault),
+        }
+    }
+}
+
+/// Where kernels have themselves and their view of all memory.
+fn is_kernel_half(gva: Gva) -> bool {
+    gva.value() >> 63 == 1
+}
+
+impl Scheme for XenPv {
+    #[inline]
+    fn walk(&mut self, platform: &mut Platform, request: &Request) -> Result<Translation, Fault> {
+        // The kernel works on its own memory while it is in lazy mode; any other access shows that it
+        // is not.
+        if self.mmu.queued() > 0 && !is_kernel_half(request.gva) {
+            self.mmu.send_all(platform);
+        }
+        match self.walk_once(platform, request) {
+            Ok(translation) => Ok(translation),
+            Err(fault) => self.stopped(platform, request, fault),
+        }
+    }
+
+    fn read_ahead(&mut self, platform: &Platform, runs: &[Run], _gpas: &[Gpa]) {
+        let Some(first) = runs.first() else { return };
+        let mode = platform.world.mode;
+        let (memory, root, _) = self.mmu.tables(usize::from(first.vcpu.0));
+        let Some(root) = root else { return };
+        let leaves = self.hints.read(memory, mode, root, runs.iter().map(|r| r.gva));
+        let pages = leaves.entries.iter().zip(runs).map(|(leaf, run)| {
+            leaf.target::<Hpa>().offset_by(run.gva.offset_in(PageSize::SIZE_4K))
+        });
+        read_sets(&platform.hardware.caches, pages.chain(leaves.at.into_iter().take(runs.len())));
+    }
+
+    fn answer(
+        &mut self,
+        platform: &mut Platform,
+        request: &Request,
+        _fault: Fault,
+    ) -> Result<Answer, MachineError> {
+        self.mmu.fault(platform, request)
+    }
+
+    fn load_cr3(
+        &mut self,
+        platform: &mut Platform,
+        vcpu: VcpuId,
+        pcid: u16,
+        keep: bool,
+    ) -> Result<(), MachineError> {
+        self.mmu.load_cr3(platform, vcpu, pcid, keep)
+    }
+
+    fn invalidate(
+        &mut self,
+        platform: &mut Platform,
+        vcpu: VcpuId,
+        what: Invalidation,
+    ) -> Result<(), MachineError> {
+        self.mmu.invalidate(platform, vcpu, what);
+        Ok(())
+    }
+
+    fn table_write(
+        &mut self,
+        platform: &mut Platform,
+        vcpu: VcpuId,
+        at: Gpa,
+        _old: u64,
+        new: u64,
+    ) -> Result<(), MachineError> {
+        self.mmu.table_write(platform, vcpu, at, new)
+    }
+
+    fn table_new(
+        &mut self,
+        platform: &mut Platform,
+        _vcpu: VcpuId,
+        at: Gpa,
+    ) -> Result<(), MachineError> {
+        self.mmu.table_new(platform, at)
+    }
+
+    fn page_written(
+        &mut self,
+        platform: &mut Platform,
+        _vcpu: VcpuId,
+        at: Gpa,
+        size: PageSize,
+    ) -> Result<(), MachineError> {
+        self.mmu.page_written(platform, at, size);
+        Ok(())
+    }
+
+    fn table_reused(
+        &mut self,
+        platform: &mut Platform,
+        _vcpu: VcpuId,
+        at: Gpa,
+    ) -> Result<(), MachineError> {
+        self.mmu.page_written(platform, at, PageSize::SIZE_4K);
+        Ok(())
+    }
+
+    fn host_changed(
+        &mut self,
+        platform: &mut Platform,
+        at: Gpa,
+        size: PageSize,
+    ) -> Result<(), MachineError> {
+        self.mmu.host_changed(platform, at, size)
+    }
+
+    fn page_table_bytes(&self, platform: &Platform) -> PageTableBytes {
+        // No process of a host kernel has the domain's memory in tables of its own.
+        let guest = platform.world.guest.len() * 4096 + self.mmu.split_bytes();
+        PageTableBytes { guest, ..PageTableBytes::default() }
+    }
+}

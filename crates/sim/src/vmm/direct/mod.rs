@@ -1,0 +1,494 @@
+//! Direct paging (Xen's paravirtual guests, Barham et al., SOSP 2003, section 3.3.3): hardware walks
+//! the guest's own tables. They hold machine addresses, and nothing changes them but the hypervisor,
+//! which validates each entry that the guest asks for.
+//!
+//! The guest here was not ported, so what a ported Linux does is read from its stores
+//! (`arch/x86/xen/mmu_pv.c`):
+//!
+//! - A page is a table from when it is linked below a pinned root or is the root that is loaded. What was
+//!   stored before is plain memory, and is validated as a whole then.
+//! - Stores to leaf tables are queued on their vCPU and go in hypercalls of up to `batch` updates; whatever
+//!   shows that the kernel has left lazy MMU mode sends the queue. Stores to upper tables go at once.
+//! - A table that is linked or unlinked changes its type in a hypercall of its own: the kernel's mapping
+//!   of it becomes read-only or writable, and leaf tables are pinned or unpinned.
+//! - CR3 loads, invalidations are hypercalls; page faults come through the hypervisor.
+
+mod audit;
+mod batch;
+pub mod config;
+mod entries;
+mod frames;
+mod moved;
+
+use crate::counters::ExitReason;
+use crate::hardware::Request;
+use crate::scheme::{Answer, MachineError, Platform};
+use crate::vmm::rmap::Rmap;
+use batch::Queue;
+use entries::Changed;
+use frames::Chunked;
+pub use frames::PageInfo;
+use nestwalk_hw::Translation;
+use nestwalk_tables::entry::DIRTY;
+use nestwalk_tables::{Entry, Level, Mode, TableMemory, look_up};
+use nestwalk_types::{Address, Gpa, Gva, Hpa, Invalidation, PageSize, VcpuId};
+use rustc_hash::{FxHashMap, FxHashSet};
+
+/// A table that stands for those which a guest without large pages has.
+#[derive(Clone, Copy)]
+struct Piece {
+    /// Guest-physical address that its first entry maps.
+    first: u64,
+    level: Level,
+    /// Flags of the large entry.
+    flags: u64,
+    /// The large entry.
+    owner: Hpa,
+}
+
+/// Tables with machine addresses, and what their validation needs to know.
+pub struct DirectMmu {
+    mode: &'static Mode,
+    batch: usize,
+    memory: TableMemory<Hpa>,
+    /// By guest frame.
+    info: Chunked<PageInfo>,
+    /// Guest frame and 1 by machine frame (Xen, M2P).
+    guest_frames: Chunked<u64>,
+    /// Leaf entries by the first guest frame that they map.
+    mappings: Rmap,
+    /// Entries that point to tables, by the table's guest frame.
+    links: Rmap,
+    /// Entries that the guest has large and hardware has split, and the tables they point to.
+    splits: FxHashMap<Hpa, Hpa>,
+    /// Tables of split entries by machine frame.
+    pieces: FxHashMap<u64, Piece>,
+    /// Large entries that hardware has as such.
+    large_leaves: u64,
+    /// Tables in each 2 MiB of guest memory.
+    tables_by_region: Chunked<u32>,
+    /// Entries that are read-only because they map a table; the guest has them writable.
+    aliases: FxHashSet<Hpa>,
+    /// Entries that were refused.
+    refused: FxHashSet<Hpa>,
+    /// Entries that point to pages whose contents are not known yet, by guest frame.
+    waiting: FxHashMap<u64, Vec<Hpa>>,
+    queues: Vec<Queue>,
+    /// Updates in all queues.
+    queued: usize,
+    /// Machine address of the root of each vCPU.
+    roots: Vec<Option<Hpa>>,
+    /// The address space that each vCPU has loaded.
+    loaded: Vec<(Gpa, u16)>,
+    /// Why the machine cannot go on, met where no error can be returned.
+    failed: Option<MachineError>,
+}
+
+impl DirectMmu {
+    /// Without tables yet; `batch` leaf updates go into one hypercall.
+    pub fn new(mode: &'static Mode, vcpus: usize, batch: usize) -> Self {
+        Self {
+            mode,
+            batch,
+            memory: TableMemory::new(),
+            info: Chunked::default(),
+            guest_frames: Chunked::default(),
+            mappings: Rmap::default(),
+            links: Rmap::default(),
+            splits: FxHashMap::default(),
+            pieces: FxHashMap::default(),
+            large_leaves: 0,
+            tables_by_region: Chunked::default(),
+            aliases: FxHashSet::default(),
+            refused: FxHashSet::default(),
+            waiting: FxHashMap::default(),
+            queues: (0..vcpus).map(|_| Queue::default()).collect(),
+            queued: 0,
+            roots: vec![None; vcpus],
+            loaded: vec![(Gpa::new(u64::MAX), 0); vcpus],
+            failed: None,
+        }
+    }
+
+    /// Tables that hardware walks on a vCPU, with their root, and the guest frames behind machine
+    /// frames.
+    #[inline]
+    pub fn tables(&mut self, core: usize) -> (&mut TableMemory<Hpa>, Option<Hpa>, MachineToGuest<'_>) {
+        let to_guest = MachineToGuest { frames: &self.guest_frames, pieces: &self.pieces };
+        (&mut self.memory, self.roots[core], to_guest)
+    }
+
+    /// What the hypervisor knows of a guest page.
+    pub fn page(&self, gpa: Gpa) -> PageInfo {
+        self.info.get(gpa.page_number())
+    }
+
+    /// Entry of hardware's tables at the place of the guest's entry at `gpa`, if that page is a table.
+    pub fn machine_entry(&self, gpa: Gpa) -> Option<Entry> {
+        let info = self.page(gpa);
+        let frame = Hpa::new(info.machine.checked_sub(1)? << 12 | gpa.value() & 0xfff);
+        self.memory.read(frame, self.mode.entry_bytes).map(Entry)
+    }
+
+    /// Updates that the kernel has queued and not sent.
+    pub const fn queued(&self) -> usize {
+        self.queued
+    }
+
+    /// Bytes of tables that stand for the small tables of a guest without large pages.
+    pub fn split_bytes(&self) -> u64 {
+        self.pieces.len() as u64 * 4096
+    }
+
+    fn checked(&mut self) -> Result<(), MachineError> {
+        self.failed.take().map_or(Ok(()), Err)
+    }
+
+    // ---- hypercalls ----
+
+    fn hypercall(platform: &mut Platform, reason: ExitReason, operations: u64) {
+        platform.counters.exit(reason);
+        platform.counters.hypercall_operations += operations;
+    }
+
+    /// A vCPU's kernel has left lazy MMU mode: its queue is sent.
+    fn send(&mut self, platform: &mut Platform, vcpu: usize) {
+        if self.queues[vcpu].is_empty() {
+            return;
+        }
+        let updates = self.queues[vcpu].take();
+        self.queued -= updates.len();
+        Self::hypercall(platform, ExitReason::MmuUpdate, updates.len() as u64);
+        for (at, value) in updates {
+            // A page that is a table no more by now takes the store as memory does.
+            if self.page(at).table > 0 {
+                self.update(platform, at, value);
+            }
+        }
+    }
+
+    /// Sends every queue: what follows depends on none that another vCPU has.
+    pub fn send_all(&mut self, platform: &mut Platform) {
+        if self.queued > 0 {
+            (0..self.queues.len()).for_each(|vcpu| self.send(platform, vcpu));
+        }
+    }
+
+    /// Validates and stores one entry of a table, and has the tables that it links and unlinks change
+    /// their types, each in a hypercall of its own (`xen_alloc_ptpage`, `xen_release_ptpage`).
+    fn update(&mut self, platform: &mut Platform, at: Gpa, value: u64) {
+        let PageInfo { table: level, machine, .. } = self.page(at);
+        let here = Hpa::new((machine - 1) << 12 | at.value() & 0xfff);
+        let mut changed = Changed::default();
+        self.set_entry(platform, (here, level), Entry(value), &mut changed);
+        for _ in 0..changed.pages {
+            platform.counters.exit(ExitReason::Pin);
+        }
+        platform.counters.hypercall_operations += changed.pages + changed.leaf_tables;
+    }
+
+    /// The whole tree below a root changes its type, in as few hypercalls as it takes
+    /// (`xen_pgd_pin`, `xen_pgd_unpin`): each page's mapping, each leaf table's pin, and the root's.
+    fn count_tree(&self, platform: &mut Platform, changed: Changed) {
+        let operations = changed.pages + changed.leaf_tables + 1;
+        for _ in 0..operations.div_ceil(self.batch as u64) {
+            platform.counters.exit(ExitReason::Pin);
+        }
+        platform.counters.hypercall_operations += operations;
+    }
+
+    // ---- events of the guest ----
+
+    /// The guest stored to one of its tables.
+    ///
+    /// # Errors
+    /// Host memory is exhausted.
+    pub fn table_write(
+        &mut self,
+        platform: &mut Platform,
+        vcpu: VcpuId,
+        at: Gpa,
+        new: u64,
+    ) -> Result<(), MachineError> {
+        match self.page(at).table {
+            // Not linked anywhere: memory like any other.
+            0 => return Ok(()),
+            1 => self.queue(platform, usize::from(vcpu.0), at, new),
+            _ => {
+                self.send_all(platform);
+                Self::hypercall(platform, ExitReason::MmuUpdate, 1);
+                self.update(platform, at, new);
+            }
+        }
+        self.checked()
+    }
+
+    fn queue(&mut self, platform: &mut Platform, vcpu: usize, at: Gpa, new: u64) {
+        // The table's lock can only be had when its last holder has left lazy mode.
+        for other in 0..self.queues.len() {
+            if other != vcpu && self.queues[other].concerns(at) {
+                self.send(platform, other);
+            }
+        }
+        if !self.queues[vcpu].takes(at) {
+            self.send(platform, vcpu);
+        }
+        self.queues[vcpu].push(at, new);
+        self.queued += 1;
+        if self.queues[vcpu].len() >= self.batch {
+            self.send(platform, vcpu);
+        }
+    }
+
+    /// CR3 is loaded: a new base pointer, after the tables below it were pinned if they never were.
+    /// Xen's guests have no PCIDs (`xen_init_capabilities`), so every load drops all translations.
+    ///
+    /// # Errors
+    /// Host memory is exhausted.
+    pub fn load_cr3(
+        &mut self,
+        platform: &mut Platform,
+        vcpu: VcpuId,
+        pcid: u16,
+        keep: bool,
+    ) -> Result<(), MachineError> {
+        self.send_all(platform);
+        let (core, root) = (usize::from(vcpu.0), platform.world.root(vcpu));
+        if self.loaded[core] == (root, pcid) && !keep && self.roots[core].is_some() {
+            Self::hypercall(platform, ExitReason::TlbFlush, 1);
+        } else {
+            self.loaded[core] = (root, pcid);
+            self.roots[core] = self.pin(platform, root);
+            Self::hypercall(platform, ExitReason::BasePointer, 1);
+        }
+        platform.hardware.load_cr3(vcpu, 0, false);
+        self.checked()
+    }
+
+    /// Pins the tables below a root, if they are not. Returns where the root is.
+    fn pin(&mut self, platform: &mut Platform, root: Gpa) -> Option<Hpa> {
+        let gfn = root.page_number();
+        let offset = root.value() & 0xfff;
+        let info = self.info.get(gfn);
+        let levels = self.mode.levels;
+        if info.pinned && info.table == levels {
+            return Some(Hpa::new((info.machine - 1) << 12 | offset));
+        }
+        if !platform.world.guest.contains(root) {
+            return None;
+        }
+        let mut changed = Changed::default();
+        let machine = self.promote(platform, root, levels, &mut changed)?;
+        self.info.at(gfn).pinned = true;
+        self.count_tree(platform, changed);
+        Some(Hpa::new(machine.value() | offset))
+    }
+
+    /// The guest invalidates. Nothing is cached for address spaces that are not loaded.
+    pub fn invalidate(&mut self, platform: &mut Platform, vcpu: VcpuId, what: Invalidation) {
+        self.send_all(platform);
+        let pcid = self.loaded[usize::from(vcpu.0)].1;
+        let what = match what {
+            Invalidation::Page(gva) => Invalidation::Page(gva),
+            Invalidation::PageInPcid(gva, p) if p == pcid => Invalidation::Page(gva),
+            Invalidation::Pcid(p) if p == pcid => Invalidation::All,
+            Invalidation::AllButGlobal | Invalidation::All => Invalidation::All,
+            Invalidation::PageInPcid(..) | Invalidation::Pcid(_) => return,
+        };
+        Self::hypercall(platform, ExitReason::TlbFlush, 1);
+        platform.hardware.invalidate(vcpu, what);
+    }
+
+    /// The guest wrote whole pages through its own mapping: what was a table there is none any more.
+    pub fn page_written(&mut self, platform: &mut Platform, at: Gpa, size: PageSize) {
+        for gfn in at.page_number()..at.page_number() + size.base_pages() {
+            if self.info.get(gfn).table > 0 {
+                self.send_all(platform);
+                self.drop_table(platform, gfn);
+            }
+        }
+    }
+
+    /// A page that is a table is used for something else. The kernel has unpinned it before; entries
+    /// that still point to it point to nothing that Xen would let be walked.
+    fn drop_table(&mut self, platform: &mut Platform, gfn: u64) {
+        let mut changed = Changed::default();
+        let pinned = self.info.get(gfn).pinned;
+        for at in self.links.entries(gfn) {
+            if let Some((level, _)) = self.source(&platform.world, at) {
+                self.clear_entry(platform, (at, level), &mut changed);
+                self.refused.insert(at);
+                platform.counters.updates_refused += 1;
+            }
+        }
+        if self.info.get(gfn).table > 0 {
+            self.demote(platform, gfn, &mut changed);
+        }
+        if pinned {
+            self.count_tree(platform, changed);
+        }
+    }
+
+    /// A page is a table from now on, with the contents that the guest's tables show.
+    ///
+    /// # Errors
+    /// Host memory is exhausted.
+    pub fn table_new(&mut self, platform: &mut Platform, at: Gpa) -> Result<(), MachineError> {
+        let gfn = at.page_number();
+        self.send_all(platform);
+        if let PageInfo { table: level @ 1.., machine, .. } = self.info.get(gfn) {
+            // Told again: whatever differs is an update.
+            let bytes = u64::from(self.mode.entry_bytes);
+            for offset in (0..4096 / bytes).map(|i| i * bytes) {
+                let here = Hpa::new((machine - 1) << 12 | offset);
+                if self.info.get(gfn).table == level
+                    && let Some((_, entry)) = self.source(&platform.world, here)
+                {
+                    self.set_entry(platform, (here, level), entry, &mut Changed::default());
+                }
+            }
+        }
+        for at in self.waiting.remove(&gfn).unwrap_or_default() {
+            if let Some((level, entry)) = self.source(&platform.world, at)
+                && level > 1
+                && entry.is_present()
+                && entry.target::<Gpa>().page_number() == gfn
+            {
+                let mut changed = Changed::default();
+                self.set_entry(platform, (at, level), entry, &mut changed);
+                for _ in 0..changed.pages {
+                    platform.counters.exit(ExitReason::Pin);
+                }
+                platform.counters.hypercall_operations += changed.pages + changed.leaf_tables;
+            }
+        }
+        self.checked()
+    }
+
+    // ---- walks that stop ----
+
+    /// Where hardware's walk for an address stops: the entry that is not present, or the leaf.
+    fn stop(&self, root: Hpa, gva: Gva) -> (Hpa, Level, Entry) {
+        let mut table = root;
+        for level in (1..=self.mode.levels).rev() {
+            let at = self.mode.entry_at(table, gva.value(), level);
+            let entry = Entry(self.memory.read(at, self.mode.entry_bytes).unwrap_or(0));
+            let large = level > 1
+                && self.mode.may_be_leaf(level)
+                && entry.has(nestwalk_tables::entry::LARGE)
+                && !self.splits.contains_key(&at);
+            if !entry.is_present() || level == 1 || large {
+                return (at, level, entry);
+            }
+            table = entry.target();
+        }
+        (table, 0, Entry(0))
+    }
+
+    /// A walk stopped at an entry that is not present. If the guest has a large page there, whose small
+    /// tables were not made yet, they are now. Returns whether it did something.
+    pub fn fill(&mut self, platform: &mut Platform, request: &Request) -> bool {
+        let Some(root) = self.roots[request.core()] else { return false };
+        let (at, level, entry) = self.stop(root, request.gva);
+        let Some((_, guest)) = self.source(&platform.world, at) else { return false };
+        let large = level > 1
+            && self.mode.may_be_leaf(level)
+            && guest.is_present()
+            && guest.has(nestwalk_tables::entry::LARGE);
+        if entry.is_present() || !large {
+            return false;
+        }
+        self.set_entry(platform, (at, level), guest, &mut Changed::default());
+        let now = Entry(self.memory.read(at, self.mode.entry_bytes).unwrap_or(0));
+        now.is_present() || self.split(platform, at, level, guest)
+    }
+
+    /// A store met an entry that is read-only because it maps a table. The kernel's own stores to its
+    /// tables are the stream's table writes, for which a ported kernel makes hypercalls: here they go on.
+    /// A store of a user program is emulated, each time (Xen, `ptwr_do_page_fault`).
+    pub fn store_to_table(
+        &mut self,
+        platform: &mut Platform,
+        request: &Request,
+    ) -> Option<Translation> {
+        let (at, level, _) = self.stop(self.roots[request.core()]?, request.gva);
+        if level != 1 || !request.write || !self.aliases.contains(&at) {
+            return None;
+        }
+        let root = self.roots[request.core()]?;
+        let leaf = look_up(&self.memory, self.mode, root, request.gva).ok()?;
+        let world = &platform.world;
+        let guest =
+            look_up(&world.guest, self.mode, world.root(request.vcpu), request.gva).ok()?;
+        let all = guest.permissions;
+        if !all.allow(request.write, request.fetch, request.user) {
+            return None;
+        }
+        let mut permissions = leaf.permissions;
+        if request.user {
+            platform.counters.exit(ExitReason::TableEmulation);
+        } else {
+            permissions.write = true;
+        }
+        Some(Translation::new(leaf.frame, leaf.size, permissions, leaf.entry.has(DIRTY), false))
+    }
+
+    /// Answers a fault: roots that were told late are pinned, entries that were refused are asked for again;
+    /// what is left is the guest's, and comes to it through the hypervisor.
+    ///
+    /// # Errors
+    /// Host memory is exhausted.
+    pub fn fault(
+        &mut self,
+        platform: &mut Platform,
+        request: &Request,
+    ) -> Result<Answer, MachineError> {
+        self.checked()?;
+        let core = request.core();
+        if self.roots[core].is_none() {
+            self.roots[core] = self.pin(platform, platform.world.root(request.vcpu));
+            self.checked()?;
+            if self.roots[core].is_some() {
+                return Ok(Answer::Retry);
+            }
+        }
+        if let Some(root) = self.roots[core] {
+            let (at, level, _) = self.stop(root, request.gva);
+            if self.refused.contains(&at) && self.ask_again(platform, at, level) {
+                return Ok(Answer::Retry);
+            }
+        }
+        self.checked()?;
+        platform.counters.exit(ExitReason::FaultBounce);
+        Ok(Answer::GuestFault)
+    }
+
+    /// What stood in the way of an entry may have gone. Returns whether it has.
+    fn ask_again(&mut self, platform: &mut Platform, at: Hpa, level: Level) -> bool {
+        let Some((_, guest)) = self.source(&platform.world, at) else { return false };
+        self.set_entry(platform, (at, level), guest, &mut Changed::default());
+        self.memory.read(at, self.mode.entry_bytes).is_some_and(|e| Entry(e).is_present())
+    }
+}
+
+/// Where the guest's own entries are, for those who set bits in hardware's.
+pub struct MachineToGuest<'a> {
+    frames: &'a Chunked<u64>,
+    pieces: &'a FxHashMap<u64, Piece>,
+}
+
+impl MachineToGuest<'_> {
+    /// The guest's entry behind the one at `at`; for a part of a large page the large entry.
+    pub fn entry(&self, at: Hpa) -> Option<Gpa> {
+        let mut at = at;
+        // A 1 GiB page is split twice.
+        for _ in 0..2 {
+            match self.pieces.get(&at.page_number()) {
+                Some(piece) => at = piece.owner,
+                None => break,
+            }
+        }
+        let gfn = self.frames.get(at.page_number()).checked_sub(1)?;
+        Some(Gpa::new(gfn << 12 | at.value() & 0xfff))
+    }
+}
