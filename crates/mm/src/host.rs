@@ -189,6 +189,13 @@ impl HostMemory {
         self.memory.counters.add_table();
         Some(table)
     }
+    /// `2^order` contiguous frames for a table of the VMM that is longer than a page. Each may be given
+    /// back by itself.
+    pub fn alloc_tables(&mut self, order: u32) -> Option<Hpa> {
+        let first = self.memory.physical.alloc(order)?;
+        (0..1u64 << order).for_each(|_| self.memory.counters.add_table());
+        Some(first)
+    }
     /// Gives a frame of [`HostMemory::alloc_table`] back.
     pub fn free_table(&mut self, table: Hpa) {
         self.memory.physical.free(table, 0);

@@ -198,9 +198,10 @@ pub fn translate_nested(
     let root = nested.root;
     let (mut level, mut table, hint) =
         cached.map_or((mode.levels, root, Handle::default()), |(l, p)| (l, p.table, p.handle));
-    let mut held = nested.memory.reopen(hint, table);
+    let mut at = mode.entry_at(table, gpa.value(), level);
+    // By the entry's address: a flat root is longer than a page.
+    let mut held = nested.memory.reopen(hint, at);
     loop {
-        let at = mode.entry_at(table, gpa.value(), level);
         let entry = Entry(nested.memory.entry(held, at, mode.entry_bytes));
         hardware.reference(core, Dimension::Nested, (level, on_behalf), at, entry.0);
         if !entry.is_present() {
@@ -226,6 +227,7 @@ pub fn translate_nested(
         table = entry.target();
         held = nested.memory.child(held, mode.index(gpa.value(), level), table);
         level -= 1;
+        at = mode.entry_at(table, gpa.value(), level);
         let pointer = Pointer { table, home: table.value(), handle: held, ..Pointer::default() };
         hardware.cores[core].nested_walk_cache.fill_missed(mode, gpa, host, level, pointer);
     }

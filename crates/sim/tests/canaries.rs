@@ -13,6 +13,7 @@ use nestwalk_sim::scheme::{Answer, MachineError, Platform, Scheme};
 use nestwalk_sim::schemes::native::Native;
 use nestwalk_sim::schemes::nested::Nested;
 use nestwalk_sim::schemes::shadow::Shadow;
+use nestwalk_sim::schemes::xen_pv::XenPv;
 use nestwalk_sim::walk::{Fault, Tables, walk_1d};
 use nestwalk_sim::{AnyMachine, Machine};
 use nestwalk_tables::{LONG4, Permissions, look_up};
@@ -45,6 +46,10 @@ enum Wrong {
     GuestSize,
     /// Every TLB entry is global.
     AllGlobal,
+    /// Direct paging: an update of an entry that is present is queued and never sent.
+    UpdateNeverSent,
+    /// Direct paging: entries have the guest's own addresses, or any others but the machine's.
+    Untranslated,
 }
 
 /// A right scheme, spoilt.
@@ -65,6 +70,13 @@ impl<S: Scheme> Scheme for Spoilt<S> {
             Wrong::LargeAsSmall => make(t.frame(), PageSize::SIZE_4K, permissions, false),
             Wrong::PermissionsDropped => make(t.frame(), size, Permissions::ALL, false),
             Wrong::AllGlobal => make(t.frame(), size, permissions, true),
+            Wrong::Untranslated => {
+                let world = &platform.world;
+                let root = world.root(request.vcpu);
+                let leaf = look_up(&world.guest, world.mode, root, request.gva).unwrap();
+                let frame = leaf.apply(request.gva).align_down(size).value();
+                make(Hpa::new(frame), size, permissions, false)
+            }
             Wrong::GuestSize => {
                 let world = &platform.world;
                 let root = world.root(request.vcpu);
@@ -127,7 +139,19 @@ impl<S: Scheme> Scheme for Spoilt<S> {
         old: u64,
         new: u64,
     ) -> Result<(), MachineError> {
+        if self.wrong == Wrong::UpdateNeverSent && old & 1 == 1 {
+            return Ok(());
+        }
         self.inner.table_write(platform, vcpu, at, old, new)
+    }
+
+    fn table_new(
+        &mut self,
+        platform: &mut Platform,
+        vcpu: VcpuId,
+        at: Gpa,
+    ) -> Result<(), MachineError> {
+        self.inner.table_new(platform, vcpu, at)
     }
 
     fn page_written(
@@ -155,6 +179,10 @@ fn spoilt(scheme: &str, wrong: Wrong, host_pages: &'static str) -> Box<dyn AnyMa
         }
         "nested" => {
             let inner = Nested::new(&mut build).unwrap();
+            Box::new(Machine::new(Spoilt { inner, wrong }, build).unwrap())
+        }
+        "xen-pv" => {
+            let inner = XenPv::new(&build);
             Box::new(Machine::new(Spoilt { inner, wrong }, build).unwrap())
         }
         _ => {
@@ -224,6 +252,19 @@ fn a_random_life_gives_each_wrong_scheme_away() {
         (Wrong::InvlpgIgnored, ("4k", "4k")),
     ] {
         caught_in_a_life("shadow", wrong, pages);
+    }
+    // Every load of CR3 drops everything, and nothing is global, whatever the guest asks for.
+    for (wrong, pages) in [
+        (Wrong::UpdateNeverSent, ("4k", "4k")),
+        (Wrong::UpdateNeverSent, ("thp", "4k")),
+        (Wrong::Untranslated, ("4k", "4k")),
+        (Wrong::InvlpgIgnored, ("4k", "4k")),
+        (Wrong::ShootdownLost, ("4k", "4k")),
+        (Wrong::Neighbour, ("4k", "4k")),
+        (Wrong::LargeAsSmall, ("2m", "2m")),
+        (Wrong::PermissionsDropped, ("4k", "4k")),
+    ] {
+        caught_in_a_life("xen-pv", wrong, pages);
     }
     caught_in_a_life("nested", Wrong::GuestSize, ("2m", "4k"));
     caught_in_a_life("nested", Wrong::GuestSize, ("thp", "4k"));

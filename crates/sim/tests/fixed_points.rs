@@ -48,6 +48,14 @@ fn cold_walks_have_the_published_lengths() {
         ("nested", five, S4K, "4k", 35),
         ("nested", (&LONG5, &LONG4), S4K, "4k", 29),
         ("nested", (&LEGACY32, &LONG4), S4K, "4k", 14),
+        ("xen-pv", long, S4K, "4k", 4),
+        ("xen-pv", long, S2M, "2m", 3),
+        ("xen-pv", long, S2M, "4k", 4),
+        ("xen-pv", long, S1G, "4k", 4),
+        ("xen-pv", five, S4K, "4k", 5),
+        ("sie", long, S4K, "4k", 14),
+        ("sie", long, S2M, "2m", 11),
+        ("sie", (&LEGACY32, &LONG4), S4K, "4k", 8),
         ("nested", (&LEGACY32, &LEGACY32), S4K, "4k", 8),
     ] {
         let steps = cold(scheme, modes, size, host_pages);

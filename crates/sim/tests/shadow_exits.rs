@@ -185,5 +185,7 @@ fn exits_add_up_in_any_life() {
     }
     let never: Vec<_> = ExitReason::ALL.iter().filter(|r| seen[**r as usize] == 0).collect();
     let foreign = [ExitReason::EptViolation, ExitReason::Interval, ExitReason::ModeSwitch];
-    assert_eq!(never, foreign.each_ref(), "every reason of shadow paging occurred");
+    let paravirtual = ExitReason::ALL.iter().filter(|r| r.is_hypercall() || r.is_trap());
+    let foreign: Vec<_> = foreign.iter().chain(paravirtual).collect();
+    assert_eq!(never, foreign, "every reason of shadow paging occurred");
 }

@@ -33,7 +33,7 @@ macro_rules! schemes {
     };
 }
 
-schemes! { ideal, native, nested, shadow, agile, switching, xen_pv }
+schemes! { ideal, native, nested, shadow, agile, switching, xen_pv, sie }
 
 /// For schemes of which there is one kind.
 ///

@@ -39,6 +39,31 @@ impl NestedMmu {
         Ok(Self { mode, memory, root })
     }
 
+    /// An empty root table with an entry for each piece of the guest's memory that one covers, in
+    /// contiguous frames of the host.
+    ///
+    /// # Errors
+    /// There is no host, or no such frames.
+    pub fn with_flat_root(
+        mode: &'static Mode,
+        guest_bytes: u64,
+        host: &mut Option<HostMemory>,
+    ) -> Result<Self, MachineError> {
+        let entries = guest_bytes.div_ceil(mode.span(mode.levels).bytes());
+        let pages = (entries * u64::from(mode.entry_bytes)).div_ceil(4096).max(1);
+        let order = pages.next_power_of_two().trailing_zeros();
+        let what = "segment table in one piece";
+        let root = host.as_mut().and_then(|h| {
+            let root = h.alloc_tables(order)?;
+            (pages..1 << order).for_each(|page| h.free_table(root.offset_by(page << 12)));
+            Some(root)
+        });
+        let root = root.ok_or(MachineError::NoTableFrame { what })?;
+        let mut memory = TableMemory::new();
+        (0..pages).for_each(|page| memory.insert(root.offset_by(page << 12), None));
+        Ok(Self { mode, memory, root })
+    }
+
     /// What the hardware walks.
     #[inline]
     pub fn tables(&mut self) -> NestedTables<'_> {

@@ -8,6 +8,7 @@ use nestwalk_sim::schemes::Build;
 use nestwalk_sim::schemes::native::Native;
 use nestwalk_sim::schemes::nested::Nested;
 use nestwalk_sim::schemes::shadow::Shadow;
+use nestwalk_sim::schemes::xen_pv::XenPv;
 use nestwalk_sim::{AnyMachine, Counters, ExitReason, Machine};
 use nestwalk_tables::{LONG4, Mode};
 use nestwalk_types::{Gpa, GuestBatch};
@@ -42,7 +43,8 @@ impl Setup {
 
     pub fn host(&self) -> HostMemory {
         let config = HostConfig {
-            bytes: self.host_bytes,
+            // As in `machine_with`.
+            bytes: if self.guest_mode.entry_bytes == 8 { self.host_bytes } else { 4 * GIB },
             mode: self.host_mode,
             policy: PagePolicy::by_name(self.host_pages).unwrap(),
             placement: PlacementKind::default(),
@@ -73,6 +75,10 @@ impl Setup {
     pub fn nested(&self) -> Machine<Nested> {
         let mut build = self.build("nested", true);
         Machine::new(Nested::new(&mut build).unwrap(), build).unwrap()
+    }
+    pub fn xen_pv(&self, variant: &str) -> Machine<XenPv> {
+        let build = Build { variant: variant.into(), ..self.build("xen-pv", true) };
+        Machine::new(XenPv::new(&build), build).unwrap()
     }
     pub fn shadow(&self) -> Machine<Shadow> {
         let build = self.build("shadow", true);

@@ -7,9 +7,9 @@ use nestwalk_types::{Address, Gpa};
 pub(super) struct Queue {
     /// Addresses of entries, and their new values.
     updates: Vec<(Gpa, u64)>,
-    /// Page numbers of the leaf tables concerned: the kernel holds at most two of their locks at a
-    /// time, those of parent and child in a fork (`copy_pte_range`).
-    tables: [Option<u64>; 2],
+    /// Page number of the leaf table concerned: the kernel is in lazy mode while it works on one
+    /// (`zap_pte_range`, `change_pte_range`, `copy_pte_range`).
+    table: u64,
 }
 
 impl Queue {
@@ -21,27 +21,21 @@ impl Queue {
     pub const fn len(&self) -> usize {
         self.updates.len()
     }
-    /// Whether the table of `at` is concerned.
+    /// Whether updates of the table of `at` are queued.
     pub fn concerns(&self, at: Gpa) -> bool {
-        self.tables.contains(&Some(at.page_number()))
+        !self.is_empty() && self.table == at.page_number()
     }
-    /// Whether an update of the table of `at` may join: the kernel leaves lazy mode when it has done
-    /// with a leaf table.
+    /// Whether an update of the table of `at` may join.
     pub fn takes(&self, at: Gpa) -> bool {
-        self.concerns(at) || self.tables.contains(&None)
+        self.is_empty() || self.table == at.page_number()
     }
     /// Queues an update that it takes.
     pub fn push(&mut self, at: Gpa, value: u64) {
-        if !self.concerns(at)
-            && let Some(free) = self.tables.iter_mut().find(|t| t.is_none())
-        {
-            *free = Some(at.page_number());
-        }
+        self.table = at.page_number();
         self.updates.push((at, value));
     }
     /// Empties it.
     pub fn take(&mut self) -> Vec<(Gpa, u64)> {
-        self.tables = [None; 2];
         std::mem::take(&mut self.updates)
     }
 }

@@ -63,6 +63,9 @@ pub struct DirectMmu {
     splits: FxHashMap<Hpa, Hpa>,
     /// Tables of split entries by machine frame.
     pieces: FxHashMap<u64, Piece>,
+    /// Sizes and page numbers of large pages of the guest's address spaces that are split: what is
+    /// invalidated there is more than one page.
+    split_pages: FxHashSet<(PageSize, u64)>,
     /// Large entries that hardware has as such.
     large_leaves: u64,
     /// Tables in each 2 MiB of guest memory.
@@ -97,6 +100,7 @@ impl DirectMmu {
             links: Rmap::default(),
             splits: FxHashMap::default(),
             pieces: FxHashMap::default(),
+            split_pages: FxHashSet::default(),
             large_leaves: 0,
             tables_by_region: Chunked::default(),
             aliases: FxHashSet::default(),
@@ -289,14 +293,22 @@ impl DirectMmu {
         self.send_all(platform);
         let pcid = self.loaded[usize::from(vcpu.0)].1;
         let what = match what {
-            Invalidation::Page(gva) => Invalidation::Page(gva),
-            Invalidation::PageInPcid(gva, p) if p == pcid => Invalidation::Page(gva),
+            Invalidation::Page(gva) => self.invalidation_of(gva),
+            Invalidation::PageInPcid(gva, p) if p == pcid => self.invalidation_of(gva),
             Invalidation::Pcid(p) if p == pcid => Invalidation::All,
             Invalidation::AllButGlobal | Invalidation::All => Invalidation::All,
             Invalidation::PageInPcid(..) | Invalidation::Pcid(_) => return,
         };
         Self::hypercall(platform, ExitReason::TlbFlush, 1);
         platform.hardware.invalidate(vcpu, what);
+    }
+
+    /// Of one page; of everything if it is a large one that is split: 512 pages are more than Linux
+    /// invalidates one by one (`tlb_single_page_flush_ceiling`).
+    fn invalidation_of(&self, gva: Gva) -> Invalidation {
+        let sizes = self.mode.page_sizes().skip(1);
+        let split = |size: PageSize| self.split_pages.contains(&(size, gva.value() >> size.shift()));
+        if sizes.into_iter().any(split) { Invalidation::All } else { Invalidation::Page(gva) }
     }
 
     /// The guest wrote whole pages through its own mapping: what was a table there is none any more.
@@ -400,7 +412,12 @@ impl DirectMmu {
         }
         self.set_entry(platform, (at, level), guest, &mut Changed::default());
         let now = Entry(self.memory.read(at, self.mode.entry_bytes).unwrap_or(0));
-        now.is_present() || self.split(platform, at, level, guest)
+        if now.is_present() {
+            return true;
+        }
+        let size = self.mode.span(level);
+        self.split_pages.insert((size, request.gva.value() >> size.shift()));
+        self.split(platform, at, level, guest)
     }
 
     /// A store met an entry that is read-only because it maps a table. The kernel's own stores to its

@@ -1,0 +1,40 @@
+//! `sie`: IBM's interpretive execution, with a level of tables that the hypervisor keeps beside the guest's
+//! own since 1981 (System/370 Extended Architecture; Gum, IBM Journal of Research and Development 27(6),
+//! 1983). The guest's real address is a virtual address of the host, translated by two levels of flat
+//! tables: a pageable guest. A walk over 4 guest levels makes 4 * (2 + 1) + 2 = 14 references.
+//!
+//! What a hypervisor does under it is what it does under nested tables of today: host page faults build the
+//! tables, nothing else leaves the guest. A preferred guest, whose addresses are the host's but for an
+//! offset, is not modelled.
+
+use super::nested::Nested;
+use super::{Build, Definition};
+use crate::engine::{AnyMachine, Machine};
+use crate::scheme::MachineError;
+use crate::vmm::nested_mmu::NestedMmu;
+use nestwalk_tables::SIE;
+
+/// The catalogue's entry.
+pub const DEFINITION: Definition = Definition {
+    name: "sie",
+    summary: "two-dimensional walks over the host's flat 2-level tables (IBM S/370-XA)",
+    virtualized: true,
+    flushes_by_itself: false,
+    keys: &[],
+    variant,
+    build,
+};
+
+fn variant(text: &str) -> Result<String, String> {
+    match text {
+        "" | "pageable" => Ok(String::new()),
+        "preferred" => Err("preferred guests (V=R) are not modelled: leave `/preferred` out".into()),
+        _ => Err(format!("no kind `{text}`; there is: pageable, which is the default")),
+    }
+}
+
+fn build(request: Build) -> Result<Box<dyn AnyMachine>, MachineError> {
+    let mut request = request;
+    let mmu = NestedMmu::with_flat_root(&SIE, request.guest_bytes, &mut request.host)?;
+    Ok(Box::new(Machine::new(Nested::with(mmu), request)?))
+}
