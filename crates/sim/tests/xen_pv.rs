@@ -275,6 +275,25 @@ fn large_pages_are_small_unless_machine_memory_is_contiguous() {
     }
 }
 
+/// One INVLPG is for the whole of a large page, however many translations hardware has of it.
+#[test]
+fn an_invalidation_of_a_large_page_is_for_all_of_it() {
+    for host in ["4k", "2m"] {
+        let mut m = setup(host, 1).xen_pv("");
+        let mut s = Script::new(&LONG4);
+        for frame in [DATA, DATA + (1 << 21), DATA] {
+            s.map_used(0x20_0000, frame, S2M);
+            s.invlpg(0x20_0000);
+            for page in [0, 1, 300, 511] {
+                s.load(0x20_0000 + (page << 12));
+            }
+        }
+        let c = m.count(&s.take());
+        assert_eq!((c.walks, exits(&c, ExitReason::TlbFlush)), (if host == "4k" { 12 } else { 3 }, 3));
+        right(&m);
+    }
+}
+
 #[test]
 fn pages_and_tables_that_the_host_moves_are_found_again() {
     let mut m = setup("4k", 1).xen_pv("");
@@ -366,6 +385,13 @@ fn random_lives_are_right_at_every_step() {
         }
         assert!(updates > 500 && operations > updates, "{updates} {operations}");
     }
+}
+
+/// A PAE root that still runs on an idle vCPU points to a page that is another's root by now, and the
+/// host moves the first.
+#[test]
+fn a_root_may_have_been_a_table_of_an_address_space_that_has_gone() {
+    live(&Case { seed: 62, vcpus: 4, direct_map: false, discards: 4 });
 }
 
 /// A vCPU sees what another has queued, whichever way it looks.

@@ -281,6 +281,11 @@ impl DirectMmu {
         if !platform.world.guest.contains(root) {
             return None;
         }
+        if info.table > 0 && info.table != levels {
+            // What still points to it as another table is left over from an address space that has gone,
+            // as modelled PAE guests leave their roots.
+            self.drop_table(platform, gfn);
+        }
         let mut changed = Changed::default();
         let machine = self.promote(platform, root, levels, &mut changed)?;
         self.info.at(gfn).pinned = true;

@@ -76,10 +76,9 @@ impl DirectMmu {
                 self.roots[core] = self.pin(platform, root);
             }
         }
-        for &root in pins {
-            self.pin(platform, root);
-        }
-        // Tables that had moved are at other places by now, with all that is in them.
+        // Roots that no vCPU has loaded wait until one does: the kernel may have done with them, and with
+        // what their entries point to. Tables that have moved are at other places by now, with all that
+        // is in them.
         for &at in entries {
             if let Some((level, entry)) = self.source(&platform.world, at) {
                 let level: Level = level;
