@@ -138,7 +138,8 @@ fn a_fork_is_batches_for_the_parent_and_one_pin_for_the_child() {
 fn first_touches_bounce_and_update_once_each() {
     let mut guest = ModelledGuest::new(GuestConfig::new(&LONG4, 3 << 30)).unwrap();
     let mut m = setup("4k", 1).xen_pv("");
-    let (mut b, mut plain, mut out) = (BatchBuilder::new(), Batch::default(), GuestBatch::default());
+    let (mut b, mut plain, mut out) =
+        (BatchBuilder::new(), Batch::default(), GuestBatch::default());
     let process = ProcessId(1);
     let pages = 300;
     b.control(Control::Switch { vcpu: V0, process });
@@ -174,7 +175,10 @@ fn walks_read_the_guests_own_pages_in_machine_memory_and_mark_them() {
         let machine = m.scheme.mmu.machine_entry(leaf).unwrap();
         assert_eq!(guest.0 & 0x8000_0000_0000_0fff, machine.0 & 0x8000_0000_0000_0fff);
         let host = m.platform.world.host.as_ref().unwrap();
-        assert_eq!(machine.target::<nestwalk_types::Hpa>(), host.look_up(Gpa::new(DATA)).unwrap().frame);
+        assert_eq!(
+            machine.target::<nestwalk_types::Hpa>(),
+            host.look_up(Gpa::new(DATA)).unwrap().frame
+        );
         (guest.has(ACCESSED), guest.has(DIRTY))
     };
     assert_eq!(bits(&m), (true, false));
@@ -289,7 +293,10 @@ fn an_invalidation_of_a_large_page_is_for_all_of_it() {
             }
         }
         let c = m.count(&s.take());
-        assert_eq!((c.walks, exits(&c, ExitReason::TlbFlush)), (if host == "4k" { 12 } else { 3 }, 3));
+        assert_eq!(
+            (c.walks, exits(&c, ExitReason::TlbFlush)),
+            (if host == "4k" { 12 } else { 3 }, 3)
+        );
         right(&m);
     }
 }
@@ -315,7 +322,11 @@ fn pages_and_tables_that_the_host_moves_are_found_again() {
 }
 
 fn right_after_move(m: &Machine<XenPv>, gpa: Gpa, before: u64, after: u64) {
-    assert_eq!(m.scheme.mmu.audit(), Vec::<String>::new(), "{gpa:?} from {before:#x} to {after:#x}");
+    assert_eq!(
+        m.scheme.mmu.audit(),
+        Vec::<String>::new(),
+        "{gpa:?} from {before:#x} to {after:#x}"
+    );
 }
 
 struct Case {

@@ -157,7 +157,8 @@ fn walk_shadow(
             }
             let size = mode.span(level);
             let memory = &mut *tables.shadow.memory;
-            let found = take_leaf(memory, at, (entry, level, size), permissions, request, |_, _| {});
+            let found =
+                take_leaf(memory, at, (entry, level, size), permissions, request, |_, _| {});
             return found.map(|f| Reached::Page(f.translation())).map_err(fault);
         }
         let (table, index) = (entry.target::<Hpa>(), mode.index(request.gva.value(), level));

@@ -32,8 +32,10 @@ impl DirectMmu {
         }
         for (gfn, info) in self.info.all() {
             let found = uses.remove(&gfn).unwrap_or_default();
-            let recorded =
-                Uses { table: info.table_uses - u32::from(info.pinned), writable: info.writable_uses };
+            let recorded = Uses {
+                table: info.table_uses - u32::from(info.pinned),
+                writable: info.writable_uses,
+            };
             if found != recorded {
                 wrong.push(format!("page {gfn:#x}: {recorded:?} recorded, {found:?} found"));
             }
@@ -76,12 +78,16 @@ impl DirectMmu {
             if level == 1 || large {
                 used.writable += u32::from(level == 1 && entry.has(WRITE));
                 if !self.mappings.entries(gfn).contains(&at) {
-                    wrong.push(format!("{at:?} maps page {gfn:#x}, and the reverse map has it not"));
+                    wrong
+                        .push(format!("{at:?} maps page {gfn:#x}, and the reverse map has it not"));
                 }
             } else {
                 used.table += 1;
                 if self.info.get(gfn).table + 1 != level {
-                    wrong.push(format!("{at:?} of level {level} points to {:?}", self.page(Gpa::new(gfn << 12))));
+                    wrong.push(format!(
+                        "{at:?} of level {level} points to {:?}",
+                        self.page(Gpa::new(gfn << 12))
+                    ));
                 }
             }
         }

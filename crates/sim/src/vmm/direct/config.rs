@@ -7,8 +7,11 @@ pub const BATCH: usize = 32;
 const MOST: usize = 4096;
 
 /// What may be set after the name.
-pub const KEYS: &[(&str, &str, &str)] =
-    &[("batch", "1 to 4096", "updates of leaf entries that go into one hypercall; 1: each by itself")];
+pub const KEYS: &[(&str, &str, &str)] = &[(
+    "batch",
+    "1 to 4096",
+    "updates of leaf entries that go into one hypercall; 1: each by itself",
+)];
 
 /// Reads the number of updates to a hypercall.
 ///

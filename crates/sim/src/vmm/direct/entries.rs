@@ -289,7 +289,8 @@ impl DirectMmu {
         };
         for offset in (0..count).map(|i| from + i * bytes) {
             let word = words[(offset >> 3) as usize];
-            let entry = Entry(if bytes == 8 { word } else { word >> (8 * (offset & 4)) & 0xffff_ffff });
+            let entry =
+                Entry(if bytes == 8 { word } else { word >> (8 * (offset & 4)) & 0xffff_ffff });
             if entry.is_present() {
                 platform.counters.entries_validated += 1;
                 self.set_entry(platform, (machine.offset_by(offset), level), entry, changed);
@@ -345,7 +346,11 @@ impl DirectMmu {
             self.clear_entry(platform, (machine.offset_by(offset), level), changed);
         }
         self.memory.remove(machine);
-        for root in self.roots.iter_mut().filter(|r| r.is_some_and(|r| r.page_number() == machine.page_number())) {
+        for root in self
+            .roots
+            .iter_mut()
+            .filter(|r| r.is_some_and(|r| r.page_number() == machine.page_number()))
+        {
             *root = None;
         }
         for at in self.mappings.entries(gfn) {
@@ -359,7 +364,13 @@ impl DirectMmu {
 
     /// A guest without large pages has small tables for this one from the beginning: they are made
     /// when a walk first needs them, uncounted. Returns whether there is a table now.
-    pub(super) fn split(&mut self, platform: &mut Platform, at: Hpa, level: Level, guest: Entry) -> bool {
+    pub(super) fn split(
+        &mut self,
+        platform: &mut Platform,
+        at: Hpa,
+        level: Level,
+        guest: Entry,
+    ) -> bool {
         let size = self.mode.span(level);
         let first: Gpa = guest.frame(size);
         let Some(host) = &mut platform.world.host else { return false };

@@ -117,7 +117,10 @@ impl DirectMmu {
     /// Tables that hardware walks on a vCPU, with their root, and the guest frames behind machine
     /// frames.
     #[inline]
-    pub fn tables(&mut self, core: usize) -> (&mut TableMemory<Hpa>, Option<Hpa>, MachineToGuest<'_>) {
+    pub fn tables(
+        &mut self,
+        core: usize,
+    ) -> (&mut TableMemory<Hpa>, Option<Hpa>, MachineToGuest<'_>) {
         let to_guest = MachineToGuest { frames: &self.guest_frames, pieces: &self.pieces };
         (&mut self.memory, self.roots[core], to_guest)
     }
@@ -312,7 +315,8 @@ impl DirectMmu {
     /// invalidates one by one (`tlb_single_page_flush_ceiling`).
     fn invalidation_of(&self, gva: Gva) -> Invalidation {
         let sizes = self.mode.page_sizes().skip(1);
-        let split = |size: PageSize| self.split_pages.contains(&(size, gva.value() >> size.shift()));
+        let split =
+            |size: PageSize| self.split_pages.contains(&(size, gva.value() >> size.shift()));
         if sizes.into_iter().any(split) { Invalidation::All } else { Invalidation::Page(gva) }
     }
 
@@ -440,8 +444,7 @@ impl DirectMmu {
         let root = self.roots[request.core()]?;
         let leaf = look_up(&self.memory, self.mode, root, request.gva).ok()?;
         let world = &platform.world;
-        let guest =
-            look_up(&world.guest, self.mode, world.root(request.vcpu), request.gva).ok()?;
+        let guest = look_up(&world.guest, self.mode, world.root(request.vcpu), request.gva).ok()?;
         let all = guest.permissions;
         if !all.allow(request.write, request.fetch, request.user) {
             return None;
