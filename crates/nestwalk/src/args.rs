@@ -622,7 +622,8 @@ pub struct ReproduceArgs {
 /// Options of `explain`.
 #[derive(ClapArgs, Debug, Clone)]
 pub struct ExplainArgs {
-    /// A scheme, policy, profile, workload, pattern, or field of the JSON results; `results` for all fields
+    /// A scheme, policy, profile, workload, pattern, or field of the JSON results; `results` for all
+    /// fields
     pub name: String,
 }
 
