@@ -296,7 +296,9 @@ fn a_live_host_that_lacks_things_says_which() {
 
 #[test]
 fn the_catalogue_lists_every_policy_with_its_sources() {
-    let out = Lab::new().ok("govern --list");
+    let lab = Lab::new();
+    let out = lab.ok("govern --list");
+    let (schemes, switching) = (lab.ok("schemes"), lab.ok("explain switching"));
     for name in [
         "static-thresholds",
         "dynamic-thresholds",
@@ -309,6 +311,12 @@ fn the_catalogue_lists_every_policy_with_its_sources() {
         "hindsight",
     ] {
         assert!(out.contains(&format!("\n{name}: ")) || out.starts_with(name), "{name}");
+        assert!(schemes.contains(&format!("\n{name} ")), "schemes: {name}");
+        assert!(switching.contains(&format!("\n  {name} ")), "explain switching: {name}");
+        // The same text, to the last source.
+        let explained = lab.ok(&format!("explain {name}"));
+        let own = out[out.find(&format!("{name}: ")).unwrap()..].split("\n\n").next().unwrap();
+        assert!(explained.contains(&format!("policy {own}")), "{explained}\n{own}");
     }
     assert!(out.contains("script: GLOBAL_H_T=9"), "{out}");
 }
