@@ -1,5 +1,5 @@
-//! Direct paging: hypercalls, types and counts of hand-written kernels, and random lives whose records are
-//! counted again at every step.
+//! Direct paging: hypercalls, types and counts of hand-written kernels, and random lives whose
+//! records are counted again at every step.
 
 mod common;
 
@@ -49,7 +49,8 @@ fn an_address_space_is_pinned_and_its_tables_are_linked_one_by_one() {
     let c = m.count(&s.take());
     assert_eq!(exits_by_name(&c), [("pin", 1), ("base_pointer", 1)]);
     assert_eq!((c.hypercall_operations, c.entries_validated), (3, 0));
-    // Three tables, each made read-only and linked; the leaf table is pinned besides. Then the page.
+    // Three tables, each made read-only and linked; the leaf table is pinned besides. Then the
+    // page.
     s.map_used(0, DATA, S4K);
     s.load(0);
     let c = m.count(&s.take());
@@ -63,8 +64,8 @@ fn an_address_space_is_pinned_and_its_tables_are_linked_one_by_one() {
     right(&m);
 }
 
-/// n entries of one table in batches of b are `ceil(n / b)` hypercalls of n operations; one by one they
-/// are n.
+/// n entries of one table in batches of b are `ceil(n / b)` hypercalls of n operations; one by one
+/// they are n.
 #[test]
 fn an_unmapping_takes_as_many_hypercalls_as_batches() {
     for (batch, pages) in [(1, 40), (8, 40), (32, 40), (32, 32), (32, 33), (32, 1), (512, 40)] {
@@ -97,8 +98,9 @@ fn a_batch_ends_with_its_leaf_table() {
     right(&m);
 }
 
-/// A fork write-protects n pages of the parent in batches; the child's tables are plain memory until
-/// its CR3 is loaded, and are validated then: n leaves and an entry in each of the three tables above.
+/// A fork write-protects n pages of the parent in batches; the child's tables are plain memory
+/// until its CR3 is loaded, and are validated then: n leaves and an entry in each of the three
+/// tables above.
 #[test]
 fn a_fork_is_batches_for_the_parent_and_one_pin_for_the_child() {
     for n in [1, 32, 100] {
@@ -234,7 +236,8 @@ fn tables_are_never_mapped_writable() {
     right(&m);
 }
 
-/// A page that is a table of one level is none of another: the entry is not taken, and nothing panics.
+/// A page that is a table of one level is none of another: the entry is not taken, and nothing
+/// panics.
 #[test]
 fn a_table_has_one_level() {
     let mut m = setup("4k", 1).xen_pv("");
@@ -256,8 +259,8 @@ fn a_table_has_one_level() {
     right(&m);
 }
 
-/// A guest without large pages has small tables: a walk ends at level 1, or at the large page if the
-/// host's memory is contiguous there. What splits large pages is not counted.
+/// A guest without large pages has small tables: a walk ends at level 1, or at the large page if
+/// the host's memory is contiguous there. What splits large pages is not counted.
 #[test]
 fn large_pages_are_small_unless_machine_memory_is_contiguous() {
     for (host, references) in [("4k", 4), ("2m", 3)] {
@@ -398,8 +401,8 @@ fn random_lives_are_right_at_every_step() {
     }
 }
 
-/// A PAE root that still runs on an idle vCPU points to a page that is another's root by now, and the
-/// host moves the first.
+/// A PAE root that still runs on an idle vCPU points to a page that is another's root by now, and
+/// the host moves the first.
 #[test]
 fn a_root_may_have_been_a_table_of_an_address_space_that_has_gone() {
     live(&Case { seed: 62, vcpus: 4, direct_map: false, discards: 4 });

@@ -72,11 +72,11 @@ pub static LEGACY32: Mode = Mode {
     root_in_registers: false,
 };
 
-/// Host tables of IBM's interpretive execution: a segment table with an entry for each MiB of the guest,
-/// and page tables of 256 entries (System/370 Extended Architecture, "Dynamic Address Translation"; Gum,
-/// IBM Journal of Research and Development 27(6), 1983). Entries have 8 bytes, as z/Architecture's, since
-/// 4 cannot hold today's addresses. The segment table is as long as the guest is large, and contiguous: its
-/// index takes up to 24 bits, 16 TiB.
+/// Host tables of IBM's interpretive execution: a segment table with an entry for each MiB of the
+/// guest, and page tables of 256 entries (System/370 Extended Architecture, "Dynamic Address
+/// Translation"; Gum, IBM Journal of Research and Development 27(6), 1983). Entries have 8 bytes,
+/// as z/Architecture's, since 4 cannot hold today's addresses. The segment table is as long as the
+/// guest is large, and contiguous: its index takes up to 24 bits, 16 TiB.
 pub static SIE: Mode = Mode {
     name: "sie",
     levels: 2,

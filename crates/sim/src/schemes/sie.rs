@@ -1,11 +1,12 @@
-//! `sie`: IBM's interpretive execution, with a level of tables that the hypervisor keeps beside the guest's
-//! own since 1981 (System/370 Extended Architecture; Gum, IBM Journal of Research and Development 27(6),
-//! 1983). The guest's real address is a virtual address of the host, translated by two levels of flat
-//! tables: a pageable guest. A walk over 4 guest levels makes 4 * (2 + 1) + 2 = 14 references.
+//! `sie`: IBM's interpretive execution, with a level of tables that the hypervisor keeps beside the
+//! guest's own since 1981 (System/370 Extended Architecture; Gum, IBM Journal of Research and
+//! Development 27(6), 1983). The guest's real address is a virtual address of the host, translated
+//! by two levels of flat tables: a pageable guest. A walk over 4 guest levels makes 4 * (2 + 1) + 2
+//! = 14 references.
 //!
-//! What a hypervisor does under it is what it does under nested tables of today: host page faults build the
-//! tables, nothing else leaves the guest. A preferred guest, whose addresses are the host's but for an
-//! offset, is not modelled.
+//! What a hypervisor does under it is what it does under nested tables of today: host page faults
+//! build the tables, nothing else leaves the guest. A preferred guest, whose addresses are the
+//! host's but for an offset, is not modelled.
 
 use super::nested::Nested;
 use super::{Build, Definition};
@@ -28,7 +29,7 @@ pub const DEFINITION: Definition = Definition {
 fn variant(text: &str) -> Result<String, String> {
     match text {
         "" | "pageable" => Ok(String::new()),
-        "preferred" => Err("preferred guests (V=R) are not modelled: leave `/preferred` out".into()),
+        "preferred" => Err("preferred guests (V=R) are not modelled: leave it out".into()),
         _ => Err(format!("no kind `{text}`; there is: pageable, which is the default")),
     }
 }

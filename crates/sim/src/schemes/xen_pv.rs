@@ -1,8 +1,8 @@
 //! `xen-pv`: direct paging. Hardware walks the guest's own tables, which hold machine addresses; 4
 //! references at most. The kernel knows that it runs on a hypervisor, and asks it for every change.
 //!
-//! References count as the guest's dimension: the tables are the guest's own pages, in its own memory, and
-//! there are no others.
+//! References count as the guest's dimension: the tables are the guest's own pages, in its own
+//! memory, and there are no others.
 
 use super::{Build, Definition};
 use crate::ahead::{LeafHints, read_sets};
@@ -113,8 +113,8 @@ fn is_kernel_half(gva: Gva) -> bool {
 impl Scheme for XenPv {
     #[inline]
     fn walk(&mut self, platform: &mut Platform, request: &Request) -> Result<Translation, Fault> {
-        // The kernel works on its own memory while it is in lazy mode; any other access shows that it
-        // is not.
+        // The kernel works on its own memory while it is in lazy mode; any other access shows that
+        // it is not.
         if self.mmu.queued() > 0 && !is_kernel_half(request.gva) {
             self.mmu.send_all(platform);
         }

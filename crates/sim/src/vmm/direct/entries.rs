@@ -21,12 +21,13 @@ impl Changed {
     }
 }
 
-/// The domain's memory is given out in pieces of this size, as the domain builder does where it can.
+/// The domain's memory is given out in pieces of this size, as the domain builder does where it
+/// can.
 const EXTENT: u64 = 2 << 20;
 
 impl DirectMmu {
-    /// The machine address of a guest page, or `None` if it is no memory of the guest. All memory was
-    /// given to the domain when it was built: nothing is counted.
+    /// The machine address of a guest page, or `None` if it is no memory of the guest. All memory
+    /// was given to the domain when it was built: nothing is counted.
     pub(super) fn machine_page(&mut self, platform: &mut Platform, gpa: Gpa) -> Option<Hpa> {
         let gfn = gpa.page_number();
         let known = self.info.get(gfn).machine;
@@ -57,7 +58,8 @@ impl DirectMmu {
             self.failed.get_or_insert(MachineError::Variant {
                 machine: "xen-pv".into(),
                 reason: format!(
-                    "the guest's 4-byte entries cannot hold {machine:?}: give the host less than 4 GiB"
+                    "the guest's 4-byte entries cannot hold {machine:?}: \
+                     give the host at most 4 GiB"
                 ),
             });
             return None;
@@ -114,8 +116,8 @@ impl DirectMmu {
         }
     }
 
-    /// The entry with a machine address. No entry is global: a 64-bit guest's kernel may not use the
-    /// bit, and what Xen sets for user pages goes with every load of CR3.
+    /// The entry with a machine address. No entry is global: a 64-bit guest's kernel may not use
+    /// the bit, and what Xen sets for user pages goes with every load of CR3.
     fn with_address(guest: Entry, machine: Hpa) -> Entry {
         Entry(guest.0 & !(FRAME | GLOBAL) | machine.value())
     }
@@ -182,8 +184,8 @@ impl DirectMmu {
         }
     }
 
-    /// The guest would map a table writable here. A ported kernel has made its own mapping read-only
-    /// before; a mapping for user programs is refused.
+    /// The guest would map a table writable here. A ported kernel has made its own mapping
+    /// read-only before; a mapping for user programs is refused.
     fn read_only(&mut self, platform: &mut Platform, at: Hpa, entry: Entry) {
         if self.aliases.insert(at) && entry.has(USER) {
             platform.counters.updates_refused += 1;

@@ -38,8 +38,8 @@ impl<T: Copy + Default> Chunked<T> {
     }
 }
 
-/// The hypervisor's record of a guest page (Xen, `struct page_info` and the M2P table's inverse): its
-/// type is a table of one level, or writable, or neither; never both.
+/// The hypervisor's record of a guest page (Xen, `struct page_info` and the M2P table's inverse):
+/// its type is a table of one level, or writable, or neither; never both.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct PageInfo {
     /// Number of the machine frame, and 1; 0 if nobody has asked for it yet.

@@ -1,16 +1,17 @@
-//! Direct paging (Xen's paravirtual guests, Barham et al., SOSP 2003, section 3.3.3): hardware walks
-//! the guest's own tables. They hold machine addresses, and nothing changes them but the hypervisor,
-//! which validates each entry that the guest asks for.
+//! Direct paging (Xen's paravirtual guests, Barham et al., SOSP 2003, section 3.3.3): hardware
+//! walks the guest's own tables. They hold machine addresses, and nothing changes them but the
+//! hypervisor, which validates each entry that the guest asks for.
 //!
 //! The guest here was not ported, so what a ported Linux does is read from its stores
 //! (`arch/x86/xen/mmu_pv.c`):
 //!
-//! - A page is a table from when it is linked below a pinned root or is the root that is loaded. What was
-//!   stored before is plain memory, and is validated as a whole then.
-//! - Stores to leaf tables are queued on their vCPU and go in hypercalls of up to `batch` updates; whatever
-//!   shows that the kernel has left lazy MMU mode sends the queue. Stores to upper tables go at once.
-//! - A table that is linked or unlinked changes its type in a hypercall of its own: the kernel's mapping
-//!   of it becomes read-only or writable, and leaf tables are pinned or unpinned.
+//! - A page is a table from when it is linked below a pinned root or is the root that is loaded.
+//!   What was stored before is plain memory, and is validated as a whole then.
+//! - Stores to leaf tables are queued on their vCPU and go in hypercalls of up to `batch` updates;
+//!   whatever shows that the kernel has left lazy MMU mode sends the queue. Stores to upper tables
+//!   go at once.
+//! - A table that is linked or unlinked changes its type in a hypercall of its own: the kernel's
+//!   mapping of it becomes read-only or writable, and leaf tables are pinned or unpinned.
 //! - CR3 loads, invalidations are hypercalls; page faults come through the hypervisor.
 
 mod audit;
@@ -130,7 +131,8 @@ impl DirectMmu {
         self.info.get(gpa.page_number())
     }
 
-    /// Entry of hardware's tables at the place of the guest's entry at `gpa`, if that page is a table.
+    /// Entry of hardware's tables at the place of the guest's entry at `gpa`, if that page is a
+    /// table.
     pub fn machine_entry(&self, gpa: Gpa) -> Option<Entry> {
         let info = self.page(gpa);
         let frame = Hpa::new(info.machine.checked_sub(1)? << 12 | gpa.value() & 0xfff);
@@ -181,8 +183,9 @@ impl DirectMmu {
         }
     }
 
-    /// Validates and stores one entry of a table, and has the tables that it links and unlinks change
-    /// their types, each in a hypercall of its own (`xen_alloc_ptpage`, `xen_release_ptpage`).
+    /// Validates and stores one entry of a table, and has the tables that it links and unlinks
+    /// change their types, each in a hypercall of its own (`xen_alloc_ptpage`,
+    /// `xen_release_ptpage`).
     fn update(&mut self, platform: &mut Platform, at: Gpa, value: u64) {
         let PageInfo { table: level, machine, .. } = self.page(at);
         let here = Hpa::new((machine - 1) << 12 | at.value() & 0xfff);
@@ -195,7 +198,8 @@ impl DirectMmu {
     }
 
     /// The whole tree below a root changes its type, in as few hypercalls as it takes
-    /// (`xen_pgd_pin`, `xen_pgd_unpin`): each page's mapping, each leaf table's pin, and the root's.
+    /// (`xen_pgd_pin`, `xen_pgd_unpin`): each page's mapping, each leaf table's pin, and the
+    /// root's.
     fn count_tree(&self, platform: &mut Platform, changed: Changed) {
         let operations = changed.pages + changed.leaf_tables + 1;
         for _ in 0..operations.div_ceil(self.batch as u64) {
@@ -285,8 +289,8 @@ impl DirectMmu {
             return None;
         }
         if info.table > 0 && info.table != levels {
-            // What still points to it as another table is left over from an address space that has gone,
-            // as modelled PAE guests leave their roots.
+            // What still points to it as another table is left over from an address space that has
+            // gone, as modelled PAE guests leave their roots.
             self.drop_table(platform, gfn);
         }
         let mut changed = Changed::default();
@@ -320,7 +324,8 @@ impl DirectMmu {
         if sizes.into_iter().any(split) { Invalidation::All } else { Invalidation::Page(gva) }
     }
 
-    /// The guest wrote whole pages through its own mapping: what was a table there is none any more.
+    /// The guest wrote whole pages through its own mapping: what was a table there is none any
+    /// more.
     pub fn page_written(&mut self, platform: &mut Platform, at: Gpa, size: PageSize) {
         for gfn in at.page_number()..at.page_number() + size.base_pages() {
             if self.info.get(gfn).table > 0 {
@@ -330,8 +335,8 @@ impl DirectMmu {
         }
     }
 
-    /// A page that is a table is used for something else. The kernel has unpinned it before; entries
-    /// that still point to it point to nothing that Xen would let be walked.
+    /// A page that is a table is used for something else. The kernel has unpinned it before;
+    /// entries that still point to it point to nothing that Xen would let be walked.
     fn drop_table(&mut self, platform: &mut Platform, gfn: u64) {
         let mut changed = Changed::default();
         let pinned = self.info.get(gfn).pinned;
@@ -406,8 +411,8 @@ impl DirectMmu {
         (table, 0, Entry(0))
     }
 
-    /// A walk stopped at an entry that is not present. If the guest has a large page there, whose small
-    /// tables were not made yet, they are now. Returns whether it did something.
+    /// A walk stopped at an entry that is not present. If the guest has a large page there, whose
+    /// small tables were not made yet, they are now. Returns whether it did something.
     pub fn fill(&mut self, platform: &mut Platform, request: &Request) -> bool {
         let Some(root) = self.roots[request.core()] else { return false };
         let (at, level, entry) = self.stop(root, request.gva);
@@ -429,9 +434,9 @@ impl DirectMmu {
         self.split(platform, at, level, guest)
     }
 
-    /// A store met an entry that is read-only because it maps a table. The kernel's own stores to its
-    /// tables are the stream's table writes, for which a ported kernel makes hypercalls: here they go on.
-    /// A store of a user program is emulated, each time (Xen, `ptwr_do_page_fault`).
+    /// A store met an entry that is read-only because it maps a table. The kernel's own stores to
+    /// its tables are the stream's table writes, for which a ported kernel makes hypercalls: here
+    /// they go on. A store of a user program is emulated, each time (Xen, `ptwr_do_page_fault`).
     pub fn store_to_table(
         &mut self,
         platform: &mut Platform,
@@ -458,8 +463,8 @@ impl DirectMmu {
         Some(Translation::new(leaf.frame, leaf.size, permissions, leaf.entry.has(DIRTY), false))
     }
 
-    /// Answers a fault: roots that were told late are pinned, entries that were refused are asked for again;
-    /// what is left is the guest's, and comes to it through the hypervisor.
+    /// Answers a fault: roots that were told late are pinned, entries that were refused are asked
+    /// for again; what is left is the guest's, and comes to it through the hypervisor.
     ///
     /// # Errors
     /// Host memory is exhausted.

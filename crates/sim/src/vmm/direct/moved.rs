@@ -6,9 +6,9 @@ use nestwalk_tables::Level;
 use nestwalk_types::{Address, Gpa, Hpa, PageSize};
 
 impl DirectMmu {
-    /// The host took the page of `size` at `at` away. A domain's memory is its own, so it gets other
-    /// memory at once, as when Xen takes a failing page offline or moves a domain; the reverse
-    /// information says which entries to write anew. The flush is the hypervisor's, too.
+    /// The host took the page of `size` at `at` away. A domain's memory is its own, so it gets
+    /// other memory at once, as when Xen takes a failing page offline or moves a domain; the
+    /// reverse information says which entries to write anew. The flush is the hypervisor's, too.
     ///
     /// # Errors
     /// Host memory is exhausted.
@@ -65,7 +65,8 @@ impl DirectMmu {
         for at in mappings.into_iter().chain(self.links.entries(gfn)) {
             let Some((level, _)) = self.source(&platform.world, at) else { continue };
             entries.push(at);
-            // A large entry may reach here from its first frame alone; others of its frames follow it.
+            // A large entry may reach here from its first frame alone; others of its frames follow
+            // it.
             self.clear_entry(platform, (at, level), &mut Changed::default());
         }
     }
@@ -76,9 +77,9 @@ impl DirectMmu {
                 self.roots[core] = self.pin(platform, root);
             }
         }
-        // Roots that no vCPU has loaded wait until one does: the kernel may have done with them, and with
-        // what their entries point to. Tables that have moved are at other places by now, with all that
-        // is in them.
+        // Roots that no vCPU has loaded wait until one does: the kernel may have done with them,
+        // and with what their entries point to. Tables that have moved are at other places by now,
+        // with all that is in them.
         for &at in entries {
             if let Some((level, entry)) = self.source(&platform.world, at) {
                 let level: Level = level;
