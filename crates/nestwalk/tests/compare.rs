@@ -67,7 +67,7 @@ fn json_has_the_documented_fields_and_no_others() {
         format!("compare forkstorm {SMALL} --verify"),
         format!(
             "compare forkstorm {SMALL} --verify \
-             --machines switching/dsp/interval=0.01,agile/interval=1000"
+             --machines switching/dsp/interval=0.01,agile/interval=1000,xen-pv"
         ),
         format!("compare gups forkstorm {SMALL} --populate no --vcpus 2 --verify"),
     ];
@@ -96,7 +96,9 @@ fn json_has_the_documented_fields_and_no_others() {
     let found: BTreeSet<String> = found.into_iter().filter(generic).collect();
     let missing: Vec<_> = found.difference(&documented).collect();
     assert!(missing.is_empty(), "not documented: {missing:?}");
-    let absent: Vec<_> = documented.difference(&found).collect();
+    // A process that stores to a table of its own: `sim/tests/xen_pv.rs` has one, no workload has.
+    let rare = |p: &&String| p.as_str() != "machines[].vm_exits.table_emulation";
+    let absent: Vec<_> = documented.difference(&found).filter(rare).collect();
     assert!(absent.is_empty(), "documented, but never there: {absent:?}");
 }
 
@@ -325,6 +327,9 @@ fn the_catalogue_lists_what_there_is() {
         let names = files(folder, end);
         assert!(names.len() >= least, "{folder}: {names:?}");
         for name in names {
+            // A scheme's name may have a hyphen, a file's in Rust may not.
+            let hyphen = |n: &String| folder.ends_with("schemes") && n.contains('_');
+            let name = if hyphen(&name) { name.replace('_', "-") } else { name };
             assert!(listed.contains(&name.as_str()), "{name} is not listed:\n{text}");
             assert!(lab.ok(&format!("explain {name}")).contains(&name));
         }

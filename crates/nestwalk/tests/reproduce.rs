@@ -30,6 +30,13 @@ fn the_thesis_has_its_figures() {
     assert!(long < short && short < cycles("shadow"));
     assert!(cycles("hindsight") <= short.min(cycles("shadow")));
     assert!(number(program, "cheaper_mode_percent") > 0.0);
+    // Where each policy lost adds up to what it lost.
+    for against in program["against"].as_array().unwrap() {
+        let why = &against["why"];
+        let parts = ["in_shadow_percent", "in_nested_percent", "rebuilding_percent"];
+        let sum: f64 = parts.iter().map(|part| number(why, part)).sum();
+        assert!((sum - number(against, "hindsight_percent")).abs() < 1e-6, "{against}");
+    }
     assert_eq!(program["static_thresholds"].as_array().unwrap().len(), 6);
     // A storm of forks drives every policy of the thesis out of shadow mode.
     assert!(count(bar(program, "dynamic-thresholds"), "switches") > 0);

@@ -6,6 +6,7 @@ mod bars;
 mod programs;
 mod series;
 mod thesis;
+mod why;
 
 use crate::args::{Format, Publication, ReproduceArgs};
 use anyhow::{Context, Result};

@@ -10,6 +10,7 @@ use super::Evaluation;
 use super::bars::{Bar, figure, geometric_mean};
 use super::programs::{BuiltIn, Program, Ran, chosen};
 use super::series::{self, Line};
+use super::why::{Course, Why};
 use crate::args::{KeepArg, LivedArg, ReproduceArgs};
 use crate::experiment::VERSION;
 use crate::session::stop_on_signals;
@@ -42,6 +43,9 @@ const HIGHS: [u32; 6] = [3, 6, 9, 12, 15, 20];
 /// Costs of a switch, in intervals, for which hindsight plans: what a switch really costs follows from
 /// what must be rebuilt after it, so plans of several are run, and the best of them counts.
 const SWITCH_COSTS: [f64; 4] = [0.25, 1.0, 4.0, 16.0];
+
+/// Losses against hindsight, in percent, from which on the table says where they come from.
+const EXPLAINED: f64 = 5.0;
 
 /// Bars of the first pass, and their machines.
 const STATIC: [(&str, &str); 4] = [
@@ -102,6 +106,7 @@ struct Against {
     bar: String,
     hindsight_percent: f64,
     best_static_percent: f64,
+    why: Why,
 }
 
 /// Runs it.
@@ -195,11 +200,19 @@ impl Settings<'_> {
         let planned = (highs + HIGHS.len()..machines.len()).map(|i| second.machine(i));
         let mut planned: Vec<Bar> = planned.map(|m| Bar::new("hindsight", m)).collect();
         planned.push(Bar { bar: "hindsight".into(), ..best_static.clone() });
-        let hindsight = planned.swap_remove(self::lowest(&planned));
-        let against = bars[STATIC.len()..].iter().map(|bar| Against {
+        let chosen = self::lowest(&planned);
+        let hindsight = planned.swap_remove(chosen);
+        let best_course = match highs + HIGHS.len() + chosen {
+            i if i < machines.len() => Course::of(&second, i),
+            _ => Course::of(&first, best),
+        };
+        // The order of the bars, which is that of the machines but for the best upper threshold.
+        let ran = std::iter::once(highs + lowest).chain(0..highs);
+        let against = bars[STATIC.len()..].iter().zip(ran).map(|(bar, i)| Against {
             bar: bar.bar.clone(),
             hindsight_percent: 100.0 * (bar.cycles / hindsight.cycles - 1.0),
             best_static_percent: 100.0 * (bar.cycles / best_static.cycles - 1.0),
+            why: Why::of(&Course::of(&second, i), &best_course),
         });
         let against = against.collect();
         bars.push(hindsight);
@@ -408,9 +421,16 @@ impl Thesis {
             }
             table.row(row);
         }
-        format!(
+        let mut out = format!(
             "Losses; `cheaper mode` is the overhead if each interval took what the cheaper mode takes\n\n{}",
             table.render()
-        )
+        );
+        for program in &self.programs {
+            for against in program.against.iter().filter(|a| a.hindsight_percent > EXPLAINED) {
+                let (name, bar, lost) = (&program.program, &against.bar, against.hindsight_percent);
+                out += &format!("{name}, {bar}: {lost:+.1} %: {}\n", against.why);
+            }
+        }
+        out
     }
 }
