@@ -4,14 +4,18 @@
 
 pub mod assoc;
 pub mod cache;
+pub mod escape;
 pub mod filter;
 pub mod geometry;
 pub mod profile;
+pub mod segment;
 pub mod tlb;
 pub mod walk_cache;
 
 pub use cache::{Caches, HPA_LIMIT, ServedBy};
+pub use escape::{EscapeFilter, FilterError, FilterGeometry};
 pub use filter::TooFine;
 pub use profile::Profile;
+pub use segment::{Segment, SegmentError};
 pub use tlb::{Asid, Tlb, Translation};
 pub use walk_cache::{Pointer, WalkCache};

@@ -118,6 +118,18 @@ pub struct CoreProfile {
     pub data_exposed: Sourced,
 }
 
+/// Registers of direct segments.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SegmentProfile {
+    /// Cycles of one base-bound check that the walker makes.
+    pub check_cycles: Sourced,
+    /// Cycles of a first-level TLB miss that a segment serves beside the second level.
+    pub hit_cycles: Sourced,
+    /// Cycles to load base, limit, offset and filter: at a context switch, or when a VM is entered.
+    pub load_cycles: Sourced,
+}
+
 /// Costs of the software that answers, in nanoseconds (cycles follow from the frequency).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -184,6 +196,8 @@ pub struct Profile {
     pub nested_tlb: Option<ArrayProfile>,
     /// Data caches.
     pub caches: CacheProfile,
+    /// Direct segments, for schemes that have them.
+    pub segment: SegmentProfile,
     /// Software costs.
     pub software: SoftwareProfile,
 }
@@ -410,6 +424,9 @@ impl Profile {
             ("core.walk_exposed", &c.walk_exposed),
             ("core.data_exposed", &c.data_exposed),
             ("caches.memory_cycles", &self.caches.memory_cycles),
+            ("segment.check_cycles", &self.segment.check_cycles),
+            ("segment.hit_cycles", &self.segment.hit_cycles),
+            ("segment.load_cycles", &self.segment.load_cycles),
             ("software.exit_ns", &s.exit_ns),
             ("software.shadow_fill_ns", &s.shadow_fill_ns),
             ("software.emulate_write_ns", &s.emulate_write_ns),

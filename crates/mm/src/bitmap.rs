@@ -57,6 +57,18 @@ impl Bitmap {
         self.levels.iter().map(Vec::len)
     }
 
+    /// Every set index, ascending.
+    pub fn iter(&self) -> impl Iterator<Item = u64> {
+        (0u64..).zip(&self.levels[0]).filter(|(_, w)| **w != 0).flat_map(|(i, w)| {
+            let mut word = *w;
+            std::iter::from_fn(move || {
+                let bit = (word != 0).then(|| word.trailing_zeros())?;
+                word &= word - 1;
+                Some(i << 6 | u64::from(bit))
+            })
+        })
+    }
+
     /// The lowest set index.
     #[inline]
     pub fn first(&self) -> Option<u64> {

@@ -96,6 +96,16 @@ impl Buddy {
         &self.blocks
     }
 
+    /// Free blocks, as ranges of frames, in no order.
+    pub fn free_ranges(&self) -> impl Iterator<Item = Range<u64>> {
+        (0u32..).zip(&self.free).flat_map(move |(order, bitmap)| {
+            bitmap.iter().map(move |i| {
+                let first = self.base + (i << order);
+                first..first + (1 << order)
+            })
+        })
+    }
+
     #[inline]
     fn put(&mut self, frame: u64, order: u32) {
         self.free[order as usize].set((frame - self.base) >> order);

@@ -84,6 +84,24 @@ pub enum MmError {
     /// The degree of fragmentation is no share.
     #[error("degree of fragmentation {0}: must be from 0 to 1")]
     Fragmentation(f64),
+    /// Faulty frames that cannot be.
+    #[error("{bad} bad pages: {reason}")]
+    BadPages {
+        /// How many, or the number of the frame.
+        bad: u64,
+        /// What is wrong and what would be right.
+        reason: String,
+    },
+    /// A segment that the memory slots do not hold.
+    #[error("segment of {bytes} bytes at gPA {gpa:#x}: {reason}")]
+    Segment {
+        /// First guest-physical address.
+        gpa: u64,
+        /// Length in bytes.
+        bytes: u64,
+        /// What is wrong and what would be right.
+        reason: String,
+    },
     /// An address that no memslot holds.
     #[error("{space} {address:#x}: in no memory slot; the slots hold {slots}")]
     NoSlot {

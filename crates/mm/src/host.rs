@@ -58,8 +58,8 @@ pub const KERNEL_BYTES: u64 = 32 << 20;
 /// Guest RAM as the host sees it: an address space of the VMM process with one mapping per memslot,
 /// whose pages come when the guest touches them.
 pub struct HostMemory {
-    memory: Memory<Hpa>,
-    space: AddressSpace<Hva, Hpa>,
+    pub(crate) memory: Memory<Hpa>,
+    pub(crate) space: AddressSpace<Hva, Hpa>,
     slots: Vec<Slot>,
 }
 
@@ -94,7 +94,7 @@ impl HostMemory {
         physical.fragment(config.fragmentation, config.seed)?;
         let mut memory = Memory::new(physical, false);
         let HostConfig { mode, policy, placement, .. } = *config;
-        let space_config = SpaceConfig { mode, policy, placement };
+        let space_config = SpaceConfig { mode, policy, placement, primary: None };
         let mut space = AddressSpace::new(space_config, &mut memory, &mut Unobserved)?;
         // Where Linux has its mmap area, in round numbers.
         let mut hva = if mode.address_bits() > 32 { 0x6000_0000_0000 } else { 0 };

@@ -20,10 +20,12 @@ mod counts;
 mod error;
 mod guest;
 mod host;
+mod host_segment;
 mod observed;
 mod physical;
 mod placement;
 mod remap;
+mod runs;
 mod size;
 mod space;
 mod translations;
@@ -32,6 +34,7 @@ pub use buddy::{Buddy, FreeError, LINUX_MAX_ORDER, MAX_ORDER};
 pub use error::MmError;
 pub use guest::{DYNAMIC_PCIDS, GuestConfig, GuestError, GuestStats, ModelledGuest, Sink};
 pub use host::{HostConfig, HostMemory, HostPage, KERNEL_BYTES, Slot};
+pub use host_segment::{HostSegment, SegmentChange, SegmentRequest};
 pub use observed::{
     DROP_REASONS, DropReason, Dropped, DroppedRun, LevelWrites, ObservedError, ObservedGuest,
     ObservedStats,
@@ -42,7 +45,8 @@ pub use physical::{
 };
 pub use placement::{FirstFit, PLACEMENTS, PagePolicy, Placement, PlacementKind, Request};
 pub use remap::{Mappings, Remap, RemapError, RemapStats, Survey};
+pub use runs::Run as FrameRun;
 pub use space::{
-    Access, AddressSpace, Counters, FLUSH_CEILING, Flush, GATHER_PAGES, Mapped, Memory, Observer,
-    SpaceConfig, Unobserved, Vma, VmaSet,
+    Access, AddressSpace, Contiguous, Counters, FLUSH_CEILING, Flush, GATHER_PAGES, Mapped, Memory, Observer,
+    PrimaryConfig, SpaceConfig, Unobserved, Vma, VmaSet,
 };

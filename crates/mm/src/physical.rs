@@ -142,6 +142,13 @@ impl<O: Address> PhysicalMemory<O> {
         Ok(memory)
     }
 
+    /// Marks a frame as faulty: it is in use for good. False if it is in use already.
+    pub fn poison(&mut self, at: O) -> bool {
+        let free = self.alloc_at(at, 0);
+        self.pinned += u64::from(free);
+        free
+    }
+
     /// Takes those frames of the range that are free for good.
     fn reserve(&mut self, frames: Range<u64>) {
         for frame in frames {

@@ -159,6 +159,20 @@ pub struct FaultCode {
     pub fetch: bool,
 }
 
+/// What a guest kernel loads into the registers of a direct segment (BASE, LIMIT, OFFSET) and into the
+/// filter beside them: guest-virtual memory that is translated by an addition.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct GuestSegment {
+    /// First address, a multiple of 4 KiB.
+    pub base: Gva,
+    /// Length in bytes, a multiple of 4 KiB.
+    pub bytes: u64,
+    /// Where the first address is.
+    pub target: Gpa,
+    /// Numbers (gVA / 4096) of the pages in it that escape to the page tables, ascending.
+    pub escaped: Vec<u64>,
+}
+
 /// Everything that is not an access. Takes effect before the run at its position in the batch.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Control {
@@ -243,6 +257,15 @@ pub enum Control {
         pcid: u16,
         /// Bit 63 was set: nothing is invalidated.
         keep: bool,
+    },
+    /// The guest kernel loaded the registers of the process's direct segment: at a context switch, and
+    /// when the segment is created, grows, shrinks or goes. Said by modelled guests with primary regions
+    /// alone; hardware without the registers ignores it.
+    LoadSegment {
+        /// Where.
+        vcpu: VcpuId,
+        /// The segment; `None` turns it off (BASE = LIMIT).
+        segment: Option<Box<GuestSegment>>,
     },
     /// The guest executed an invalidation on this vCPU (a shootdown is one on each vCPU).
     Invalidate {

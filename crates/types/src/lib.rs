@@ -13,8 +13,8 @@ mod source;
 pub use addr::{Address, Gpa, Gva, Hpa, Hva};
 pub use batch::{Batch, BatchBuilder, GuestBatch};
 pub use event::{
-    AccessKind, Control, FaultCode, Invalidation, OsWork, ProcessId, Protection, Run, RunFlags,
-    VcpuId,
+    AccessKind, Control, FaultCode, GuestSegment, Invalidation, OsWork, ProcessId, Protection, Run,
+    RunFlags, VcpuId,
 };
 pub use permutation::{Permutation, PermutationKey, ShortPermutation};
 pub use rng::{SplitMix64, mix64};

@@ -3,6 +3,7 @@
 use crate::error::MmError;
 use crate::placement::{PagePolicy, PlacementKind};
 use crate::size::Size;
+use crate::space::PrimaryConfig;
 use nestwalk_tables::Mode;
 use nestwalk_types::ProcessId;
 
@@ -28,6 +29,8 @@ pub struct GuestConfig {
     /// A load from memory that was never written maps the shared zero page, read-only, where a 4 KiB
     /// page would be mapped. Off: it gets a page of its own.
     pub zero_page: bool,
+    /// What becomes a primary region, with [`PlacementKind::Primary`].
+    pub primary: PrimaryConfig,
 }
 
 impl GuestConfig {
@@ -44,6 +47,7 @@ impl GuestConfig {
             kernel_bytes: crate::host::KERNEL_BYTES,
             pcids: mode.levels >= 4,
             zero_page: false,
+            primary: PrimaryConfig::default(),
         }
     }
 }
@@ -91,6 +95,10 @@ pub struct GuestStats {
     pub pages_1g: u64,
     /// Processes alive.
     pub processes: u64,
+    /// Bytes of primary regions now.
+    pub primary_bytes: u64,
+    /// Loads of segment registers.
+    pub segment_loads: u64,
 }
 
 /// Why the modelled guest cannot go on. What was processed before is in the output.

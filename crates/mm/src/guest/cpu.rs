@@ -25,6 +25,8 @@ pub(super) struct Cpu {
     /// The next PCID to take.
     next: usize,
     pub translations: Translations,
+    /// The segment registers hold a segment.
+    pub segment: bool,
 }
 
 impl Cpu {
@@ -39,6 +41,7 @@ impl Cpu {
             contexts: [(0, 0); DYNAMIC_PCIDS],
             next: 0,
             translations: Translations::new(mode),
+            segment: false,
         }
     }
 

@@ -1,10 +1,10 @@
 //! Turns what address spaces do into the controls of the output.
 
 use crate::guest::cpu::Cpu;
-use crate::space::{Flush, Observer};
+use crate::space::{Contiguous, Flush, Observer};
 use nestwalk_tables::{Entry, Level};
 use nestwalk_types::{
-    Address, Control, Gpa, GuestBatch, Gva, Invalidation, OsWork, PageSize, Run, VcpuId,
+    Address, Control, Gpa, GuestBatch, GuestSegment, Gva, Invalidation, OsWork, PageSize, Run, VcpuId,
 };
 
 /// Controls after which a part of the output is handed on, if someone takes parts.
@@ -82,6 +82,7 @@ pub(super) struct Emit<'a, 'o> {
     pub entry_bytes: u8,
     pub work: &'a mut Work,
     pub invalidations: &'a mut u64,
+    pub segment_loads: &'a mut u64,
 }
 
 impl Emit<'_, '_> {
@@ -107,6 +108,12 @@ impl Emit<'_, '_> {
     }
 }
 
+/// What is loaded for a primary region.
+pub(super) fn registers(region: &Contiguous<Gva, Gpa>) -> GuestSegment {
+    let Contiguous { start: base, bytes, target, ref escaped } = *region;
+    GuestSegment { base, bytes, target, escaped: escaped.clone() }
+}
+
 impl Observer<Gva, Gpa> for Emit<'_, '_> {
     fn table_new(&mut self, gpa: Gpa, _: Level) {
         self.output.control(Control::TableNew { vcpu: self.vcpu, gpa, entries: None });
@@ -121,6 +128,18 @@ impl Observer<Gva, Gpa> for Emit<'_, '_> {
     }
     fn page_copied(&mut self, _: Gpa, _: Gpa, size: PageSize) {
         self.work.add(OsWork::PageCopied, size.base_pages());
+    }
+    /// Every vCPU that runs the process loads its registers now, any other when it switches to it.
+    fn segment(&mut self, region: Option<&Contiguous<Gva, Gpa>>) {
+        for index in 0..self.cpus.len() {
+            let cpu = &mut self.cpus[index];
+            if cpu.loaded == self.context && (cpu.segment || region.is_some()) {
+                cpu.segment = region.is_some();
+                *self.segment_loads += 1;
+                let segment = region.map(|r| Box::new(registers(r)));
+                self.output.control(Control::LoadSegment { vcpu: VcpuId(index as u8), segment });
+            }
+        }
     }
     /// Every vCPU that runs the process pays now. Any other finds at its next switch to the process
     /// that the generation of its PCID is old, and flushes then.

@@ -13,6 +13,7 @@ pub use config::{GuestConfig, GuestError, GuestStats};
 pub use cpu::DYNAMIC_PCIDS;
 pub use emit::Sink;
 
+use crate::placement::PlacementKind;
 use crate::physical::{PhysicalMemory, pc_memory_map};
 use crate::space::{AddressSpace, Memory, SpaceConfig};
 use cpu::Cpu;
@@ -61,6 +62,7 @@ impl ModelledGuest {
     /// A memory size, page size or degree of fragmentation that cannot be.
     pub fn new(config: GuestConfig) -> Result<Self, GuestError> {
         let GuestConfig { mode, policy, placement, .. } = config;
+        let primary = (placement == PlacementKind::Primary).then_some(config.primary);
         let build = || {
             policy.check(mode)?;
             let ranges = pc_memory_map(config.bytes);
@@ -72,7 +74,7 @@ impl ModelledGuest {
         };
         Ok(Self {
             config,
-            space_config: SpaceConfig { mode, policy, placement },
+            space_config: SpaceConfig { mode, policy, placement, primary },
             memory: build().map_err(GuestError::Config)?,
             processes: BTreeMap::new(),
             cpus: Vec::new(),
@@ -121,6 +123,7 @@ impl ModelledGuest {
             pages_4m,
             pages_1g,
             processes: self.processes.len() as u64,
+            primary_bytes: self.processes.values().map(|p| p.space.region_bytes()).sum(),
             ..self.stats
         }
     }
@@ -218,6 +221,7 @@ impl ModelledGuest {
                 Ok(())
             }
             Control::LoadCr3 { .. } => refused("a load of CR3"),
+            Control::LoadSegment { .. } => refused("a load of segment registers"),
             Control::Invalidate { .. } => refused("an invalidation"),
             Control::TableNew { .. } => refused("a new table"),
             Control::TableWrite { .. } => refused("a write to a table"),

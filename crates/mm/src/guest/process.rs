@@ -2,7 +2,7 @@
 
 use crate::error::MmError;
 use crate::guest::cpu::Cpu;
-use crate::guest::emit::{Emit, Output};
+use crate::guest::emit::{Emit, Output, registers};
 use crate::guest::{GuestError, ModelledGuest, Process};
 use crate::space::{AddressSpace, Memory};
 use nestwalk_types::{Address, Control, Gpa, Gva, OsWork, ProcessId, Protection, VcpuId};
@@ -46,6 +46,7 @@ impl ModelledGuest {
                     entry_bytes: self.config.mode.entry_bytes,
                     work: &mut self.work,
                     invalidations: &mut self.stats.invalidations,
+                    segment_loads: &mut self.stats.segment_loads,
                 };
                 f(&mut process.space, &mut self.memory, &mut emit)
             }
@@ -72,6 +73,7 @@ impl ModelledGuest {
             entry_bytes: self.config.mode.entry_bytes,
             work: &mut self.work,
             invalidations: &mut self.stats.invalidations,
+            segment_loads: &mut self.stats.segment_loads,
         };
         match AddressSpace::new(self.space_config, &mut self.memory, &mut emit) {
             Ok(space) => Ok(Process { space, context, generation }),
@@ -121,8 +123,22 @@ impl ModelledGuest {
             let pcid = cpu.pcid;
             output.control(Control::LoadCr3 { vcpu, root, pcid, keep });
             self.stats.cr3_loads += 1;
+            self.load_segment(vcpu, id, output);
         }
         Ok(())
+    }
+
+    /// The segment registers are part of a process's context: they are loaded with CR3, but not if
+    /// neither the old nor the new process has a segment.
+    fn load_segment(&mut self, vcpu: VcpuId, id: ProcessId, output: &mut Output<'_>) {
+        let region = self.processes.get(&id).and_then(|p| p.space.region());
+        let cpu = self.cpu(vcpu);
+        if cpu.segment || region.is_some() {
+            cpu.segment = region.is_some();
+            let segment = region.map(|r| Box::new(registers(&r)));
+            output.control(Control::LoadSegment { vcpu, segment });
+            self.stats.segment_loads += 1;
+        }
     }
 
     pub(super) fn switch(
@@ -167,7 +183,7 @@ impl ModelledGuest {
     ) -> Result<(), GuestError> {
         let vcpu = self.acting_for(id);
         let gaps = self.with(id, vcpu, output, |space, memory, emit| {
-            let gaps = space.map_gaps(start, bytes, Protection::ALL)?;
+            let gaps = space.map_gaps(memory, start, bytes, Protection::ALL, emit)?;
             space.populate(memory, start, bytes, emit)?;
             Ok(gaps)
         })?;
@@ -235,6 +251,7 @@ impl ModelledGuest {
             entry_bytes: self.config.mode.entry_bytes,
             work: &mut self.work,
             invalidations: &mut self.stats.invalidations,
+            segment_loads: &mut self.stats.segment_loads,
         };
         space.destroy(&mut self.memory, &mut emit);
         self.cpus.iter_mut().filter(|c| c.loaded == context).for_each(Cpu::lose);

@@ -51,11 +51,17 @@ pub enum PlacementKind {
     /// See [`FirstFit`].
     #[default]
     FirstFit,
+    /// As [`FirstFit`], but that contiguous frames are set aside for the largest mapping of each process,
+    /// a *primary region*: see [`crate::PrimaryConfig`]. A guest's; a host has segments of its own.
+    Primary,
 }
 
 /// Every policy, `(name, kind, one line)`, for the command line.
 pub const PLACEMENTS: &[(&str, PlacementKind, &str)] =
-    &[("default", PlacementKind::FirstFit, "what the buddy allocator gives: Linux")];
+    &[
+        ("default", PlacementKind::FirstFit, "what the buddy allocator gives: Linux"),
+        ("primary", PlacementKind::Primary, "contiguous memory behind each process's largest mapping"),
+    ];
 
 impl PlacementKind {
     /// The policy of that name.
@@ -69,7 +75,7 @@ impl PlacementKind {
     /// The policy of a new address space.
     pub fn build<O: Address>(self) -> Box<dyn Placement<O>> {
         match self {
-            Self::FirstFit => Box::new(FirstFit),
+            Self::FirstFit | Self::Primary => Box::new(FirstFit),
         }
     }
 }

@@ -32,6 +32,7 @@ impl<I: Address, O: Address> AddressSpace<I, O> {
         if start < end {
             self.vmas.insert(start, end, protection);
             self.placement.mapped(start, end);
+            self.consider(memory, start, end, protection, observer);
         }
         Ok(())
     }
@@ -65,15 +66,18 @@ impl<I: Address, O: Address> AddressSpace<I, O> {
     /// As [`AddressSpace::map`].
     pub fn map_gaps(
         &mut self,
+        memory: &mut Memory<O>,
         start: I,
         bytes: u64,
         protection: Protection,
+        observer: &mut impl Observer<I, O>,
     ) -> Result<u64, MmError> {
         let (start, end) = self.range(start, bytes)?;
         let mut gaps = 0;
         while let Some((from, to)) = self.vmas.first_gap(start, end) {
             self.vmas.insert(from, to, protection);
             self.placement.mapped(from, to);
+            self.consider(memory, from, to, protection, observer);
             gaps += 1;
         }
         Ok(gaps)
@@ -98,6 +102,7 @@ impl<I: Address, O: Address> AddressSpace<I, O> {
         if self.vmas.first_gap(start, end) == Some((start, end)) || start == end {
             return Ok(());
         }
+        self.leave_region(memory, start, end, observer);
         self.split_at(memory, start, observer)?;
         self.split_at(memory, end, observer)?;
         self.vmas.remove(start, end);
@@ -115,6 +120,19 @@ impl<I: Address, O: Address> AddressSpace<I, O> {
         let mut gather = std::mem::take(&mut self.gather);
         gather.flush(memory, |plain| self.typed(plain), observer);
         self.gather = gather;
+    }
+
+    /// Clears every leaf in a range and frees what it mapped; tables and mappings stay.
+    pub(super) fn clear_leaves(
+        &mut self,
+        memory: &mut Memory<O>,
+        start: u64,
+        end: u64,
+        observer: &mut impl Observer<I, O>,
+    ) {
+        let levels = self.config.mode.levels;
+        self.zap(memory, self.root, levels, Range { start, end }, observer);
+        self.flush(memory, observer);
     }
 
     /// Clears every leaf in the range; none reaches over its ends.
@@ -199,6 +217,9 @@ impl<I: Address, O: Address> AddressSpace<I, O> {
         if start == end {
             return Ok(());
         }
+        if !protection.write {
+            self.leave_region(memory, start, end, observer);
+        }
         self.split_at(memory, start, observer)?;
         self.split_at(memory, end, observer)?;
         let levels = self.config.mode.levels;
@@ -209,6 +230,7 @@ impl<I: Address, O: Address> AddressSpace<I, O> {
             }
         }
         self.flush(memory, observer);
+        self.consider(memory, start, end, protection, observer);
         Ok(())
     }
 
@@ -269,6 +291,7 @@ impl<I: Address, O: Address> AddressSpace<I, O> {
     pub fn clear(&mut self, memory: &mut Memory<O>, observer: &mut impl Observer<I, O>) {
         let all = Range { start: 0, end: self.config.mode.address_mask() + 1 };
         let levels = self.config.mode.levels;
+        self.drop_region(memory, observer);
         self.vmas.clear();
         self.gather.everything();
         self.zap(memory, self.root, levels, all, observer);

@@ -2,6 +2,7 @@
 
 use crate::error::MmError;
 use crate::placement::Request;
+use crate::space::region::Taken;
 use crate::space::{
     Access, AddressSpace, Flush, Mapped, Memory, Observer, Spot, Vma, out_of_memory, size_index,
 };
@@ -97,6 +98,16 @@ impl<I: Address, O: Address> AddressSpace<I, O> {
         copy: bool,
     ) -> Option<O> {
         let page = address & !size.mask();
+        let taken = self.region.as_mut().map(|r| r.take(page >> 12, size));
+        match taken {
+            Some(Taken::Frame(frame)) => {
+                memory.counters.add_data(size);
+                memory.counters.reserved_frames -= size.base_pages();
+                return Some(O::new(frame << 12));
+            }
+            Some(Taken::Smaller) => return None,
+            Some(Taken::Elsewhere) | None => {}
+        }
         let request = Request { page, size, vma_start: vma.start, vma_end: vma.end, copy };
         let frame = self.placement.place(&mut memory.physical, &request)?;
         memory.counters.add_data(size);
@@ -122,7 +133,8 @@ impl<I: Address, O: Address> AddressSpace<I, O> {
             if spot.level > level {
                 spot = self.descend(memory, address, level, observer)?;
             }
-            if let (1, false, Some(zero)) = (level, write, memory.zero_frame) {
+            let shares_zero = !write && !self.in_region(address);
+            if let (1, true, Some(zero)) = (level, shares_zero, memory.zero_frame) {
                 let protection = Protection { write: false, ..vma.protection };
                 let leaf =
                     Entry::leaf(zero, protection, false).with(entry::ACCESSED | entry::SOFT_COW);
@@ -135,6 +147,11 @@ impl<I: Address, O: Address> AddressSpace<I, O> {
                 return Ok(self.map_leaf(memory, Spot { entry: leaf, ..spot }, observer));
             }
             memory.counters.fallbacks += u64::from(level > 1);
+        }
+        // Frames that are set aside and hold nothing are better given to those who need one.
+        if self.region.as_ref().is_some_and(|r| r.held() > 0) {
+            self.drop_region(memory, observer);
+            return self.first_touch(memory, address, spot, vma, write, observer);
         }
         Err(out_of_memory::<I>(self.typed(address).value()))
     }

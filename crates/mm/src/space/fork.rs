@@ -12,6 +12,9 @@ impl<I: Address, O: Address> AddressSpace<I, O> {
     /// is invalidated, whether something was write-protected or not. Leaves of the child are old
     /// (`pte_mkold`). Large pages are shared as they are.
     ///
+    /// A primary region ends: what is shared and write-protected cannot be in a segment, whose pages are
+    /// all writable. Parent and child go on with paging until they map memory anew.
+    ///
     /// # Errors
     /// No frame for a table; then the child is gone and the parent's pages are write-protected in
     /// part.
@@ -20,6 +23,7 @@ impl<I: Address, O: Address> AddressSpace<I, O> {
         memory: &mut Memory<O>,
         observer: &mut impl Observer<I, O>,
     ) -> Result<Self, MmError> {
+        self.drop_region(memory, observer);
         let mut child = Self::with(self.config, self.placement.forked(), memory, observer)?;
         child.vmas = self.vmas.clone();
         let levels = self.config.mode.levels;

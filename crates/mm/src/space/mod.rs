@@ -17,16 +17,19 @@ mod change;
 mod fault;
 mod fork;
 mod gather;
+mod region;
 mod split;
 mod vma;
 
 pub use gather::{FLUSH_CEILING, Flush, GATHER_PAGES};
+pub use region::{Contiguous, PrimaryConfig};
 pub use vma::{Vma, VmaSet};
 
 use crate::error::MmError;
 use crate::physical::PhysicalMemory;
 use crate::placement::{PagePolicy, Placement, PlacementKind, Sizes};
 use gather::Gather;
+use region::Region;
 use nestwalk_tables::{Entry, Leaf, Level, Mode, NotMapped, TableMemory, entry};
 use nestwalk_types::{Address, PageSize, Protection};
 use std::marker::PhantomData;
@@ -92,6 +95,13 @@ pub trait Observer<I, O> {
     fn invalidate(&mut self, flush: Flush<I>) {
         let _ = flush;
     }
+    /// The primary region is this from now on, or there is none: what the registers of a direct segment
+    /// are to be wherever the address space is in use. It comes before whatever else changes, and an
+    /// invalidation of everything follows if pages have left the region.
+    #[inline]
+    fn segment(&mut self, region: Option<&Contiguous<I, O>>) {
+        let _ = region;
+    }
 }
 
 /// An observer that does not care.
@@ -123,6 +133,8 @@ pub struct Counters {
     pub reuses: u64,
     /// Large pages split.
     pub splits: u64,
+    /// Frames that are set aside for primary regions, and hold no page yet.
+    pub reserved_frames: u64,
 }
 
 impl Counters {
@@ -214,6 +226,8 @@ pub struct SpaceConfig {
     pub policy: PagePolicy,
     /// Which frame serves a fault.
     pub placement: PlacementKind,
+    /// The largest mapping becomes a primary region; `None` for no such thing.
+    pub primary: Option<PrimaryConfig>,
 }
 
 /// A page that is mapped.
@@ -251,6 +265,9 @@ pub struct AddressSpace<I, O> {
     vmas: VmaSet,
     placement: Box<dyn Placement<O>>,
     gather: Gather<O>,
+    region: Option<Region>,
+    /// Pages that may escape from the region.
+    escapes: usize,
     space: PhantomData<I>,
 }
 
@@ -287,6 +304,8 @@ impl<I: Address, O: Address> AddressSpace<I, O> {
             vmas: VmaSet::default(),
             placement,
             gather: Gather::default(),
+            region: None,
+            escapes: config.primary.map_or(0, |p| p.escapes),
             space: PhantomData,
         };
         if mode.root_in_registers {

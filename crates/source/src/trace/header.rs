@@ -262,6 +262,7 @@ pub const fn control_name(control: &Control) -> &'static str {
         Control::Exec { .. } => "exec",
         Control::Exit { .. } => "exit",
         Control::LoadCr3 { .. } => "load_cr3",
+        Control::LoadSegment { .. } => "load_segment",
         Control::Invalidate { .. } => "invalidate",
         Control::TableNew { .. } => "table_new",
         Control::TableWrite { .. } => "table_write",

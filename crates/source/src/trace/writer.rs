@@ -278,7 +278,9 @@ const fn is_architectural(control: &Control) -> bool {
         | Control::Process { .. }
         | Control::Fault { .. }
         | Control::OsWork { .. } => true,
-        Control::Switch { .. }
+        // No recorded guest has segment registers, and traces have no place for them.
+        Control::LoadSegment { .. }
+        | Control::Switch { .. }
         | Control::Map { .. }
         | Control::Populate { .. }
         | Control::Unmap { .. }

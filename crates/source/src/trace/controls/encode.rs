@@ -102,7 +102,9 @@ impl Encoder {
                 self.byte(Column::Other, work.index() as u8);
                 self.varint(Column::Other, u64::from(count));
             }
-            Control::Switch { .. }
+            // Recorded guests have no segment registers.
+            Control::LoadSegment { .. }
+            | Control::Switch { .. }
             | Control::Map { .. }
             | Control::Populate { .. }
             | Control::Unmap { .. }

@@ -1,0 +1,210 @@
+//! The host's half of a VMM segment: one contiguous piece of host memory behind guest memory.
+//!
+//! The pages of the segment are in the VMM process's page tables like all guest memory, at the places
+//! that the segment says, and all of them are present. So the host's record is complete at any time,
+//! whatever hardware has in its registers.
+//!
+//! Faulty frames are never given out: their guest pages get other frames, and escape. So do pages that
+//! the host takes back while the VM runs, as long as they are few; beyond that the segment keeps its
+//! larger part.
+
+use crate::error::MmError;
+use crate::host::HostMemory;
+use crate::runs::Run;
+use crate::space::Unobserved;
+use nestwalk_types::{Address, Gpa, Hpa, SplitMix64};
+
+/// A piece of guest memory that lies contiguously in host memory.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct HostSegment {
+    /// First guest-physical address.
+    pub gpa: Gpa,
+    /// Length in bytes.
+    pub bytes: u64,
+    /// Where the first address is.
+    pub target: Hpa,
+    /// Numbers (gPA / 4096) of the pages that are elsewhere, ascending.
+    pub escaped: Vec<u64>,
+}
+
+/// What segment is asked for.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SegmentRequest {
+    /// First guest-physical address.
+    pub start: Gpa,
+    /// Length in bytes. The segment is shorter if no run of free frames is long enough.
+    pub bytes: u64,
+    /// Shortest segment that is worth having.
+    pub least_bytes: u64,
+    /// Pages that may escape, beside those of frames that are bad to begin with.
+    pub escapes: usize,
+    /// Frames at random places of the segment that become faulty just before.
+    pub bad: u64,
+    /// Decides the places.
+    pub seed: u64,
+}
+
+/// What the creation or growth of a segment took.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct SegmentChange {
+    /// Pages (4 KiB) that were in use already and were copied.
+    pub moved_pages: u64,
+    /// Pages (4 KiB) that were cleared.
+    pub cleared_pages: u64,
+}
+
+impl HostMemory {
+    /// The segment, if there is one.
+    pub fn segment(&self) -> Option<HostSegment> {
+        let region = self.space.region()?;
+        let gpa = self.gpa(region.start)?;
+        let number = |page: &u64| gpa.page_number() + (page - region.start.page_number());
+        Some(HostSegment {
+            gpa,
+            bytes: region.bytes,
+            target: region.target,
+            escaped: region.escaped.iter().map(number).collect(),
+        })
+    }
+
+    /// The guest-physical address behind which an address of the VMM process is.
+    fn gpa(&self, hva: nestwalk_types::Hva) -> Option<Gpa> {
+        self.slots().iter().find_map(|s| {
+            let offset = hva.value().wrapping_sub(s.hva.value());
+            (offset < s.bytes).then(|| s.gpa.offset_by(offset))
+        })
+    }
+
+    /// These frames are faulty: nobody gets them from now on.
+    ///
+    /// # Errors
+    /// A frame that does not exist, or that is in use.
+    pub fn poison(&mut self, frames: &[u64]) -> Result<(), MmError> {
+        for &bad in frames {
+            if !self.memory.physical.poison(Hpa::new(bad << 12)) {
+                let reason = format!(
+                    "frame {bad:#x} does not exist, is in use, or was named twice; name free frames of \
+                     the host, below {:#x}", self.memory.physical.bytes() >> 12
+                );
+                return Err(MmError::BadPages { bad: frames.len() as u64, reason });
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes a segment in place of the one there is. Its pages that are in use already are moved; who
+    /// maps them in tables of his own, or has them in a TLB, owes their invalidation, for the whole
+    /// range of the segment. `None`, and no segment, if no run of free frames is long enough.
+    ///
+    /// # Errors
+    /// A range that is not whole pages of one memory slot; as many bad pages as the segment has pages;
+    /// memory is exhausted.
+    pub fn create_segment(
+        &mut self,
+        request: &SegmentRequest,
+    ) -> Result<Option<SegmentChange>, MmError> {
+        let (start, pages) = self.segment_range(request.start, request.bytes)?;
+        self.drop_segment();
+        let first = start.page_number();
+        let physical = &mut self.memory.physical;
+        let holes = request.escapes as u64;
+        let Some(run) = physical.find_run(first, pages, holes) else { return Ok(None) };
+        if run.frames << 12 < request.least_bytes.max(1) {
+            return Ok(None);
+        }
+        self.spoil(run, request.bad, request.seed)?;
+        let moved_pages = self.space.evict(&mut self.memory, first << 12, (first + run.frames) << 12)?;
+        self.space.set_escapes(request.escapes + request.bad as usize);
+        self.space.reserve(&mut self.memory, first, run, &mut Unobserved);
+        self.space.fill_region(&mut self.memory, start, run.frames << 12)?;
+        Ok(Some(SegmentChange { moved_pages, cleared_pages: run.frames - moved_pages }))
+    }
+
+    /// The segment grows to `bytes`, or as far as the frames behind it are free and its memory slot
+    /// reaches. What is in use there is moved, as by [`HostMemory::create_segment`].
+    ///
+    /// # Errors
+    /// Memory is exhausted.
+    pub fn grow_segment(&mut self, bytes: u64) -> Result<SegmentChange, MmError> {
+        let Some(segment) = self.segment() else { return Ok(SegmentChange::default()) };
+        let end = Gpa::new(segment.gpa.value() + segment.bytes);
+        let last = Gpa::new(end.value() - 1);
+        let slot = self.slots().iter().find(|s| {
+            s.gpa <= last && last.value() - s.gpa.value() < s.bytes
+        });
+        let slot_end = slot.map_or(0, |s| s.gpa.value() + s.bytes);
+        let limit = slot_end.min(segment.gpa.value().saturating_add(bytes)) & !0xfff;
+        let Some(from) = self.hva(end).filter(|_| limit > end.value()) else {
+            return Ok(SegmentChange::default());
+        };
+        let (free, after) = self.free_behind(&segment);
+        let pages = ((limit - end.value()) >> 12).min(free);
+        let (start, stop) = (from.value(), from.value() + (pages << 12));
+        let moved_pages = self.space.evict(&mut self.memory, start, stop)?;
+        debug_assert!(self.memory.physical.is_free(Hpa::new(after << 12)) || pages == 0);
+        let pages = self.space.grow_region(&mut self.memory, pages, &mut Unobserved);
+        self.space.fill_region(&mut self.memory, from, pages << 12)?;
+        Ok(SegmentChange { moved_pages, cleared_pages: pages.saturating_sub(moved_pages) })
+    }
+
+    /// Free frames right behind the segment, and the first of them.
+    fn free_behind(&self, segment: &HostSegment) -> (u64, u64) {
+        let next = (segment.target.value() + segment.bytes) >> 12;
+        let runs = self.memory.physical.free_runs();
+        let run = runs.iter().find(|r| r.contains(&next));
+        (run.map_or(0, |r| r.end - next), next)
+    }
+
+    /// The segment shrinks to `bytes`, rounded down to whole pages; the pages behind stay where they are.
+    pub fn shrink_segment(&mut self, bytes: u64) {
+        if let Some(region) = self.space.region() {
+            let first = region.start.page_number();
+            self.space.keep_region(&mut self.memory, first, first + (bytes >> 12));
+        }
+    }
+
+    /// There is no segment any more; its pages stay where they are.
+    pub fn drop_segment(&mut self) {
+        self.space.drop_region(&mut self.memory, &mut Unobserved);
+    }
+
+    fn segment_range(
+        &self,
+        start: Gpa,
+        bytes: u64,
+    ) -> Result<(nestwalk_types::Hva, u64), MmError> {
+        let wrong = |reason: &str| MmError::Segment {
+            gpa: start.value(),
+            bytes,
+            reason: reason.into(),
+        };
+        if (start.value() | bytes) & 0xfff != 0 || bytes == 0 {
+            return Err(wrong("start and length must be multiples of 4096, the length not 0"));
+        }
+        let inside = self.slots().iter().any(|s| {
+            let offset = start.value().wrapping_sub(s.gpa.value());
+            offset < s.bytes && s.bytes - offset >= bytes
+        });
+        match self.hva(start) {
+            Some(hva) if inside => Ok((hva, bytes >> 12)),
+            _ => Err(wrong("not inside of one memory slot of the guest")),
+        }
+    }
+
+    /// Frames of the run become faulty.
+    fn spoil(&mut self, run: Run, bad: u64, seed: u64) -> Result<(), MmError> {
+        if bad >= run.frames {
+            let reason = format!(
+                "the segment has {} pages; give fewer bad ones, or a larger guest", run.frames
+            );
+            return Err(MmError::BadPages { bad, reason });
+        }
+        let mut random = SplitMix64::new(seed);
+        let mut done = 0;
+        while done < bad {
+            let frame = run.frame + random.below(run.frames);
+            done += u64::from(self.memory.physical.poison(Hpa::new(frame << 12)));
+        }
+        Ok(())
+    }
+}
