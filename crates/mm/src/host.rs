@@ -129,6 +129,12 @@ impl HostMemory {
         &self.memory.counters
     }
 
+    /// The largest page that the policy has behind guest RAM.
+    pub fn largest_page(&self) -> PageSize {
+        let config = self.space.config();
+        config.policy.largest(config.mode)
+    }
+
     /// Where guest RAM at `gpa` is in the VMM process, or `None` outside of every slot.
     #[inline]
     pub fn hva(&self, gpa: Gpa) -> Option<Hva> {

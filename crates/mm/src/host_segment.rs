@@ -193,9 +193,10 @@ impl HostMemory {
 
     /// Frames of the run become faulty.
     fn spoil(&mut self, run: Run, bad: u64, seed: u64) -> Result<(), MmError> {
-        if bad >= run.frames {
+        if bad + 64 >= run.frames && bad > 0 {
             let reason = format!(
-                "the segment has {} pages; give fewer bad ones, or a larger guest", run.frames
+                "the segment has {} pages, of which 64 must be left; give fewer bad ones, or a larger guest",
+                run.frames
             );
             return Err(MmError::BadPages { bad, reason });
         }

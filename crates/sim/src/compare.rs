@@ -435,6 +435,7 @@ fn results(plan: &Plan, seats: &[Seat]) -> Vec<MachineResult> {
                 seat.machine.page_table_bytes(),
                 seat.machine.verdict(),
             );
+            result.segments = seat.machine.segments();
             result.switching = seat.machine.switching();
             result
         })

@@ -4,7 +4,8 @@
 //! program     = instructions * base_cpi + data_exposed * (latency beyond the first level)
 //! guest OS    = faults, clears, copies, forks, execs, exits, switches * their times, as far as the
 //!               stream does not show the guest kernel at work: `OsWork`, `PageCleared`
-//! translation = walk_exposed * (walker cycles + second-level TLB hits * l2_tlb_hit_cycles)
+//! translation = walk_exposed * (walker cycles + second-level TLB hits * l2_tlb_hit_cycles
+//!               + segment hits * their cycles) + loads of segment registers * their cycles
 //! VMM         = exits and the work behind them * their times
 //! ```
 //!
@@ -43,7 +44,10 @@ impl Cycles {
             + core.data_exposed.value
                 * (beyond_l1(&c.data, profile) + beyond_l1(&c.fetch, profile));
         let translation = core.walk_exposed.value
-            * (c.walk_cycles as f64 + c.l2_tlb_hits as f64 * core.l2_tlb_hit_cycles.value);
+            * (c.walk_cycles as f64
+                + c.l2_tlb_hits as f64 * core.l2_tlb_hit_cycles.value
+                + c.segment_hits as f64 * profile.segment.hit_cycles.value)
+            + (c.guest_segment_loads + c.vmm_segment_loads) as f64 * profile.segment.load_cycles.value;
         let per_ns = core.frequency_mhz.value / 1000.0;
         Self {
             program,
@@ -87,6 +91,7 @@ fn vmm_ns(c: &Counters, profile: &Profile) -> f64 {
         + (c.sync_entries + c.shadow_prefetches + c.dirty_bits_scanned) as f64
             * s.sync_entry_ns.value
         + c.host_faults as f64 * s.host_fault_ns.value
+        + 2.0 * c.pages_moved as f64 * s.clear_page_ns.value
         + c.host_pages_cleared as f64 * s.clear_page_ns.value
 }
 

@@ -268,6 +268,24 @@ counters! {
     entries_validated,
     /// Direct paging: entries that the hypervisor did not take as they were asked for.
     updates_refused,
+    /// Segments: first-level TLB misses that a segment served beside the second level, by no reference.
+    segment_hits,
+    /// Segments: accesses that a segment served beside the first level, which was not looked up.
+    segment_accesses,
+    /// Segments: base-bound checks of a guest-virtual address.
+    guest_segment_checks,
+    /// Segments: base-bound checks of a guest-physical address by the walker.
+    vmm_segment_checks,
+    /// Segments: checks that found the address in the segment and its page in the escape filter.
+    segment_escapes,
+    /// Of these, the ones of pages that nobody had put into the filter.
+    false_escapes,
+    /// Segments: loads of a guest segment's registers.
+    guest_segment_loads,
+    /// Segments: loads of the VMM segment's registers, one for each entry into the VM.
+    vmm_segment_loads,
+    /// Segments: pages (4 KiB) that the host copied to make memory contiguous.
+    pages_moved,
 }
 
 impl Counters {

@@ -8,7 +8,7 @@ use crate::ahead::{GROUP, WORTHWHILE};
 use crate::counters::Counters;
 use crate::hardware::{GUEST_VPID, Hardware, Request, Step};
 use crate::referee::{Referee, Verdict};
-use crate::scheme::{Answer, MachineError, PageTableBytes, Platform, Scheme};
+use crate::scheme::{Answer, MachineError, PageTableBytes, Platform, Scheme, SegmentState};
 use crate::series::Series;
 use crate::switching::SwitchingResult;
 use crate::switching::sampler::{Cut, Recorded, Recorder};
@@ -80,6 +80,10 @@ pub trait AnyMachine: Send {
     fn switching(&self) -> Option<SwitchingResult> {
         None
     }
+    /// What segments there are, if it has any.
+    fn segments(&self) -> Option<SegmentState> {
+        None
+    }
     /// Shows the references of one walk with cold hardware structures, without changing counters.
     ///
     /// # Errors
@@ -111,7 +115,7 @@ pub fn program_references(caches: &mut Caches, counters: &mut Counters, run: &Ru
 
 /// One machine of scheme `S`.
 pub struct Machine<S> {
-    name: String,
+    pub(crate) name: String,
     /// Everything but the scheme.
     pub platform: Platform,
     /// The scheme.
@@ -141,6 +145,7 @@ impl<S: Scheme> Machine<S> {
                 world: World::new(build.guest_mode, build.vcpus, build.host),
                 counters: Counters::default(),
                 clock: 0,
+                moved: Vec::new(),
             },
             scheme,
             referee: build.verify.then(|| Referee::new(&build.name)),
@@ -265,6 +270,9 @@ impl<S: Scheme> Machine<S> {
             let Platform { hardware, counters, .. } = &mut self.platform;
             program_references(&mut hardware.caches, counters, run, hpa);
             if let Some(referee) = &mut self.referee {
+                for (first, bytes) in self.platform.moved.drain(..) {
+                    referee.exchanged(first, bytes);
+                }
                 referee.check(&self.platform, run, *gpa, hpa, hit);
             }
         }
@@ -281,9 +289,13 @@ impl<S: Scheme> Machine<S> {
     fn translate(&mut self, run: &Run) -> Result<(Hpa, Translation), MachineError> {
         let flags = run.flags;
         let needs = Translation::needs(flags.is_store(), flags.is_fetch(), !flags.is_kernel());
-        let Some(core) = self.platform.hardware.cores.get_mut(usize::from(run.vcpu.0)) else {
+        if usize::from(run.vcpu.0) >= self.platform.hardware.cores.len() {
             return Err(self.no_such_vcpu(run.vcpu));
-        };
+        }
+        if let Some(found) = self.scheme.beside_l1(&mut self.platform, run) {
+            return Ok((found.apply(run.gva), found));
+        }
+        let core = &mut self.platform.hardware.cores[usize::from(run.vcpu.0)];
         let asid = core.asid;
         let l1 = if flags.is_fetch() { &mut core.l1i } else { &mut core.l1d };
         let translation = match l1.look_up(run.gva, asid) {
@@ -302,6 +314,9 @@ impl<S: Scheme> Machine<S> {
         needs: u64,
     ) -> Result<Translation, MachineError> {
         let request = Request::of(run);
+        if let Some(found) = self.scheme.beside_l2(&mut self.platform, &request) {
+            return Ok(self.served_beside_l2(&request, upgrade, found));
+        }
         let platform = &mut self.platform;
         let core = &mut platform.hardware.cores[request.core()];
         let asid = core.asid;
@@ -334,6 +349,26 @@ impl<S: Scheme> Machine<S> {
         let l1 = if request.fetch { &mut core.l1i } else { &mut core.l1d };
         l1.fill_splintering(run.gva, asid, translation);
         Ok(translation)
+    }
+
+    /// What was found beside the second level goes to the first.
+    fn served_beside_l2(
+        &mut self,
+        request: &Request,
+        stale: bool,
+        found: Translation,
+    ) -> Translation {
+        let Platform { hardware, counters, .. } = &mut self.platform;
+        counters.l1_tlb_misses += 1;
+        counters.segment_hits += 1;
+        let core = &mut hardware.cores[request.core()];
+        let asid = core.asid;
+        if stale {
+            core.drop_page(request.gva, asid, true);
+        }
+        let l1 = if request.fetch { &mut core.l1i } else { &mut core.l1d };
+        l1.fill_splintering(request.gva, asid, found);
+        found
     }
 
     /// Walks until the access is translated.
@@ -476,6 +511,10 @@ impl<S: Scheme> Machine<S> {
                     self.platform.counters = counted;
                 }
             }
+            Control::LoadSegment { vcpu, ref segment } => {
+                self.known(vcpu)?;
+                self.scheme.load_segment(&mut self.platform, vcpu, segment.as_deref())?;
+            }
             Control::Invalidate { vcpu, what } => {
                 self.known(vcpu)?;
                 self.platform.counters.invalidations += 1;
@@ -552,6 +591,10 @@ impl<S: Scheme> AnyMachine for Machine<S> {
 
     fn switching(&self) -> Option<SwitchingResult> {
         self.scheme.switching(&self.platform)
+    }
+
+    fn segments(&self) -> Option<SegmentState> {
+        self.scheme.segments(&self.platform)
     }
 
     fn watch(&mut self, run: &Run) -> Result<Vec<Step>, MachineError> {

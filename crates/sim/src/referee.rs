@@ -59,7 +59,12 @@ impl Referee {
 
     /// The host took these guest pages' memory back; their frames may be given out again.
     pub fn discarded(&mut self, first: Gpa, size: PageSize) {
-        for gfn in first.page_number()..first.page_number() + size.base_pages() {
+        self.exchanged(first, size.bytes());
+    }
+
+    /// The host put other frames behind a range of guest memory.
+    pub fn exchanged(&mut self, first: Gpa, bytes: u64) {
+        for gfn in first.page_number()..first.page_number() + (bytes >> 12) {
             if let Some(frame) = self.frame.remove(&gfn) {
                 self.owner.remove(&frame);
             }
@@ -169,7 +174,11 @@ pub fn sums(c: &Counters) -> Vec<String> {
             wrong.push(format!("{what}: {left} is not {right}"));
         }
     };
-    equal("l1 misses = l2 hits + l2 misses", c.l1_tlb_misses, c.l2_tlb_hits + c.l2_tlb_misses);
+    equal(
+        "l1 misses = l2 hits + l2 misses + hits of segments",
+        c.l1_tlb_misses,
+        c.l2_tlb_hits + c.l2_tlb_misses + c.segment_hits,
+    );
     if c.walks > 0 {
         equal("walks = l2 misses + upgrades", c.walks, c.l2_tlb_misses + c.upgrades);
     }

@@ -3,7 +3,7 @@
 use crate::cost::Cycles;
 use crate::counters::{Counters, Dimension, ExitReason, FULLY_NESTED};
 use crate::referee::Verdict;
-use crate::scheme::PageTableBytes;
+use crate::scheme::{PageTableBytes, SegmentState};
 use crate::switching::SwitchingResult;
 use nestwalk_hw::{Profile, ServedBy};
 use nestwalk_types::OsWork;
@@ -53,6 +53,15 @@ pub struct MachineResult {
     pub cr3_loads: u64,
     pub invalidations: u64,
     pub mode_switches: u64,
+    pub segment_hits: u64,
+    pub segment_accesses: u64,
+    pub guest_segment_checks: u64,
+    pub vmm_segment_checks: u64,
+    pub segment_escapes: u64,
+    pub false_escapes: u64,
+    pub guest_segment_loads: u64,
+    pub vmm_segment_loads: u64,
+    pub pages_moved: u64,
     pub host_faults: u64,
     pub host_pages_cleared: u64,
     pub nested_fills: u64,
@@ -78,6 +87,8 @@ pub struct MachineResult {
     pub vmm_overhead_percent: f64,
     pub overhead_percent: f64,
     pub page_table_bytes: PageTableBytes,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub segments: Option<SegmentState>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub switching: Option<SwitchingResult>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -157,6 +168,35 @@ pub static FIELDS: &[(&str, &str, &str)] = &[
     ("cr3_loads", "count", "loads of CR3"),
     ("invalidations", "count", "INVLPG and INVPCID"),
     ("mode_switches", "count", "changes of the paging mode"),
+    (
+        "segment_hits",
+        "count",
+        "segments: first-level TLB misses that a segment served beside the second level, by no reference",
+    ),
+    (
+        "segment_accesses",
+        "count",
+        "segments, check=l1: accesses that a segment served without a look-up of the first level",
+    ),
+    ("guest_segment_checks", "count", "segments: base-bound checks of guest-virtual addresses"),
+    (
+        "vmm_segment_checks",
+        "count",
+        "segments: base-bound checks of guest-physical addresses by the walker",
+    ),
+    (
+        "segment_escapes",
+        "count",
+        "segments: checks inside of the segment whose page the escape filter reported",
+    ),
+    ("false_escapes", "count", "of these, the ones of pages that had not been put in"),
+    ("guest_segment_loads", "count", "segments: loads of the guest segment's registers"),
+    (
+        "vmm_segment_loads",
+        "count",
+        "segments: loads of the VMM segment's registers, one for each entry into the VM",
+    ),
+    ("pages_moved", "4 KiB pages", "segments: pages that the host copied to make memory contiguous"),
     ("host_faults", "count", "page faults of the host kernel for guest RAM"),
     ("host_pages_cleared", "4 KiB pages", "memory that the host kernel cleared"),
     ("nested_fills", "count", "entries stored to nested tables"),
@@ -201,6 +241,11 @@ pub static FIELDS: &[(&str, &str, &str)] = &[
         "page_table_bytes",
         "bytes",
         "memory of tables at the end: guest, nested, shadow, host process",
+    ),
+    (
+        "segments",
+        "",
+        "of schemes with segments: bytes, escaped pages and pages the filter reports at the end, guest and VMM",
     ),
     ("switching", "", "of schemes whose paging mode changes: time in each mode, and the switches"),
     ("referee", "", "with --verify: runs checked, violations, the first of them"),
@@ -284,6 +329,15 @@ impl MachineResult {
             cr3_loads: c.cr3_loads,
             invalidations: c.invalidations,
             mode_switches: c.mode_switches,
+            segment_hits: c.segment_hits,
+            segment_accesses: c.segment_accesses,
+            guest_segment_checks: c.guest_segment_checks,
+            vmm_segment_checks: c.vmm_segment_checks,
+            segment_escapes: c.segment_escapes,
+            false_escapes: c.false_escapes,
+            guest_segment_loads: c.guest_segment_loads,
+            vmm_segment_loads: c.vmm_segment_loads,
+            pages_moved: c.pages_moved,
             host_faults: c.host_faults,
             host_pages_cleared: c.host_pages_cleared,
             nested_fills: c.nested_fills,
@@ -309,6 +363,7 @@ impl MachineResult {
             vmm_overhead_percent: percent(cycles.vmm),
             overhead_percent: percent(cycles.total() - ideal_cycles),
             page_table_bytes,
+            segments: None,
             switching: None,
             referee,
         }
@@ -334,6 +389,7 @@ mod tests {
         );
         let journal = crate::switching::journal::Journal::new(&profile, 1, Mode::Shadow);
         result.switching = Some(journal.result(&Counters::default(), Mode::Shadow));
+        result.segments = Some(SegmentState::default());
         let text = serde_json::to_string(&result).unwrap();
         let mut from = 0;
         for (name, _, meaning) in FIELDS {

@@ -4,12 +4,13 @@ use crate::counters::Counters;
 use crate::hardware::{Hardware, Request};
 use crate::switching::SwitchingResult;
 use crate::walk::Fault;
+use crate::walk::segments::SegmentUnit;
 use crate::world::World;
 use nestwalk_hw::Translation;
 use nestwalk_mm::MmError;
 use nestwalk_policy::Mode as PagingMode;
 use nestwalk_tables::Mode;
-use nestwalk_types::{Address, Gpa, Gva, Invalidation, PageSize, Run, VcpuId};
+use nestwalk_types::{Address, Gpa, GuestSegment, Gva, Invalidation, PageSize, Run, VcpuId};
 use serde::Serialize;
 use thiserror::Error;
 
@@ -24,6 +25,9 @@ pub struct Platform {
     /// Instructions retired since the stream began: time, for whatever happens at intervals. Complete
     /// whenever a hook of the scheme is called but [`Scheme::walk`] and [`Scheme::answer`].
     pub clock: u64,
+    /// Ranges (first address, bytes) of guest memory whose host memory software has exchanged since
+    /// the engine last looked: what was known of their frames is void.
+    pub moved: Vec<(Gpa, u64)>,
 }
 
 /// How software answered a fault.
@@ -91,6 +95,14 @@ pub enum MachineError {
         /// Why.
         reason: String,
     },
+    /// A segment that its registers cannot hold.
+    #[error("{machine}: {source}")]
+    Segment {
+        /// The machine, or whose segment it is.
+        machine: String,
+        /// What is wrong.
+        source: nestwalk_hw::SegmentError,
+    },
     /// A fault that does not go away when it is answered: a bug of the scheme.
     #[error("{machine}: the fault at {gva:?} came back {attempts} times")]
     Stuck {
@@ -107,6 +119,44 @@ impl From<MmError> for MachineError {
     fn from(source: MmError) -> Self {
         Self::Host { machine: "host".into(), source: Box::new(source) }
     }
+}
+
+/// One segment and its escape filter, as hardware has them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+pub struct SegmentInfo {
+    /// First address; 0 if there is none.
+    pub base: u64,
+    /// Length in bytes; 0 if there is none.
+    pub bytes: u64,
+    /// Pages that were put into the filter.
+    pub escaped: u64,
+    /// Pages of the segment that the filter reports, false positives included.
+    pub reported: u64,
+}
+
+impl SegmentInfo {
+    /// What a unit has.
+    pub fn of<I: Address, O: Address>(unit: &SegmentUnit<I, O>) -> Self {
+        let pages = unit.registers().pages();
+        let reported = |most| unit.filter().reported(most).count() as u64;
+        Self {
+            base: unit.registers().base().value(),
+            bytes: unit.registers().bytes(),
+            escaped: unit.escaped(),
+            reported: reported(pages),
+        }
+    }
+}
+
+/// The segments of a machine. Of guest segments the largest that any vCPU has now.
+#[derive(Clone, Copy, PartialEq, Debug, Default, Serialize)]
+pub struct SegmentState {
+    /// The guest's, from gVA to gPA.
+    pub guest: SegmentInfo,
+    /// The VMM's, from gPA to hPA.
+    pub vmm: SegmentInfo,
+    /// Guest memory that lies in the VMM's segment, in percent.
+    pub vmm_percent: f64,
 }
 
 /// Bytes of page tables by owner.
@@ -133,6 +183,19 @@ pub trait Scheme: Send {
     /// # Errors
     /// The fault that the access meets.
     fn walk(&mut self, platform: &mut Platform, request: &Request) -> Result<Translation, Fault>;
+
+    /// Translates an access in place of the first-level TLB, which is not looked up then.
+    #[inline(always)]
+    fn beside_l1(&mut self, _platform: &mut Platform, _run: &Run) -> Option<Translation> {
+        None
+    }
+
+    /// Translates an access that the first-level TLB has missed, while the second level is looked up: an
+    /// answer makes that look-up void, goes to the first level, and is no walk.
+    #[inline(always)]
+    fn beside_l2(&mut self, _platform: &mut Platform, _request: &Request) -> Option<Translation> {
+        None
+    }
 
     /// Reads ahead what walks for these runs will need, at most [`crate::ahead::GROUP`] of them.
     /// Changes nothing but speed.
@@ -207,6 +270,24 @@ pub trait Scheme: Send {
     ) -> Result<(), MachineError> {
         platform.hardware.load_cr3(vcpu, pcid, keep);
         Ok(())
+    }
+
+    /// The guest loaded the registers of its process's segment.
+    ///
+    /// # Errors
+    /// The segment cannot be, or the machine cannot go on.
+    fn load_segment(
+        &mut self,
+        _platform: &mut Platform,
+        _vcpu: VcpuId,
+        _segment: Option<&GuestSegment>,
+    ) -> Result<(), MachineError> {
+        Ok(())
+    }
+
+    /// What segments there are, for schemes that have any.
+    fn segments(&self, _platform: &Platform) -> Option<SegmentState> {
+        None
     }
 
     /// The guest invalidated translations.

@@ -159,6 +159,26 @@ pub enum SpecError {
         /// The machine's name.
         name: String,
     },
+    /// A recorded guest where the guest must keep a primary region.
+    #[error(
+        "machine `{name}`: the kernel of a recorded guest keeps no primary region; name page sizes for \
+         the guest, as in `{scheme}:4k`, or take `vmm-direct`, which needs nothing of the guest"
+    )]
+    NoPrimaryRegion {
+        /// The machine's name.
+        name: String,
+        /// The scheme.
+        scheme: &'static str,
+    },
+    /// A primary region in the host.
+    #[error(
+        "machine `{name}`: placement `primary` is a guest's; contiguous host memory belongs to \
+         `vmm-direct` and `dual-direct`"
+    )]
+    PrimaryHost {
+        /// The machine's name.
+        name: String,
+    },
     /// The same machine twice.
     #[error("machine `{name}` is asked for twice")]
     Twice {
@@ -209,9 +229,13 @@ impl MachineSpec {
             },
             placement: match guest_placement {
                 Some(p) => placement_by_name(name, &p)?,
+                None if scheme.primary_region => PlacementKind::Primary,
                 None => PlacementKind::default(),
             },
         };
+        if observed && scheme.primary_region {
+            return Err(SpecError::NoPrimaryRegion { name: name.into(), scheme: scheme.name });
+        }
         let host = DimensionSpec {
             pages: match host_pages {
                 Some(p) => pages_by_name(name, &p)?,
@@ -219,9 +243,14 @@ impl MachineSpec {
             },
             placement: match host_placement {
                 Some(p) => placement_by_name(name, &p)?,
+                // Primary regions are of guests: the host's half is the scheme's own.
+                None if guest.placement == PlacementKind::Primary => PlacementKind::default(),
                 None => guest.placement,
             },
         };
+        if scheme.virtualized && host.placement == PlacementKind::Primary {
+            return Err(SpecError::PrimaryHost { name: name.into() });
+        }
         let host = scheme.virtualized.then_some(host);
         let guest = if observed { GuestSpec::Observed } else { GuestSpec::Modelled(guest) };
         let name = full_name(scheme, &variant, guest, host);

@@ -2,6 +2,7 @@
 //! and dirty bits, and return faults as data.
 
 pub mod agile;
+pub mod segments;
 
 use crate::counters::{Counters, Dimension};
 use crate::hardware::{Hardware, Request};
@@ -167,6 +168,39 @@ pub struct NestedTables<'a> {
     pub root: Hpa,
 }
 
+/// What translates guest-physical addresses for the walker of the guest's tables.
+pub trait HostDimension {
+    /// Translates one; `on_behalf` is the level of the guest table that lies there, 0 for the page of the
+    /// access.
+    ///
+    /// # Errors
+    /// [`Fault::Nested`] if nothing maps it.
+    fn translate(
+        &mut self,
+        hardware: &mut Hardware,
+        counters: &mut Counters,
+        core: usize,
+        gpa: Gpa,
+        write: bool,
+        on_behalf: u8,
+    ) -> Result<Translation, Fault>;
+}
+
+impl HostDimension for NestedTables<'_> {
+    #[inline]
+    fn translate(
+        &mut self,
+        hardware: &mut Hardware,
+        counters: &mut Counters,
+        core: usize,
+        gpa: Gpa,
+        write: bool,
+        on_behalf: u8,
+    ) -> Result<Translation, Fault> {
+        translate_nested(hardware, counters, self, core, gpa, write, on_behalf)
+    }
+}
+
 /// Translates a guest-physical address: nested TLB, nested walk caches, nested tables.
 ///
 /// `on_behalf` is the level of the guest table that lies there, 0 for the page of the access.
@@ -240,11 +274,11 @@ pub fn translate_nested(
 /// # Errors
 /// The fault that the access meets, of either dimension.
 #[inline]
-pub fn walk_2d(
+pub fn walk_2d<H: HostDimension>(
     hardware: &mut Hardware,
     counters: &mut Counters,
     guest: &mut Tables<'_, Gpa>,
-    nested: &mut NestedTables<'_>,
+    nested: &mut H,
     request: &Request,
 ) -> Result<Translation, Fault> {
     let (mode, core) = (guest.mode, request.core());
@@ -254,16 +288,16 @@ pub fn walk_2d(
         Some(found) => found,
         None => start_2d(hardware, counters, guest, nested, core)?,
     };
-    continue_2d::<true>(hardware, counters, guest, nested, request, (mode, start))
+    continue_2d::<true, H>(hardware, counters, guest, nested, request, (mode, start))
 }
 
 /// The guest's root table, at the host-physical address that the nested tables give.
 #[inline]
-fn start_2d(
+fn start_2d<H: HostDimension>(
     hardware: &mut Hardware,
     counters: &mut Counters,
     guest: &Tables<'_, Gpa>,
-    nested: &mut NestedTables<'_>,
+    nested: &mut H,
     core: usize,
 ) -> Result<(Level, Pointer), Fault> {
     let (home, level) = (guest.root, guest.mode.levels);
@@ -271,7 +305,7 @@ fn start_2d(
     let table = if guest.mode.root_in_registers {
         Hpa::new(0)
     } else {
-        translate_nested(hardware, counters, nested, core, home, false, level)?.apply(home)
+        nested.translate(hardware, counters, core, home, false, level)?.apply(home)
     };
     let home = home.value();
     Ok((level, Pointer { table, home, ..Pointer::default() }))
@@ -280,11 +314,11 @@ fn start_2d(
 /// A walk in two dimensions from a guest table of some level on. `FILL` puts what it passes into the
 /// walk cache, which is indexed by `cached_by`.
 #[inline]
-fn continue_2d<const FILL: bool>(
+fn continue_2d<const FILL: bool, H: HostDimension>(
     hardware: &mut Hardware,
     counters: &mut Counters,
     guest: &mut Tables<'_, Gpa>,
-    nested: &mut NestedTables<'_>,
+    nested: &mut H,
     request: &Request,
     (cached_by, (mut level, mut pointer)): (&Mode, (Level, Pointer)),
 ) -> Result<Translation, Fault> {
@@ -314,7 +348,7 @@ fn continue_2d<const FILL: bool>(
         held = guest.memory.child(held, mode.index(request.gva.value(), level), home);
         level -= 1;
         let table =
-            translate_nested(hardware, counters, nested, core, home, false, level)?.apply(home);
+            nested.translate(hardware, counters, core, home, false, level)?.apply(home);
         let switched = pointer.switched;
         pointer = Pointer { table, home: home.value(), handle: held, permissions, switched };
         if FILL {
@@ -326,15 +360,15 @@ fn continue_2d<const FILL: bool>(
 
 /// The last host walk, and the combination: the smaller page, what both dimensions permit.
 #[inline]
-fn finish_2d(
+fn finish_2d<H: HostDimension>(
     hardware: &mut Hardware,
     counters: &mut Counters,
-    nested: &mut NestedTables<'_>,
+    nested: &mut H,
     request: &Request,
     found: &Found<Gpa>,
 ) -> Result<Translation, Fault> {
     let gpa = found.frame.offset_by(request.gva.offset_in(found.size));
-    let host = translate_nested(hardware, counters, nested, request.core(), gpa, request.write, 0)?;
+    let host = nested.translate(hardware, counters, request.core(), gpa, request.write, 0)?;
     let size = found.size.min(host.size());
     counters.splintered += u64::from(size < found.size);
     Ok(Translation::new(

@@ -23,6 +23,7 @@ pub const DEFINITION: Definition = Definition {
     summary: "shadow walks that go nested where the guest's tables change (agile paging)",
     virtualized: true,
     flushes_by_itself: true,
+    primary_region: false,
     keys: crate::vmm::agile::KEYS,
     variant,
     build,

@@ -19,6 +19,7 @@ pub const DEFINITION: Definition = Definition {
     summary: "translation costs nothing: what overheads are relative to",
     virtualized: false,
     flushes_by_itself: false,
+    primary_region: false,
     keys: &[],
     variant: no_variants,
     build,

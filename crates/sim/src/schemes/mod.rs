@@ -16,6 +16,8 @@ pub struct Definition {
     /// Its hypervisor empties TLBs at moments that no event of the guest announces. A recording that was
     /// filtered at its source cannot know of those, and hides accesses that would miss after them.
     pub flushes_by_itself: bool,
+    /// It has registers for a segment of the guest, whose kernel must keep a primary region for that.
+    pub primary_region: bool,
     /// What may be set after the name: key, values, meaning.
     pub keys: &'static [(&'static str, &'static str, &'static str)],
     /// Reads what follows the name and a `/`, empty if nothing does: gives it back with nothing left to
@@ -33,7 +35,10 @@ macro_rules! schemes {
     };
 }
 
-schemes! { ideal, native, nested, shadow, agile, switching, xen_pv, sie }
+schemes! {
+    ideal, native, nested, shadow, agile, switching, xen_pv, sie, ds, vmm_direct, guest_direct,
+    dual_direct,
+}
 
 /// For schemes of which there is one kind.
 ///

@@ -19,6 +19,7 @@ pub const DEFINITION: Definition = Definition {
     summary: "bare metal: one walk over the guest's own tables",
     virtualized: false,
     flushes_by_itself: false,
+    primary_region: false,
     keys: &[],
     variant: no_variants,
     build,

@@ -21,6 +21,7 @@ pub const DEFINITION: Definition = Definition {
     summary: "two-dimensional walks over guest and nested tables (EPT, NPT)",
     virtualized: true,
     flushes_by_itself: false,
+    primary_region: false,
     keys: &[(
         "lived",
         "short or long",

@@ -21,6 +21,7 @@ pub const DEFINITION: Definition = Definition {
     summary: "shadow tables kept by the hypervisor with KVM's rules; one-dimensional walks",
     virtualized: true,
     flushes_by_itself: true,
+    primary_region: false,
     keys: &[],
     variant: no_variants,
     build,

@@ -21,6 +21,7 @@ pub const DEFINITION: Definition = Definition {
     summary: "two-dimensional walks over the host's flat 2-level tables (IBM S/370-XA)",
     virtualized: true,
     flushes_by_itself: false,
+    primary_region: false,
     keys: &[],
     variant,
     build,

@@ -66,6 +66,7 @@ pub const DEFINITION: Definition = Definition {
     summary: "shadow and nested paging in turns: switching[/POLICY][/KEY=VALUE]...",
     virtualized: true,
     flushes_by_itself: true,
+    primary_region: false,
     keys: crate::switching::options::KEYS,
     variant,
     build,

@@ -21,6 +21,7 @@ pub const DEFINITION: Definition = Definition {
     summary: "paravirtual direct paging: the guest's tables hold machine addresses (Xen)",
     virtualized: true,
     flushes_by_itself: true,
+    primary_region: false,
     keys: config::KEYS,
     variant,
     build,

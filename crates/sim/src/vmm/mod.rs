@@ -5,6 +5,7 @@ pub mod agile;
 pub mod direct;
 pub mod nested_mmu;
 pub mod rmap;
+pub mod segments;
 pub mod shadow;
 
 use crate::scheme::{MachineError, Platform};

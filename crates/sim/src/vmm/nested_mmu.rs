@@ -99,7 +99,9 @@ impl NestedMmu {
     /// As [`NestedMmu::violation`].
     pub fn map(&mut self, platform: &mut Platform, gpa: Gpa) -> Result<PageSize, MachineError> {
         let (host_frame, host_size) = super::host_page(platform, gpa)?;
-        let (level, size) = super::largest_leaf(self.mode, host_size);
+        // A segment's pages may be larger in the host's own tables than the policy has them.
+        let allowed = platform.world.host.as_ref().map_or(host_size, HostMemory::largest_page);
+        let (level, size) = super::largest_leaf(self.mode, host_size.min(allowed));
         let frame = host_frame.offset_by(gpa.offset_in(host_size)).align_down(size);
         let Some(host) = &mut platform.world.host else {
             return Err(MachineError::NoTableFrame { what: "nested table" });
@@ -117,6 +119,11 @@ impl NestedMmu {
         Ok(size)
     }
 
+    /// Whether a page is mapped.
+    pub fn maps(&self, gpa: Gpa) -> bool {
+        look_up(&self.memory, self.mode, self.root, gpa).is_ok()
+    }
+
     /// Gives all nested tables back. The caller owes the flush of everything that hardware may hold.
     pub fn unload(self, platform: &mut Platform) {
         if let Some(host) = &mut platform.world.host {
@@ -127,10 +134,15 @@ impl NestedMmu {
     /// The host took the page of `size` at `at` back: the entries that map it are cleared. Returns how
     /// many there were; if any, the caller owes a flush.
     pub fn host_changed(&mut self, platform: &mut Platform, at: Gpa, size: PageSize) -> u64 {
+        self.unmap_range(platform, at, size.bytes())
+    }
+
+    /// As [`NestedMmu::host_changed`], of a range.
+    pub fn unmap_range(&mut self, platform: &mut Platform, at: Gpa, bytes: u64) -> u64 {
         let Some(host) = &mut platform.world.host else { return 0 };
         let mut owner = FromHost(host);
         let (mut cleared, mut done) = (0, 0);
-        while done < size.bytes() {
+        while done < bytes {
             let gpa = at.offset_by(done);
             let Ok(leaf) = look_up(&self.memory, self.mode, self.root, gpa) else {
                 done += PageSize::SIZE_4K.bytes();

@@ -1,0 +1,131 @@
+//! `ds`: bare metal with a direct segment (Basu et al., ISCA 2013): a primary region of each process is
+//! translated by an addition, everything else by one walk over its tables.
+
+use super::{Build, Definition};
+use crate::ahead::read_sets;
+use crate::counters::{Counters, Dimension};
+use crate::engine::{AnyMachine, Machine};
+use crate::hardware::Request;
+use crate::scheme::{Answer, MachineError, Platform, Scheme, SegmentInfo, SegmentState};
+use crate::vmm::segments::{Check, DS, GuestSegments, SegmentConfig};
+use crate::walk::segments::{Found, covered};
+use crate::walk::{Fault, Tables, walk_1d};
+use nestwalk_hw::Translation;
+use nestwalk_types::{Gpa, GuestSegment, Gva, Hpa, Run, VcpuId};
+
+const NAME: &str = "ds";
+
+/// The catalogue's entry.
+pub const DEFINITION: Definition = Definition {
+    name: NAME,
+    summary: "bare metal with a direct segment for each process's primary region",
+    virtualized: false,
+    flushes_by_itself: false,
+    primary_region: true,
+    keys: DS,
+    variant,
+    build,
+};
+
+fn variant(text: &str) -> Result<String, String> {
+    SegmentConfig::parse(NAME, text).map(|config| config.to_string())
+}
+
+fn build(request: Build) -> Result<Box<dyn AnyMachine>, MachineError> {
+    Ok(Box::new(Machine::new(DirectSegment::new(&request)?, request)?))
+}
+
+/// The segments of all cores.
+pub struct DirectSegment {
+    segments: GuestSegments,
+}
+
+impl DirectSegment {
+    /// All off.
+    ///
+    /// # Errors
+    /// What is set cannot be.
+    pub fn new(request: &Build) -> Result<Self, MachineError> {
+        let segments = SegmentConfig::parse(NAME, &request.variant)
+            .and_then(|config| GuestSegments::new(&config, request.vcpus));
+        let machine = request.name.clone();
+        let segments = segments.map_err(|reason| MachineError::Variant { machine, reason })?;
+        Ok(Self { segments })
+    }
+
+    /// The registers, for tests of hardware that goes wrong.
+    pub const fn segments_mut(&mut self) -> &mut GuestSegments {
+        &mut self.segments
+    }
+
+    #[inline]
+    fn look(&self, counters: &mut Counters, core: usize, gva: Gva) -> Option<Translation> {
+        match self.segments.look(counters, core, gva) {
+            // On bare metal a gPA is an hPA.
+            Found::Inside(gpa) => Some(covered(Hpa::new(gpa.value()))),
+            _ => None,
+        }
+    }
+}
+
+impl Scheme for DirectSegment {
+    #[inline]
+    fn beside_l1(&mut self, platform: &mut Platform, run: &Run) -> Option<Translation> {
+        if self.segments.check() == Check::L2 || run.flags.is_fetch() {
+            return None;
+        }
+        let counters = &mut platform.counters;
+        let found = self.look(counters, usize::from(run.vcpu.0), run.gva);
+        counters.guest_segment_checks += u64::from(run.count) - 1;
+        counters.segment_accesses += found.map_or(0, |_| u64::from(run.count));
+        found
+    }
+
+    #[inline]
+    fn beside_l2(&mut self, platform: &mut Platform, request: &Request) -> Option<Translation> {
+        if self.segments.check() == Check::L1 || request.fetch {
+            return None;
+        }
+        self.look(&mut platform.counters, request.core(), request.gva)
+    }
+
+    #[inline]
+    fn walk(&mut self, platform: &mut Platform, request: &Request) -> Result<Translation, Fault> {
+        let Platform { world, hardware, counters, .. } = platform;
+        if !request.fetch
+            && let Found::Inside(gpa) = self.segments.unit(request.core()).look(request.gva)
+        {
+            return Ok(covered(Hpa::new(gpa.value())));
+        }
+        let root = world.root(request.vcpu);
+        let (mode, memory, dimension) = (world.mode, &mut world.guest, Dimension::Guest);
+        walk_1d(hardware, counters, &mut Tables { mode, memory, root, dimension }, request)
+    }
+
+    fn read_ahead(&mut self, platform: &Platform, _runs: &[Run], gpas: &[Gpa]) {
+        read_sets(&platform.hardware.caches, gpas.iter().map(|g| Hpa::new(g.value())));
+    }
+
+    fn answer(
+        &mut self,
+        _platform: &mut Platform,
+        _request: &Request,
+        _fault: Fault,
+    ) -> Result<Answer, MachineError> {
+        Ok(Answer::GuestFault)
+    }
+
+    fn load_segment(
+        &mut self,
+        platform: &mut Platform,
+        vcpu: VcpuId,
+        segment: Option<&GuestSegment>,
+    ) -> Result<(), MachineError> {
+        self.segments.load(&mut platform.counters, vcpu, segment)
+    }
+
+    fn segments(&self, _platform: &Platform) -> Option<SegmentState> {
+        let (guest, vmm) = (self.segments.info(), SegmentInfo::default());
+        Some(SegmentState { guest, vmm, vmm_percent: 0.0 })
+    }
+}

@@ -1,0 +1,29 @@
+//! `dual-direct`: the guest's segment and the VMM's, one after the other, by one combined check and no
+//! reference (Gandhi et al., MICRO 2014). Where only one of them covers, it is Guest Direct or VMM Direct.
+
+use super::{Build, Definition};
+use crate::engine::AnyMachine;
+use crate::scheme::MachineError;
+use crate::vmm::segments::{SegmentConfig, SegmentedVm, DUAL};
+
+const NAME: &str = "dual-direct";
+
+/// The catalogue's entry.
+pub const DEFINITION: Definition = Definition {
+    name: NAME,
+    summary: "segments in both dimensions, paging outside of them (Dual Direct)",
+    virtualized: true,
+    flushes_by_itself: false,
+    primary_region: true,
+    keys: DUAL,
+    variant,
+    build,
+};
+
+fn variant(text: &str) -> Result<String, String> {
+    SegmentConfig::parse(NAME, text).map(|config| config.to_string())
+}
+
+fn build(request: Build) -> Result<Box<dyn AnyMachine>, MachineError> {
+    Ok(Box::new(SegmentedVm::machine(request, NAME, (true, true))?))
+}

@@ -1,0 +1,29 @@
+//! `guest-direct`: the guest's segment leads to a guest-physical address, for which nested tables are
+//! walked: 4 references and 1 check (Gandhi et al., MICRO 2014). The guest's kernel keeps a primary region.
+
+use super::{Build, Definition};
+use crate::engine::AnyMachine;
+use crate::scheme::MachineError;
+use crate::vmm::segments::{SegmentConfig, SegmentedVm, GUEST};
+
+const NAME: &str = "guest-direct";
+
+/// The catalogue's entry.
+pub const DEFINITION: Definition = Definition {
+    name: NAME,
+    summary: "nested paging with the guest dimension as a segment (Guest Direct)",
+    virtualized: true,
+    flushes_by_itself: false,
+    primary_region: true,
+    keys: GUEST,
+    variant,
+    build,
+};
+
+fn variant(text: &str) -> Result<String, String> {
+    SegmentConfig::parse(NAME, text).map(|config| config.to_string())
+}
+
+fn build(request: Build) -> Result<Box<dyn AnyMachine>, MachineError> {
+    Ok(Box::new(SegmentedVm::machine(request, NAME, (true, false))?))
+}
