@@ -1,6 +1,6 @@
 //! Runs of free frames: where contiguous memory can be had.
 
-use crate::physical::PhysicalMemory;
+use crate::physical::{DMA32_END, PhysicalMemory};
 use nestwalk_types::{Address, PageSize};
 use std::ops::Range;
 
@@ -29,8 +29,8 @@ impl<O: Address> PhysicalMemory<O> {
     }
 
     /// Where `pages` pages from page number `first` on can lie contiguously, with at most `holes` frames
-    /// in between that are not free. The best alignment wins, so that large pages can be used; then the
-    /// shortest run that is long enough; then the lowest. If none is long enough, the longest one is
+    /// in between that are not free. The best alignment wins, so that large pages can be used; then
+    /// memory above 4 GiB, where kernels put everything as long as they can; then the shortest run that is long enough; then the lowest. If none is long enough, the longest one is
     /// given, which is for the first of the pages. `None` if nothing is free.
     pub fn find_run(&self, first: u64, pages: u64, holes: u64) -> Option<Run> {
         let whole = self.free_runs();
@@ -38,7 +38,11 @@ impl<O: Address> PhysicalMemory<O> {
             [PageSize::SIZE_1G, PageSize::SIZE_2M, PageSize::SIZE_4K].into_iter().find_map(|size| {
                 let starts = runs.iter().map(|r| (aligned(r, first, size), r));
                 let fitting = starts.filter(|(start, r)| r.end.saturating_sub(*start) >= pages);
-                fitting.min_by_key(|(start, r)| (r.end - r.start, *start)).map(|(start, _)| start)
+                // As for single pages, zone NORMAL comes first.
+                let zone = |r: &Range<u64>| r.end <= DMA32_END >> 12;
+                fitting
+                    .min_by_key(|(start, r)| (zone(r), r.end - r.start, *start))
+                    .map(|(start, _)| start)
             })
         };
         if let Some(frame) = fits(&whole) {
