@@ -238,7 +238,9 @@ mod tests {
     /// errors of the measured mean; and far from what half or twice as many hashes would give.
     #[test]
     fn the_rate_of_false_positives_is_the_formula_s() {
-        for (bits, hashes, put) in [(256, 4, 16), (256, 4, 64), (256, 2, 8), (1024, 4, 64), (64, 1, 4)] {
+        for (bits, hashes, put) in
+            [(256, 4, 16), (256, 4, 64), (256, 2, 8), (1024, 4, 64), (64, 1, 4)]
+        {
             let geometry = FilterGeometry { bits, hashes };
             let rates: Vec<f64> = (0..300).map(|seed| measured(geometry, put, seed)).collect();
             let n = rates.len() as f64;

@@ -174,7 +174,10 @@ mod tests {
             assert_eq!(s.covers(Gva::new(gva)), inside, "{gva:#x}");
         }
         assert_eq!(s.apply(Gva::new(0x7000_2abc)), Gpa::new(0x3abc));
-        assert_eq!((s.base(), s.bytes(), s.target()), (Gva::new(0x7000_0000), 0x3000, Gpa::new(0x1000)));
+        assert_eq!(
+            (s.base(), s.bytes(), s.target()),
+            (Gva::new(0x7000_0000), 0x3000, Gpa::new(0x1000))
+        );
         assert_eq!(s.pages(), 0x70000..0x70003);
         assert!([0, 1, u64::MAX].iter().all(|a| !Segment::<Gva, Gpa>::OFF.covers(Gva::new(*a))));
         let upper = segment(0xffff_8000_0000_0000, 0x1000, 0).unwrap();
@@ -185,8 +188,12 @@ mod tests {
     fn large_pages_must_lie_inside_and_be_aligned_on_both_sides() {
         let (m2, g1) = (PageSize::SIZE_2M, PageSize::SIZE_1G);
         let s = segment(0x4000_0000, 0x40_1000, 0x8000_0000).unwrap();
-        assert!(s.covers_page(Gva::new(0x4000_0000), m2) && s.covers_page(Gva::new(0x403f_ffff), m2));
-        assert!(!s.covers_page(Gva::new(0x4040_0000), m2) && !s.covers_page(Gva::new(0x4000_0000), g1));
+        assert!(
+            s.covers_page(Gva::new(0x4000_0000), m2) && s.covers_page(Gva::new(0x403f_ffff), m2)
+        );
+        assert!(
+            !s.covers_page(Gva::new(0x4040_0000), m2) && !s.covers_page(Gva::new(0x4000_0000), g1)
+        );
         assert!(s.covers_page(Gva::new(0x4040_0000), PageSize::SIZE_4K));
         let shifted = segment(0x4000_0000, 0x40_0000, 0x8000_1000).unwrap();
         assert!(!shifted.covers_page(Gva::new(0x4000_0000), m2));

@@ -84,7 +84,8 @@ impl HostMemory {
             if !self.memory.physical.poison(Hpa::new(bad << 12)) {
                 let reason = format!(
                     "frame {bad:#x} does not exist, is in use, or was named twice; name free frames of \
-                     the host, below {:#x}", self.memory.physical.bytes() >> 12
+                     the host, below {:#x}",
+                    self.memory.physical.bytes() >> 12
                 );
                 return Err(MmError::BadPages { bad: frames.len() as u64, reason });
             }
@@ -113,7 +114,8 @@ impl HostMemory {
             return Ok(None);
         }
         self.spoil(run, request.bad, request.seed)?;
-        let moved_pages = self.space.evict(&mut self.memory, first << 12, (first + run.frames) << 12)?;
+        let moved_pages =
+            self.space.evict(&mut self.memory, first << 12, (first + run.frames) << 12)?;
         self.space.set_escapes(request.escapes + request.bad as usize);
         self.space.reserve(&mut self.memory, first, run, &mut Unobserved);
         self.space.fill_region(&mut self.memory, start, run.frames << 12)?;
@@ -129,9 +131,8 @@ impl HostMemory {
         let Some(segment) = self.segment() else { return Ok(SegmentChange::default()) };
         let end = Gpa::new(segment.gpa.value() + segment.bytes);
         let last = Gpa::new(end.value() - 1);
-        let slot = self.slots().iter().find(|s| {
-            s.gpa <= last && last.value() - s.gpa.value() < s.bytes
-        });
+        let slot =
+            self.slots().iter().find(|s| s.gpa <= last && last.value() - s.gpa.value() < s.bytes);
         let slot_end = slot.map_or(0, |s| s.gpa.value() + s.bytes);
         let limit = slot_end.min(segment.gpa.value().saturating_add(bytes)) & !0xfff;
         let Some(from) = self.hva(end).filter(|_| limit > end.value()) else {
@@ -168,16 +169,9 @@ impl HostMemory {
         self.space.drop_region(&mut self.memory, &mut Unobserved);
     }
 
-    fn segment_range(
-        &self,
-        start: Gpa,
-        bytes: u64,
-    ) -> Result<(nestwalk_types::Hva, u64), MmError> {
-        let wrong = |reason: &str| MmError::Segment {
-            gpa: start.value(),
-            bytes,
-            reason: reason.into(),
-        };
+    fn segment_range(&self, start: Gpa, bytes: u64) -> Result<(nestwalk_types::Hva, u64), MmError> {
+        let wrong =
+            |reason: &str| MmError::Segment { gpa: start.value(), bytes, reason: reason.into() };
         if (start.value() | bytes) & 0xfff != 0 || bytes == 0 {
             return Err(wrong("start and length must be multiples of 4096, the length not 0"));
         }

@@ -47,6 +47,6 @@ pub use placement::{FirstFit, PLACEMENTS, PagePolicy, Placement, PlacementKind, 
 pub use remap::{Mappings, Remap, RemapError, RemapStats, Survey};
 pub use runs::Run as FrameRun;
 pub use space::{
-    Access, AddressSpace, Contiguous, Counters, FLUSH_CEILING, Flush, GATHER_PAGES, Mapped, Memory, Observer,
-    PrimaryConfig, SpaceConfig, Unobserved, Vma, VmaSet,
+    Access, AddressSpace, Contiguous, Counters, FLUSH_CEILING, Flush, GATHER_PAGES, Mapped, Memory,
+    Observer, PrimaryConfig, SpaceConfig, Unobserved, Vma, VmaSet,
 };

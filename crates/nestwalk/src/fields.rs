@@ -38,6 +38,8 @@ pub static GUEST: &[Field] = &[
     ("pages_4m", "count", "leaf entries for 4 MiB pages at the end"),
     ("pages_1g", "count", "leaf entries for 1 GiB pages at the end"),
     ("processes", "count", "processes alive at the end"),
+    ("primary_bytes", "bytes", "primary regions at the end, of all processes (placement primary)"),
+    ("segment_loads", "count", "loads of segment registers (placement primary)"),
 ];
 
 /// What a modelled guest has more if its processes are those of a recorded guest.
@@ -150,6 +152,21 @@ pub static PAGE_TABLE_BYTES: &[Field] = &[
     ("host", "bytes", "the host kernel's tables of the VMM process, for guest memory"),
 ];
 
+/// Keys of a machine's `segments`.
+pub static SEGMENTS: &[Field] = &[
+    ("guest", "", "the largest guest segment that a vCPU has at the end"),
+    ("vmm", "", "the VMM's segment at the end"),
+    ("vmm_percent", "% of guest memory", "what the VMM's segment covers"),
+];
+
+/// Keys of a segment.
+pub static SEGMENT: &[Field] = &[
+    ("base", "", "first address; 0 if there is none"),
+    ("bytes", "bytes", "its length; 0 if there is none"),
+    ("escaped", "4 KiB pages", "pages that were put into the escape filter"),
+    ("reported", "4 KiB pages", "pages that the filter reports, false positives included"),
+];
+
 /// Keys of a machine's `switching`.
 pub static SWITCHING: &[Field] = &[
     ("start", "", "the mode when the region of interest began"),
@@ -199,6 +216,9 @@ pub static PARTS: &[(&str, &[Field])] = &[
     ("data_served", SERVED),
     ("fetch_served", SERVED),
     ("page_table_bytes", PAGE_TABLE_BYTES),
+    ("segments", SEGMENTS),
+    ("segments.guest", SEGMENT),
+    ("segments.vmm", SEGMENT),
     ("switching", SWITCHING),
     ("switching.switches[]", SWITCHES),
     ("switching.switches[].sample", SAMPLE),

@@ -36,6 +36,8 @@ fn modelled(s: &GuestStats) -> Value {
         "pages_4m": s.pages_4m,
         "pages_1g": s.pages_1g,
         "processes": s.processes,
+        "primary_bytes": s.primary_bytes,
+        "segment_loads": s.segment_loads,
     })
 }
 

@@ -94,6 +94,33 @@ pub fn exits(results: &[MachineResult]) -> String {
     format!("\n{}", table.render())
 }
 
+/// Segments, a row per machine that has registers for them.
+pub fn segments(results: &[MachineResult]) -> String {
+    let mut table = Table::new().column("direct segments", Align::Left);
+    for column in
+        ["guest", "VMM", "of guest RAM", "escaped", "reported", "hits", "checks gVA", "checks gPA"]
+    {
+        table = table.column(column, Align::Right);
+    }
+    let mut any = false;
+    for r in results {
+        let Some(s) = &r.segments else { continue };
+        any = true;
+        table.row(vec![
+            r.name.clone(),
+            or_none(s.guest.bytes, bytes(s.guest.bytes)),
+            or_none(s.vmm.bytes, bytes(s.vmm.bytes)),
+            or_none(s.vmm.bytes, format!("{:.1} %", s.vmm_percent)),
+            or_none(s.guest.escaped + s.vmm.escaped, count(s.guest.escaped + s.vmm.escaped)),
+            or_none(s.guest.reported + s.vmm.reported, count(s.guest.reported + s.vmm.reported)),
+            count(r.segment_hits + r.segment_accesses),
+            count(r.guest_segment_checks),
+            count(r.vmm_segment_checks),
+        ]);
+    }
+    if any { format!("\n{}", table.render()) } else { String::new() }
+}
+
 /// What the referee found, a line per machine that it watched.
 pub fn referee(results: &[MachineResult]) -> String {
     let mut out = String::new();

@@ -47,7 +47,8 @@ impl Cycles {
             * (c.walk_cycles as f64
                 + c.l2_tlb_hits as f64 * core.l2_tlb_hit_cycles.value
                 + c.segment_hits as f64 * profile.segment.hit_cycles.value)
-            + (c.guest_segment_loads + c.vmm_segment_loads) as f64 * profile.segment.load_cycles.value;
+            + (c.guest_segment_loads + c.vmm_segment_loads) as f64
+                * profile.segment.load_cycles.value;
         let per_ns = core.frequency_mhz.value / 1000.0;
         Self {
             program,

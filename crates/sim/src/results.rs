@@ -196,7 +196,11 @@ pub static FIELDS: &[(&str, &str, &str)] = &[
         "count",
         "segments: loads of the VMM segment's registers, one for each entry into the VM",
     ),
-    ("pages_moved", "4 KiB pages", "segments: pages that the host copied to make memory contiguous"),
+    (
+        "pages_moved",
+        "4 KiB pages",
+        "segments: pages that the host copied to make memory contiguous",
+    ),
     ("host_faults", "count", "page faults of the host kernel for guest RAM"),
     ("host_pages_cleared", "4 KiB pages", "memory that the host kernel cleared"),
     ("nested_fills", "count", "entries stored to nested tables"),

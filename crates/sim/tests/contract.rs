@@ -4,7 +4,7 @@ mod common;
 
 use common::machine_with;
 use nestwalk_hw::Profile;
-use nestwalk_mm::{GuestConfig, ModelledGuest, PagePolicy};
+use nestwalk_mm::{GuestConfig, ModelledGuest, PagePolicy, PlacementKind, PrimaryConfig};
 use nestwalk_sim::SCHEMES;
 use nestwalk_sim::engine::AnyMachine;
 use nestwalk_tables::{LEGACY32, LONG4, LONG5, Mode, PAE};
@@ -134,7 +134,19 @@ fn machines(mode: &'static Mode, host_pages: &str) -> Vec<Box<dyn AnyMachine>> {
 
 /// One `check` for tests and for whoever finds a failing life.
 fn check(ops: &[Op], mode: &'static Mode, guest_pages: &str, host_pages: &str, pcids: bool) {
+    check_placed(ops, mode, (guest_pages, host_pages), pcids, PlacementKind::default());
+}
+
+fn check_placed(
+    ops: &[Op],
+    mode: &'static Mode,
+    (guest_pages, host_pages): (&str, &str),
+    pcids: bool,
+    placement: PlacementKind,
+) {
     let config = GuestConfig {
+        placement,
+        primary: PrimaryConfig { least_bytes: 4096, escapes: 4 },
         policy: PagePolicy::by_name(guest_pages).unwrap(),
         pcids: pcids && mode.levels >= 4,
         ..GuestConfig::new(mode, 3 << 30)
@@ -186,6 +198,15 @@ proptest! {
         pcids in any::<bool>(),
     ) {
         check(&ops, if five { &LONG5 } else { &LONG4 }, guest, host, pcids);
+    }
+
+    #[test]
+    fn the_referee_approves_of_every_scheme_on_guests_with_primary_regions(
+        ops in proptest::collection::vec(op(), 1..60),
+        guest in prop_oneof![Just("4k"), Just("thp"), Just("2m")],
+        pcids in any::<bool>(),
+    ) {
+        check_placed(&ops, &LONG4, (guest, "4k"), pcids, PlacementKind::Primary);
     }
 
     #[test]

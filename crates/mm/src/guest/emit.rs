@@ -4,7 +4,8 @@ use crate::guest::cpu::Cpu;
 use crate::space::{Contiguous, Flush, Observer};
 use nestwalk_tables::{Entry, Level};
 use nestwalk_types::{
-    Address, Control, Gpa, GuestBatch, GuestSegment, Gva, Invalidation, OsWork, PageSize, Run, VcpuId,
+    Address, Control, Gpa, GuestBatch, GuestSegment, Gva, Invalidation, OsWork, PageSize, Run,
+    VcpuId,
 };
 
 /// Controls after which a part of the output is handed on, if someone takes parts.

@@ -13,8 +13,8 @@ pub use config::{GuestConfig, GuestError, GuestStats};
 pub use cpu::DYNAMIC_PCIDS;
 pub use emit::Sink;
 
-use crate::placement::PlacementKind;
 use crate::physical::{PhysicalMemory, pc_memory_map};
+use crate::placement::PlacementKind;
 use crate::space::{AddressSpace, Memory, SpaceConfig};
 use cpu::Cpu;
 use emit::{Output, Work};

@@ -57,11 +57,10 @@ pub enum PlacementKind {
 }
 
 /// Every policy, `(name, kind, one line)`, for the command line.
-pub const PLACEMENTS: &[(&str, PlacementKind, &str)] =
-    &[
-        ("default", PlacementKind::FirstFit, "what the buddy allocator gives: Linux"),
-        ("primary", PlacementKind::Primary, "contiguous memory behind each process's largest mapping"),
-    ];
+pub const PLACEMENTS: &[(&str, PlacementKind, &str)] = &[
+    ("default", PlacementKind::FirstFit, "what the buddy allocator gives: Linux"),
+    ("primary", PlacementKind::Primary, "contiguous memory behind each process's largest mapping"),
+];
 
 impl PlacementKind {
     /// The policy of that name.

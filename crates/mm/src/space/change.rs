@@ -223,14 +223,17 @@ impl<I: Address, O: Address> AddressSpace<I, O> {
         self.split_at(memory, start, observer)?;
         self.split_at(memory, end, observer)?;
         let levels = self.config.mode.levels;
-        for part in self.vmas.protect(start, end, protection) {
+        let parts = self.vmas.protect(start, end, protection);
+        for part in &parts {
             if part.protection != protection {
                 let range = Range { start: part.start, end: part.end };
                 self.change(memory, self.root, levels, range, protection, observer);
             }
         }
         self.flush(memory, observer);
-        self.consider(memory, start, end, protection, observer);
+        for part in parts {
+            self.consider(memory, part.start, part.end, protection, observer);
+        }
         Ok(())
     }
 

@@ -29,9 +29,9 @@ use crate::error::MmError;
 use crate::physical::PhysicalMemory;
 use crate::placement::{PagePolicy, Placement, PlacementKind, Sizes};
 use gather::Gather;
-use region::Region;
 use nestwalk_tables::{Entry, Leaf, Level, Mode, NotMapped, TableMemory, entry};
 use nestwalk_types::{Address, PageSize, Protection};
+use region::Region;
 use std::marker::PhantomData;
 
 /// What an access needs.

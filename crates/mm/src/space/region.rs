@@ -155,9 +155,9 @@ impl<I: Address, O: Address> AddressSpace<I, O> {
     /// Whether an address is in the region and does not escape.
     pub(super) fn in_region(&self, address: u64) -> bool {
         let page = address >> 12;
-        self.region.as_ref().is_some_and(|r| {
-            (r.first..r.end()).contains(&page) && !r.escaped.contains(&page)
-        })
+        self.region
+            .as_ref()
+            .is_some_and(|r| (r.first..r.end()).contains(&page) && !r.escaped.contains(&page))
     }
 
     fn tell(&self, observer: &mut impl Observer<I, O>) {

@@ -171,6 +171,7 @@ impl Results<'_> {
         out.push('\n');
         out += &show::machines(&self.outcome.machines);
         out += &show::exits(&self.outcome.machines);
+        out += &show::segments(&self.outcome.machines);
         out += &show::referee(&self.outcome.machines);
         out
     }

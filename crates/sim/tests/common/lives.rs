@@ -27,7 +27,11 @@ pub struct Life {
 impl Life {
     /// The life as architectural events, a batch per event, so that a test can look in between.
     pub fn live(&self) -> Vec<GuestBatch> {
-        let mut guest = self.guest();
+        self.live_on(self.guest())
+    }
+
+    /// The same on a guest that is configured otherwise.
+    pub fn live_on(&self, mut guest: ModelledGuest) -> Vec<GuestBatch> {
         let mut r = SplitMix64::new(self.seed);
         let (mut builder, mut batch) = (BatchBuilder::new(), Batch::default());
         let mut out = Vec::new();

@@ -5,10 +5,12 @@ use nestwalk_hw::Profile;
 use nestwalk_hw::profile::{ArrayProfile, TlbProfile, WalkCacheProfile};
 use nestwalk_mm::{HostConfig, HostMemory, KERNEL_BYTES, PagePolicy, PlacementKind};
 use nestwalk_sim::schemes::Build;
+use nestwalk_sim::schemes::ds::DirectSegment;
 use nestwalk_sim::schemes::native::Native;
 use nestwalk_sim::schemes::nested::Nested;
 use nestwalk_sim::schemes::shadow::Shadow;
 use nestwalk_sim::schemes::xen_pv::XenPv;
+use nestwalk_sim::vmm::segments::SegmentedVm;
 use nestwalk_sim::{AnyMachine, Counters, ExitReason, Machine};
 use nestwalk_tables::{LONG4, Mode};
 use nestwalk_types::{Gpa, GuestBatch};
@@ -79,6 +81,16 @@ impl Setup {
     pub fn xen_pv(&self, variant: &str) -> Machine<XenPv> {
         let build = Build { variant: variant.into(), ..self.build("xen-pv", true) };
         Machine::new(XenPv::new(&build), build).unwrap()
+    }
+    pub fn ds(&self, variant: &str) -> Machine<DirectSegment> {
+        let build = Build { variant: variant.into(), ..self.build("ds", false) };
+        Machine::new(DirectSegment::new(&build).unwrap(), build).unwrap()
+    }
+    /// A machine with segments, by the name of its scheme.
+    pub fn segmented(&self, scheme: &str, variant: &str) -> Machine<SegmentedVm> {
+        let build = Build { variant: variant.into(), ..self.build(scheme, true) };
+        let registers = (scheme != "vmm-direct", scheme != "guest-direct");
+        SegmentedVm::machine(build, scheme, registers).unwrap()
     }
     pub fn shadow(&self) -> Machine<Shadow> {
         let build = self.build("shadow", true);

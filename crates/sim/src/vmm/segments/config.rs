@@ -54,23 +54,26 @@ impl Default for SegmentConfig {
 
 type Key = (&'static str, &'static str, &'static str);
 
-const CHECK: Key = ("check", "l1|l2", "guest addresses are checked beside the first or second-level TLB");
+const CHECK: Key =
+    ("check", "l1|l2", "guest addresses are checked beside the first or second-level TLB");
 const FILTER: Key = ("filter", "BITSxHASHES", "size of each escape filter (256x4)");
 const FILTER_SEED: Key = ("filter-seed", "N", "decides the filters' hash functions");
-const ENTRIES: Key = ("entries", "page|4k", "TLB entries are as large as the walked page, or 4 KiB");
-const START: Key = ("start", "segment|paged", "the VMM segment is there from the beginning, or not");
+const ENTRIES: Key =
+    ("entries", "page|4k", "TLB entries are as large as the walked page, or 4 KiB");
+const START: Key =
+    ("start", "segment|paged", "the VMM segment is there from the beginning, or not");
 const BAD: Key = ("bad", "N", "faulty frames at random places of the VMM segment");
 const BAD_SEED: Key = ("bad-seed", "N", "decides the places of bad=N");
 const BAD_AT: Key = ("bad-at", "FRAME+FRAME", "faulty frames of the host by number (hPA / 4096)");
-const ESCAPES: Key = ("escapes", "N", "pages that may escape beside the bad ones before the segment is cut");
+const ESCAPES: Key =
+    ("escapes", "N", "pages that may escape beside the bad ones before the segment is cut");
 
 /// Keys of bare metal with a segment.
 pub static DS: &[Key] = &[CHECK, FILTER, FILTER_SEED];
 /// Keys of Guest Direct.
 pub static GUEST: &[Key] = &[FILTER, FILTER_SEED, ENTRIES];
 /// Keys of VMM Direct.
-pub static VMM: &[Key] =
-    &[FILTER, FILTER_SEED, ENTRIES, START, BAD, BAD_SEED, BAD_AT, ESCAPES];
+pub static VMM: &[Key] = &[FILTER, FILTER_SEED, ENTRIES, START, BAD, BAD_SEED, BAD_AT, ESCAPES];
 /// Keys of Dual Direct.
 pub static DUAL: &[Key] =
     &[CHECK, FILTER, FILTER_SEED, ENTRIES, START, BAD, BAD_SEED, BAD_AT, ESCAPES];
@@ -110,9 +113,7 @@ impl SegmentConfig {
             if !keys.iter().any(|k| k.0 == name) {
                 return Err(format!("{scheme} has no `{name}`; there are: {}", known()));
             }
-            config
-                .set(name, value)
-                .map_err(|what| format!("{scheme}: {name}={value}: {what}"))?;
+            config.set(name, value).map_err(|what| format!("{scheme}: {name}={value}: {what}"))?;
         }
         Ok(config)
     }
@@ -137,8 +138,8 @@ impl SegmentConfig {
             "bad-seed" => self.bad_seed = number(u64::MAX)?,
             "bad-at" => {
                 let frames = value.split('+').map(whole).collect::<Option<Vec<u64>>>();
-                let mut frames =
-                    frames.ok_or("not numbers of frames with `+` between them, as in 0x1000+0x1001")?;
+                let mut frames = frames
+                    .ok_or("not numbers of frames with `+` between them, as in 0x1000+0x1001")?;
                 frames.sort_unstable();
                 if frames.windows(2).any(|w| w[0] == w[1]) {
                     return Err("names a frame twice".into());

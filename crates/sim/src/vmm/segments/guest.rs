@@ -39,8 +39,9 @@ impl GuestSegments {
             unit.turn_off();
             return Ok(());
         };
-        unit.load((s.base, s.bytes, s.target), &s.escaped).map_err(|source| {
-            MachineError::Segment { machine: format!("the guest on vCPU {}", vcpu.0), source }
+        unit.load((s.base, s.bytes, s.target), &s.escaped).map_err(|source| MachineError::Segment {
+            machine: format!("the guest on vCPU {}", vcpu.0),
+            source,
         })
     }
 

@@ -328,9 +328,10 @@ impl Scheme for SegmentedVm {
             });
             return read_sets(caches, pages.chain(host.at.into_iter().take(runs.len())));
         };
-        let flat = self.guest.as_ref().is_some_and(|g| {
-            g.unit(usize::from(first.vcpu.0)).registers().covers(first.gva)
-        });
+        let flat = self
+            .guest
+            .as_ref()
+            .is_some_and(|g| g.unit(usize::from(first.vcpu.0)).registers().covers(first.gva));
         if flat {
             return read_sets(caches, in_segment(vmm, gpas));
         }
