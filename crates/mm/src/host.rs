@@ -177,7 +177,11 @@ impl HostMemory {
     /// Splitting or making the mapping again fails for want of memory.
     pub fn discard(&mut self, gpa: Gpa) -> Result<Option<HostPage>, MmError> {
         let (Some(page), Some(hva)) = (self.look_up(gpa), self.hva(gpa)) else { return Ok(None) };
-        let (start, bytes) = (hva.align_down(page.size), page.size.bytes());
+        // Of a segment, whose pages may be larger than the policy's, a page of the policy's size goes.
+        let size = page.size.min(self.largest_page());
+        let frame = page.frame.offset_by(gpa.offset_in(page.size)).align_down(size);
+        let page = HostPage { frame, size, ..page };
+        let (start, bytes) = (hva.align_down(size), size.bytes());
         self.space.unmap(&mut self.memory, start, bytes, &mut Unobserved)?;
         let protection = Protection::READ_WRITE;
         self.space.map(&mut self.memory, start, bytes, protection, &mut Unobserved)?;

@@ -12,7 +12,7 @@ use crate::error::MmError;
 use crate::host::HostMemory;
 use crate::runs::Run;
 use crate::space::Unobserved;
-use nestwalk_types::{Address, Gpa, Hpa, SplitMix64};
+use nestwalk_types::{Address, Gpa, Hpa, Hva, SplitMix64};
 
 /// A piece of guest memory that lies contiguously in host memory.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -68,7 +68,7 @@ impl HostMemory {
     }
 
     /// The guest-physical address behind which an address of the VMM process is.
-    fn gpa(&self, hva: nestwalk_types::Hva) -> Option<Gpa> {
+    fn gpa(&self, hva: Hva) -> Option<Gpa> {
         self.slots().iter().find_map(|s| {
             let offset = hva.value().wrapping_sub(s.hva.value());
             (offset < s.bytes).then(|| s.gpa.offset_by(offset))
@@ -138,22 +138,36 @@ impl HostMemory {
         let Some(from) = self.hva(end).filter(|_| limit > end.value()) else {
             return Ok(SegmentChange::default());
         };
-        let (free, after) = self.free_behind(&segment);
-        let pages = ((limit - end.value()) >> 12).min(free);
+        let in_place = self.pages_in_place(from, &segment, (limit - end.value()) >> 12);
+        if in_place > 0 {
+            self.space.adopt(in_place);
+            let more = self.grow_segment(bytes)?;
+            return Ok(more);
+        }
+        let pages = ((limit - end.value()) >> 12).min(self.free_behind(&segment));
         let (start, stop) = (from.value(), from.value() + (pages << 12));
         let moved_pages = self.space.evict(&mut self.memory, start, stop)?;
-        debug_assert!(self.memory.physical.is_free(Hpa::new(after << 12)) || pages == 0);
         let pages = self.space.grow_region(&mut self.memory, pages, &mut Unobserved);
         self.space.fill_region(&mut self.memory, from, pages << 12)?;
         Ok(SegmentChange { moved_pages, cleared_pages: pages.saturating_sub(moved_pages) })
     }
 
-    /// Free frames right behind the segment, and the first of them.
-    fn free_behind(&self, segment: &HostSegment) -> (u64, u64) {
+    /// Pages behind the segment, at most so many, that lie where it would have them: it has shrunk.
+    fn pages_in_place(&self, from: Hva, segment: &HostSegment, most: u64) -> u64 {
+        let target = segment.target.offset_by(segment.bytes);
+        let in_place = |i: &u64| {
+            let (at, frame) = (from.offset_by(i << 12), target.offset_by(i << 12));
+            let found = self.space.look_up(&self.memory, at);
+            found.is_ok_and(|leaf| leaf.apply(at) == frame)
+        };
+        (0..most).take_while(in_place).count() as u64
+    }
+
+    /// Free frames right behind the segment.
+    fn free_behind(&self, segment: &HostSegment) -> u64 {
         let next = (segment.target.value() + segment.bytes) >> 12;
         let runs = self.memory.physical.free_runs();
-        let run = runs.iter().find(|r| r.contains(&next));
-        (run.map_or(0, |r| r.end - next), next)
+        runs.iter().find(|r| r.contains(&next)).map_or(0, |r| r.end - next)
     }
 
     /// The segment shrinks to `bytes`, rounded down to whole pages; the pages behind stay where they are.
@@ -169,7 +183,7 @@ impl HostMemory {
         self.space.drop_region(&mut self.memory, &mut Unobserved);
     }
 
-    fn segment_range(&self, start: Gpa, bytes: u64) -> Result<(nestwalk_types::Hva, u64), MmError> {
+    fn segment_range(&self, start: Gpa, bytes: u64) -> Result<(Hva, u64), MmError> {
         let wrong =
             |reason: &str| MmError::Segment { gpa: start.value(), bytes, reason: reason.into() };
         if (start.value() | bytes) & 0xfff != 0 || bytes == 0 {

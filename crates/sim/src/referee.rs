@@ -151,9 +151,14 @@ impl Referee {
             violations += 1;
             told.push(format!("{}: {problem}", self.machine));
         }
+        // What was exchanged since the last access is not known any more.
+        let exchanged = |(first, bytes): &(Gpa, u64), gfn: u64| {
+            gfn.checked_sub(first.page_number()).is_some_and(|i| i < bytes >> 12)
+        };
+        let known = |gfn: &&u64| !platform.moved.iter().any(|m| exchanged(m, **gfn));
         if let Some(host) = &platform.world.host {
             for table in host.tables().pages() {
-                if let Some(gfn) = self.owner.get(&table.page_number()) {
+                if let Some(gfn) = self.owner.get(&table.page_number()).filter(known) {
                     violations += 1;
                     told.push(format!(
                         "{}: {table:?} holds a table and is behind guest page {gfn:#x}",

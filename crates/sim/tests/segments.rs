@@ -12,7 +12,7 @@ use nestwalk_sim::spec::MachineSpec;
 use nestwalk_sim::vmm::segments::SegmentedVm;
 use nestwalk_sim::{AnyMachine, Counters, Dimension, ExitReason, Machine};
 use nestwalk_tables::{LEGACY32, LONG4, LONG5, Mode, PAE};
-use nestwalk_types::{Control, Gpa, GuestSegment, Gva, PageSize, RunFlags};
+use nestwalk_types::{Address, Control, Gpa, GuestSegment, Gva, PageSize, RunFlags};
 
 const S4K: PageSize = PageSize::SIZE_4K;
 const S2M: PageSize = PageSize::SIZE_2M;
@@ -279,7 +279,7 @@ fn bad_frames_are_never_used_and_what_the_filter_reports_is_mapped() {
 #[test]
 fn frames_can_be_named_as_bad() {
     let u = Setup { guest_bytes: 64 << 20, host_bytes: 128 << 20, ..setup() };
-    let m = u.segmented("vmm-direct", "bad-at=0x4000+0x4001+0x7000");
+    let m = u.segmented("vmm-direct", "bad-at=0x4000+0x4001+0x6fff");
     let host = m.platform.world.host.as_ref().unwrap();
     let segment = host.segment().unwrap();
     let first = segment.target.page_number();

@@ -265,6 +265,20 @@ impl<I: Address, O: Address> AddressSpace<I, O> {
         pages
     }
 
+    /// The region grows over `pages` that are present, and lie where the region would have them.
+    pub(crate) fn adopt(&mut self, pages: u64) {
+        if let Some(region) = &mut self.region {
+            let end = region.end();
+            region.pages += pages;
+            let bits = region.end() - region.origin;
+            region.bits.resize(bits.div_ceil(64) as usize, 0);
+            for page in end..end + pages {
+                let i = page - region.origin;
+                region.bits[(i >> 6) as usize] &= !(1 << (i & 63));
+            }
+        }
+    }
+
     /// Pages of a range of addresses leave the region: they are about to be unmapped or write-protected.
     pub(crate) fn leave_region(
         &mut self,

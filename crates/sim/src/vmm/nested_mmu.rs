@@ -155,7 +155,8 @@ impl NestedMmu {
                     store(&mut self.memory, self.mode, self.root, gpa, level, none, &mut owner);
                 cleared += u64::from(stored.is_ok());
             }
-            done += leaf.size.bytes();
+            // The range may begin within the leaf.
+            done += leaf.size.bytes() - gpa.offset_in(leaf.size);
         }
         cleared
     }
