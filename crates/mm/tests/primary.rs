@@ -242,13 +242,13 @@ fn what_has_no_contiguous_memory_is_paged() {
         ..config()
     };
     let mut t = Test::new(fragmented);
-    t.map(0, 100 * MIB >> 12);
+    t.map(0, (100 * MIB) >> 12);
     assert_eq!(t.pages(), None);
     t.store(17);
     // With few pinned frames it spans them, and they escape.
     let primary = PrimaryConfig { least_bytes: 4096, escapes: 16 };
     let mut t = Test::new(GuestConfig { fragmentation: 0.05, primary, seed: 3, ..config() });
-    t.map(0, 100 * MIB >> 12);
+    t.map(0, (100 * MIB) >> 12);
     let (_, pages, escaped) = t.pages().unwrap();
     assert!(pages > 10_000 && !escaped.is_empty() && escaped.len() <= 16, "{pages} {escaped:?}");
     let hole = escaped[0];

@@ -121,7 +121,7 @@ pub struct Machine<S> {
     /// The scheme.
     pub scheme: S,
     referee: Option<Referee>,
-    /// Second-level misses in the last group of runs.
+    /// Second-level misses, and accesses that segments served, in the last group of runs.
     recent_misses: u64,
     /// By vCPU: the guest ran before the stream began, and the vCPU has loaded no root yet. Empty for
     /// guests that begin with it.
@@ -179,9 +179,11 @@ impl<S: Scheme> Machine<S> {
             if self.recent_misses >= WORTHWHILE {
                 self.scheme.read_ahead(&self.platform, runs, gpas);
             }
-            let before = self.platform.counters.l2_tlb_misses;
+            // What a segment serves is no walk, but its data lie as far away.
+            let missed = |c: &Counters| c.l2_tlb_misses + c.segment_hits + c.segment_accesses;
+            let before = missed(&self.platform.counters);
             self.run_on_time(runs, gpas)?;
-            self.recent_misses = self.platform.counters.l2_tlb_misses - before;
+            self.recent_misses = missed(&self.platform.counters).saturating_sub(before);
         }
         Ok(())
     }
