@@ -1,9 +1,10 @@
 //! The escape filter: pages of a segment that must not be translated by it (MICRO 2014).
 //!
-//! A parallel Bloom filter: each hash function has a bank of its own, of `bits / hashes` bits, so that
-//! all banks are read at once by memories of one port (Sanchez et al., MICRO 2007). Hash functions are
-//! of the class H3 (Carter and Wegman, 1979): each input bit that is set contributes a random word, and
-//! the words are added modulo 2. With `n` pages put in, a page that was not is reported with probability
+//! A parallel Bloom filter: each hash function has a bank of its own, of `bits / hashes` bits, so
+//! that all banks are read at once by memories of one port (Sanchez et al., MICRO 2007). Hash
+//! functions are of the class H3 (Carter and Wegman, 1979): each input bit that is set contributes
+//! a random word, and the words are added modulo 2. With `n` pages put in, a page that was not is
+//! reported with probability
 //!
 //! ```text
 //! (1 - (1 - k/m)^n)^k     m bits in all, k hashes, m/k bits per bank
@@ -95,7 +96,8 @@ impl FilterGeometry {
     }
 }
 
-/// The matrices of the hash functions, by byte of the key: 16 bits of output are enough for any bank.
+/// The matrices of the hash functions, by byte of the key: 16 bits of output are enough for any
+/// bank.
 type Matrix = [[u16; 256]; KEY_BYTES];
 
 /// A filter over page numbers.
@@ -165,7 +167,8 @@ impl EscapeFilter {
         self.pages = 0;
     }
 
-    /// Every page of a range that is reported, false positives included: what page tables must hold.
+    /// Every page of a range that is reported, false positives included: what page tables must
+    /// hold.
     pub fn reported(&self, pages: Range<u64>) -> impl Iterator<Item = u64> {
         let pages = if self.is_empty() { 0..0 } else { pages };
         pages.filter(|page| self.reports(*page))
@@ -234,8 +237,9 @@ mod tests {
         }
     }
 
-    /// Over many filters with hash functions of their own, against the formula, within four standard
-    /// errors of the measured mean; and far from what half or twice as many hashes would give.
+    /// Over many filters with hash functions of their own, against the formula, within four
+    /// standard errors of the measured mean; and far from what half or twice as many hashes would
+    /// give.
     #[test]
     fn the_rate_of_false_positives_is_the_formula_s() {
         for (bits, hashes, put) in

@@ -1,7 +1,8 @@
-//! Registers of a direct segment: BASE, LIMIT, OFFSET (Basu et al., ISCA 2013; Gandhi et al., MICRO 2014).
+//! Registers of a direct segment: BASE, LIMIT, OFFSET (Basu et al., ISCA 2013; Gandhi et al., MICRO
+//! 2014).
 //!
-//! An address in `BASE..LIMIT` is translated by adding OFFSET. The same registers serve three places:
-//! gVA to hPA on bare metal, gVA to gPA in a guest, gPA to hPA in a VMM.
+//! An address in `BASE..LIMIT` is translated by adding OFFSET. The same registers serve three
+//! places: gVA to hPA on bare metal, gVA to gPA in a guest, gPA to hPA in a VMM.
 
 use nestwalk_types::{Address, PageSize};
 use std::marker::PhantomData;
@@ -133,8 +134,8 @@ impl<I: Address, O: Address> Segment<I, O> {
         self.base >> 12..(self.base >> 12) + (self.bytes >> 12)
     }
 
-    /// Whether this and another segment that is in force at the same time are apart, in what they map
-    /// and in what they map to.
+    /// Whether this and another segment that is in force at the same time are apart, in what they
+    /// map and in what they map to.
     ///
     /// # Errors
     /// They overlap.

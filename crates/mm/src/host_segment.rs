@@ -1,12 +1,12 @@
 //! The host's half of a VMM segment: one contiguous piece of host memory behind guest memory.
 //!
-//! The pages of the segment are in the VMM process's page tables like all guest memory, at the places
-//! that the segment says, and all of them are present. So the host's record is complete at any time,
-//! whatever hardware has in its registers.
+//! The pages of the segment are in the VMM process's page tables like all guest memory, at the
+//! places that the segment says, and all of them are present. So the host's record is complete at
+//! any time, whatever hardware has in its registers.
 //!
-//! Faulty frames are never given out: their guest pages get other frames, and escape. So do pages that
-//! the host takes back while the VM runs, as long as they are few; beyond that the segment keeps its
-//! larger part.
+//! Faulty frames are never given out: their guest pages get other frames, and escape. So do pages
+//! that the host takes back while the VM runs, as long as they are few; beyond that the segment
+//! keeps its larger part.
 
 use crate::error::MmError;
 use crate::host::HostMemory;
@@ -93,13 +93,13 @@ impl HostMemory {
         Ok(())
     }
 
-    /// Makes a segment in place of the one there is. Its pages that are in use already are moved; who
-    /// maps them in tables of his own, or has them in a TLB, owes their invalidation, for the whole
-    /// range of the segment. `None`, and no segment, if no run of free frames is long enough.
+    /// Makes a segment in place of the one there is. Its pages that are in use already are moved;
+    /// who maps them in tables of his own, or has them in a TLB, owes their invalidation, for the
+    /// whole range of the segment. `None`, and no segment, if no run of free frames is long enough.
     ///
     /// # Errors
-    /// A range that is not whole pages of one memory slot; as many bad pages as the segment has pages;
-    /// memory is exhausted.
+    /// A range that is not whole pages of one memory slot; as many bad pages as the segment has
+    /// pages; memory is exhausted.
     pub fn create_segment(
         &mut self,
         request: &SegmentRequest,
@@ -170,7 +170,8 @@ impl HostMemory {
         runs.iter().find(|r| r.contains(&next)).map_or(0, |r| r.end - next)
     }
 
-    /// The segment shrinks to `bytes`, rounded down to whole pages; the pages behind stay where they are.
+    /// The segment shrinks to `bytes`, rounded down to whole pages; the pages behind stay where
+    /// they are.
     pub fn shrink_segment(&mut self, bytes: u64) {
         if let Some(region) = self.space.region() {
             let first = region.start.page_number();

@@ -28,10 +28,11 @@ impl<O: Address> PhysicalMemory<O> {
         runs
     }
 
-    /// Where `pages` pages from page number `first` on can lie contiguously, with at most `holes` frames
-    /// in between that are not free. The best alignment wins, so that large pages can be used; then
-    /// memory above 4 GiB, where kernels put everything as long as they can; then the shortest run that is long enough; then the lowest. If none is long enough, the longest one is
-    /// given, which is for the first of the pages. `None` if nothing is free.
+    /// Where `pages` pages from page number `first` on can lie contiguously, with at most `holes`
+    /// frames in between that are not free. The best alignment wins, so that large pages can be
+    /// used; then memory above 4 GiB, where kernels put everything as long as they can; then the
+    /// shortest run that is long enough; then the lowest. If none is long enough, the longest one
+    /// is given, which is for the first of the pages. `None` if nothing is free.
     pub fn find_run(&self, first: u64, pages: u64, holes: u64) -> Option<Run> {
         let whole = self.free_runs();
         let fits = |runs: &[Range<u64>]| {

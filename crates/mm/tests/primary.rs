@@ -82,8 +82,8 @@ fn at(page: u64) -> Gva {
     Gva::new(BASE + (page << 12))
 }
 
-/// What holds at any time: every page of a region that does not escape is, if it is present, where the
-/// region says, and writable; and no frame is lost.
+/// What holds at any time: every page of a region that does not escape is, if it is present, where
+/// the region says, and writable; and no frame is lost.
 fn check(guest: &ModelledGuest) {
     let memory = guest.memory();
     for (_, space) in guest.spaces() {

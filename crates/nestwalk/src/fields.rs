@@ -154,7 +154,7 @@ pub static PAGE_TABLE_BYTES: &[Field] = &[
 
 /// Keys of a machine's `segments`.
 pub static SEGMENTS: &[Field] = &[
-    ("guest", "", "the largest guest segment that a vCPU has at the end"),
+    ("guest", "", "the largest guest segment that was loaded, as it was then"),
     ("vmm", "", "the VMM's segment at the end"),
     ("vmm_percent", "% of guest memory", "what the VMM's segment covers"),
 ];

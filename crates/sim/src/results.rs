@@ -249,7 +249,7 @@ pub static FIELDS: &[(&str, &str, &str)] = &[
     (
         "segments",
         "",
-        "of schemes with segments: bytes, escaped pages and pages the filter reports at the end, guest and VMM",
+        "of schemes with segments: the largest of the guest, the VMM's at the end, what escapes",
     ),
     ("switching", "", "of schemes whose paging mode changes: time in each mode, and the switches"),
     ("referee", "", "with --verify: runs checked, violations, the first of them"),

@@ -148,7 +148,7 @@ impl SegmentInfo {
     }
 }
 
-/// The segments of a machine. Of guest segments the largest that any vCPU has now.
+/// The segments of a machine. Of guest segments the largest that was loaded so far.
 #[derive(Clone, Copy, PartialEq, Debug, Default, Serialize)]
 pub struct SegmentState {
     /// The guest's, from gVA to gPA.

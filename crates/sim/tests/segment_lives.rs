@@ -1,6 +1,6 @@
-//! The referee watches machines with segments in random lives: bad pages, filters that report too much,
-//! segments that are made, grow, shrink and go between any two steps, and pages that the host takes back;
-//! of one vCPU and of four. And it catches those whose hardware goes wrong.
+//! The referee watches machines with segments in random lives: bad pages, filters that report too
+//! much, segments that are made, grow, shrink and go between any two steps, and pages that the host
+//! takes back; of one vCPU and of four. And it catches those whose hardware goes wrong.
 
 mod common;
 

@@ -1,5 +1,5 @@
-//! Direct segments: references and checks of each mode in closed form, what goes into the TLBs, what
-//! escapes, and what the software does with segments.
+//! Direct segments: references and checks of each mode in closed form, what goes into the TLBs,
+//! what escapes, and what the software does with segments.
 
 mod common;
 
@@ -94,8 +94,9 @@ fn each_mode_makes_the_references_and_checks_of_the_paper() {
     assert_eq!(cold(&mut u.segmented("dual-direct", paged), segment(), outside), [4, 20, 1, 5]);
 }
 
-/// With g guest references there are g + 1 checks, but that PAE's root is in registers, which leaves as
-/// many checks as references and one for the page; with h nested levels Guest Direct makes h references.
+/// With g guest references there are g + 1 checks, but that PAE's root is in registers, which
+/// leaves as many checks as references and one for the page; with h nested levels Guest Direct
+/// makes h references.
 #[test]
 fn modes_of_any_number_of_levels_follow_the_formula() {
     for (guest, host) in
@@ -150,7 +151,8 @@ fn checks_cost_what_the_profile_says() {
     assert_eq!((c.references.of(Dimension::Guest), c.vmm_segment_checks), (1, 1));
 }
 
-/// A covered access goes to the first-level TLB as 4 KiB, and not to the second; with `check=l1` to none.
+/// A covered access goes to the first-level TLB as 4 KiB, and not to the second; with `check=l1` to
+/// none.
 #[test]
 fn what_a_segment_serves_goes_to_the_first_level_alone() {
     let u = Setup::new(with_roomy_tlbs(bare_profile()));
@@ -181,7 +183,8 @@ fn what_a_segment_serves_goes_to_the_first_level_alone() {
     }
 }
 
-/// VMM Direct keeps the guest's page size, unless its TLB entries are to have 4 KiB or a page escapes.
+/// VMM Direct keeps the guest's page size, unless its TLB entries are to have 4 KiB or a page
+/// escapes.
 #[test]
 fn large_guest_pages_stay_large_under_a_vmm_segment_without_escapes() {
     for (variant, walks) in [("", 1), ("entries=4k", 3), ("bad=1", 3)] {
@@ -197,7 +200,8 @@ fn large_guest_pages_stay_large_under_a_vmm_segment_without_escapes() {
     }
 }
 
-/// Instruction fetches are not served by a guest's segment, since it permits loads and stores alone.
+/// Instruction fetches are not served by a guest's segment, since it permits loads and stores
+/// alone.
 #[test]
 fn fetches_are_paged_in_the_guest_dimension() {
     for m in [&mut setup().ds("") as &mut dyn Probe, &mut setup().segmented("dual-direct", "")] {
@@ -235,8 +239,8 @@ fn escaped_pages_reach_their_frames_through_the_tables() {
     }
 }
 
-/// The VMM's bad pages: each guest page of a faulty frame has another one; every page that the filter
-/// reports is in the nested tables before the guest touches it, so no access exits.
+/// The VMM's bad pages: each guest page of a faulty frame has another one; every page that the
+/// filter reports is in the nested tables before the guest touches it, so no access exits.
 #[test]
 fn bad_frames_are_never_used_and_what_the_filter_reports_is_mapped() {
     for (bad, filter) in [(1, "256x4"), (16, "256x4"), (64, "256x4"), (64, "16x2"), (0, "256x4")] {
@@ -313,7 +317,8 @@ fn wrong_segments_are_refused() {
     }
 }
 
-/// Growth, shrinking and teardown of the VMM's segment under way: pages in use are moved, nothing else.
+/// Growth, shrinking and teardown of the VMM's segment under way: pages in use are moved, nothing
+/// else.
 #[test]
 fn a_vmm_segment_comes_grows_shrinks_and_goes_while_the_guest_runs() {
     let u = Setup { guest_bytes: 64 << 20, host_bytes: 256 << 20, ..setup() };
@@ -334,7 +339,8 @@ fn a_vmm_segment_comes_grows_shrinks_and_goes_while_the_guest_runs() {
         (c.references.of(Dimension::Nested), c.exits[ExitReason::EptViolation as usize])
     };
     assert!(look(&mut m).0 > 0);
-    // All pages that were touched and lie in it are copied: the 12 up to 32 MiB, and tables at 16 MiB.
+    // All pages that were touched and lie in it are copied: the 12 up to 32 MiB, and tables at 16
+    // MiB.
     let (made, moved) = create(&mut m, 0, 32 << 20);
     assert!(made && moved >= 12, "{moved}");
     let (refs, exits) = look(&mut m);

@@ -51,8 +51,9 @@ pub enum PlacementKind {
     /// See [`FirstFit`].
     #[default]
     FirstFit,
-    /// As [`FirstFit`], but that contiguous frames are set aside for the largest mapping of each process,
-    /// a *primary region*: see [`crate::PrimaryConfig`]. A guest's; a host has segments of its own.
+    /// As [`FirstFit`], but that contiguous frames are set aside for the largest mapping of each
+    /// process, a *primary region*: see [`crate::PrimaryConfig`]. A guest's; a host has segments of
+    /// its own.
     Primary,
 }
 

@@ -1,15 +1,15 @@
 //! The primary region: a range of an address space behind which frames lie one after the other.
 //!
 //! What Basu et al. (ISCA 2013) call so is a contiguous virtual range for which the kernel reserves
-//! contiguous physical memory. Here the frames are set aside when the region is made and handed out when
-//! pages are touched, so that the page tables hold what the segment says, as in the prototypes of the
-//! papers: whatever escapes the segment finds its page by paging.
+//! contiguous physical memory. Here the frames are set aside when the region is made and handed out
+//! when pages are touched, so that the page tables hold what the segment says, as in the prototypes
+//! of the papers: whatever escapes the segment finds its page by paging.
 //!
-//! A segment's pages are all present and writable. So pages that are unmapped or write-protected leave
-//! the region: at an end the region shrinks; a few in the middle *escape*; for more than that the region
-//! keeps its larger part. It ends at a fork, whose pages are shared copy-on-write, and at exec and exit.
-//! What has left the region is paged. There is no swapping and no merging of equal pages in this model,
-//! so the region need not refuse them.
+//! A segment's pages are all present and writable. So pages that are unmapped or write-protected
+//! leave the region: at an end the region shrinks; a few in the middle *escape*; for more than that
+//! the region keeps its larger part. It ends at a fork, whose pages are shared copy-on-write, and
+//! at exec and exit. What has left the region is paged. There is no swapping and no merging of
+//! equal pages in this model, so the region need not refuse them.
 
 use crate::error::MmError;
 use crate::runs::Run;
@@ -21,8 +21,9 @@ use std::collections::BTreeSet;
 /// Which mapping becomes a primary region.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct PrimaryConfig {
-    /// Smallest region. ISCA 2013 has regions of gigabytes, which the program asks for; here the largest
-    /// mapping is taken as asked for if it has 2 MiB, the span of one leaf table: an assumption.
+    /// Smallest region. ISCA 2013 has regions of gigabytes, which the program asks for; here the
+    /// largest mapping is taken as asked for if it has 2 MiB, the span of one leaf table: an
+    /// assumption.
     pub least_bytes: u64,
     /// Pages in it that may escape: MICRO 2014 sizes its filter for 16.
     pub escapes: usize,
@@ -164,11 +165,11 @@ impl<I: Address, O: Address> AddressSpace<I, O> {
         observer.segment(self.region().as_ref());
     }
 
-    /// A range was mapped, or made writable: it becomes the primary region if it is larger than that, or
-    /// makes the region grow if it follows it.
+    /// A range was mapped, or made writable: it becomes the primary region if it is larger than
+    /// that, or makes the region grow if it follows it.
     ///
-    /// A mapping for which memory is missing, not contiguity, gets no region: an eighth of what is free
-    /// is left to page tables and other mappings.
+    /// A mapping for which memory is missing, not contiguity, gets no region: an eighth of what is
+    /// free is left to page tables and other mappings.
     pub(super) fn consider(
         &mut self,
         memory: &mut Memory<O>,
@@ -211,8 +212,8 @@ impl<I: Address, O: Address> AddressSpace<I, O> {
         self.reserve(memory, first, run, observer);
     }
 
-    /// Sets a run aside for the pages from `first` on, none of which may be present. Frames of the run
-    /// that are not free make their pages escape.
+    /// Sets a run aside for the pages from `first` on, none of which may be present. Frames of the
+    /// run that are not free make their pages escape.
     pub(crate) fn reserve(
         &mut self,
         memory: &mut Memory<O>,
@@ -231,8 +232,8 @@ impl<I: Address, O: Address> AddressSpace<I, O> {
         self.tell(observer);
     }
 
-    /// The region grows at its end by at most `pages`, as far as the frames that follow are free and
-    /// none of the pages is present. Returns by how many.
+    /// The region grows at its end by at most `pages`, as far as the frames that follow are free
+    /// and none of the pages is present. Returns by how many.
     pub(crate) fn grow_region(
         &mut self,
         memory: &mut Memory<O>,
@@ -279,7 +280,8 @@ impl<I: Address, O: Address> AddressSpace<I, O> {
         }
     }
 
-    /// Pages of a range of addresses leave the region: they are about to be unmapped or write-protected.
+    /// Pages of a range of addresses leave the region: they are about to be unmapped or
+    /// write-protected.
     pub(crate) fn leave_region(
         &mut self,
         memory: &mut Memory<O>,
@@ -333,8 +335,8 @@ impl<I: Address, O: Address> AddressSpace<I, O> {
         }
     }
 
-    /// There is no region any more; its pages stay where they are. An invalidation is owed unless one of
-    /// everything follows anyway.
+    /// There is no region any more; its pages stay where they are. An invalidation is owed unless
+    /// one of everything follows anyway.
     pub(crate) fn drop_region(
         &mut self,
         memory: &mut Memory<O>,
@@ -351,8 +353,8 @@ impl<I: Address, O: Address> AddressSpace<I, O> {
         self.escapes = escapes;
     }
 
-    /// The pages of a range are not present any more; the mapping stays. What was in them is about to be
-    /// found elsewhere, in the region. Returns how many there were, in 4 KiB.
+    /// The pages of a range are not present any more; the mapping stays. What was in them is about
+    /// to be found elsewhere, in the region. Returns how many there were, in 4 KiB.
     ///
     /// # Errors
     /// No frame for a table where a large page must be split.

@@ -1,5 +1,5 @@
-//! `ds`: bare metal with a direct segment (Basu et al., ISCA 2013): a primary region of each process is
-//! translated by an addition, everything else by one walk over its tables.
+//! `ds`: bare metal with a direct segment (Basu et al., ISCA 2013): a primary region of each
+//! process is translated by an addition, everything else by one walk over its tables.
 
 use super::{Build, Definition};
 use crate::ahead::read_sets;

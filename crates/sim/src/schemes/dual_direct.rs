@@ -1,5 +1,6 @@
-//! `dual-direct`: the guest's segment and the VMM's, one after the other, by one combined check and no
-//! reference (Gandhi et al., MICRO 2014). Where only one of them covers, it is Guest Direct or VMM Direct.
+//! `dual-direct`: the guest's segment and the VMM's, one after the other, by one combined check and
+//! no reference (Gandhi et al., MICRO 2014). Where only one of them covers, it is Guest Direct or
+//! VMM Direct.
 
 use super::{Build, Definition};
 use crate::engine::AnyMachine;

@@ -1,5 +1,6 @@
-//! `guest-direct`: the guest's segment leads to a guest-physical address, for which nested tables are
-//! walked: 4 references and 1 check (Gandhi et al., MICRO 2014). The guest's kernel keeps a primary region.
+//! `guest-direct`: the guest's segment leads to a guest-physical address, for which nested tables
+//! are walked: 4 references and 1 check (Gandhi et al., MICRO 2014). The guest's kernel keeps a
+//! primary region.
 
 use super::{Build, Definition};
 use crate::engine::AnyMachine;

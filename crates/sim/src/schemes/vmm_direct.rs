@@ -1,5 +1,6 @@
-//! `vmm-direct`: guest tables are walked, and each guest-physical address on the way is translated by the
-//! VMM's segment: 4 references and 5 checks (Gandhi et al., MICRO 2014). It needs nothing of the guest.
+//! `vmm-direct`: guest tables are walked, and each guest-physical address on the way is translated
+//! by the VMM's segment: 4 references and 5 checks (Gandhi et al., MICRO 2014). It needs nothing of
+//! the guest.
 
 use super::{Build, Definition};
 use crate::engine::AnyMachine;

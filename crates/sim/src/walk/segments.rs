@@ -1,5 +1,5 @@
-//! The walk with direct segments (Basu et al., ISCA 2013; Gandhi et al., MICRO 2014): neither, one or
-//! both dimensions of a walk are an addition, access by access, as the segments cover.
+//! The walk with direct segments (Basu et al., ISCA 2013; Gandhi et al., MICRO 2014): neither, one
+//! or both dimensions of a walk are an addition, access by access, as the segments cover.
 //!
 //! ```text
 //! references with nothing cached, 4-level tables, 4 KiB pages      references  checks
@@ -10,13 +10,13 @@
 //! bare metal, segment covers                                            0         1
 //! ```
 //!
-//! A check compares an address with base and limit and looks its page up in the escape filter at the same
-//! time. The guest's check, which is one combined check where there is a VMM segment, too, is made when
-//! the first-level TLB has missed, beside the second level; the others are the walker's, one for each
-//! guest-physical address that it meets: the root, three tables, the page.
+//! A check compares an address with base and limit and looks its page up in the escape filter at
+//! the same time. The guest's check, which is one combined check where there is a VMM segment, too,
+//! is made when the first-level TLB has missed, beside the second level; the others are the
+//! walker's, one for each guest-physical address that it meets: the root, three tables, the page.
 //!
-//! Data only: a segment permits loads and stores (ISCA 2013), so instruction fetches take no notice of
-//! guest segments. A VMM segment is below the guest's permissions and serves everything.
+//! Data only: a segment permits loads and stores (ISCA 2013), so instruction fetches take no notice
+//! of guest segments. A VMM segment is below the guest's permissions and serves everything.
 
 use super::{Fault, HostDimension, NestedTables, translate_nested};
 use crate::counters::Counters;
@@ -57,8 +57,8 @@ impl<I: Address, O: Address> SegmentUnit<I, O> {
         Ok(Self { registers: Segment::OFF, filter, put: Vec::new() })
     }
 
-    /// Loads registers and filter: `bytes` from `base` on are at `target`, but for the pages of these
-    /// numbers (address / 4096), ascending.
+    /// Loads registers and filter: `bytes` from `base` on are at `target`, but for the pages of
+    /// these numbers (address / 4096), ascending.
     ///
     /// # Errors
     /// A segment that cannot be; then it is off.
@@ -114,8 +114,9 @@ impl<I: Address, O: Address> SegmentUnit<I, O> {
         }
     }
 
-    /// The largest page around a covered address that one TLB entry may hold: without escaped pages as
-    /// far as the segment reaches; with any 4 KiB, since the filter answers for one page at a time.
+    /// The largest page around a covered address that one TLB entry may hold: without escaped pages
+    /// as far as the segment reaches; with any 4 KiB, since the filter answers for one page at a
+    /// time.
     #[inline]
     pub fn page_size(&self, address: I) -> PageSize {
         if !self.filter.is_empty() {
@@ -142,8 +143,8 @@ pub fn count_escape<O>(counters: &mut Counters, found: &Found<O>) {
 pub struct Walker {
     /// Cycles of a check.
     pub check_cycles: u64,
-    /// Entries are as large as the page of the dimension that is walked, where the segment allows it;
-    /// otherwise all have 4 KiB.
+    /// Entries are as large as the page of the dimension that is walked, where the segment allows
+    /// it; otherwise all have 4 KiB.
     pub whole_pages: bool,
 }
 
@@ -182,8 +183,8 @@ impl HostDimension for Flattened<'_> {
     }
 }
 
-/// What a segment that ends at a host-physical address gives the first-level TLB: 4 KiB, for loads and
-/// stores.
+/// What a segment that ends at a host-physical address gives the first-level TLB: 4 KiB, for loads
+/// and stores.
 #[inline]
 pub fn covered(at: Hpa) -> Translation {
     let permissions = Permissions { write: true, user: true, execute: false };

@@ -10,6 +10,7 @@ use nestwalk_types::{Gpa, GuestSegment, Gva, VcpuId};
 pub struct GuestSegments {
     cores: Vec<SegmentUnit<Gva, Gpa>>,
     check: Check,
+    largest: SegmentInfo,
 }
 
 impl GuestSegments {
@@ -20,7 +21,7 @@ impl GuestSegments {
     pub fn new(config: &SegmentConfig, cores: usize) -> Result<Self, String> {
         let unit = |_| SegmentUnit::new(config.filter, config.filter_seed);
         let cores = (0..cores).map(unit).collect::<Result<_, _>>().map_err(|e| e.to_string())?;
-        Ok(Self { cores, check: config.check })
+        Ok(Self { cores, check: config.check, largest: SegmentInfo::default() })
     }
 
     /// The guest's kernel loads the registers of a core.
@@ -39,10 +40,13 @@ impl GuestSegments {
             unit.turn_off();
             return Ok(());
         };
-        unit.load((s.base, s.bytes, s.target), &s.escaped).map_err(|source| MachineError::Segment {
-            machine: format!("the guest on vCPU {}", vcpu.0),
-            source,
-        })
+        unit.load((s.base, s.bytes, s.target), &s.escaped).map_err(|source| {
+            MachineError::Segment { machine: format!("the guest on vCPU {}", vcpu.0), source }
+        })?;
+        if s.bytes > self.largest.bytes {
+            self.largest = SegmentInfo::of(unit);
+        }
+        Ok(())
     }
 
     /// Where addresses are checked.
@@ -69,9 +73,8 @@ impl GuestSegments {
         found
     }
 
-    /// The largest segment that any core has.
-    pub fn info(&self) -> SegmentInfo {
-        let largest = self.cores.iter().max_by_key(|u| u.registers().bytes());
-        largest.map_or_else(SegmentInfo::default, SegmentInfo::of)
+    /// The largest segment that was loaded so far.
+    pub const fn info(&self) -> SegmentInfo {
+        self.largest
     }
 }

@@ -76,8 +76,8 @@ impl SegmentedVm {
         })
     }
 
-    /// A machine with the VMM segment that its configuration asks for: over the largest memory slot,
-    /// or as much of it as there is contiguous host memory for.
+    /// A machine with the VMM segment that its configuration asks for: over the largest memory
+    /// slot, or as much of it as there is contiguous host memory for.
     ///
     /// # Errors
     /// As [`SegmentedVm::new`]; bad frames that cannot be; host memory is exhausted.
@@ -117,9 +117,9 @@ impl SegmentedVm {
         Ok(())
     }
 
-    /// Makes host memory contiguous behind a range of guest memory, as far as free frames allow, and
-    /// loads the VMM segment, in place of the one there is. Pages in use are moved, and counted.
-    /// Returns whether there is a segment now.
+    /// Makes host memory contiguous behind a range of guest memory, as far as free frames allow,
+    /// and loads the VMM segment, in place of the one there is. Pages in use are moved, and
+    /// counted. Returns whether there is a segment now.
     ///
     /// # Errors
     /// A range that is not whole pages of one memory slot; host memory is exhausted.
@@ -155,8 +155,8 @@ impl SegmentedVm {
         Ok(made?.is_some())
     }
 
-    /// The VMM segment grows at its end, to `bytes` or as far as the frames behind it are free and its
-    /// memory slot reaches.
+    /// The VMM segment grows at its end, to `bytes` or as far as the frames behind it are free and
+    /// its memory slot reaches.
     ///
     /// # Errors
     /// Host memory is exhausted.
@@ -175,8 +175,8 @@ impl SegmentedVm {
         Ok(())
     }
 
-    /// The VMM segment shrinks at its end, to `bytes`; 0 takes it away. Pages behind it are paged: the
-    /// nested tables map them when they are used.
+    /// The VMM segment shrinks at its end, to `bytes`; 0 takes it away. Pages behind it are paged:
+    /// the nested tables map them when they are used.
     ///
     /// # Errors
     /// Host memory is exhausted.
@@ -191,7 +191,8 @@ impl SegmentedVm {
         self.reload(platform)
     }
 
-    /// The host has put contiguous memory behind a range: nested entries and TLBs forget what was moved.
+    /// The host has put contiguous memory behind a range: nested entries and TLBs forget what was
+    /// moved.
     fn changed(
         &mut self,
         platform: &mut Platform,
@@ -208,8 +209,8 @@ impl SegmentedVm {
         self.reload(platform)
     }
 
-    /// Loads registers and filter with what the host's record says, and has the nested tables map every
-    /// page that the filter reports, false positives included: the walker finds them there.
+    /// Loads registers and filter with what the host's record says, and has the nested tables map
+    /// every page that the filter reports, false positives included: the walker finds them there.
     fn reload(&mut self, platform: &mut Platform) -> Result<(), MachineError> {
         let (Some(unit), Some(host)) = (&mut self.vmm, &platform.world.host) else {
             return Ok(());
