@@ -170,8 +170,8 @@ pub struct NestedTables<'a> {
 
 /// What translates guest-physical addresses for the walker of the guest's tables.
 pub trait HostDimension {
-    /// Translates one; `on_behalf` is the level of the guest table that lies there, 0 for the page of the
-    /// access.
+    /// Translates one; `on_behalf` is the level of the guest table that lies there, 0 for the page
+    /// of the access.
     ///
     /// # Errors
     /// [`Fault::Nested`] if nothing maps it.
