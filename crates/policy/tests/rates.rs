@@ -56,7 +56,7 @@ fn dsp_weighs_faults_against_misses() {
 
 #[test]
 fn aspms_watches_each_mode_s_weakness_and_adapts() {
-    let mut p = policy("aspms", Mode::Shadow);
+    let mut p = policy("aspms:step=0.1", Mode::Shadow);
     // Under shadow paging misses do not matter; 10 exits are not above 10.
     assert_eq!(p.sample(&sample(Mode::Shadow, 0, 9999, 10)).action, Action::Stay);
     assert_eq!(p.sample(&sample(Mode::Shadow, 0, 0, 11)).action, Action::Switch(Mode::Nested));

@@ -92,6 +92,21 @@ impl XenPv {
             platform.hardware.begin_walk();
             return self.walk(platform, request);
         }
+        // A fault removes what the hardware remembers of the address. It may be a partial walk to small
+        // tables of a large page whose entry was stored to since: that owes no invalidation where the
+        // entry permits more than before, but the small tables went with it.
+        let mode = platform.world.mode;
+        let core = &mut platform.hardware.cores[request.core()];
+        let remembered = core.partial_walk(mode, request.gva).is_some();
+        core.drop_translation(mode, request.gva);
+        let mut fault = fault;
+        if remembered {
+            platform.hardware.begin_walk();
+            match self.walk_once(platform, request) {
+                Err(again) => fault = again,
+                found => return found,
+            }
+        }
         match fault {
             Fault::Linear { protection: true, .. } => {
                 self.mmu.store_to_table(platform, request).ok_or(fault)
