@@ -22,6 +22,8 @@ pub enum ServedBy {
 impl ServedBy {
     /// Number of variants.
     pub const COUNT: usize = 4;
+    /// All, in order.
+    pub const ALL: [Self; Self::COUNT] = [Self::L1, Self::L2, Self::Llc, Self::Memory];
     /// Names in results, in order.
     pub const NAMES: [&'static str; Self::COUNT] = ["l1", "l2", "llc", "memory"];
 }

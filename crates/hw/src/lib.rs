@@ -4,6 +4,7 @@
 
 pub mod assoc;
 pub mod cache;
+pub mod energy;
 pub mod escape;
 pub mod filter;
 pub mod geometry;

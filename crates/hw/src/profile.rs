@@ -1,5 +1,6 @@
 //! Hardware profiles: data files whose every number names its source.
 
+use crate::energy::EnergyProfile;
 use crate::geometry::Geometry;
 use nestwalk_tables::Level;
 use nestwalk_types::PageSize;
@@ -198,6 +199,8 @@ pub struct Profile {
     pub caches: CacheProfile,
     /// Direct segments, for schemes that have them.
     pub segment: SegmentProfile,
+    /// Energies of events, and powers.
+    pub energy: EnergyProfile,
     /// Software costs.
     pub software: SoftwareProfile,
 }
@@ -397,7 +400,7 @@ impl Profile {
         wrong: &impl Fn(&str, String) -> ProfileError,
     ) -> Result<(), ProfileError> {
         for (key, number) in self.numbers() {
-            let share = key.ends_with("_exposed");
+            let share = key.ends_with("_exposed") || key.ends_with("_share");
             let n = number.value;
             if !n.is_finite() || n < 0.0 || (share && n > 1.0) {
                 let range = if share { "between 0 and 1" } else { "0 or more" };
@@ -416,7 +419,7 @@ impl Profile {
     /// All single numbers with their keys: what sensitivity analysis varies.
     pub fn numbers(&self) -> Vec<(&'static str, &Sourced)> {
         let (c, s) = (&self.core, &self.software);
-        vec![
+        let mut numbers = vec![
             ("core.frequency_mhz", &c.frequency_mhz),
             ("core.base_cpi", &c.base_cpi),
             ("core.l2_tlb_hit_cycles", &c.l2_tlb_hit_cycles),
@@ -445,7 +448,9 @@ impl Profile {
             ("software.guest_exec_ns", &s.guest_exec_ns),
             ("software.guest_exit_ns", &s.guest_exit_ns),
             ("software.guest_switch_ns", &s.guest_switch_ns),
-        ]
+        ];
+        numbers.extend(self.energy.numbers());
+        numbers
     }
 }
 

@@ -228,6 +228,10 @@ pub struct CompareArgs {
     /// Format of trace files, instead of telling it by their contents: lackey, champsim, drmemtrace
     #[arg(long, value_name = "FORMAT")]
     pub trace_format: Option<String>,
+    /// A table of energies, too: per instruction, and above the ideal machine's. JSON and CSV always have
+    /// them
+    #[arg(long)]
+    pub energy: bool,
     /// Where results go.
     #[command(flatten)]
     pub output: OutputArgs,
@@ -329,6 +333,9 @@ pub struct RunArgs {
     /// The configuration, as `compare --output DIR` writes it
     #[arg(value_name = "FILE.toml")]
     pub file: PathBuf,
+    /// A table of energies, too, as for `compare`
+    #[arg(long)]
+    pub energy: bool,
     /// Where results go.
     #[command(flatten)]
     pub output: OutputArgs,

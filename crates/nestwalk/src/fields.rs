@@ -215,6 +215,7 @@ pub static PARTS: &[(&str, &[Field])] = &[
     ("guest_os_work", GUEST_OS_WORK),
     ("data_served", SERVED),
     ("fetch_served", SERVED),
+    ("energy", nestwalk_sim::ENERGY_FIELDS),
     ("page_table_bytes", PAGE_TABLE_BYTES),
     ("segments", SEGMENTS),
     ("segments.guest", SEGMENT),

@@ -121,6 +121,59 @@ pub fn segments(results: &[MachineResult]) -> String {
     if any { format!("\n{}", table.render()) } else { String::new() }
 }
 
+/// Energies, a row per machine: picojoules per instruction, and what is above the ideal machine.
+pub fn energy(results: &[MachineResult]) -> String {
+    let mut table = Table::new().column("energy\npJ/instruction", Align::Left);
+    for column in [
+        "TLBs",
+        "walk\ncaches",
+        "nested\nTLB",
+        "segments,\nfilters",
+        "walk\nreferences",
+        "trans-\nlation",
+        "data",
+        "core",
+        "VMM",
+        "static",
+        "total",
+        "dynamic\novh. %",
+        "static\novh. %",
+        "total\novh. %",
+    ] {
+        table = table.column(column, Align::Right);
+    }
+    for r in results {
+        let (e, p) = (&r.energy, &r.energy.parts);
+        let each = |nj: f64| match r.instructions {
+            n if n == 0 || nj == 0.0 => NONE.into(),
+            n => format!("{:.1}", 1000.0 * nj / n as f64),
+        };
+        let above = |percent: f64| match r.scheme.as_str() {
+            "ideal" => NONE.into(),
+            _ => format!("{percent:.1}"),
+        };
+        table.row(vec![
+            r.name.clone(),
+            each(p.l1_tlb + p.l2_tlb),
+            each(p.walk_caches),
+            each(p.nested_tlb),
+            each(p.segment_checks + p.escape_filter),
+            each(p.walk_references),
+            each(e.translation),
+            each(p.data),
+            each(p.core),
+            each(p.vmm),
+            each(p.static_power),
+            each(e.total),
+            above(e.dynamic_overhead_percent),
+            above(e.static_overhead_percent),
+            above(e.overhead_percent),
+        ]);
+    }
+    table.drop_columns_of(NONE);
+    format!("\n{}", table.render())
+}
+
 /// What the referee found, a line per machine that it watched.
 pub fn referee(results: &[MachineResult]) -> String {
     let mut out = String::new();

@@ -7,7 +7,6 @@
 //! A source of processes is dealt with by modelled guests. One that is a recorded guest is *observed*,
 //! or *re-mapped*: what its processes did, with a modelled kernel's policies.
 
-use crate::cost::Cycles;
 use crate::counters::Counters;
 use crate::engine::AnyMachine;
 use crate::guests::{self, Guest, GuestOutcome};
@@ -421,7 +420,7 @@ fn results(plan: &Plan, seats: &[Seat]) -> Vec<MachineResult> {
                 let spec = &plan.machines[s.index];
                 spec.scheme.name == "ideal" && spec.guest == guest
             })
-            .map_or(0.0, |s| Cycles::of(s.machine.counters(), &plan.profile).total())
+            .map(|s| s.machine.counters())
     };
     seats
         .iter()

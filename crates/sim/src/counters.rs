@@ -201,8 +201,14 @@ counters! {
     accesses,
     /// Instruction fetches among the accesses.
     fetches,
+    /// Look-ups of the first-level data TLB: one for each access that is no fetch, of a page run all.
+    l1d_tlb_lookups,
+    /// Look-ups of the first-level instruction TLB: one for each fetch.
+    l1i_tlb_lookups,
     /// Accesses that missed the first-level TLB.
     l1_tlb_misses,
+    /// Entries put into first-level TLBs: one for each miss, or entry that could not serve.
+    l1_tlb_fills,
     /// Of these, the ones that the second level served.
     l2_tlb_hits,
     /// Accesses that missed both levels.
@@ -214,6 +220,8 @@ counters! {
     walks,
     /// Walks that ended in a fault of either dimension; each is followed by another walk.
     faulted_walks,
+    /// Walks that looked the walk caches up: all but those that segments make flat.
+    walk_cache_lookups,
     /// Walks that began at a table that a walk cache pointed to.
     walk_cache_hits,
     /// Guest-physical look-ups served by the nested TLB.

@@ -283,6 +283,8 @@ impl<S: Scheme> Machine<S> {
         counters.accesses += accesses;
         counters.instructions += instructions;
         counters.fetches += fetches;
+        counters.l1i_tlb_lookups += fetches;
+        counters.l1d_tlb_lookups += accesses - fetches;
         Ok(())
     }
 
@@ -316,6 +318,7 @@ impl<S: Scheme> Machine<S> {
         needs: u64,
     ) -> Result<Translation, MachineError> {
         let request = Request::of(run);
+        self.platform.counters.l1_tlb_fills += 1;
         if let Some(found) = self.scheme.beside_l2(&mut self.platform, &request) {
             return Ok(self.served_beside_l2(&request, upgrade, found));
         }

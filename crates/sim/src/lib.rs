@@ -2,12 +2,13 @@
 //! counts become cycles.
 //!
 //! One way: events → [`engine`] → [`scheme::Scheme`] (walker, then software) → [`counters`] →
-//! [`cost`].
+//! [`cost`] and [`energy`].
 
 pub mod ahead;
 pub mod compare;
 pub mod cost;
 pub mod counters;
+pub mod energy;
 pub mod engine;
 pub mod guests;
 pub mod hardware;
@@ -25,6 +26,7 @@ pub mod world;
 pub use compare::{CompareError, Outcome, Plan, Progress, compare};
 pub use cost::Cycles;
 pub use counters::{Counters, Dimension, ExitReason};
+pub use energy::{ENERGY_FIELDS, Energy, EnergyResult};
 pub use engine::{AnyMachine, Machine};
 pub use guests::GuestOutcome;
 pub use referee::Verdict;

@@ -184,6 +184,11 @@ pub fn sums(c: &Counters) -> Vec<String> {
         c.l1_tlb_misses,
         c.l2_tlb_hits + c.l2_tlb_misses + c.segment_hits,
     );
+    equal(
+        "look-ups of first-level TLBs = accesses",
+        c.l1d_tlb_lookups + c.l1i_tlb_lookups,
+        c.accesses,
+    );
     if c.walks > 0 {
         equal("walks = l2 misses + upgrades", c.walks, c.l2_tlb_misses + c.upgrades);
     }

@@ -2,6 +2,7 @@
 
 use crate::cost::Cycles;
 use crate::counters::{Counters, Dimension, ExitReason, FULLY_NESTED};
+use crate::energy::EnergyResult;
 use crate::referee::Verdict;
 use crate::scheme::{PageTableBytes, SegmentState};
 use crate::switching::SwitchingResult;
@@ -19,7 +20,10 @@ pub struct MachineResult {
     pub instructions: u64,
     pub accesses: u64,
     pub fetches: u64,
+    pub l1d_tlb_lookups: u64,
+    pub l1i_tlb_lookups: u64,
     pub l1_tlb_misses: u64,
+    pub l1_tlb_fills: u64,
     pub l2_tlb_hits: u64,
     pub l2_tlb_misses: u64,
     pub l1_tlb_mpki: f64,
@@ -36,6 +40,7 @@ pub struct MachineResult {
     pub walks_switched: BTreeMap<&'static str, u64>,
     pub switched_refs_per_walk: f64,
     pub ad_walks: u64,
+    pub walk_cache_lookups: u64,
     pub walk_cache_hits: u64,
     pub nested_tlb_hits: u64,
     pub nested_walks: u64,
@@ -86,6 +91,7 @@ pub struct MachineResult {
     pub walk_overhead_percent: f64,
     pub vmm_overhead_percent: f64,
     pub overhead_percent: f64,
+    pub energy: EnergyResult,
     pub page_table_bytes: PageTableBytes,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub segments: Option<SegmentState>,
@@ -102,7 +108,10 @@ pub static FIELDS: &[(&str, &str, &str)] = &[
     ("instructions", "count", "instructions retired in the region of interest"),
     ("accesses", "count", "loads, stores and instruction fetches; one across pages counts twice"),
     ("fetches", "count", "instruction fetches among the accesses"),
+    ("l1d_tlb_lookups", "count", "look-ups of the first-level data TLB, one for each data access"),
+    ("l1i_tlb_lookups", "count", "look-ups of the first-level instruction TLB, one for each fetch"),
     ("l1_tlb_misses", "count", "accesses that missed the first-level TLB"),
+    ("l1_tlb_fills", "count", "entries put into first-level TLBs"),
     ("l2_tlb_hits", "count", "of these, the ones that the second level served"),
     ("l2_tlb_misses", "count", "accesses that missed both levels"),
     ("l1_tlb_mpki", "per 1000 instructions", "first-level misses"),
@@ -139,6 +148,7 @@ pub static FIELDS: &[(&str, &str, &str)] = &[
         "agile paging: average length of those walks with nothing cached, as its paper counts",
     ),
     ("ad_walks", "count", "agile paging: walks repeated in two dimensions to set A and D"),
+    ("walk_cache_lookups", "count", "walks that looked the paging-structure caches up"),
     (
         "walk_cache_hits",
         "count",
@@ -241,6 +251,7 @@ pub static FIELDS: &[(&str, &str, &str)] = &[
     ("walk_overhead_percent", "% of ideal", "everything above ideal that is not the VMM's"),
     ("vmm_overhead_percent", "% of ideal", "vmm_cycles"),
     ("overhead_percent", "% of ideal", "both together"),
+    ("energy", "nJ", "dynamic energy by structure, and static energy over the run time"),
     (
         "page_table_bytes",
         "bytes",
@@ -272,16 +283,18 @@ fn switched(c: &Counters) -> impl Iterator<Item = (&'static str, u64, u64)> {
 }
 
 impl MachineResult {
-    /// Derives everything from the counters. `ideal_cycles` is 0 if there is no ideal machine.
+    /// Derives everything from the counters, and from those of the ideal machine with the same guest, if
+    /// there is one.
     pub fn new(
         (name, scheme): (&str, &str),
         c: &Counters,
         profile: &Profile,
-        ideal_cycles: f64,
+        ideal: Option<&Counters>,
         page_table_bytes: PageTableBytes,
         referee: Option<Verdict>,
     ) -> Self {
         let cycles = Cycles::of(c, profile);
+        let ideal_cycles = ideal.map_or(0.0, |ideal| Cycles::of(ideal, profile).total());
         let kilo = c.instructions as f64 / 1000.0;
         let percent = |x: f64| 100.0 * ratio(x, ideal_cycles);
         let places = [ServedBy::L1, ServedBy::L2, ServedBy::Llc, ServedBy::Memory];
@@ -292,7 +305,10 @@ impl MachineResult {
             instructions: c.instructions,
             accesses: c.accesses,
             fetches: c.fetches,
+            l1d_tlb_lookups: c.l1d_tlb_lookups,
+            l1i_tlb_lookups: c.l1i_tlb_lookups,
             l1_tlb_misses: c.l1_tlb_misses,
+            l1_tlb_fills: c.l1_tlb_fills,
             l2_tlb_hits: c.l2_tlb_hits,
             l2_tlb_misses: c.l2_tlb_misses,
             l1_tlb_mpki: ratio(c.l1_tlb_misses as f64, kilo),
@@ -312,6 +328,7 @@ impl MachineResult {
                 c.walks_switched.iter().sum::<u64>() as f64,
             ),
             ad_walks: c.ad_walks,
+            walk_cache_lookups: c.walk_cache_lookups,
             walk_cache_hits: c.walk_cache_hits,
             nested_tlb_hits: c.nested_tlb_hits,
             nested_walks: c.nested_walks,
@@ -366,6 +383,7 @@ impl MachineResult {
             walk_overhead_percent: percent(cycles.total() - cycles.vmm - ideal_cycles),
             vmm_overhead_percent: percent(cycles.vmm),
             overhead_percent: percent(cycles.total() - ideal_cycles),
+            energy: EnergyResult::new(c, profile, ideal),
             page_table_bytes,
             segments: None,
             switching: None,
@@ -387,7 +405,7 @@ mod tests {
             ("n", "s"),
             &Counters::default(),
             &profile,
-            0.0,
+            None,
             PageTableBytes::default(),
             Some(verdict),
         );

@@ -120,6 +120,7 @@ pub fn walk_1d_marking<A: Address>(
 ) -> Result<Translation, Fault> {
     let (mode, core) = (tables.mode, request.core());
     let cached = hardware.cores[core].partial_walk(mode, request.gva);
+    counters.walk_cache_lookups += 1;
     counters.walk_cache_hits += u64::from(cached.is_some());
     let root = Hpa::new(tables.root.value());
     let (mut level, mut pointer) = cached.unwrap_or((
@@ -283,6 +284,7 @@ pub fn walk_2d<H: HostDimension>(
 ) -> Result<Translation, Fault> {
     let (mode, core) = (guest.mode, request.core());
     let cached = hardware.cores[core].partial_walk(mode, request.gva);
+    counters.walk_cache_lookups += 1;
     counters.walk_cache_hits += u64::from(cached.is_some());
     let start = match cached {
         Some(found) => found,

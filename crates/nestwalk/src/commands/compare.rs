@@ -15,15 +15,15 @@ use std::path::Path;
 
 /// `nestwalk compare`.
 pub fn compare(args: &CompareArgs) -> Result<()> {
-    experiment(&Experiment::from_args(args)?, &args.output)
+    experiment(&Experiment::from_args(args)?, &args.output, args.energy)
 }
 
 /// `nestwalk run`.
 pub fn run(args: &RunArgs) -> Result<()> {
-    experiment(&Experiment::from_file(&args.file)?, &args.output)
+    experiment(&Experiment::from_file(&args.file)?, &args.output, args.energy)
 }
 
-fn experiment(experiment: &Experiment, output: &OutputArgs) -> Result<()> {
+fn experiment(experiment: &Experiment, output: &OutputArgs, energy: bool) -> Result<()> {
     let threads = output.threads()?;
     let mut opened =
         session::open(experiment, &Work { threads, quiet: output.quiet, series: None })?;
@@ -36,7 +36,7 @@ fn experiment(experiment: &Experiment, output: &OutputArgs) -> Result<()> {
         prepare(folder, experiment)?;
     }
     let Session { info, outcome, .. } = opened.run(&session::stop_on_signals())?;
-    let results = Results { experiment, info: &info, outcome: &outcome };
+    let results = Results { experiment, info: &info, outcome: &outcome, energy };
     // Whatever happens to one copy of the results, the other is written.
     let saved = output.output.as_ref().map_or(Ok(()), |folder| save(folder, &results));
     let sampled = match &samples {
@@ -121,6 +121,8 @@ struct Results<'a> {
     experiment: &'a Experiment,
     info: &'a SourceInfo,
     outcome: &'a Outcome,
+    /// The table of energies is shown.
+    energy: bool,
 }
 
 impl Results<'_> {
@@ -172,6 +174,9 @@ impl Results<'_> {
         out += &show::machines(&self.outcome.machines);
         out += &show::exits(&self.outcome.machines);
         out += &show::segments(&self.outcome.machines);
+        if self.energy {
+            out += &show::energy(&self.outcome.machines);
+        }
         out += &show::referee(&self.outcome.machines);
         out
     }

@@ -78,6 +78,7 @@ pub fn walk_agile(
 ) -> Result<Translation, AgileFault> {
     let (mode, core) = (tables.shadow.mode, request.core());
     let cached = hardware.cores[core].partial_walk(mode, request.gva);
+    counters.walk_cache_lookups += 1;
     counters.walk_cache_hits += u64::from(cached.is_some());
     let in_guest = |fault| AgileFault { fault, nested: true };
     let (mut level, mut pointer) = match cached {
