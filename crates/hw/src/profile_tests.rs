@@ -45,3 +45,35 @@ fn unknown_keys_are_refused_with_the_place_and_the_alternatives() {
     let e = Profile::load("/nowhere/x.toml").unwrap_err().to_string();
     assert!(e.contains("/nowhere/x.toml"), "{e}");
 }
+
+#[test]
+fn energies_grow_with_what_is_accessed() {
+    for (name, _) in BUILT_IN {
+        let e = Profile::load(name).unwrap().energy;
+        let places = [&e.l1_pj, &e.l2_pj, &e.llc_pj, &e.memory_pj].map(|n| n.value);
+        assert!(places.is_sorted() && places[0] > e.l1_tlb_fill_pj.value, "{name}: {places:?}");
+        // A comparison is no array.
+        assert!(e.segment_check_pj.value < e.l1d_tlb_pj.value, "{name}");
+        assert!(e.translation_static_w.value < e.static_w(), "{name}");
+        assert!((e.static_w() + e.dynamic_w() - e.core_w.value).abs() < 1e-9, "{name}");
+    }
+    let e = changed("static_share = { value = 0.3", "static_share = { value = 1.3");
+    assert!(e.contains("energy.static_share: 1.3 must be between 0 and 1"), "{e}");
+    let e = changed("memory_pj = { value = 15600", "memory_pj = { value = -1");
+    assert!(e.contains("energy.memory_pj: -1 must be 0 or more"), "{e}");
+    let e = changed("l1_pj = ", "l1_joule = ");
+    assert!(e.contains("l1_joule"), "{e}");
+}
+
+#[test]
+fn every_number_of_the_energies_is_listed() {
+    for (name, text) in BUILT_IN {
+        let table: toml::Table = toml::from_str(text).unwrap();
+        let keys = table["energy"].as_table().unwrap().keys().map(|k| format!("energy.{k}"));
+        let profile = Profile::load(name).unwrap();
+        let listed: Vec<&str> = profile.numbers().iter().map(|n| n.0).collect();
+        for key in keys {
+            assert!(listed.contains(&key.as_str()), "{name}: {key}");
+        }
+    }
+}

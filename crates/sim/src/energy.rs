@@ -19,6 +19,7 @@
 use crate::cost::Cycles;
 use crate::counters::Counters;
 use nestwalk_hw::energy::EnergyProfile;
+use nestwalk_hw::profile::WalkCacheProfile;
 use nestwalk_hw::{Profile, ServedBy};
 use serde::Serialize;
 
@@ -81,10 +82,9 @@ impl Energy {
         // Watts times nanoseconds.
         let over =
             |watts: f64, cycles: f64| watts * cycles * 1000.0 / profile.core.frequency_mhz.value;
-        let nested_look_ups = match profile.nested_tlb {
-            Some(_) => c.nested_tlb_hits + c.nested_walks,
-            None => 0,
-        };
+        // What a profile does not have is not looked up.
+        let having = |there: bool, look_ups: u64| if there { look_ups } else { 0 };
+        let none = WalkCacheProfile::default();
         let checks = c.guest_segment_checks + c.vmm_segment_checks;
         let served = |place| c.references.served_by(place) + c.faulted_references.served_by(place);
         let base_cycles = c.instructions as f64 * profile.core.base_cpi.value;
@@ -93,9 +93,17 @@ impl Energy {
                 + pj(c.l1i_tlb_lookups, e.l1i_tlb_pj.value)
                 + pj(c.l1_tlb_fills, e.l1_tlb_fill_pj.value),
             l2_tlb: pj(c.l1_tlb_misses, e.l2_tlb_pj.value) + pj(c.walks, e.l2_tlb_fill_pj.value),
-            walk_caches: pj(c.walk_cache_lookups, e.walk_cache_pj.value)
-                + pj(c.nested_walks, e.nested_walk_cache_pj.value),
-            nested_tlb: pj(nested_look_ups, e.nested_tlb_pj.value),
+            walk_caches: pj(
+                having(profile.walk_cache != none, c.walk_cache_lookups),
+                e.walk_cache_pj.value,
+            ) + pj(
+                having(profile.nested_walk_cache != none, c.nested_walks),
+                e.nested_walk_cache_pj.value,
+            ),
+            nested_tlb: pj(
+                having(profile.nested_tlb.is_some(), c.nested_tlb_hits + c.nested_walks),
+                e.nested_tlb_pj.value,
+            ),
             segment_checks: pj(checks, e.segment_check_pj.value),
             escape_filter: pj(checks, e.escape_filter_pj.value),
             walk_references: references(&ServedBy::ALL.map(served), e),
@@ -190,3 +198,23 @@ pub static ENERGY_FIELDS: &[(&str, &str, &str)] = &[
     ("static_overhead_percent", "% of ideal_total", "static energy above the ideal machine's"),
     ("overhead_percent", "% of ideal_total", "both together"),
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_field_is_documented_in_order() {
+        let text = serde_json::to_string(&EnergyResult::default()).unwrap();
+        let keys: Vec<String> =
+            ENERGY_FIELDS.iter().map(|(name, _, _)| format!("\"{name}\":0.0")).collect();
+        assert_eq!(text, format!("{{{}}}", keys.join(",")));
+        assert!(ENERGY_FIELDS.iter().all(|f| !f.1.is_empty() && !f.2.is_empty()));
+    }
+
+    #[test]
+    fn repeats_within_a_line_find_it_in_the_first_level() {
+        assert_eq!(with_repeats(&[1, 2, 3, 4], 30), [21, 2, 3, 4]);
+        assert_eq!(with_repeats(&[1, 2, 3, 4], 10), [1, 2, 3, 4]);
+    }
+}
