@@ -228,8 +228,8 @@ pub struct CompareArgs {
     /// Format of trace files, instead of telling it by their contents: lackey, champsim, drmemtrace
     #[arg(long, value_name = "FORMAT")]
     pub trace_format: Option<String>,
-    /// A table of energies, too: per instruction, and above the ideal machine's. JSON and CSV always have
-    /// them
+    /// A table of energies, too: per instruction, and above the ideal machine's. JSON and CSV always
+    /// have them
     #[arg(long)]
     pub energy: bool,
     /// Where results go.

@@ -144,9 +144,10 @@ pub fn energy(results: &[MachineResult]) -> String {
     }
     for r in results {
         let (e, p) = (&r.energy, &r.energy.parts);
-        let each = |nj: f64| match r.instructions {
-            n if n == 0 || nj == 0.0 => NONE.into(),
-            n => format!("{:.1}", 1000.0 * nj / n as f64),
+        let each = |nj: f64| match 1000.0 * nj / r.instructions.max(1) as f64 {
+            0.0 => NONE.into(),
+            pj if pj < 10.0 => format!("{pj:.2}"),
+            pj => format!("{pj:.1}"),
         };
         let above = |percent: f64| match r.scheme.as_str() {
             "ideal" => NONE.into(),

@@ -350,10 +350,10 @@ fn results_that_cannot_be_written_are_said_to_and_printed() {
 #[test]
 fn a_disk_that_fills_up_during_the_run_loses_nothing_that_fits() {
     let lab = Lab::new();
-    // No file may be larger than 20 blocks of 512 bytes: configuration and table are smaller, the
+    // No file may be larger than 40 blocks of 512 bytes: configuration and table are smaller, the
     // JSON results of so many machines are larger.
     let script = format!(
-        "trap '' XFSZ; ulimit -f 20; exec '{}' compare gups --accesses 1k --footprint 1MiB --quiet \
+        "trap '' XFSZ; ulimit -f 40; exec '{}' compare gups --accesses 1k --footprint 1MiB --quiet \
          --machines native,shadow,nested,nested:4k+2m,nested:thp,nested:2m --output here",
         env!("CARGO_BIN_EXE_nestwalk")
     );
