@@ -1,6 +1,8 @@
 //! The energy model against sums made by hand: every event has a price of its own, so that a sum says
 //! which events are in it, and how often.
 
+#![allow(clippy::float_cmp, reason = "prices are such that the sums are exact")]
+
 mod common;
 
 use common::machines::{Probe, Setup, array, roomy_walk_cache, with_roomy_tlbs};
