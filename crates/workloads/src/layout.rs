@@ -75,11 +75,20 @@ pub(crate) struct AddressSpace {
     mappings: Vec<Mapping>,
     mmap_top: u64,
     brk: u64,
+    /// Everything that is allocated lies in one mapping.
+    region: bool,
 }
 
 impl AddressSpace {
     pub(crate) const fn new() -> Self {
-        Self { mappings: Vec::new(), mmap_top: MMAP_TOP, brk: HEAP }
+        Self::with_region(false)
+    }
+
+    /// With a region, everything but static variables and the stack is allocated from one mapping: the
+    /// program asked for a primary region for its allocator (Basu et al., ISCA 2013), which a direct
+    /// segment can then hold.
+    pub(crate) const fn with_region(region: bool) -> Self {
+        Self { mappings: Vec::new(), mmap_top: MMAP_TOP, brk: HEAP, region }
     }
 
     fn add(&mut self, start: u64, bytes: u64) {
@@ -96,6 +105,9 @@ impl AddressSpace {
 
     /// The heap below brk, as many small allocations one behind the other. May be called once.
     pub(crate) fn heap(&mut self, bytes: u64) -> Region {
+        if self.region {
+            return self.malloc(bytes);
+        }
         let start = self.brk;
         let len = pages_up(bytes + MALLOC_HEADER);
         self.add(start, len);
@@ -106,10 +118,26 @@ impl AddressSpace {
     /// Anonymous memory from mmap.
     pub(crate) fn mmap(&mut self, bytes: u64) -> Region {
         let len = pages_up(bytes);
+        if self.region {
+            return self.in_region(len, bytes);
+        }
         let align = if len >= HUGE { HUGE } else { PAGE };
         let start = (self.mmap_top - len) & !(align - 1);
         self.mmap_top = start - PAGE;
         self.add(start, len);
+        Region { base: start, bytes }
+    }
+
+    /// Pages of the region, which grows downwards. It is the first mapping made by [`Self::mmap`], and
+    /// with it the only one.
+    fn in_region(&mut self, len: u64, bytes: u64) -> Region {
+        let end = self.mmap_top;
+        let start = end - len;
+        self.mmap_top = start;
+        match self.mappings.iter_mut().find(|m| m.start == end) {
+            Some(all) => *all = Mapping { start, bytes: all.bytes + len },
+            None => self.add(start, len),
+        }
         Region { base: start, bytes }
     }
 
@@ -162,5 +190,23 @@ mod tests {
             assert!(s.mappings().iter().any(holds));
         }
         assert!(all.iter().all(|m| m.start + m.bytes <= 1 << 47));
+    }
+
+    #[test]
+    fn a_region_holds_all_that_is_allocated() {
+        let mut s = AddressSpace::with_region(true);
+        let d = s.data(5000);
+        let all = [s.malloc(3 << 20), s.heap(100), s.mmap(1 << 30), s.malloc(5000)];
+        assert_eq!(s.mappings().len(), 2);
+        let [data, region] = s.mappings() else { panic!("{:?}", s.mappings()) };
+        assert_eq!((data.start, region.start + region.bytes), (d.base, MMAP_TOP));
+        let pages = [3 << 20, 100, 1 << 30, 5000].map(|b: u64| pages_up(b + 1)).iter().sum::<u64>();
+        assert_eq!(region.bytes, pages - PAGE);
+        let mut end = MMAP_TOP;
+        for r in all {
+            assert!(region.start <= r.base && r.base + r.bytes <= end);
+            end = r.base;
+        }
+        assert_eq!(s.free_top(), region.start);
     }
 }

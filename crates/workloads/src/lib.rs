@@ -67,6 +67,14 @@ const VERIFY: Setting = Setting {
     range: (0, 1),
 };
 
+/// The setting of workloads that allocate several large arrays.
+const REGION: Setting = Setting {
+    name: "region",
+    summary: "1 allocates all arrays from one mapping, as an allocator in a primary region does",
+    default: 0,
+    range: (0, 1),
+};
+
 #[cfg(test)]
 mod testing {
     use crate::driver::Kernel;

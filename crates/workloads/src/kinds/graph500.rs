@@ -14,12 +14,12 @@
 //! Clearing `bfs_tree` before the first search is set-up where memory is populated.
 //! Instructions: 7 per edge, as gcc 12.2 -O2 compiles the loop.
 
-use crate::Workload;
 use crate::data::{Kronecker, Words, log2_floor, permutation_key};
 use crate::driver::{About, Driver, Kernel};
 use crate::layout::{AddressSpace, Region};
 use crate::recorder::{Recorder, Site};
 use crate::spec::{Options, Populate, Setting, WorkloadError, WorkloadSpec};
+use crate::{REGION, Workload};
 use nestwalk_types::{Permutation, Source, SplitMix64};
 
 /// This workload's entry in the list.
@@ -27,7 +27,10 @@ pub(crate) const WORKLOAD: Workload = Workload {
     name: "graph500",
     summary: "breadth-first searches in a Kronecker graph in CSR form",
     footprint: 4 << 30,
-    settings: &[Setting { name: "roots", summary: "searches", default: 64, range: (1, 1 << 20) }],
+    settings: &[
+        Setting { name: "roots", summary: "searches", default: 64, range: (1, 1 << 20) },
+        REGION,
+    ],
     make,
 };
 
@@ -195,7 +198,7 @@ fn make(spec: &WorkloadSpec, options: &Options) -> Result<Box<dyn Source>, Workl
     let scale = log2_floor(spec.footprint / (VERTEX + 8 * ENTRIES));
     let entries = (spec.footprint - (VERTEX << scale)) / 8;
     let cleared = spec.populate == Populate::Yes;
-    let mut space = AddressSpace::new();
+    let mut space = AddressSpace::with_region(options.is_set(REGION.name));
     let roots = options.get("roots");
     let kernel = Graph500::new((scale, entries), roots, spec.seed, cleared, &mut space);
     let about = About {

@@ -15,12 +15,12 @@
 //! the build there, too. Instructions: 21 per tuple probed, 22 per tuple built in, as gcc 12.2 -O2
 //! compiles the loops.
 
-use crate::Workload;
 use crate::data::{hash2, log2_floor, permutation_key};
 use crate::driver::{About, Driver, Kernel};
 use crate::layout::{AddressSpace, Region};
 use crate::recorder::{Recorder, Site};
 use crate::spec::{Options, Populate, Setting, WorkloadError, WorkloadSpec};
+use crate::{REGION, Workload};
 use nestwalk_types::{Permutation, Source, mix64};
 
 /// This workload's entry in the list.
@@ -41,6 +41,7 @@ pub(crate) const WORKLOAD: Workload = Workload {
             default: 0,
             range: (0, 1),
         },
+        REGION,
     ],
     make,
 };
@@ -210,7 +211,7 @@ fn make(spec: &WorkloadSpec, options: &Options) -> Result<Box<dyn Source>, Workl
     let built = spec.populate == Populate::Yes && !options.is_set("build");
     let first = if built { Phase::Probe } else { Phase::Clear };
     let percent = options.get("match_percent");
-    let mut space = AddressSpace::new();
+    let mut space = AddressSpace::with_region(options.is_set(REGION.name));
     let kernel = HashJoin::new((r_bits, s_tuples), percent, spec.seed, first, &mut space);
     let about = About {
         name: WORKLOAD.name,

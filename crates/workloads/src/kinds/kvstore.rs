@@ -17,12 +17,12 @@
 //! buffers except the received key; the kernel. Instructions are estimates, some 400 a GET with
 //! parsing, hashing and sending; they were not counted in compiled code.
 
-use crate::Workload;
 use crate::data::{Words, Zipf, log2_ceil, permutation_key};
 use crate::driver::{About, Driver, Kernel};
 use crate::layout::{AddressSpace, Region};
 use crate::recorder::{Recorder, Site};
 use crate::spec::{Options, Setting, WorkloadError, WorkloadSpec};
+use crate::{REGION, Workload};
 use nestwalk_types::{Permutation, ShortPermutation, Source, SplitMix64, mix64};
 
 /// This workload's entry in the list.
@@ -38,6 +38,7 @@ pub(crate) const WORKLOAD: Workload = Workload {
             default: 100,
             range: (1, 8192),
         },
+        REGION,
     ],
     make,
 };
@@ -320,7 +321,7 @@ fn make(spec: &WorkloadSpec, options: &Options) -> Result<Box<dyn Source>, Workl
     while chunks(available.saturating_sub(8 << bucket_bits(keys))) < keys + SPARE {
         keys = keys - keys / 256 - 1;
     }
-    let mut space = AddressSpace::new();
+    let mut space = AddressSpace::with_region(options.is_set(REGION.name));
     let kernel = KvStore::new(keys, value_bytes, set_percent, spec.seed, &mut space);
     let about = About {
         name: WORKLOAD.name,

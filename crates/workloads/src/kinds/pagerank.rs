@@ -19,7 +19,7 @@ use crate::driver::{About, Driver, Kernel};
 use crate::layout::{AddressSpace, Region};
 use crate::recorder::{Recorder, Site};
 use crate::spec::{Options, Populate, Setting, WorkloadError, WorkloadSpec};
-use crate::{VERIFY, Workload};
+use crate::{REGION, VERIFY, Workload};
 use nestwalk_types::{Permutation, Source, mix64};
 
 /// This workload's entry in the list.
@@ -30,6 +30,7 @@ pub(crate) const WORKLOAD: Workload = Workload {
     settings: &[
         Setting { name: "iterations", summary: "iterations", default: 20, range: (1, 1 << 20) },
         VERIFY,
+        REGION,
     ],
     make,
 };
@@ -224,7 +225,7 @@ fn make(spec: &WorkloadSpec, options: &Options) -> Result<Box<dyn Source>, Workl
     let scale = log2_floor(spec.footprint / (VERTEX + 4 * EDGES)).min(SCALE_MAX);
     let edges = (spec.footprint - (VERTEX << scale)) / 4;
     let (iterations, verify) = (options.get("iterations"), options.is_set("verify"));
-    let mut space = AddressSpace::new();
+    let mut space = AddressSpace::with_region(options.is_set(REGION.name));
     let mut kernel = Pagerank::new((scale, edges), iterations, spec.seed, verify, &mut space);
     if spec.populate == Populate::Yes {
         let mut set_up = Recorder::new(0);

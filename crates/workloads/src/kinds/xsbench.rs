@@ -15,12 +15,12 @@
 //! The five sums are in registers, as with -O3. Instructions: 9 per step of a search, 47 per
 //! nuclide, as gcc 12.2 -O2 compiles them.
 
-use crate::Workload;
 use crate::data::{hash2, unit};
 use crate::driver::{About, Driver, Kernel};
 use crate::layout::{AddressSpace, Region};
 use crate::recorder::{Recorder, Site};
 use crate::spec::{Options, Setting, WorkloadError, WorkloadSpec};
+use crate::{REGION, Workload};
 use nestwalk_types::{Source, mix64};
 
 /// This workload's entry in the list.
@@ -41,6 +41,7 @@ pub(crate) const WORKLOAD: Workload = Workload {
             default: 17_000_000,
             range: (1, 1 << 40),
         },
+        REGION,
     ],
     make,
 };
@@ -310,7 +311,7 @@ fn make(spec: &WorkloadSpec, options: &Options) -> Result<Box<dyn Source>, Workl
     let lists = 12 * MATERIALS as u64 * if nuclides == 68 { 34 } else { FUEL_LARGE };
     let point = POINT + if unionized { 8 + 4 * nuclides } else { 0 };
     let points = (spec.footprint - lists) / (nuclides * point);
-    let mut space = AddressSpace::new();
+    let mut space = AddressSpace::with_region(options.is_set(REGION.name));
     let look_ups = options.get("lookups");
     let kernel = Xsbench::new((nuclides, points), unionized, look_ups, spec.seed, &mut space);
     let grid = if unionized { "unionized" } else { "nuclide" };
