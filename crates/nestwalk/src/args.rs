@@ -566,6 +566,9 @@ pub enum Publication {
     Thesis,
     /// Agile Paging (ISCA 2016): figure 5 and table VI.
     Agile,
+    /// Efficient Memory Virtualization (MICRO 2014): page sizes, direct segments, VMM, Guest and Dual
+    /// Direct, and the escape filter.
+    Micro14,
 }
 
 /// Tables that stay at a switch.
@@ -603,9 +606,13 @@ pub struct ReproduceArgs {
     /// Hardware profile [default: that of the publication's machine]
     #[arg(long)]
     pub profile: Option<String>,
-    /// Accesses of each built-in program, in place of its own number, for a quick look
+    /// Accesses of each built-in program, in place of its own number, for a quick look; its warm-up is
+    /// no longer then
     #[arg(long, value_name = "COUNT")]
     pub accesses: Option<String>,
+    /// Memory of each built-in program, in place of its own
+    #[arg(long, value_name = "BYTES")]
+    pub footprint: Option<String>,
     /// Decides every random choice
     #[arg(long, default_value_t = 1)]
     pub seed: u64,

@@ -3,6 +3,7 @@
 
 mod agile;
 mod bars;
+mod micro14;
 mod programs;
 mod series;
 mod thesis;
@@ -22,6 +23,7 @@ pub fn reproduce(args: &ReproduceArgs) -> Result<()> {
     let found: Box<dyn Evaluation> = match args.publication {
         Publication::Thesis => Box::new(thesis::run(args)?),
         Publication::Agile => Box::new(agile::run(args)?),
+        Publication::Micro14 => Box::new(micro14::run(args)?),
     };
     if let Some(folder) = &output.output {
         for (name, format) in [

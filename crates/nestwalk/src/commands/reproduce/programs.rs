@@ -1,11 +1,12 @@
 //! What is run: built-in workloads, recordings that come with the program, and recordings of a folder.
 
-use crate::args::{Args, Command, CompareArgs, ReproduceArgs};
+use crate::args::{Args, Command, ReproduceArgs};
 use crate::experiment::Experiment;
 use crate::session::{self, Session, Work};
 use crate::sources::{Kind, kind};
 use anyhow::{Context, Result, anyhow, bail};
 use clap::Parser;
+use nestwalk_hw::Profile;
 use nestwalk_sim::compare::CompareError;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
@@ -19,6 +20,8 @@ pub struct Program {
     words: Vec<String>,
     /// It is a recording.
     recorded: bool,
+    /// Accesses at most, and of the warm-up.
+    most: Option<u64>,
 }
 
 /// A built-in program: its name, and the words of `compare`.
@@ -35,6 +38,7 @@ pub fn chosen(args: &ReproduceArgs, built_in: &[BuiltIn]) -> Result<Vec<Program>
             name: (*name).into(),
             words: words.split_whitespace().map(Into::into).collect(),
             recorded: kind(words) == Some(Kind::Sample),
+            most: None,
         })
         .collect();
     if let Some(folder) = &args.recordings {
@@ -75,12 +79,24 @@ fn recordings(folder: &Path) -> Result<Vec<Program>> {
         let (Some(stem), Some(path)) = (stem, path.to_str()) else {
             bail!("{}: not valid UTF-8", path.display());
         };
-        Ok(Program { name: stem.into(), words: vec![path.into()], recorded: true })
+        Ok(Program { name: stem.into(), words: vec![path.into()], recorded: true, most: None })
     };
     paths.iter().map(|p| program(p)).collect()
 }
 
 impl Program {
+    /// Whether it is a recorded guest.
+    pub const fn is_recorded(&self) -> bool {
+        self.recorded
+    }
+
+    /// The same, cut short where there are many machines: so many accesses at most, and as many before
+    /// that are not counted. A recording is as long as it is.
+    pub const fn at_most(mut self, accesses: u64) -> Self {
+        self.most = Some(accesses);
+        self
+    }
+
     /// Runs it on these machines, beside the controls that they need.
     ///
     /// # Errors
@@ -93,30 +109,72 @@ impl Program {
         series: Option<u64>,
         stop: &AtomicBool,
     ) -> Result<Ran> {
+        self.session(args, (profile, &|_| ()), machines, series, stop)
+            .with_context(|| format!("program {}", self.name))
+    }
+
+    /// Runs it with other numbers in the profile.
+    ///
+    /// # Errors
+    /// It cannot be run, or not to its end.
+    pub fn run_with(
+        &self,
+        args: &ReproduceArgs,
+        profile: &str,
+        machines: &[String],
+        set: &dyn Fn(&mut Profile),
+        stop: &AtomicBool,
+    ) -> Result<Ran> {
+        self.session(args, (profile, set), machines, None, stop)
+            .with_context(|| format!("program {}", self.name))
+    }
+
+    /// The words of `compare` as it would understand them, with the evaluation's options.
+    fn compare(
+        &self,
+        args: &ReproduceArgs,
+        profile: &str,
+        machines: &[String],
+    ) -> Result<Experiment> {
         let line = ["nestwalk", "compare", "--profile", profile, "--machines"].map(String::from);
         let line = line.into_iter().chain([machines.join(",")]).chain(self.words.clone());
         let Command::Compare(compare) = Args::try_parse_from(line)?.command else {
             bail!("{}: not a comparison", self.name);
         };
-        self.session(args, &compare, machines.len(), series, stop)
-            .with_context(|| format!("program {}", self.name))
+        let mut compare = *compare;
+        compare.seed = args.seed;
+        compare.verify = args.verify;
+        if !self.recorded {
+            if args.accesses.is_some() {
+                compare.accesses.clone_from(&args.accesses);
+            }
+            if args.footprint.is_some() {
+                compare.footprint.clone_from(&args.footprint);
+            }
+        }
+        let mut experiment = Experiment::from_args(&compare)?;
+        if !self.recorded {
+            if let Some(most) = self.most {
+                experiment.accesses = experiment.accesses.min(most);
+            }
+            if args.accesses.is_some() || self.most.is_some() {
+                experiment.warmup = experiment.warmup.min(experiment.accesses);
+            }
+        }
+        Ok(experiment)
     }
 
     fn session(
         &self,
         args: &ReproduceArgs,
-        compare: &CompareArgs,
-        machines: usize,
+        (profile, set): (&str, &dyn Fn(&mut Profile)),
+        machines: &[String],
         series: Option<u64>,
         stop: &AtomicBool,
     ) -> Result<Ran> {
-        let mut compare = compare.clone();
-        compare.seed = args.seed;
-        compare.verify = args.verify;
-        if args.accesses.is_some() && !self.recorded {
-            compare.accesses.clone_from(&args.accesses);
-        }
-        let experiment = Experiment::from_args(&compare)?;
+        let mut experiment = self.compare(args, profile, machines)?;
+        set(&mut experiment.profile);
+        let machines = machines.len();
         let output = &args.output;
         let work = Work { threads: output.threads()?, quiet: output.quiet, series };
         if !output.quiet {
@@ -145,5 +203,5 @@ pub struct Ran {
     /// Where the machines that were asked for begin, after the controls.
     pub first: usize,
     /// The hardware profile.
-    pub profile: nestwalk_hw::Profile,
+    pub profile: Profile,
 }

@@ -1,0 +1,277 @@
+//! Efficient Memory Virtualization (Gandhi, Basu, Hill, Swift; MICRO 2014): overhead of page sizes,
+//! direct segments, VMM Direct, Guest Direct and Dual Direct, and the slowdown by bad pages.
+//!
+//! The paper counts classes of TLB misses on hardware and turns them into time by a linear model; here
+//! each configuration is a machine that is run. Its programs are two groups; those that cannot be had
+//! here have the nearest built-in workload in their place, under the workload's own name.
+
+mod checks;
+mod details;
+mod filter;
+mod tables;
+
+use super::Evaluation;
+use super::programs::{BuiltIn, Program, Ran, chosen};
+use crate::args::ReproduceArgs;
+use crate::experiment::VERSION;
+use crate::session::stop_on_signals;
+use anyhow::Result;
+use checks::{Check, PUBLISHED, Published};
+use details::Details;
+use filter::Plot;
+use nestwalk_hw::Profile;
+use nestwalk_sim::results::MachineResult;
+use serde::Serialize;
+use serde_json::{Value, json};
+use std::sync::atomic::AtomicBool;
+
+/// Programs, and the words of `compare` that name them. Those with several arrays allocate them from one
+/// region, as the paper's programs do for direct segments.
+const BUILT_IN: &[BuiltIn] = &[
+    ("graph500", "graph500:region=1 --footprint 16GiB --accesses 10M --warmup 10M"),
+    ("kvstore", "kvstore:region=1 --footprint 16GiB --accesses 10M --warmup 10M"),
+    ("pagerank", "pagerank:region=1 --footprint 16GiB --accesses 10M --warmup 10M"),
+    ("gups", "gups --footprint 16GiB --accesses 10M --warmup 10M"),
+    ("bt", "bt --footprint 1GiB --accesses 10M --warmup 10M"),
+    ("btree", "btree --footprint 1GiB --accesses 10M --warmup 10M"),
+    ("compiler", "compiler --footprint 1GiB --accesses 10M --warmup 10M"),
+    ("hashjoin", "hashjoin:region=1 --footprint 1GiB --accesses 10M --warmup 10M"),
+    ("stream", "stream --footprint 1GiB --accesses 10M --warmup 10M"),
+];
+
+/// Group of each built-in program, and what of the paper it is, or stands for.
+const PLACES: [(&str, &str, &str); 9] = [
+    ("graph500", BIG_MEMORY, "graph500, the same algorithm"),
+    ("kvstore", BIG_MEMORY, "memcached, the same data structures"),
+    ("pagerank", BIG_MEMORY, "nearest to NPB:CG: a sparse matrix times a vector, over and over"),
+    ("gups", BIG_MEMORY, "GUPS, the same algorithm"),
+    ("bt", COMPUTE, "nearest to cactusADM and GemsFDTD: sweeps over a grid in three dimensions"),
+    ("btree", COMPUTE, "nearest to mcf: pointers are followed"),
+    ("compiler", COMPUTE, "nearest to omnetpp: many small allocations that come and go"),
+    ("hashjoin", COMPUTE, "nearest to canneal: random places of a large array"),
+    ("stream", COMPUTE, "nearest to streamcluster: arrays from one end to the other"),
+];
+
+const BIG_MEMORY: &str = "big-memory";
+const COMPUTE: &str = "compute";
+const RECORDED: &str = "recorded";
+
+const PROFILE: &str = "sandy-bridge-e5-2430";
+
+/// The paper's configurations: bare metal, guest and VMM pages, direct segments, the three new modes.
+const CONFIGURATIONS: [(&str, &str); 15] = [
+    ("4K", "native:4k"),
+    ("2M", "native:2m"),
+    ("1G", "native:1g"),
+    ("4K+4K", "nested:4k+4k"),
+    ("4K+2M", "nested:4k+2m"),
+    ("4K+1G", "nested:4k+1g"),
+    ("2M+2M", "nested:2m+2m"),
+    ("2M+1G", "nested:2m+1g"),
+    ("1G+1G", "nested:1g+1g"),
+    ("THP+2M", "nested:thp+2m"),
+    ("DS", "ds:4k"),
+    ("DD", "dual-direct:4k"),
+    ("4K+VD", "vmm-direct:4k"),
+    ("4K+GD", "guest-direct:4k"),
+    ("THP+VD", "vmm-direct:thp"),
+];
+
+/// What the evaluation found.
+#[derive(Serialize)]
+pub struct Micro14 {
+    version: &'static str,
+    profile: String,
+    programs: Vec<OfProgram>,
+    checks: Vec<Check>,
+    /// Slowdown by bad pages; none if no program of the big-memory group was chosen.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    escape_filter: Option<Plot>,
+    /// How much depends on what the paper does not say; none if there is no such program.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    details: Option<Details>,
+    published: &'static [Published],
+}
+
+#[derive(Serialize)]
+struct OfProgram {
+    program: String,
+    group: &'static str,
+    /// Which of the paper's programs it is, or is nearest to.
+    stands_for: &'static str,
+    description: String,
+    instructions: u64,
+    bars: Vec<Bar>,
+}
+
+/// A configuration with its overhead, and the counts that explain it.
+#[derive(Serialize)]
+struct Bar {
+    bar: &'static str,
+    machine: String,
+    /// Page walks and what they displace, percent of the ideal run time.
+    walk_percent: f64,
+    /// Hypervisor, percent of the ideal run time.
+    vmm_percent: f64,
+    /// Both together.
+    total_percent: f64,
+    /// Run time over that of bare metal with the same guest, percent more.
+    over_native_percent: f64,
+    l1_tlb_mpki: f64,
+    /// First-level misses that the second level served, percent.
+    l2_tlb_hits_percent: f64,
+    /// First-level misses that a segment served, percent.
+    segment_hits_percent: f64,
+    walks: u64,
+    refs_per_walk: f64,
+    cycles_per_walk: f64,
+    guest_segment_checks: u64,
+    vmm_segment_checks: u64,
+    /// Look-ups of guest-physical addresses that no VMM segment served, percent of the walker's checks;
+    /// first-level misses that no segment served, where there is a guest segment.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    outside_percent: Option<f64>,
+}
+
+fn percent(part: u64, whole: u64) -> f64 {
+    if whole == 0 { 0.0 } else { 100.0 * part as f64 / whole as f64 }
+}
+
+/// Run time over another, percent more.
+fn over(cycles: f64, than: f64) -> f64 {
+    if than > 0.0 { 100.0 * (cycles / than - 1.0) } else { 0.0 }
+}
+
+impl Bar {
+    fn new(bar: &'static str, ran: &Ran, m: &MachineResult) -> Self {
+        let looked_up = m.nested_tlb_hits + m.nested_walks;
+        let outside = match m.scheme.as_str() {
+            "ds" | "dual-direct" => Some(100.0 - percent(m.segment_hits, m.l1_tlb_misses)),
+            "vmm-direct" => Some(percent(looked_up, m.vmm_segment_checks)),
+            // A walk that the guest's segment serves reads no table of the guest.
+            "guest-direct" if m.guest_refs == 0 => Some(0.0),
+            _ => None,
+        };
+        Self {
+            bar,
+            machine: m.name.clone(),
+            walk_percent: m.walk_overhead_percent,
+            vmm_percent: m.vmm_overhead_percent,
+            total_percent: m.overhead_percent,
+            over_native_percent: over(m.total_cycles, native(ran, m)),
+            l1_tlb_mpki: m.l1_tlb_mpki,
+            l2_tlb_hits_percent: percent(m.l2_tlb_hits, m.l1_tlb_misses),
+            segment_hits_percent: percent(m.segment_hits, m.l1_tlb_misses),
+            walks: m.walks,
+            refs_per_walk: m.refs_per_walk,
+            cycles_per_walk: m.cycles_per_walk,
+            guest_segment_checks: m.guest_segment_checks,
+            vmm_segment_checks: m.vmm_segment_checks,
+            outside_percent: outside,
+        }
+    }
+}
+
+/// Cycles of bare metal with the guest pages of this machine. Primary regions are left to those who
+/// have segments: the paper's native bars have an ordinary guest.
+fn native(ran: &Ran, m: &MachineResult) -> f64 {
+    let pages = m.name.split_once(':').map_or("", |(_, rest)| rest);
+    let pages = pages.split(['+', '@']).next().unwrap_or_default();
+    let name = format!("native:{pages}");
+    let found = ran.session.outcome.machines.iter().find(|n| n.name == name);
+    found.map_or(0.0, |n| n.total_cycles)
+}
+
+/// Runs it.
+///
+/// # Errors
+/// A program cannot be run to its end.
+pub fn run(args: &ReproduceArgs) -> Result<Micro14> {
+    let profile = args.profile.as_deref().unwrap_or(PROFILE);
+    let stop = stop_on_signals();
+    let chosen = chosen(args, BUILT_IN)?;
+    let programs: Vec<OfProgram> =
+        chosen.iter().map(|p| program(args, profile, p, &stop)).collect::<Result<_>>()?;
+    // The worst case of the group, if it is there.
+    let big: Vec<&Program> = chosen.iter().filter(|p| place(p).0 == BIG_MEMORY).collect();
+    let worst = big.iter().find(|p| p.name == "gups").or(big.first());
+    let (mut plot, mut details) = (None, None);
+    if let Some(program) = worst {
+        plot = Some(filter::run(args, profile, program, &stop)?);
+        details = Some(details::run(args, profile, program, &stop)?);
+    }
+    Ok(Micro14 {
+        version: VERSION,
+        profile: Profile::load(profile)?.name,
+        checks: checks::of(&programs, plot.as_ref()),
+        programs,
+        escape_filter: plot,
+        details,
+        published: PUBLISHED,
+    })
+}
+
+/// Group of a program, and what it stands for.
+fn place(program: &Program) -> (&'static str, &'static str) {
+    if program.is_recorded() {
+        return (RECORDED, "none: a recorded guest, its accesses on modelled kernels");
+    }
+    let found = PLACES.iter().find(|(name, ..)| *name == program.name);
+    found.map_or((RECORDED, ""), |&(_, group, stands_for)| (group, stands_for))
+}
+
+fn program(
+    args: &ReproduceArgs,
+    profile: &str,
+    program: &Program,
+    stop: &AtomicBool,
+) -> Result<OfProgram> {
+    let machines: Vec<String> = CONFIGURATIONS.iter().map(|(_, m)| (*m).into()).collect();
+    let ran = program.run(args, profile, &machines, None, stop)?;
+    let all = &ran.session.outcome.machines;
+    let bars = CONFIGURATIONS.iter().filter_map(|&(bar, machine)| {
+        // Names of results have nothing left to defaults.
+        let same = |m: &&MachineResult| {
+            let rest = m.name.strip_prefix(machine);
+            rest.is_some_and(|r| r.is_empty() || r.starts_with(['+', '@']))
+        };
+        Some(Bar::new(bar, &ran, all.iter().rev().find(same)?))
+    });
+    let bars: Vec<Bar> = bars.collect();
+    let (group, stands_for) = place(program);
+    Ok(OfProgram {
+        program: program.name.clone(),
+        group,
+        stands_for,
+        description: ran.session.info.description.clone(),
+        instructions: all.first().map_or(0, |m| m.instructions),
+        bars,
+    })
+}
+
+impl Evaluation for Micro14 {
+    fn json(&self) -> Result<Value> {
+        Ok(serde_json::to_value(self)?)
+    }
+
+    fn rows(&self) -> Result<Vec<Value>> {
+        let mut rows = Vec::new();
+        for program in &self.programs {
+            for bar in &program.bars {
+                let mut row = json!({ "program": program.program, "group": program.group });
+                if let (Some(row), Value::Object(bar)) =
+                    (row.as_object_mut(), serde_json::to_value(bar)?)
+                {
+                    row.extend(bar);
+                    row.entry("outside_percent").or_insert(Value::Null);
+                }
+                rows.push(row);
+            }
+        }
+        Ok(rows)
+    }
+
+    fn table(&self) -> String {
+        tables::all(self)
+    }
+}

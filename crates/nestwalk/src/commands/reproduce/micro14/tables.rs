@@ -1,0 +1,195 @@
+//! The evaluation for people.
+
+use super::super::bars::geometric_mean;
+use super::{BIG_MEMORY, Bar, COMPUTE, CONFIGURATIONS, Micro14, OfProgram, RECORDED};
+use nestwalk_report::{Align, Table};
+
+/// Bars whose counts are shown: what the claims are about, and what they are held against.
+const EXPLAINED: [&str; 7] = ["4K", "4K+4K", "DS", "DD", "4K+VD", "4K+GD", "THP+VD"];
+
+/// Everything.
+pub fn all(found: &Micro14) -> String {
+    let mut out = format!(
+        "Efficient Memory Virtualization (MICRO 2014). Profile {}. Overhead = page walks + VMM, percent of \
+         the ideal run time.\nA+B has guest pages A and VMM pages B; DS is a direct segment on bare metal, \
+         DD Dual Direct, VD VMM Direct, GD Guest Direct.\n\n",
+        found.profile
+    );
+    for program in &found.programs {
+        out += &format!("{:10} {}\n", program.program, program.stands_for);
+    }
+    out.push('\n');
+    for group in [BIG_MEMORY, COMPUTE, RECORDED] {
+        let of: Vec<&OfProgram> = found.programs.iter().filter(|p| p.group == group).collect();
+        if !of.is_empty() {
+            out += &figure(group, &of);
+        }
+    }
+    out += "published\n";
+    for p in found.published {
+        out += &format!("  {} ({})\n", p.what, p.source);
+    }
+    out += &checks(found);
+    out += &counts(found);
+    out += &plot(found);
+    out + &details(found)
+}
+
+fn figure(group: &str, programs: &[&OfProgram]) -> String {
+    let mut table = Table::new().column("overhead, %", Align::Left);
+    for program in programs {
+        table = table.column(&program.program, Align::Right);
+    }
+    if programs.len() > 1 {
+        table = table.column("geometric mean", Align::Right);
+    }
+    for (name, _) in CONFIGURATIONS {
+        let bars = programs.iter().map(|p| p.bars.iter().find(|b| b.bar == name));
+        let bars: Vec<Option<&Bar>> = bars.collect();
+        let mut row = vec![name.to_owned()];
+        row.extend(bars.iter().map(|b| b.map_or(String::new(), total)));
+        if programs.len() > 1 {
+            let mean = geometric_mean(bars.iter().flatten().map(|b| b.total_percent));
+            row.push(mean.map_or(String::new(), |m| format!("{m:.2}")));
+        }
+        table.row(row);
+    }
+    format!("The {group} programs\n\n{}\n", table.render())
+}
+
+/// The VMM's part is told where there is one.
+fn total(bar: &Bar) -> String {
+    match bar.vmm_percent {
+        v if v >= 0.005 => format!("{:.2}+{v:.2} = {:.2}", bar.walk_percent, bar.total_percent),
+        _ => format!("{:.2}", bar.total_percent),
+    }
+}
+
+fn checks(found: &Micro14) -> String {
+    if found.checks.is_empty() {
+        return String::new();
+    }
+    let mut table = Table::new()
+        .column("check, big-memory programs", Align::Left)
+        .column("published", Align::Left)
+        .column("measured, %", Align::Right)
+        .column("highest, %", Align::Right)
+        .column("of", Align::Left)
+        .column("bounds, %", Align::Right)
+        .column("within", Align::Left);
+    for c in &found.checks {
+        table.row(vec![
+            c.what.into(),
+            c.published.into(),
+            format!("{:.3}", c.measured_percent),
+            format!("{:.3}", c.highest_percent),
+            c.highest_of.clone(),
+            format!("{} to {}", c.bounds_percent[0], c.bounds_percent[1]),
+            if c.within { "yes" } else { "NO" }.into(),
+        ]);
+    }
+    format!("\n{}\n", table.render())
+}
+
+fn counts(found: &Micro14) -> String {
+    let mut table = Table::new()
+        .column("why", Align::Left)
+        .column("bar", Align::Left)
+        .column("over native, %", Align::Right)
+        .column("L1 TLB MPKI", Align::Right)
+        .column("L2 TLB hits, %", Align::Right)
+        .column("segment hits, %", Align::Right)
+        .column("walks", Align::Right)
+        .column("refs/walk", Align::Right)
+        .column("checks/walk", Align::Right)
+        .column("cycles/walk", Align::Right)
+        .column("outside, %", Align::Right);
+    for program in &found.programs {
+        for bar in program.bars.iter().filter(|b| EXPLAINED.contains(&b.bar)) {
+            // Of the walker's own; where a segment alone can serve, those that failed before a walk.
+            let checks = match bar.bar {
+                "DS" | "DD" | "4K+GD" => bar.guest_segment_checks,
+                _ => bar.vmm_segment_checks,
+            };
+            let per_walk = checks as f64 / bar.walks.max(1) as f64;
+            let direct = matches!(bar.bar, "DS" | "DD");
+            table.row(vec![
+                program.program.clone(),
+                bar.bar.into(),
+                format!("{:+.2}", bar.over_native_percent),
+                format!("{:.2}", bar.l1_tlb_mpki),
+                format!("{:.1}", bar.l2_tlb_hits_percent),
+                format!("{:.2}", bar.segment_hits_percent),
+                nestwalk_report::count(bar.walks),
+                format!("{:.2}", bar.refs_per_walk),
+                if direct || checks == 0 { "-".into() } else { format!("{per_walk:.2}") },
+                format!("{:.0}", bar.cycles_per_walk),
+                bar.outside_percent.map_or("-".into(), |p| format!("{p:.3}")),
+            ]);
+        }
+    }
+    format!(
+        "Counts behind it. Outside: DS and DD, first-level misses that no segment served; VD, guest-physical \
+         look-ups\noutside of the VMM's segment; GD, 0 if no walk read a guest table.\n\n{}\n",
+        table.render()
+    )
+}
+
+fn plot(found: &Micro14) -> String {
+    let Some(plot) = &found.escape_filter else { return String::new() };
+    let mut table = Table::new()
+        .column("slowdown, %", Align::Left)
+        .column("bad pages", Align::Right)
+        .column("mean", Align::Right)
+        .column("lowest", Align::Right)
+        .column("highest", Align::Right)
+        .column("pages reported, %", Align::Right)
+        .column("false positives in theory, %", Align::Right)
+        .column("checks that escaped, %", Align::Right);
+    for line in &plot.lines {
+        for p in &line.points {
+            table.row(vec![
+                line.scheme.into(),
+                p.bad_pages.to_string(),
+                format!("{:.4}", p.mean_percent),
+                format!("{:.4}", p.lowest_percent),
+                format!("{:.4}", p.highest_percent),
+                format!("{:.4}", p.reported_percent),
+                format!("{:.4}", p.false_positive_percent),
+                format!("{:.4}", p.escapes_percent),
+            ]);
+        }
+    }
+    let [bits, hashes] = plot.geometry;
+    format!(
+        "Slowdown by bad pages in the VMM's segment: {}, a filter of {bits} bits and {hashes} functions, {} \
+         random sets of pages and functions\n\n{}\n",
+        plot.program,
+        plot.seeds,
+        table.render()
+    )
+}
+
+fn details(found: &Micro14) -> String {
+    let Some(details) = &found.details else { return String::new() };
+    let mut table = Table::new()
+        .column("parameter", Align::Left)
+        .column("value", Align::Right)
+        .column("bar", Align::Left)
+        .column("overhead, %", Align::Right)
+        .column("over native, %", Align::Right);
+    for r in &details.rows {
+        table.row(vec![
+            r.parameter.into(),
+            r.value.clone(),
+            r.bar.into(),
+            format!("{:.2}", r.total_percent),
+            format!("{:+.2}", r.over_native_percent),
+        ]);
+    }
+    format!(
+        "How much depends on what the paper does not say: {}\n\n{}",
+        details.program,
+        table.render()
+    )
+}
