@@ -88,7 +88,11 @@ fn checks(found: &Micro14) -> String {
             if c.within { "yes" } else { "NO" }.into(),
         ]);
     }
-    format!("\n{}\n", table.render())
+    let mut out = format!("\n{}", table.render());
+    for c in found.checks.iter().filter(|c| !c.within) {
+        out += &format!("{}, {}: {}\n", c.what, c.highest_of, c.why);
+    }
+    out + "\n"
 }
 
 fn counts(found: &Micro14) -> String {
@@ -101,18 +105,12 @@ fn counts(found: &Micro14) -> String {
         .column("segment hits, %", Align::Right)
         .column("walks", Align::Right)
         .column("refs/walk", Align::Right)
-        .column("checks/walk", Align::Right)
         .column("cycles/walk", Align::Right)
+        .column("checks gVA", Align::Right)
+        .column("checks gPA", Align::Right)
         .column("outside, %", Align::Right);
     for program in &found.programs {
         for bar in program.bars.iter().filter(|b| EXPLAINED.contains(&b.bar)) {
-            // Of the walker's own; where a segment alone can serve, those that failed before a walk.
-            let checks = match bar.bar {
-                "DS" | "DD" | "4K+GD" => bar.guest_segment_checks,
-                _ => bar.vmm_segment_checks,
-            };
-            let per_walk = checks as f64 / bar.walks.max(1) as f64;
-            let direct = matches!(bar.bar, "DS" | "DD");
             table.row(vec![
                 program.program.clone(),
                 bar.bar.into(),
@@ -122,8 +120,9 @@ fn counts(found: &Micro14) -> String {
                 format!("{:.2}", bar.segment_hits_percent),
                 nestwalk_report::count(bar.walks),
                 format!("{:.2}", bar.refs_per_walk),
-                if direct || checks == 0 { "-".into() } else { format!("{per_walk:.2}") },
                 format!("{:.0}", bar.cycles_per_walk),
+                nestwalk_report::count(bar.guest_segment_checks),
+                nestwalk_report::count(bar.vmm_segment_checks),
                 bar.outside_percent.map_or("-".into(), |p| format!("{p:.3}")),
             ]);
         }
