@@ -69,6 +69,63 @@ fn agile_paging_has_its_bars_beside_the_published_ones() {
     assert!((4.0..=24.0).contains(&average), "{average}");
 }
 
+/// Configurations by the paper's names, claims with what was measured, the plot beside theory.
+#[test]
+fn direct_segments_for_virtual_machines_have_their_claims_checked() {
+    let lab = Lab::new();
+    let line = "reproduce micro14 --programs kvstore,stream --accesses 10k --footprint 16MiB --verify --quiet \
+                --output out";
+    let results = lab.json(line);
+    let [kvstore, stream] = [0, 1].map(|i| &results["programs"][i]);
+    assert_eq!((&kvstore["group"], &stream["group"]), (&"big-memory".into(), &"compute".into()));
+    assert_eq!(kvstore["bars"].as_array().unwrap().len(), 15);
+    let total = |name: &str| number(bar(kvstore, name), "total_percent");
+    assert!(total("4K+4K") > total("4K") && total("4K") > total("2M"));
+    // All arrays lie in one region, so nothing is walked but the stack.
+    for name in ["DS", "DD"] {
+        assert!(total(name).abs() < 0.5, "{name}: {}", total(name));
+        assert!(number(bar(kvstore, name), "outside_percent") < 1.0);
+    }
+    // Bars of one guest, over the bare metal with that guest's pages.
+    assert!(number(bar(kvstore, "THP+VD"), "over_native_percent").abs() < 5.0);
+    assert_eq!(number(bar(kvstore, "4K"), "over_native_percent"), 0.0);
+    // What is in or out follows from what was measured, in both directions.
+    let checks = results["checks"].as_array().unwrap();
+    assert_eq!(checks.len(), 7);
+    for check in checks {
+        let measured = number(check, "measured_percent");
+        let bounds = check["bounds_percent"].as_array().unwrap();
+        let (low, high) = (bounds[0].as_f64().unwrap(), bounds[1].as_f64().unwrap());
+        assert_eq!(check["within"], (low..=high).contains(&measured), "{check}");
+        assert!(measured <= number(check, "highest_percent") + 1e-9, "{check}");
+    }
+    // Reported are the bad pages, and of all others a share as theory has it, which five filters vary
+    // about.
+    for line in results["escape_filter"]["lines"].as_array().unwrap() {
+        let points = line["points"].as_array().unwrap();
+        let bad: Vec<u64> = points.iter().map(|p| count(p, "bad_pages")).collect();
+        assert_eq!(bad, [0, 1, 2, 4, 8, 16, 32, 64]);
+        for point in &points[5..] {
+            let theory = number(point, "false_positive_percent");
+            let reported = number(point, "reported_percent");
+            assert!((0.5 * theory..1.5 * theory).contains(&reported), "{point}");
+        }
+        assert!(number(&points[7], "escapes_percent") > 2.0);
+        assert!(number(&points[7], "mean_percent") > number(&points[1], "mean_percent"));
+    }
+    // A hit that costs cycles costs them.
+    let rows = results["details"]["rows"].as_array().unwrap();
+    let direct: Vec<f64> = rows
+        .iter()
+        .filter(|r| r["parameter"] == "hit_cycles" && r["bar"] == "DD")
+        .map(|r| number(r, "total_percent"))
+        .collect();
+    assert!(direct[0] < direct[1] && direct[1] < direct[2], "{direct:?}");
+    let table = lab.read("out/table.txt");
+    assert!(table.contains("The big-memory programs") && table.contains("as remembered"));
+    assert_eq!(lab.read("out/results.csv").lines().count(), 31);
+}
+
 #[test]
 fn what_cannot_be_reproduced_is_said() {
     let lab = Lab::new();
@@ -80,6 +137,8 @@ fn what_cannot_be_reproduced_is_said() {
         ("reproduce thesis --interval 0", "0.001 to 10000 milliseconds"),
         ("reproduce thesis --profile none", "none"),
         ("reproduce thesis --threads 0", "at least 1"),
+        ("reproduce micro14 --programs memcached", "graph500, kvstore, pagerank, gups, bt"),
+        ("reproduce micro14 --programs gups --footprint 1KiB", "program gups"),
         ("reproduce poem", "thesis"),
     ] {
         let message = lab.refused(line);
