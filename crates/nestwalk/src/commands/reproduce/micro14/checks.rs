@@ -124,7 +124,7 @@ pub fn of(programs: &[OfProgram], plot: Option<&Plot>) -> Vec<Check> {
             all.push(Check::new(what, published, mean, highest, bounds));
         }
     }
-    for line in plot.iter().flat_map(|p| &p.lines) {
+    for (line, plot) in plot.iter().flat_map(|p| p.lines.iter().map(move |line| (line, p))) {
         if let Some(point) = line.points.iter().find(|p| p.bad_pages == BAD.0) {
             let what = match line.scheme {
                 "dual-direct" => "DD: slowdown by 16 bad pages",
@@ -134,7 +134,7 @@ pub fn of(programs: &[OfProgram], plot: Option<&Plot>) -> Vec<Check> {
                 "{:.3} % of the segment's pages are reported, {:.3} % of checks met one",
                 point.reported_percent, point.escapes_percent
             );
-            let highest = (point.highest_percent, "a seed".into(), why);
+            let highest = (point.highest_percent, format!("{}, a seed", plot.program), why);
             all.push(Check::new(
                 what,
                 "about 0.06 %",

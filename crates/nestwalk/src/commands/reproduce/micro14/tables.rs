@@ -67,7 +67,7 @@ fn total(bar: &Bar) -> String {
 
 fn checks(found: &Micro14) -> String {
     if found.checks.is_empty() {
-        return String::new();
+        return "\n".into();
     }
     let mut table = Table::new()
         .column("check, big-memory programs", Align::Left)
