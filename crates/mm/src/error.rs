@@ -84,6 +84,9 @@ pub enum MmError {
     /// The degree of fragmentation is no share.
     #[error("degree of fragmentation {0}: must be from 0 to 1")]
     Fragmentation(f64),
+    /// Numbers of free blocks that cannot be.
+    #[error("free blocks: {0}")]
+    FreeBlocks(String),
     /// Faulty frames that cannot be.
     #[error("{bad} bad pages: {reason}")]
     BadPages {

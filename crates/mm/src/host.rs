@@ -1,6 +1,7 @@
 //! The host's memory: the VMM process maps guest RAM, and its page tables say where it is.
 
 use crate::error::MmError;
+use crate::fragmentation::Fragmentation;
 use crate::physical::PhysicalMemory;
 use crate::placement::{PagePolicy, PlacementKind};
 use crate::space::{Access, AddressSpace, Counters, Memory, SpaceConfig, Unobserved};
@@ -44,7 +45,7 @@ pub struct HostConfig {
     /// Placement behind guest RAM.
     pub placement: PlacementKind,
     /// See [`PhysicalMemory::fragment`].
-    pub fragmentation: f64,
+    pub fragmentation: Fragmentation,
     /// Seed of the fragmentation.
     pub seed: u64,
     /// Bytes of the host kernel's image.
@@ -78,6 +79,7 @@ impl HostMemory {
     ) -> Result<Self, MmError> {
         let placement = PlacementKind::default();
         let kernel_bytes = KERNEL_BYTES;
+        let fragmentation = fragmentation.into();
         let config =
             HostConfig { bytes, mode, policy, placement, fragmentation, seed, kernel_bytes };
         Self::with_config(&config, slots)

@@ -18,6 +18,7 @@ mod bitmap;
 mod buddy;
 mod counts;
 mod error;
+mod fragmentation;
 mod guest;
 mod host;
 mod host_segment;
@@ -32,6 +33,7 @@ mod translations;
 
 pub use buddy::{Buddy, FreeError, LINUX_MAX_ORDER, MAX_ORDER};
 pub use error::MmError;
+pub use fragmentation::{FREE_BLOCKS, Fragmentation, FreeBlocks};
 pub use guest::{DYNAMIC_PCIDS, GuestConfig, GuestError, GuestStats, ModelledGuest, Sink};
 pub use host::{HostConfig, HostMemory, HostPage, KERNEL_BYTES, Slot};
 pub use host_segment::{HostSegment, SegmentChange, SegmentRequest};
@@ -40,8 +42,8 @@ pub use observed::{
     ObservedStats,
 };
 pub use physical::{
-    DMA32_END, KERNEL_IMAGE_AT, LOW_RESERVED_BYTES, MAX_PHYSICAL_BYTES, PhysicalMemory,
-    pc_memory_map,
+    DMA32_END, KERNEL_IMAGE_AT, LOW_MEMORY_BYTES, LOW_RESERVED_BYTES, MAX_PHYSICAL_BYTES,
+    PhysicalMemory, pc_memory_map, reclaimed_memory_map,
 };
 pub use placement::{FirstFit, PLACEMENTS, PagePolicy, Placement, PlacementKind, Request};
 pub use remap::{Mappings, Remap, RemapError, RemapStats, Survey};

@@ -3,6 +3,8 @@
 use crate::buddy::{Buddy, MAX_ORDER};
 use crate::counts::FrameCounts;
 use crate::error::MmError;
+use crate::fragmentation::Fragmentation;
+use crate::size::Size;
 use nestwalk_types::{Address, PageSize, SplitMix64, mix64};
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
@@ -30,6 +32,29 @@ pub fn pc_memory_map<O: Address>(bytes: u64) -> Vec<(O, u64)> {
         return vec![(O::new(0), bytes)];
     }
     vec![(O::new(0), 3 * GIB), (O::new(DMA32_END), bytes - 3 * GIB)]
+}
+
+/// What stays below 4 GiB when the gap for I/O is reclaimed: 256 MiB. Assumed: the kernel's image is
+/// there, and memory for devices with 32-bit addresses (64 MiB of bounce buffers in Linux,
+/// `IO_TLB_DEFAULT_SIZE`); MICRO 2014 gives no figure that is known here.
+pub const LOW_MEMORY_BYTES: u64 = 256 << 20;
+
+/// As [`pc_memory_map`], after memory below the gap for I/O was unplugged, but for `low` bytes, and
+/// memory above 4 GiB was extended by as much (MICRO 2014): one range holds nearly everything.
+///
+/// # Errors
+/// There is no more memory than what stays low, or that reaches into the gap.
+pub fn reclaimed_memory_map<O: Address>(bytes: u64, low: u64) -> Result<Vec<(O, u64)>, MmError> {
+    let wrong = |reason: String| MmError::PhysicalMemory { bytes, reason };
+    if low >= bytes {
+        let what = "the gap for I/O cannot be reclaimed, because all of it stays below";
+        return Err(wrong(format!("{what} ({}); give more memory", Size(low))));
+    }
+    if low > 3 * GIB || low & 0xfff != 0 || low <= LOW_RESERVED_BYTES {
+        let what = "must be whole pages, more than 1 MiB, and end below the gap for I/O at 3 GiB";
+        return Err(wrong(format!("what stays low ({}) {what}", Size(low))));
+    }
+    Ok(vec![(O::new(0), low), (O::new(DMA32_END), bytes - low)])
 }
 
 /// Hashes one number; the map's order is never looked at, so results do not depend on it.
@@ -156,7 +181,7 @@ impl<O: Address> PhysicalMemory<O> {
         }
     }
 
-    /// Starts fragmented: in each whole 2 MiB block, with probability `degree`, one to eight 4 KiB
+    /// Starts fragmented, by degree or with free blocks in given proportions. By degree: in each whole 2 MiB block, with probability `degree`, one to eight 4 KiB
     /// frames at random places are in use for good, as kernel objects that cannot be moved would be.
     ///
     /// So `degree` is about the share of free memory that no 2 MiB page can use
@@ -165,8 +190,16 @@ impl<O: Address> PhysicalMemory<O> {
     /// of this model: it decides which contiguity below 2 MiB remains.
     ///
     /// # Errors
-    /// A degree that is not in 0..=1.
-    pub fn fragment(&mut self, degree: f64, seed: u64) -> Result<(), MmError> {
+    /// A degree that is not in 0..=1, or no free blocks.
+    pub fn fragment(
+        &mut self,
+        fragmentation: impl Into<Fragmentation>,
+        seed: u64,
+    ) -> Result<(), MmError> {
+        let degree = match fragmentation.into() {
+            Fragmentation::Degree(degree) => degree,
+            Fragmentation::Blocks(blocks) => return self.fragment_to(&blocks, seed),
+        };
         if !(0.0..=1.0).contains(&degree) {
             return Err(MmError::Fragmentation(degree));
         }

@@ -225,7 +225,8 @@ fn a_1_gib_page_falls_back_to_2_mib_and_those_to_4_kib() {
     let stats = p.guest.stats();
     // The first GiB of memory has the kernel in it: one 1 GiB page only.
     assert_eq!((stats.pages_1g, stats.pages_2m, stats.fallbacks), (1, 2, 1));
-    let mut p = Pair::new(GuestConfig { policy, fragmentation: 1.0, ..config(&LONG4, 2048) });
+    let mut p =
+        Pair::new(GuestConfig { policy, fragmentation: 1.0.into(), ..config(&LONG4, 2048) });
     p.store(1 << 30);
     let stats = p.guest.stats();
     assert_eq!((stats.pages_1g, stats.pages_2m, stats.pages_4k, stats.fallbacks), (0, 0, 1, 2));

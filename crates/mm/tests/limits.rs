@@ -92,7 +92,10 @@ fn errors_say_what_and_where_and_what_would_be_right() {
     let policy = PagePolicy::by_name("1g").unwrap();
     assert!(build(GuestConfig { policy, ..config(&PAE, 64) }).contains("no 1g pages"));
     assert!(build(config(&LONG4, 32 << 20)).contains("16 TiB"));
-    assert!(build(GuestConfig { fragmentation: -0.1, ..config(&LONG4, 64) }).contains("0 to 1"));
+    assert!(
+        build(GuestConfig { fragmentation: (-0.1).into(), ..config(&LONG4, 64) })
+            .contains("0 to 1")
+    );
 }
 
 #[test]
@@ -123,7 +126,7 @@ fn the_ends_of_the_address_space_can_be_used() {
 fn the_same_configuration_gives_the_same_output() {
     let output = || {
         let policy = PagePolicy::Thp;
-        let c = GuestConfig { policy, fragmentation: 0.5, seed: 7, ..config(&LONG4, 256) };
+        let c = GuestConfig { policy, fragmentation: 0.5.into(), seed: 7, ..config(&LONG4, 256) };
         let mut guest = ModelledGuest::new(c).unwrap();
         let mut out = GuestBatch::default();
         let runs = (0..4000).map(|i| run(i as u8 & 3, BASE + ((i * 7919 % 30_000) << 12), STORE));

@@ -237,7 +237,7 @@ fn a_context_switch_loads_the_registers_of_the_new_process_or_turns_them_off() {
 fn what_has_no_contiguous_memory_is_paged() {
     // 2 MiB blocks with pinned frames everywhere: no run of more than 16 holes is long.
     let fragmented = GuestConfig {
-        fragmentation: 1.0,
+        fragmentation: 1.0.into(),
         primary: PrimaryConfig { least_bytes: 64 * MIB, escapes: 16 },
         ..config()
     };
@@ -247,7 +247,7 @@ fn what_has_no_contiguous_memory_is_paged() {
     t.store(17);
     // With few pinned frames it spans them, and they escape.
     let primary = PrimaryConfig { least_bytes: 4096, escapes: 16 };
-    let mut t = Test::new(GuestConfig { fragmentation: 0.05, primary, seed: 3, ..config() });
+    let mut t = Test::new(GuestConfig { fragmentation: 0.05.into(), primary, seed: 3, ..config() });
     t.map(0, (100 * MIB) >> 12);
     let (_, pages, escaped) = t.pages().unwrap();
     assert!(pages > 10_000 && !escaped.is_empty() && escaped.len() <= 16, "{pages} {escaped:?}");
@@ -291,7 +291,7 @@ fn regions_keep_their_promises_in_random_lives() {
         let mode = if seed % 5 == 4 { &PAE } else { &LONG4 };
         let mut t = Test::new(GuestConfig {
             policy: PagePolicy::by_name(pages).unwrap(),
-            fragmentation: if seed % 2 == 0 { 0.0 } else { 0.3 },
+            fragmentation: if seed % 2 == 0 { 0.0 } else { 0.3 }.into(),
             zero_page: seed % 4 == 1,
             seed,
             placement: PlacementKind::Primary,

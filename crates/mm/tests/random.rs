@@ -281,7 +281,7 @@ proptest! {
         let large = PagePolicy::Explicit(mode.span(2));
         let policy = [PagePolicy::Base, PagePolicy::Thp, large][policy];
         let config = nestwalk_mm::GuestConfig {
-            policy, fragmentation, pcids, zero_page, ..config(mode, 512)
+            policy, fragmentation: fragmentation.into(), pcids, zero_page, ..config(mode, 512)
         };
         let guest = ModelledGuest::new(config).unwrap();
         let free = guest.memory().physical.free_frames();

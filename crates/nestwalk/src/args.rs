@@ -202,6 +202,13 @@ pub struct CompareArgs {
     /// Host memory [default: 1.25 times the guest's and 8 GiB]
     #[arg(long, value_name = "BYTES")]
     pub host_memory: Option<String>,
+    /// Memory below the gap for I/O (3 to 4 GiB): kept, or reclaimed, that is unplugged, and guest memory
+    /// above 4 GiB extended by as much
+    #[arg(long, value_enum, default_value_t)]
+    pub io_gap: GapArg,
+    /// With --io-gap reclaimed: what stays below the gap all the same [default: 256MiB]
+    #[arg(long, value_name = "BYTES")]
+    pub low_memory: Option<String>,
     /// Paging mode of the guest: 4-level, 5-level, pae, 2-level [default: 4-level; that of a recorded
     /// guest]
     #[arg(long)]
@@ -209,12 +216,14 @@ pub struct CompareArgs {
     /// Paging mode of nested tables and of the host: 4-level, 5-level
     #[arg(long, default_value = "4-level")]
     pub host_paging: String,
-    /// Degree of fragmentation of guest memory at the start, 0 to 1
-    #[arg(long, value_name = "DEGREE", default_value_t = 0.0)]
-    pub guest_fragmentation: f64,
-    /// Degree of fragmentation of host memory at the start, 0 to 1
-    #[arg(long, value_name = "DEGREE", default_value_t = 0.0)]
-    pub host_fragmentation: f64,
+    /// Fragmentation of guest memory at the start: a degree from 0 to 1; fresh, aged or bad; or a file
+    /// like /proc/buddyinfo, whose proportions of free blocks it gets
+    #[arg(long, value_name = "DEGREE|NAME|FILE", default_value = "0")]
+    pub guest_fragmentation: String,
+    /// Fragmentation of host memory at the start: a degree from 0 to 1; fresh, aged or bad; or a file
+    /// like /proc/buddyinfo, whose proportions of free blocks it gets
+    #[arg(long, value_name = "DEGREE|NAME|FILE", default_value = "0")]
+    pub host_fragmentation: String,
     /// The guest does not use PCIDs: every switch empties its TLBs
     #[arg(long)]
     pub no_pcids: bool,
@@ -235,6 +244,16 @@ pub struct CompareArgs {
     /// Where results go.
     #[command(flatten)]
     pub output: OutputArgs,
+}
+
+/// What becomes of memory below the gap for I/O.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum GapArg {
+    /// It stays.
+    #[default]
+    Kept,
+    /// It goes above 4 GiB.
+    Reclaimed,
 }
 
 /// What a real guest is like.

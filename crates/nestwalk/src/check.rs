@@ -1,7 +1,7 @@
 //! What cannot be, found before anything runs.
 
 use crate::args::{CompareArgs, PopulateArg};
-use crate::experiment::Experiment;
+use crate::experiment::{self, Experiment};
 use crate::sources::{self, Kind};
 use anyhow::{Context, Result, anyhow, bail};
 use nestwalk_hw::HPA_LIMIT;
@@ -114,6 +114,16 @@ pub fn experiment(e: &Experiment, recorded: Option<&GuestInfo>, origin: Origin) 
             bail!("{} {degree}: must be from 0 to 1", name(key));
         }
     }
+    for (key, blocks) in
+        [("guest_free_blocks", &e.guest_free_blocks), ("host_free_blocks", &e.host_free_blocks)]
+    {
+        experiment::in_memory(0.0, blocks).with_context(|| name(key))?;
+    }
+    if let Some(low) = e.low_memory {
+        let option = if origin == Origin::Arguments { "--io-gap reclaimed" } else { "low_memory" };
+        nestwalk_mm::reclaimed_memory_map::<nestwalk_types::Gpa>(e.guest_memory, low)
+            .with_context(|| option.to_owned())?;
+    }
     let trace_format = sources::trace_format(&e.trace_format);
     trace_format.with_context(|| name("trace_format"))?;
     let ways = [!e.sources.is_empty(), !e.lackey.is_empty(), e.guest.is_some()];
@@ -169,7 +179,7 @@ fn of_recorded(e: &Experiment, guest: &GuestInfo, origin: Origin) -> Result<()> 
         }
     }
     let of_modelled = [
-        ("guest_fragmentation", e.guest_fragmentation != 0.0),
+        ("guest_fragmentation", e.guest_fragmentation != 0.0 || !e.guest_free_blocks.is_empty()),
         (if origin == Origin::Arguments { "no_pcids" } else { "pcids" }, !e.pcids),
     ];
     if let Some((key, _)) = of_modelled.into_iter().find(|o| o.1 && !e.has_modelled_guest()) {
@@ -177,6 +187,13 @@ fn of_recorded(e: &Experiment, guest: &GuestInfo, origin: Origin) -> Result<()> 
             "{}: for modelled guests only, and every machine has the recorded one as it was; name page \
              sizes, such as nested:thp, to re-map it",
             name(key)
+        );
+    }
+    if e.low_memory.is_some() && has_observed(e) {
+        let option = if origin == Origin::Arguments { "--io-gap reclaimed" } else { "low_memory" };
+        bail!(
+            "{option}: a recorded guest has its memory where it had it; name page sizes, such as \
+             vmm-direct:4k, to re-map it"
         );
     }
     if e.host_memory > HPA_LIMIT {
@@ -196,6 +213,13 @@ fn of_recorded(e: &Experiment, guest: &GuestInfo, origin: Origin) -> Result<()> 
         );
     }
     Ok(())
+}
+
+/// Whether a machine has the recorded guest as it was.
+fn has_observed(e: &Experiment) -> bool {
+    e.machines.iter().any(|name| {
+        MachineSpec::parse(name, PagePolicy::Base).is_ok_and(|m| m.guest == GuestSpec::Observed)
+    })
 }
 
 fn machines(e: &Experiment, recorded: Option<&GuestInfo>, origin: Origin) -> Result<()> {

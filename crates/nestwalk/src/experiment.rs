@@ -1,6 +1,6 @@
 //! What an experiment is, with nothing left to defaults: the file that repeats it.
 
-use crate::args::{CompareArgs, PopulateArg};
+use crate::args::{CompareArgs, GapArg, PopulateArg};
 pub use crate::check::pages;
 use crate::check::{self, Origin};
 use crate::guest::RealGuest;
@@ -8,7 +8,7 @@ use crate::sources::samples::SAMPLES;
 use crate::sources::{self, Kind};
 use anyhow::{Context, Result, anyhow, bail};
 use nestwalk_hw::Profile;
-use nestwalk_mm::PagePolicy;
+use nestwalk_mm::{FREE_BLOCKS, Fragmentation, FreeBlocks, LOW_MEMORY_BYTES, PagePolicy};
 use nestwalk_report::{parse_bytes, parse_count};
 use nestwalk_sim::compare::Plan;
 use nestwalk_sim::spec::{Defaults, GuestSpec, MachineSpec};
@@ -84,6 +84,15 @@ pub struct Experiment {
     pub guest_fragmentation: f64,
     /// Degree of fragmentation of host memory.
     pub host_fragmentation: f64,
+    /// Free blocks of each order in guest memory at the start, by proportion; empty to go by the degree.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub guest_free_blocks: Vec<u64>,
+    /// The same of host memory.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub host_free_blocks: Vec<u64>,
+    /// The gap for I/O in guest memory is reclaimed, and so many bytes stay below it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub low_memory: Option<u64>,
     /// The guest uses PCIDs.
     pub pcids: bool,
     /// Machines run that a filtered recording is not exact for.
@@ -175,6 +184,10 @@ impl Experiment {
             None if traces => 0,
             None => ACCESSES,
         };
+        let (guest_fragmentation, guest_free_blocks) =
+            fragmentation("--guest-fragmentation", &args.guest_fragmentation)?;
+        let (host_fragmentation, host_free_blocks) =
+            fragmentation("--host-fragmentation", &args.host_fragmentation)?;
         let experiment = Self {
             version: VERSION.into(),
             sources,
@@ -199,8 +212,11 @@ impl Experiment {
             host_memory,
             guest_paging,
             host_paging: args.host_paging.clone(),
-            guest_fragmentation: args.guest_fragmentation,
-            host_fragmentation: args.host_fragmentation,
+            guest_fragmentation,
+            host_fragmentation,
+            guest_free_blocks,
+            host_free_blocks,
+            low_memory: low_memory(args)?,
             pcids: !args.no_pcids,
             approximate: args.approximate,
             profile: Profile::load(&args.profile).context("--profile")?,
@@ -264,7 +280,11 @@ impl Experiment {
             vcpus: usize::from(self.vcpus),
             guest_bytes: self.guest_memory,
             host_bytes: self.host_memory,
-            fragmentation: (self.guest_fragmentation, self.host_fragmentation),
+            low_bytes: self.low_memory,
+            fragmentation: (
+                in_memory(self.guest_fragmentation, &self.guest_free_blocks)?,
+                in_memory(self.host_fragmentation, &self.host_free_blocks)?,
+            ),
             pcids: self.pcids,
             seed: self.seed,
             verify: self.verify,
@@ -281,6 +301,49 @@ impl Experiment {
             MachineSpec::parse(name, PagePolicy::Base).is_ok_and(|m| m.guest == GuestSpec::Observed)
         };
         !self.machines.iter().all(observed)
+    }
+}
+
+/// What `--guest-fragmentation` says: a degree, and free blocks by order, if it is about those.
+fn fragmentation(option: &str, text: &str) -> Result<(f64, Vec<u64>)> {
+    if let Ok(degree) = text.parse() {
+        return Ok((degree, Vec::new()));
+    }
+    if let Some(blocks) = FreeBlocks::by_name(text) {
+        return Ok((0.0, blocks.0.to_vec()));
+    }
+    let contents = std::fs::read_to_string(text).with_context(|| {
+        let names: Vec<&str> = FREE_BLOCKS.iter().map(|f| f.0).collect();
+        let names = names.join(", ");
+        format!("{option} {text}: no degree, none of {names}, and no file that can be read")
+    })?;
+    let blocks = FreeBlocks::parse(&contents).map_err(|e| anyhow!("{option} {text}: {e}"))?;
+    Ok((0.0, blocks.0.to_vec()))
+}
+
+/// What a configuration says about it.
+///
+/// # Errors
+/// Another number of orders than Linux has, or numbers that cannot be.
+pub fn in_memory(degree: f64, blocks: &[u64]) -> Result<Fragmentation> {
+    if blocks.is_empty() {
+        return Ok(degree.into());
+    }
+    let found = blocks.try_into().map(FreeBlocks);
+    let found =
+        found.map_err(|_| anyhow!("{} numbers of free blocks: 11 are needed", blocks.len()))?;
+    found.check().map_err(|e| anyhow!(e))?;
+    Ok(Fragmentation::Blocks(found))
+}
+
+fn low_memory(args: &CompareArgs) -> Result<Option<u64>> {
+    match (args.io_gap, &args.low_memory) {
+        (GapArg::Kept, Some(text)) => {
+            bail!("--low-memory {text}: is for --io-gap reclaimed")
+        }
+        (GapArg::Kept, None) => Ok(None),
+        (GapArg::Reclaimed, None) => Ok(Some(LOW_MEMORY_BYTES)),
+        (GapArg::Reclaimed, Some(text)) => Ok(Some(parse_bytes(text).context("--low-memory")?)),
     }
 }
 

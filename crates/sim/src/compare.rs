@@ -17,8 +17,8 @@ use crate::spec::{GuestSpec, MachineSpec};
 use crate::switching::{Cut, Recorded};
 use nestwalk_hw::Profile;
 use nestwalk_mm::{
-    GuestError, HostConfig, HostMemory, KERNEL_BYTES, Mappings, MmError, ObservedError, RemapError,
-    pc_memory_map,
+    Fragmentation, GuestError, HostConfig, HostMemory, KERNEL_BYTES, Mappings, MmError,
+    ObservedError, RemapError, pc_memory_map, reclaimed_memory_map,
 };
 use nestwalk_tables::{LONG4, Mode};
 use nestwalk_types::{Batch, GuestBatch, GuestInfo, Source, SourceError};
@@ -47,8 +47,10 @@ pub struct Plan {
     pub guest_bytes: u64,
     /// Bytes of host memory.
     pub host_bytes: u64,
-    /// Degree of fragmentation of guest and host memory at the start, 0 to 1.
-    pub fragmentation: (f64, f64),
+    /// The gap for I/O in guest memory is reclaimed, and so many bytes stay low.
+    pub low_bytes: Option<u64>,
+    /// Fragmentation of guest and host memory at the start.
+    pub fragmentation: (Fragmentation, Fragmentation),
     /// The guest uses PCIDs, where its paging mode has them.
     pub pcids: bool,
     /// Decides fragmentation.
@@ -83,7 +85,8 @@ impl Plan {
             vcpus: 1,
             guest_bytes,
             host_bytes,
-            fragmentation: (0.0, 0.0),
+            low_bytes: None,
+            fragmentation: Default::default(),
             pcids: true,
             seed: 1,
             verify: false,
@@ -263,8 +266,11 @@ pub fn machine(plan: &Plan, spec: &MachineSpec) -> Result<Box<dyn AnyMachine>, C
                     seed: plan.seed ^ 0x686f_7374,
                     kernel_bytes: KERNEL_BYTES,
                 };
-                let slots = pc_memory_map(plan.guest_bytes);
-                let memory = HostMemory::with_config(&config, &slots);
+                let slots = match plan.low_bytes {
+                    Some(low) => reclaimed_memory_map(plan.guest_bytes, low),
+                    None => Ok(pc_memory_map(plan.guest_bytes)),
+                };
+                let memory = slots.and_then(|slots| HostMemory::with_config(&config, &slots));
                 Some(memory.map_err(|source| CompareError::Memory {
                     machine: spec.name.clone(),
                     source,

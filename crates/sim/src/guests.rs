@@ -136,6 +136,7 @@ fn modelled(plan: &Plan, spec: DimensionSpec) -> Result<ModelledGuest, CompareEr
     let config = GuestConfig {
         policy: spec.pages,
         placement: spec.placement,
+        low_bytes: plan.low_bytes,
         fragmentation: plan.fragmentation.0,
         seed: plan.seed,
         pcids: plan.pcids && plan.guest_mode.levels >= 4,

@@ -66,7 +66,7 @@ impl Case {
             policy: PagePolicy::by_name(self.guest_pages).unwrap(),
             placement: PlacementKind::Primary,
             primary: PrimaryConfig { least_bytes: 4096, escapes: 6 },
-            fragmentation: if self.seed.is_multiple_of(3) { 0.2 } else { 0.0 },
+            fragmentation: if self.seed.is_multiple_of(3) { 0.2 } else { 0.0 }.into(),
             seed: self.seed,
             pcids: life.pcids && self.mode.levels >= 4,
             ..GuestConfig::new(self.mode, GUEST)

@@ -1,6 +1,7 @@
 //! What a modelled guest is made of, what it counts, and what can go wrong with it.
 
 use crate::error::MmError;
+use crate::fragmentation::Fragmentation;
 use crate::placement::{PagePolicy, PlacementKind};
 use crate::size::Size;
 use crate::space::PrimaryConfig;
@@ -14,12 +15,14 @@ pub struct GuestConfig {
     pub mode: &'static Mode,
     /// Bytes of guest memory, laid out as [`crate::pc_memory_map`] says.
     pub bytes: u64,
+    /// The gap for I/O is reclaimed, and so much stays low: [`crate::reclaimed_memory_map`].
+    pub low_bytes: Option<u64>,
     /// Page sizes of anonymous memory.
     pub policy: PagePolicy,
     /// Which frame serves a fault.
     pub placement: PlacementKind,
-    /// Share of 2 MiB blocks that are fragmented: [`crate::PhysicalMemory::fragment`].
-    pub fragmentation: f64,
+    /// See [`crate::PhysicalMemory::fragment`].
+    pub fragmentation: Fragmentation,
     /// Seed of the fragmentation.
     pub seed: u64,
     /// Bytes of the guest kernel's image.
@@ -42,7 +45,8 @@ impl GuestConfig {
             bytes,
             policy: PagePolicy::Base,
             placement: PlacementKind::default(),
-            fragmentation: 0.0,
+            low_bytes: None,
+            fragmentation: Fragmentation::default(),
             seed: 0,
             kernel_bytes: crate::host::KERNEL_BYTES,
             pcids: mode.levels >= 4,

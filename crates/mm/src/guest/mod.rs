@@ -13,7 +13,7 @@ pub use config::{GuestConfig, GuestError, GuestStats};
 pub use cpu::DYNAMIC_PCIDS;
 pub use emit::Sink;
 
-use crate::physical::{PhysicalMemory, pc_memory_map};
+use crate::physical::{PhysicalMemory, pc_memory_map, reclaimed_memory_map};
 use crate::placement::PlacementKind;
 use crate::space::{AddressSpace, Memory, SpaceConfig};
 use cpu::Cpu;
@@ -65,7 +65,10 @@ impl ModelledGuest {
         let primary = (placement == PlacementKind::Primary).then_some(config.primary);
         let build = || {
             policy.check(mode)?;
-            let ranges = pc_memory_map(config.bytes);
+            let ranges = match config.low_bytes {
+                Some(low) => reclaimed_memory_map(config.bytes, low)?,
+                None => pc_memory_map(config.bytes),
+            };
             let mut physical = PhysicalMemory::new(&ranges, config.kernel_bytes)?;
             physical.fragment(config.fragmentation, config.seed)?;
             let memory = Memory::new(physical, config.zero_page);

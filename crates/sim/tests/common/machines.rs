@@ -50,7 +50,7 @@ impl Setup {
             mode: self.host_mode,
             policy: PagePolicy::by_name(self.host_pages).unwrap(),
             placement: PlacementKind::default(),
-            fragmentation: 0.0,
+            fragmentation: 0.0.into(),
             seed: 1,
             kernel_bytes: KERNEL_BYTES,
         };

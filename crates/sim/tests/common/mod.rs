@@ -237,7 +237,7 @@ pub fn machine_with(
             mode: host_mode,
             policy: PagePolicy::by_name(host_pages).unwrap(),
             placement: PlacementKind::default(),
-            fragmentation: 0.0,
+            fragmentation: 0.0.into(),
             seed: 1,
             kernel_bytes: KERNEL_BYTES,
         };
