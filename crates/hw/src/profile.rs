@@ -161,6 +161,8 @@ pub struct SoftwareProfile {
     pub host_fault_ns: Sourced,
     /// Clearing of 4 KiB of memory.
     pub clear_page_ns: Sourced,
+    /// A page that the guest's balloon driver allocates and the VMM takes back.
+    pub balloon_page_ns: Sourced,
     /// The guest kernel's answer to a page fault, without the clearing of the page.
     pub guest_fault_ns: Sourced,
     /// The guest kernel's fork, without its table writes' exits.
@@ -443,6 +445,7 @@ impl Profile {
             ("software.fault_bounce_ns", &s.fault_bounce_ns),
             ("software.host_fault_ns", &s.host_fault_ns),
             ("software.clear_page_ns", &s.clear_page_ns),
+            ("software.balloon_page_ns", &s.balloon_page_ns),
             ("software.guest_fault_ns", &s.guest_fault_ns),
             ("software.guest_fork_ns", &s.guest_fork_ns),
             ("software.guest_exec_ns", &s.guest_exec_ns),

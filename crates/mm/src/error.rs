@@ -84,6 +84,14 @@ pub enum MmError {
     /// The degree of fragmentation is no share.
     #[error("degree of fragmentation {0}: must be from 0 to 1")]
     Fragmentation(f64),
+    /// Self-ballooning that cannot be.
+    #[error("the balloon must take {}: {reason}", Size(*bytes))]
+    Balloon {
+        /// Bytes that it must take.
+        bytes: u64,
+        /// What is wrong and what would be right.
+        reason: String,
+    },
     /// Numbers of free blocks that cannot be.
     #[error("free blocks: {0}")]
     FreeBlocks(String),

@@ -113,6 +113,37 @@ impl HostMemory {
         Ok(Self { memory, space, slots: placed })
     }
 
+    /// The guest has new memory at `start`: its last memslot grows if it ends there, else there is
+    /// one more.
+    ///
+    /// # Errors
+    /// No addresses are left for it in the VMM process.
+    pub fn hot_add(&mut self, start: Gpa, bytes: u64) -> Result<(), MmError> {
+        let last = self.slots.last().copied();
+        let end = last.map_or(0, |s| s.gpa.value() + s.bytes);
+        let hva = match last {
+            Some(slot) if end == start.value() => slot.hva.offset_by(slot.bytes),
+            Some(slot) => {
+                let next = (slot.hva.value() + slot.bytes + 4096).next_multiple_of(GIB);
+                Hva::new(next + start.value() % GIB)
+            }
+            None => return Err(self.no_slot(start)),
+        };
+        let protection = Protection::READ_WRITE;
+        self.space.map(&mut self.memory, hva, bytes, protection, &mut Unobserved)?;
+        match self.slots.last_mut() {
+            Some(slot) if end == start.value() => slot.bytes += bytes,
+            _ => self.slots.push(Slot { gpa: start, bytes, hva }),
+        }
+        Ok(())
+    }
+
+    /// The page behind `gpa`, as large as [`HostMemory::discard`] would take it back.
+    pub fn whole_page(&self, gpa: Gpa) -> Option<(Gpa, PageSize)> {
+        let size = self.look_up(gpa)?.size.min(self.largest_page());
+        Some((gpa.align_down(size), size))
+    }
+
     /// The memslots, ascending by gPA.
     pub fn slots(&self) -> &[Slot] {
         &self.slots

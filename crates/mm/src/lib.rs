@@ -14,6 +14,7 @@
 //!
 //! Behaviour follows Linux on x86-64, whose functions are named where they are modelled.
 
+mod balloon;
 mod bitmap;
 mod buddy;
 mod counts;
@@ -31,6 +32,7 @@ mod size;
 mod space;
 mod translations;
 
+pub use balloon::{Ballooned, Exchange, HOT_PLUG_BYTES};
 pub use buddy::{Buddy, FreeError, LINUX_MAX_ORDER, MAX_ORDER};
 pub use error::MmError;
 pub use fragmentation::{FREE_BLOCKS, Fragmentation, FreeBlocks};

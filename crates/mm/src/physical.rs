@@ -97,6 +97,8 @@ pub struct PhysicalMemory<O> {
     /// In the order of allocation.
     zones: Vec<Zone>,
     ranges: Vec<(O, u64)>,
+    /// Frames that may be added.
+    room: u64,
     frames: u64,
     pinned: u64,
     /// Mappings of a 4 KiB frame beyond its first.
@@ -120,6 +122,15 @@ impl<O: Address> PhysicalMemory<O> {
     /// Ranges that are not whole pages, overlap, or reach beyond [`MAX_PHYSICAL_BYTES`]; no memory
     /// left after what is reserved.
     pub fn new(ranges: &[(O, u64)], kernel_bytes: u64) -> Result<Self, MmError> {
+        Self::with_room(ranges, kernel_bytes, 0)
+    }
+
+    /// As [`PhysicalMemory::new`], with addresses for so many bytes that may be added later, above
+    /// the end and above 4 GiB.
+    ///
+    /// # Errors
+    /// As [`PhysicalMemory::new`], the room included.
+    pub fn with_room(ranges: &[(O, u64)], kernel_bytes: u64, room: u64) -> Result<Self, MmError> {
         let bytes = ranges.iter().fold(0u64, |sum, r| sum.saturating_add(r.1));
         let wrong = |reason: &str| MmError::PhysicalMemory { bytes, reason: reason.into() };
         let mut last = 0;
@@ -137,12 +148,20 @@ impl<O: Address> PhysicalMemory<O> {
             }
             last = end;
         }
+        let top = last.max(DMA32_END).saturating_add(room);
+        if room > 0 && top > MAX_PHYSICAL_BYTES {
+            return Err(wrong("with memory that may be added it reaches beyond 16 TiB"));
+        }
         let border = DMA32_END >> 12;
         let mut zones = Vec::new();
         for (name, zone) in [("NORMAL", border..u64::MAX), ("DMA32", 0..border)] {
             let parts: Vec<_> = ranges.iter().map(|r| part(r, &zone)).collect();
             let first = parts.iter().filter(|p| !p.is_empty()).map(|p| p.start).min();
             let end = parts.iter().filter(|p| !p.is_empty()).map(|p| p.end).max();
+            let (first, end) = match room > 0 && zone.start > 0 {
+                true => (Some(first.unwrap_or(border)), Some(top >> 12)),
+                false => (first, end),
+            };
             if let (Some(first), Some(end)) = (first, end) {
                 let mut buddy = Buddy::new_empty(first..end);
                 parts.into_iter().for_each(|p| buddy.add(p));
@@ -152,6 +171,7 @@ impl<O: Address> PhysicalMemory<O> {
         let mut memory = Self {
             zones,
             ranges: ranges.to_vec(),
+            room: room >> 12,
             frames: bytes >> 12,
             pinned: 0,
             extra: FrameCounts::default(),
@@ -172,6 +192,45 @@ impl<O: Address> PhysicalMemory<O> {
         let free = self.alloc_at(at, 0);
         self.pinned += u64::from(free);
         free
+    }
+
+    /// Memory is added above the end, and above 4 GiB: hot-plug. Returns its first address, or `None`
+    /// if there is no room for it.
+    pub fn add(&mut self, bytes: u64) -> Option<O> {
+        let frames = bytes >> 12;
+        let end = self.ranges.last().map_or(0, |r| r.0.value() + r.1);
+        let start = end.max(DMA32_END);
+        let zone = self.zones.iter_mut().find(|z| z.name == "NORMAL");
+        let zone = zone.filter(|_| frames > 0 && frames <= self.room)?;
+        zone.buddy.add(start >> 12..(start >> 12) + frames);
+        self.room -= frames;
+        self.frames += frames;
+        match self.ranges.last_mut() {
+            Some(last) if end == start => last.1 += bytes,
+            _ => self.ranges.push((O::new(start), bytes)),
+        }
+        Some(O::new(start))
+    }
+
+    /// Takes so many frames for good, from the smallest free blocks first, as single pages are
+    /// allocated. Returns them as ranges, ascending; fewer if fewer are free.
+    pub fn pin(&mut self, frames: u64) -> Vec<Range<u64>> {
+        let mut taken = Vec::with_capacity(frames as usize);
+        while (taken.len() as u64) < frames
+            && let Some(frame) = self.alloc(0)
+        {
+            taken.push(frame.page_number());
+        }
+        self.pinned += taken.len() as u64;
+        taken.sort_unstable();
+        let mut ranges: Vec<Range<u64>> = Vec::new();
+        for frame in taken {
+            match ranges.last_mut() {
+                Some(last) if last.end == frame => last.end += 1,
+                _ => ranges.push(frame..frame + 1),
+            }
+        }
+        ranges
     }
 
     /// Takes those frames of the range that are free for good.

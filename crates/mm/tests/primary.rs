@@ -16,7 +16,7 @@ const MIB: u64 = 1 << 20;
 fn config() -> GuestConfig {
     GuestConfig {
         placement: PlacementKind::Primary,
-        primary: PrimaryConfig { least_bytes: 4096, escapes: 4 },
+        primary: PrimaryConfig { least_bytes: 4096, escapes: 4, balloon: false },
         ..GuestConfig::new(&LONG4, 256 * MIB)
     }
 }
@@ -238,7 +238,7 @@ fn what_has_no_contiguous_memory_is_paged() {
     // 2 MiB blocks with pinned frames everywhere: no run of more than 16 holes is long.
     let fragmented = GuestConfig {
         fragmentation: 1.0.into(),
-        primary: PrimaryConfig { least_bytes: 64 * MIB, escapes: 16 },
+        primary: PrimaryConfig { least_bytes: 64 * MIB, escapes: 16, balloon: false },
         ..config()
     };
     let mut t = Test::new(fragmented);
@@ -246,7 +246,7 @@ fn what_has_no_contiguous_memory_is_paged() {
     assert_eq!(t.pages(), None);
     t.store(17);
     // With few pinned frames it spans them, and they escape.
-    let primary = PrimaryConfig { least_bytes: 4096, escapes: 16 };
+    let primary = PrimaryConfig { least_bytes: 4096, escapes: 16, balloon: false };
     let mut t = Test::new(GuestConfig { fragmentation: 0.05.into(), primary, seed: 3, ..config() });
     t.map(0, (100 * MIB) >> 12);
     let (_, pages, escaped) = t.pages().unwrap();
@@ -295,7 +295,7 @@ fn regions_keep_their_promises_in_random_lives() {
             zero_page: seed % 4 == 1,
             seed,
             placement: PlacementKind::Primary,
-            primary: PrimaryConfig { least_bytes: 4096, escapes: 4 },
+            primary: PrimaryConfig { least_bytes: 4096, escapes: 4, balloon: false },
             ..GuestConfig::new(mode, 64 * MIB)
         });
         for _ in 0..150 {

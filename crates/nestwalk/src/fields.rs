@@ -40,6 +40,17 @@ pub static GUEST: &[Field] = &[
     ("processes", "count", "processes alive at the end"),
     ("primary_bytes", "bytes", "primary regions at the end, of all processes (placement primary)"),
     ("segment_loads", "count", "loads of segment registers (placement primary)"),
+    ("balloon_pages", "4 KiB pages", "self-ballooning: free pages that the VMM took"),
+    ("balloon_ms", "ms", "what that took: pages * balloon_page_ns"),
+    ("hot_added_bytes", "bytes", "self-ballooning: contiguous new memory"),
+    ("longest_run_before", "bytes", "self-ballooning: longest run of free frames before"),
+    ("longest_run_after", "bytes", "the same afterwards, before the region is set aside"),
+    (
+        "compaction_pages",
+        "4 KiB pages",
+        "what compaction would have moved in place of self-ballooning, could all pages be moved",
+    ),
+    ("compaction_ms", "ms", "what that would have taken: copies, and an exit for each shootdown"),
 ];
 
 /// What a modelled guest has more if its processes are those of a recorded guest.

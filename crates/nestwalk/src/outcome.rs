@@ -1,16 +1,20 @@
 //! What guests did, for the results: as JSON and as lines for people.
 
-use nestwalk_mm::{DROP_REASONS, DroppedRun, GuestStats, LevelWrites, ObservedStats, RemapStats};
+use nestwalk_hw::Profile;
+use nestwalk_mm::{
+    Ballooned, DROP_REASONS, DroppedRun, GuestStats, LevelWrites, ObservedStats, RemapStats,
+};
 use nestwalk_report::{bytes, count};
 use nestwalk_sim::GuestOutcome;
+use nestwalk_sim::cost::{balloon_ns, compaction_ns};
 use serde_json::{Map, Value, json};
 
 /// Documented in `fields::GUEST`, `fields::REMAPPED` and `fields::OBSERVED`.
-pub fn json(outcome: &GuestOutcome) -> Value {
+pub fn json(outcome: &GuestOutcome, profile: &Profile) -> Value {
     match outcome {
-        GuestOutcome::Modelled(stats) => modelled(stats),
+        GuestOutcome::Modelled(stats) => modelled(stats, profile),
         GuestOutcome::Remapped { guest, remap, .. } => {
-            let mut value = modelled(guest);
+            let mut value = modelled(guest, profile);
             if let (Some(all), Value::Object(more)) = (value.as_object_mut(), remapped(remap)) {
                 all.extend(more);
             }
@@ -20,7 +24,8 @@ pub fn json(outcome: &GuestOutcome) -> Value {
     }
 }
 
-fn modelled(s: &GuestStats) -> Value {
+fn modelled(s: &GuestStats, profile: &Profile) -> Value {
+    let Ballooned { pages, compaction_pages, .. } = s.balloon;
     json!({
         "faults": s.faults,
         "first_touches": s.first_touches,
@@ -38,6 +43,13 @@ fn modelled(s: &GuestStats) -> Value {
         "processes": s.processes,
         "primary_bytes": s.primary_bytes,
         "segment_loads": s.segment_loads,
+        "balloon_pages": pages,
+        "balloon_ms": balloon_ns(pages, profile) / 1e6,
+        "hot_added_bytes": s.balloon.added_bytes,
+        "longest_run_before": s.balloon.longest_before,
+        "longest_run_after": s.balloon.longest_after,
+        "compaction_pages": compaction_pages,
+        "compaction_ms": compaction_ns(compaction_pages, profile) / 1e6,
     })
 }
 
@@ -88,9 +100,11 @@ fn levels(s: &ObservedStats) -> impl Iterator<Item = (usize, &LevelWrites)> {
 }
 
 /// A line for people, and more if something was dropped.
-pub fn lines(name: &str, outcome: &GuestOutcome) -> String {
+pub fn lines(name: &str, outcome: &GuestOutcome, profile: &Profile) -> String {
     match outcome {
-        GuestOutcome::Modelled(stats) => format!("guest    {name}: {}\n", summary(stats)),
+        GuestOutcome::Modelled(stats) => {
+            format!("guest    {name}: {}\n{}", summary(stats), ballooned(stats, profile))
+        }
         GuestOutcome::Remapped { guest, remap, .. } => {
             let share = 100.0 * remap.left_out as f64 / remap.accesses.max(1) as f64;
             format!(
@@ -109,6 +123,25 @@ fn summary(s: &GuestStats) -> String {
         count(s.faults),
         bytes(s.peak_resident_bytes),
         bytes(s.peak_table_bytes)
+    )
+}
+
+/// What self-ballooning did, if it was needed.
+fn ballooned(s: &GuestStats, profile: &Profile) -> String {
+    let b = &s.balloon;
+    if b.times == 0 {
+        return String::new();
+    }
+    format!(
+        "balloon  {} pages for {} of new memory, {:.1} ms; longest free run {} before, {} after; \
+         compaction would have moved {} pages, {:.1} ms\n",
+        count(b.pages),
+        bytes(b.added_bytes),
+        balloon_ns(b.pages, profile) / 1e6,
+        bytes(b.longest_before),
+        bytes(b.longest_after),
+        count(b.compaction_pages),
+        compaction_ns(b.compaction_pages, profile) / 1e6
     )
 }
 
@@ -158,7 +191,7 @@ mod tests {
     use crate::fields::{Field, GUEST, OBSERVED, REMAPPED};
 
     fn is_documented(outcome: &GuestOutcome, fields: &[&[Field]]) {
-        let value = json(outcome);
+        let value = json(outcome, &Profile::load("cascade-lake-6252").unwrap());
         let mut keys: Vec<&str> = value.as_object().unwrap().keys().map(String::as_str).collect();
         let mut documented: Vec<&str> = fields.concat().iter().map(|f| f.0).collect();
         keys.sort_unstable();

@@ -78,6 +78,18 @@ fn guest_os_ns(c: &Counters, profile: &Profile) -> f64 {
         + work(OsWork::ContextSwitch) * s.guest_switch_ns.value
 }
 
+/// What the balloon takes for so many pages, in the guest and in the VMM.
+pub fn balloon_ns(pages: u64, profile: &Profile) -> f64 {
+    pages as f64 * profile.software.balloon_page_ns.value
+}
+
+/// What compaction takes to move so many pages of a guest: each is copied and the guest's other vCPUs
+/// are interrupted, which is an exit.
+pub fn compaction_ns(pages: u64, profile: &Profile) -> f64 {
+    let s = &profile.software;
+    pages as f64 * (2.0 * s.clear_page_ns.value + s.exit_ns.value)
+}
+
 fn vmm_ns(c: &Counters, profile: &Profile) -> f64 {
     let s = &profile.software;
     let exits = |r: ExitReason| c.exits[r as usize] as f64;
@@ -94,6 +106,7 @@ fn vmm_ns(c: &Counters, profile: &Profile) -> f64 {
         + c.host_faults as f64 * s.host_fault_ns.value
         + 2.0 * c.pages_moved as f64 * s.clear_page_ns.value
         + c.host_pages_cleared as f64 * s.clear_page_ns.value
+        + balloon_ns(c.balloon_pages, profile)
 }
 
 /// The hypervisor of a guest that asks it: system calls and faults, no exits of the processor's.

@@ -294,6 +294,8 @@ counters! {
     vmm_segment_loads,
     /// Segments: pages (4 KiB) that the host copied to make memory contiguous.
     pages_moved,
+    /// Self-ballooning: pages (4 KiB) that the guest gave to the VMM for contiguous memory.
+    balloon_pages,
 }
 
 impl Counters {

@@ -260,6 +260,40 @@ impl<S: Scheme> Machine<S> {
         Ok(true)
     }
 
+    /// The guest's balloon driver has given pages to the VMM, whose memory the host takes back, and has
+    /// new memory in their place. Of a host page only a part of which was given nothing is taken.
+    fn self_ballooned(
+        &mut self,
+        pages: &[(Gpa, u64)],
+        start: Gpa,
+        bytes: u64,
+    ) -> Result<(), MachineError> {
+        self.platform.counters.balloon_pages += pages.iter().map(|p| p.1).sum::<u64>();
+        if self.platform.world.host.is_none() {
+            return Ok(());
+        }
+        self.scheme.ballooning(&mut self.platform)?;
+        for &(first, count) in pages {
+            let end = first.offset_by(count << 12);
+            let mut at = first;
+            while at < end {
+                let page = self.platform.world.host.as_ref().and_then(|h| h.whole_page(at));
+                at = at.offset_by(4096);
+                if let Some((page, size)) = page
+                    && page >= first
+                    && page.offset_by(size.bytes()) <= end
+                {
+                    self.discard(page)?;
+                    at = page.offset_by(size.bytes());
+                }
+            }
+        }
+        if let Some(host) = &mut self.platform.world.host {
+            host.hot_add(start, bytes)?;
+        }
+        self.scheme.hot_added(&mut self.platform, start, bytes)
+    }
+
     fn run_group(&mut self, runs: &[Run], gpas: &[Gpa]) -> Result<(), MachineError> {
         let (mut accesses, mut instructions, mut fetches) = (0, 0, 0);
         for (run, gpa) in runs.iter().zip(gpas) {
@@ -519,6 +553,9 @@ impl<S: Scheme> Machine<S> {
             Control::LoadSegment { vcpu, ref segment } => {
                 self.known(vcpu)?;
                 self.scheme.load_segment(&mut self.platform, vcpu, segment.as_deref())?;
+            }
+            Control::SelfBallooned { ref pages, start, bytes } => {
+                self.self_ballooned(pages, start, bytes)?;
             }
             Control::Invalidate { vcpu, what } => {
                 self.known(vcpu)?;

@@ -247,6 +247,27 @@ pub trait Scheme: Send {
         Ok(())
     }
 
+    /// The guest is about to give pages to the VMM, scattered over its memory.
+    ///
+    /// # Errors
+    /// The machine cannot go on.
+    fn ballooning(&mut self, _platform: &mut Platform) -> Result<(), MachineError> {
+        Ok(())
+    }
+
+    /// The guest has new memory; the host has it already.
+    ///
+    /// # Errors
+    /// The machine cannot go on.
+    fn hot_added(
+        &mut self,
+        _platform: &mut Platform,
+        _start: Gpa,
+        _bytes: u64,
+    ) -> Result<(), MachineError> {
+        Ok(())
+    }
+
     /// The paging mode now, for schemes in which it is one of the two between which policies choose.
     fn paging_mode(&self) -> Option<PagingMode> {
         None

@@ -244,11 +244,11 @@ impl MachineSpec {
             placement: match host_placement {
                 Some(p) => placement_by_name(name, &p)?,
                 // Primary regions are of guests: the host's half is the scheme's own.
-                None if guest.placement == PlacementKind::Primary => PlacementKind::default(),
+                None if guest.placement.has_region() => PlacementKind::default(),
                 None => guest.placement,
             },
         };
-        if scheme.virtualized && host.placement == PlacementKind::Primary {
+        if scheme.virtualized && host.placement.has_region() {
             return Err(SpecError::PrimaryHost { name: name.into() });
         }
         let host = scheme.virtualized.then_some(host);

@@ -146,7 +146,7 @@ fn check_placed(
 ) {
     let config = GuestConfig {
         placement,
-        primary: PrimaryConfig { least_bytes: 4096, escapes: 4 },
+        primary: PrimaryConfig { least_bytes: 4096, escapes: 4, balloon: false },
         policy: PagePolicy::by_name(guest_pages).unwrap(),
         pcids: pcids && mode.levels >= 4,
         ..GuestConfig::new(mode, 3 << 30)

@@ -65,7 +65,7 @@ impl Case {
         let config = GuestConfig {
             policy: PagePolicy::by_name(self.guest_pages).unwrap(),
             placement: PlacementKind::Primary,
-            primary: PrimaryConfig { least_bytes: 4096, escapes: 6 },
+            primary: PrimaryConfig { least_bytes: 4096, escapes: 6, balloon: false },
             fragmentation: if self.seed.is_multiple_of(3) { 0.2 } else { 0.0 }.into(),
             seed: self.seed,
             pcids: life.pcids && self.mode.levels >= 4,

@@ -267,6 +267,16 @@ pub enum Control {
         /// The segment; `None` turns it off (BASE = LIMIT).
         segment: Option<Box<GuestSegment>>,
     },
+    /// Self-ballooning: the guest's balloon driver has given pages to the VMM, and has as much new
+    /// contiguous memory above the end of the old. Said by modelled guests alone.
+    SelfBallooned {
+        /// Given pages: first address and number of 4 KiB pages of each range, ascending.
+        pages: Box<[(Gpa, u64)]>,
+        /// First address of the new memory.
+        start: Gpa,
+        /// Its length in bytes.
+        bytes: u64,
+    },
     /// The guest executed an invalidation on this vCPU (a shootdown is one on each vCPU).
     Invalidate {
         /// Where.

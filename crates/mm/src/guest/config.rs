@@ -1,5 +1,6 @@
 //! What a modelled guest is made of, what it counts, and what can go wrong with it.
 
+use crate::balloon::Ballooned;
 use crate::error::MmError;
 use crate::fragmentation::Fragmentation;
 use crate::placement::{PagePolicy, PlacementKind};
@@ -32,7 +33,7 @@ pub struct GuestConfig {
     /// A load from memory that was never written maps the shared zero page, read-only, where a 4 KiB
     /// page would be mapped. Off: it gets a page of its own.
     pub zero_page: bool,
-    /// What becomes a primary region, with [`PlacementKind::Primary`].
+    /// What becomes a primary region, if the placement has one.
     pub primary: PrimaryConfig,
 }
 
@@ -103,6 +104,8 @@ pub struct GuestStats {
     pub primary_bytes: u64,
     /// Loads of segment registers.
     pub segment_loads: u64,
+    /// Self-ballooning, with [`PlacementKind::PrimaryBalloon`].
+    pub balloon: Ballooned,
 }
 
 /// Why the modelled guest cannot go on. What was processed before is in the output.

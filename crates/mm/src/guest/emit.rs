@@ -1,5 +1,6 @@
 //! Turns what address spaces do into the controls of the output.
 
+use crate::balloon::Exchange;
 use crate::guest::cpu::Cpu;
 use crate::space::{Contiguous, Flush, Observer};
 use nestwalk_tables::{Entry, Level};
@@ -129,6 +130,10 @@ impl Observer<Gva, Gpa> for Emit<'_, '_> {
     }
     fn page_copied(&mut self, _: Gpa, _: Gpa, size: PageSize) {
         self.work.add(OsWork::PageCopied, size.base_pages());
+    }
+    fn exchanged(&mut self, exchange: &Exchange<Gpa>) {
+        let Exchange { ref pages, start, bytes } = *exchange;
+        self.output.control(Control::SelfBallooned { pages: pages.clone(), start, bytes });
     }
     /// Every vCPU that runs the process loads its registers now, any other when it switches to it.
     fn segment(&mut self, region: Option<&Contiguous<Gva, Gpa>>) {

@@ -13,9 +13,10 @@ pub use config::{GuestConfig, GuestError, GuestStats};
 pub use cpu::DYNAMIC_PCIDS;
 pub use emit::Sink;
 
+use crate::error::MmError;
 use crate::physical::{PhysicalMemory, pc_memory_map, reclaimed_memory_map};
 use crate::placement::PlacementKind;
-use crate::space::{AddressSpace, Memory, SpaceConfig};
+use crate::space::{AddressSpace, Memory, PrimaryConfig, SpaceConfig};
 use cpu::Cpu;
 use emit::{Output, Work};
 use nestwalk_types::{Batch, Control, Gpa, GuestBatch, Gva, OsWork, ProcessId, VcpuId};
@@ -62,17 +63,24 @@ impl ModelledGuest {
     /// A memory size, page size or degree of fragmentation that cannot be.
     pub fn new(config: GuestConfig) -> Result<Self, GuestError> {
         let GuestConfig { mode, policy, placement, .. } = config;
-        let primary = (placement == PlacementKind::Primary).then_some(config.primary);
+        let balloon = placement == PlacementKind::PrimaryBalloon;
+        let primary = placement.has_region().then_some(PrimaryConfig { balloon, ..config.primary });
         let build = || {
             policy.check(mode)?;
             let ranges = match config.low_bytes {
                 Some(low) => reclaimed_memory_map(config.bytes, low)?,
                 None => pc_memory_map(config.bytes),
             };
-            let mut physical = PhysicalMemory::new(&ranges, config.kernel_bytes)?;
+            let room = if balloon { config.bytes } else { 0 };
+            let mut physical = PhysicalMemory::with_room(&ranges, config.kernel_bytes, room)?;
             physical.fragment(config.fragmentation, config.seed)?;
             let memory = Memory::new(physical, config.zero_page);
             memory.check(mode)?;
+            if balloon && mode.entry_bytes == 4 {
+                let reason = "4-byte entries reach 4 GiB, and new memory comes above; take another \
+                              placement or mode";
+                return Err(MmError::Balloon { bytes: 0, reason: reason.into() });
+            }
             Ok(memory)
         };
         Ok(Self {
@@ -127,6 +135,7 @@ impl ModelledGuest {
             pages_1g,
             processes: self.processes.len() as u64,
             primary_bytes: self.processes.values().map(|p| p.space.region_bytes()).sum(),
+            balloon: self.memory.balloon,
             ..self.stats
         }
     }
@@ -225,6 +234,7 @@ impl ModelledGuest {
             }
             Control::LoadCr3 { .. } => refused("a load of CR3"),
             Control::LoadSegment { .. } => refused("a load of segment registers"),
+            Control::SelfBallooned { .. } => refused("memory that was exchanged"),
             Control::Invalidate { .. } => refused("an invalidation"),
             Control::TableNew { .. } => refused("a new table"),
             Control::TableWrite { .. } => refused("a write to a table"),

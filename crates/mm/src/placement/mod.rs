@@ -55,12 +55,20 @@ pub enum PlacementKind {
     /// process, a *primary region*: see [`crate::PrimaryConfig`]. A guest's; a host has segments of
     /// its own.
     Primary,
+    /// As [`Self::Primary`]; where no run of free frames is long enough, the guest exchanges scattered
+    /// free pages for contiguous new memory: self-ballooning (MICRO 2014).
+    PrimaryBalloon,
 }
 
 /// Every policy, `(name, kind, one line)`, for the command line.
 pub const PLACEMENTS: &[(&str, PlacementKind, &str)] = &[
     ("default", PlacementKind::FirstFit, "what the buddy allocator gives: Linux"),
     ("primary", PlacementKind::Primary, "contiguous memory behind each process's largest mapping"),
+    (
+        "primary-balloon",
+        PlacementKind::PrimaryBalloon,
+        "as primary, and self-ballooning where free memory is too fragmented",
+    ),
 ];
 
 impl PlacementKind {
@@ -72,10 +80,14 @@ impl PlacementKind {
     pub fn name(self) -> &'static str {
         PLACEMENTS.iter().find(|p| p.1 == self).map_or("default", |p| p.0)
     }
+    /// Whether processes have primary regions.
+    pub const fn has_region(self) -> bool {
+        matches!(self, Self::Primary | Self::PrimaryBalloon)
+    }
     /// The policy of a new address space.
     pub fn build<O: Address>(self) -> Box<dyn Placement<O>> {
         match self {
-            Self::FirstFit | Self::Primary => Box::new(FirstFit),
+            Self::FirstFit | Self::Primary | Self::PrimaryBalloon => Box::new(FirstFit),
         }
     }
 }

@@ -32,7 +32,7 @@ impl<I: Address, O: Address> AddressSpace<I, O> {
         if start < end {
             self.vmas.insert(start, end, protection);
             self.placement.mapped(start, end);
-            self.consider(memory, start, end, protection, observer);
+            self.consider(memory, start, end, protection, observer)?;
         }
         Ok(())
     }
@@ -77,7 +77,7 @@ impl<I: Address, O: Address> AddressSpace<I, O> {
         while let Some((from, to)) = self.vmas.first_gap(start, end) {
             self.vmas.insert(from, to, protection);
             self.placement.mapped(from, to);
-            self.consider(memory, from, to, protection, observer);
+            self.consider(memory, from, to, protection, observer)?;
             gaps += 1;
         }
         Ok(gaps)
@@ -232,7 +232,7 @@ impl<I: Address, O: Address> AddressSpace<I, O> {
         }
         self.flush(memory, observer);
         for part in parts {
-            self.consider(memory, part.start, part.end, protection, observer);
+            self.consider(memory, part.start, part.end, protection, observer)?;
         }
         Ok(())
     }

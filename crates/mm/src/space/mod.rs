@@ -25,6 +25,7 @@ pub use gather::{FLUSH_CEILING, Flush, GATHER_PAGES};
 pub use region::{Contiguous, PrimaryConfig};
 pub use vma::{Vma, VmaSet};
 
+use crate::balloon::{Ballooned, Exchange};
 use crate::error::MmError;
 use crate::physical::PhysicalMemory;
 use crate::placement::{PagePolicy, Placement, PlacementKind, Sizes};
@@ -94,6 +95,11 @@ pub trait Observer<I, O> {
     #[inline]
     fn invalidate(&mut self, flush: Flush<I>) {
         let _ = flush;
+    }
+    /// Free memory was exchanged for new memory, which is there from now on.
+    #[inline]
+    fn exchanged(&mut self, exchange: &Exchange<O>) {
+        let _ = exchange;
     }
     /// The primary region is this from now on, or there is none: what the registers of a direct segment
     /// are to be wherever the address space is in use. It comes before whatever else changes, and an
@@ -168,6 +174,8 @@ pub struct Memory<O> {
     pub counters: Counters,
     /// The frame that stands for pages that were only read, if that option is on.
     pub zero_frame: Option<O>,
+    /// Memory that was exchanged.
+    pub balloon: Ballooned,
 }
 
 impl<O: Address> Memory<O> {
@@ -175,7 +183,8 @@ impl<O: Address> Memory<O> {
     pub fn new(mut physical: PhysicalMemory<O>, zero_page: bool) -> Self {
         let zero_frame = if zero_page { physical.alloc(0) } else { None };
         let tables = TableMemory::new();
-        Self { physical, tables, counters: Counters::default(), zero_frame }
+        let (counters, balloon) = (Counters::default(), Ballooned::default());
+        Self { physical, tables, counters, zero_frame, balloon }
     }
 
     /// Whether entries of the mode reach all of the memory.

@@ -27,11 +27,13 @@ pub struct PrimaryConfig {
     pub least_bytes: u64,
     /// Pages in it that may escape: MICRO 2014 sizes its filter for 16.
     pub escapes: usize,
+    /// Where no run of free frames is long enough, memory is exchanged: [`crate::Ballooned`].
+    pub balloon: bool,
 }
 
 impl Default for PrimaryConfig {
     fn default() -> Self {
-        Self { least_bytes: 2 << 20, escapes: 16 }
+        Self { least_bytes: 2 << 20, escapes: 16, balloon: false }
     }
 }
 
@@ -170,6 +172,9 @@ impl<I: Address, O: Address> AddressSpace<I, O> {
     ///
     /// A mapping for which memory is missing, not contiguity, gets no region: an eighth of what is
     /// free is left to page tables and other mappings.
+    ///
+    /// # Errors
+    /// Self-ballooning fails: less memory is free than the region needs.
     pub(super) fn consider(
         &mut self,
         memory: &mut Memory<O>,
@@ -177,39 +182,45 @@ impl<I: Address, O: Address> AddressSpace<I, O> {
         end: u64,
         protection: Protection,
         observer: &mut impl Observer<I, O>,
-    ) {
-        let Some(config) = self.config.primary else { return };
+    ) -> Result<(), MmError> {
+        let Some(config) = self.config.primary else { return Ok(()) };
         if !protection.write || start >= end {
-            return;
+            return Ok(());
         }
         let (first, pages) = (start >> 12, (end - start) >> 12);
         match &self.region {
             Some(region) if region.end() == first => {
                 self.grow_region(memory, pages, observer);
-                return;
+                return Ok(());
             }
-            Some(region) if region.pages >= pages => return,
+            Some(region) if region.pages >= pages => return Ok(()),
             _ => {}
         }
         let free = memory.physical.free_frames();
         if pages << 12 < config.least_bytes
-            || pages > free - free / 8
+            || (pages > free - free / 8 && !config.balloon)
             || self.first_present(memory, start, end).is_some()
         {
-            return;
+            return Ok(());
         }
-        let Some(run) = memory.physical.find_run(first, pages, config.escapes as u64) else {
-            return;
-        };
+        let holes = config.escapes as u64;
+        let mut found = memory.physical.find_run(first, pages, holes);
+        if config.balloon && found.is_none_or(|run| run.frames < pages) {
+            let exchange = memory.balloon.exchange(&mut memory.physical, pages)?;
+            observer.exchanged(&exchange);
+            found = memory.physical.find_run(first, pages, holes);
+        }
+        let Some(run) = found else { return Ok(()) };
         let now = self.region.as_ref().map_or(0, |r| r.pages);
         if run.frames << 12 < config.least_bytes || run.frames <= now {
-            return;
+            return Ok(());
         }
         if self.region.is_some() {
             self.drop_region(memory, observer);
             observer.invalidate(Flush::All);
         }
         self.reserve(memory, first, run, observer);
+        Ok(())
     }
 
     /// Sets a run aside for the pages from `first` on, none of which may be present. Frames of the

@@ -140,8 +140,10 @@ impl Results<'_> {
 
     /// Documented in `fields::RESULTS` and `nestwalk_sim::FIELDS`.
     fn json(&self) -> Result<Value> {
+        let profile = &self.experiment.profile;
+        let guests = self.outcome.guests.iter();
         let guests: serde_json::Map<String, Value> =
-            self.outcome.guests.iter().map(|(name, g)| (name.clone(), outcome::json(g))).collect();
+            guests.map(|(name, g)| (name.clone(), outcome::json(g, profile))).collect();
         Ok(json!({
             "version": VERSION,
             "source": self.info.name,
@@ -165,7 +167,7 @@ impl Results<'_> {
             out += &format!("counted  {accesses} accesses, {instructions} instructions\n");
         }
         for (name, guest) in &self.outcome.guests {
-            out += &outcome::lines(name, guest);
+            out += &outcome::lines(name, guest, &self.experiment.profile);
         }
         for line in &info.approximations {
             out += &format!("note     {line}\n");

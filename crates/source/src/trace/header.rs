@@ -263,6 +263,7 @@ pub const fn control_name(control: &Control) -> &'static str {
         Control::Exit { .. } => "exit",
         Control::LoadCr3 { .. } => "load_cr3",
         Control::LoadSegment { .. } => "load_segment",
+        Control::SelfBallooned { .. } => "self_ballooned",
         Control::Invalidate { .. } => "invalidate",
         Control::TableNew { .. } => "table_new",
         Control::TableWrite { .. } => "table_write",

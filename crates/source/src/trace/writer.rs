@@ -280,6 +280,7 @@ const fn is_architectural(control: &Control) -> bool {
         | Control::OsWork { .. } => true,
         // No recorded guest has segment registers, and traces have no place for them.
         Control::LoadSegment { .. }
+        | Control::SelfBallooned { .. }
         | Control::Switch { .. }
         | Control::Map { .. }
         | Control::Populate { .. }

@@ -30,6 +30,8 @@ pub struct SegmentedVm {
     guest: Option<GuestSegments>,
     vmm: Option<SegmentUnit<Gpa, Hpa>>,
     walker: Walker,
+    /// There was a segment before the guest gave pages away.
+    had_segment: bool,
     guest_hints: LeafHints<Gpa>,
     nested_hints: LeafHints<Hpa>,
 }
@@ -71,6 +73,7 @@ impl SegmentedVm {
             guest,
             vmm,
             walker,
+            had_segment: false,
             guest_hints: LeafHints::default(),
             nested_hints: LeafHints::default(),
         })
@@ -418,6 +421,25 @@ impl Scheme for SegmentedVm {
         self.nested.host_changed(platform, at, size);
         self.reload(platform)?;
         platform.hardware.invalidate_nested_everywhere();
+        Ok(())
+    }
+
+    /// The segment goes: pages all over it are about to be taken back.
+    fn ballooning(&mut self, platform: &mut Platform) -> Result<(), MachineError> {
+        self.had_segment = self.vmm.as_ref().is_some_and(SegmentUnit::is_on);
+        self.shrink_vmm_segment(platform, 0)
+    }
+
+    /// The segment comes back behind the new memory, where the guest's segments will be.
+    fn hot_added(
+        &mut self,
+        platform: &mut Platform,
+        start: Gpa,
+        bytes: u64,
+    ) -> Result<(), MachineError> {
+        if std::mem::take(&mut self.had_segment) {
+            self.create_vmm_segment(platform, start, bytes)?;
+        }
         Ok(())
     }
 

@@ -102,8 +102,9 @@ impl Encoder {
                 self.byte(Column::Other, work.index() as u8);
                 self.varint(Column::Other, u64::from(count));
             }
-            // Recorded guests have no segment registers.
+            // Recorded guests have no segment registers, and no need of contiguous memory.
             Control::LoadSegment { .. }
+            | Control::SelfBallooned { .. }
             | Control::Switch { .. }
             | Control::Map { .. }
             | Control::Populate { .. }
