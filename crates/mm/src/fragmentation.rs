@@ -186,7 +186,7 @@ impl Quota {
 
 impl<O: Address> PhysicalMemory<O> {
     /// Starts with free blocks in the proportions of `blocks`, at random places. The frames between
-    /// them are in use for good. Blocks of 4 MiB with something in use already stay as they are.
+    /// them are in use by others, for good; they can be moved. Blocks of 4 MiB with something in use already stay as they are.
     ///
     /// # Errors
     /// No block at all.
@@ -211,9 +211,11 @@ impl<O: Address> PhysicalMemory<O> {
                 continue;
             }
             quota.lay_out(*block, top, &mut used);
-            used.drain(..).for_each(|frame| {
+            used.sort_unstable();
+            for frame in used.drain(..) {
                 self.poison(O::new(frame << 12));
-            });
+                self.movable.push(frame);
+            }
         }
         Ok(())
     }

@@ -2,6 +2,7 @@
 
 use crate::error::MmError;
 use crate::fragmentation::Fragmentation;
+use crate::host_compaction::Compaction;
 use crate::physical::PhysicalMemory;
 use crate::placement::{PagePolicy, PlacementKind};
 use crate::space::{Access, AddressSpace, Counters, Memory, SpaceConfig, Unobserved};
@@ -62,6 +63,7 @@ pub struct HostMemory {
     pub(crate) memory: Memory<Hpa>,
     pub(crate) space: AddressSpace<Hva, Hpa>,
     slots: Vec<Slot>,
+    pub(crate) compaction: Option<Compaction>,
 }
 
 impl HostMemory {
@@ -110,7 +112,7 @@ impl HostMemory {
             hva = (at.value() + bytes + 4096).next_multiple_of(GIB);
         }
         placed.sort_by_key(|s| s.gpa);
-        Ok(Self { memory, space, slots: placed })
+        Ok(Self { memory, space, slots: placed, compaction: None })
     }
 
     /// The guest has new memory at `start`: its last memslot grows if it ends there, else there is

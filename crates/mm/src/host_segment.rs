@@ -10,6 +10,7 @@
 
 use crate::error::MmError;
 use crate::host::HostMemory;
+use crate::host_compaction::Compaction;
 use crate::runs::Run;
 use crate::space::Unobserved;
 use nestwalk_types::{Address, Gpa, Hpa, Hva, SplitMix64};
@@ -54,9 +55,9 @@ pub struct SegmentChange {
 }
 
 impl HostMemory {
-    /// The segment, if there is one.
+    /// The segment, if there is one. While memory is made contiguous there is none.
     pub fn segment(&self) -> Option<HostSegment> {
-        let region = self.space.region()?;
+        let region = self.space.region().filter(|_| self.compaction.is_none())?;
         let gpa = self.gpa(region.start)?;
         let number = |page: &u64| gpa.page_number() + (page - region.start.page_number());
         Some(HostSegment {
@@ -68,7 +69,7 @@ impl HostMemory {
     }
 
     /// The guest-physical address behind which an address of the VMM process is.
-    fn gpa(&self, hva: Hva) -> Option<Gpa> {
+    pub(crate) fn gpa(&self, hva: Hva) -> Option<Gpa> {
         self.slots().iter().find_map(|s| {
             let offset = hva.value().wrapping_sub(s.hva.value());
             (offset < s.bytes).then(|| s.gpa.offset_by(offset))
@@ -173,6 +174,9 @@ impl HostMemory {
     /// The segment shrinks to `bytes`, rounded down to whole pages; the pages behind stay where
     /// they are.
     pub fn shrink_segment(&mut self, bytes: u64) {
+        if self.compaction.is_some() {
+            return self.drop_segment();
+        }
         if let Some(region) = self.space.region() {
             let first = region.start.page_number();
             self.space.keep_region(&mut self.memory, first, first + (bytes >> 12));
@@ -181,10 +185,16 @@ impl HostMemory {
 
     /// There is no segment any more; its pages stay where they are.
     pub fn drop_segment(&mut self) {
+        if let Some(Compaction::Out { run, left, .. }) = self.compaction.take() {
+            // Others' pages that are left stay where they are.
+            for frame in (run.frame..run.frame + run.frames).filter(|f| !left.contains(f)) {
+                self.memory.physical.free(Hpa::new(frame << 12), 0);
+            }
+        }
         self.space.drop_region(&mut self.memory, &mut Unobserved);
     }
 
-    fn segment_range(&self, start: Gpa, bytes: u64) -> Result<(Hva, u64), MmError> {
+    pub(crate) fn segment_range(&self, start: Gpa, bytes: u64) -> Result<(Hva, u64), MmError> {
         let wrong =
             |reason: &str| MmError::Segment { gpa: start.value(), bytes, reason: reason.into() };
         if (start.value() | bytes) & 0xfff != 0 || bytes == 0 {

@@ -22,6 +22,7 @@ mod error;
 mod fragmentation;
 mod guest;
 mod host;
+mod host_compaction;
 mod host_segment;
 mod observed;
 mod physical;
@@ -38,6 +39,7 @@ pub use error::MmError;
 pub use fragmentation::{FREE_BLOCKS, Fragmentation, FreeBlocks};
 pub use guest::{DYNAMIC_PCIDS, GuestConfig, GuestError, GuestStats, ModelledGuest, Sink};
 pub use host::{HostConfig, HostMemory, HostPage, KERNEL_BYTES, Slot};
+pub use host_compaction::Compacted;
 pub use host_segment::{HostSegment, SegmentChange, SegmentRequest};
 pub use observed::{
     DROP_REASONS, DropReason, Dropped, DroppedRun, LevelWrites, ObservedError, ObservedGuest,

@@ -97,6 +97,8 @@ pub struct PhysicalMemory<O> {
     /// In the order of allocation.
     zones: Vec<Zone>,
     ranges: Vec<(O, u64)>,
+    /// Frames of others that can be moved, ascending, as they lay at the beginning.
+    pub(crate) movable: Vec<u64>,
     /// Frames that may be added.
     room: u64,
     frames: u64,
@@ -171,6 +173,7 @@ impl<O: Address> PhysicalMemory<O> {
         let mut memory = Self {
             zones,
             ranges: ranges.to_vec(),
+            movable: Vec::new(),
             room: room >> 12,
             frames: bytes >> 12,
             pinned: 0,

@@ -129,6 +129,7 @@ pub static VM_EXITS: &[Field] = &[
     ("invalidation", "count", "shadow: INVLPG or INVPCID"),
     ("interval", "count", "agile: the end of an interval, when tables are looked through"),
     ("mode_switch", "count", "a vCPU called out of the guest because the paging mode changes"),
+    ("host_migration", "count", "a vCPU called out of the guest because host pages have moved"),
     ("mmu_update", "count", "direct paging: hypercall that updates entries of tables"),
     ("pin", "count", "direct paging: hypercall that makes pages tables, or tables pages"),
     ("base_pointer", "count", "direct paging: hypercall that loads a root"),

@@ -82,6 +82,8 @@ pub enum ExitReason {
     Interval,
     /// The hypervisor calls the vCPU out of the guest to change its paging mode.
     ModeSwitch,
+    /// The VMM calls a vCPU out of the guest because host pages behind it have moved.
+    HostMigration,
     /// Direct paging: the hypercall that updates entries of tables.
     MmuUpdate,
     /// Direct paging: the hypercall that makes pages tables, or tables pages, by pin or unpin.
@@ -98,7 +100,7 @@ pub enum ExitReason {
 
 impl ExitReason {
     /// All reasons in the order of their counters.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::EptViolation,
         Self::TrueFault,
         Self::HiddenFault,
@@ -109,6 +111,7 @@ impl ExitReason {
         Self::Invalidation,
         Self::Interval,
         Self::ModeSwitch,
+        Self::HostMigration,
         Self::MmuUpdate,
         Self::Pin,
         Self::BasePointer,
@@ -129,6 +132,7 @@ impl ExitReason {
             Self::Invalidation => "invalidation",
             Self::Interval => "interval",
             Self::ModeSwitch => "mode_switch",
+            Self::HostMigration => "host_migration",
             Self::MmuUpdate => "mmu_update",
             Self::Pin => "pin",
             Self::BasePointer => "base_pointer",

@@ -110,6 +110,12 @@ fn change(m: &mut Machine<SegmentedVm>, r: &mut SplitMix64, used: Option<Gpa>) {
         1 => {
             scheme.create_vmm_segment(platform, Gpa::new(0), GUEST).unwrap();
         }
+        2 if r.below(4) == 0 => {
+            scheme.begin_compaction(platform, Gpa::new(0), GUEST).unwrap();
+        }
+        2 | 3 if platform.world.host.as_ref().unwrap().is_compacting() => {
+            scheme.compact(platform, 1 + r.below(GUEST >> 12)).unwrap();
+        }
         2 | 3 => scheme.grow_vmm_segment(platform, bytes).unwrap(),
         4 => scheme.shrink_vmm_segment(platform, bytes).unwrap(),
         5 if r.below(4) == 0 => scheme.shrink_vmm_segment(platform, 0).unwrap(),

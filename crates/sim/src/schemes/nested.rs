@@ -146,6 +146,15 @@ impl Scheme for Nested {
         Ok(())
     }
 
+    fn hot_added(
+        &mut self,
+        _platform: &mut Platform,
+        start: Gpa,
+        bytes: u64,
+    ) -> Result<(), MachineError> {
+        self.mmu.hot_added(start, bytes)
+    }
+
     fn host_changed(
         &mut self,
         platform: &mut Platform,

@@ -37,6 +37,6 @@ fn variant(text: &str) -> Result<String, String> {
 
 fn build(request: Build) -> Result<Box<dyn AnyMachine>, MachineError> {
     let mut request = request;
-    let mmu = NestedMmu::with_flat_root(&SIE, request.guest_bytes, &mut request.host)?;
+    let mmu = NestedMmu::with_flat_root(&SIE, &mut request.host)?;
     Ok(Box::new(Machine::new(Nested::with(mmu), request)?))
 }

@@ -14,6 +14,8 @@ pub struct NestedMmu {
     mode: &'static Mode,
     memory: TableMemory<Hpa>,
     root: Hpa,
+    /// Guest-physical addresses below this have entries.
+    limit: u64,
 }
 
 /// Nested tables take their frames from the host; nobody watches their entries.
@@ -36,7 +38,7 @@ impl NestedMmu {
         let root = host.as_mut().and_then(HostMemory::alloc_table).ok_or(no_frame)?;
         let mut memory = TableMemory::new();
         memory.insert(root, None);
-        Ok(Self { mode, memory, root })
+        Ok(Self { mode, memory, root, limit: u64::MAX })
     }
 
     /// An empty root table with an entry for each piece of the guest's memory that one covers, in
@@ -46,10 +48,12 @@ impl NestedMmu {
     /// There is no host, or no such frames.
     pub fn with_flat_root(
         mode: &'static Mode,
-        guest_bytes: u64,
         host: &mut Option<HostMemory>,
     ) -> Result<Self, MachineError> {
-        let entries = guest_bytes.div_ceil(mode.span(mode.levels).bytes());
+        // The gap for I/O has entries, too.
+        let last = host.as_ref().and_then(|h| h.slots().last());
+        let limit = last.map_or(0, |s| s.gpa.value() + s.bytes);
+        let entries = limit.div_ceil(mode.span(mode.levels).bytes());
         let pages = (entries * u64::from(mode.entry_bytes)).div_ceil(4096).max(1);
         let order = pages.next_power_of_two().trailing_zeros();
         let what = "segment table in one piece";
@@ -61,7 +65,24 @@ impl NestedMmu {
         let root = root.ok_or(MachineError::NoTableFrame { what })?;
         let mut memory = TableMemory::new();
         (0..pages).for_each(|page| memory.insert(root.offset_by(page << 12), None));
-        Ok(Self { mode, memory, root })
+        Ok(Self { mode, memory, root, limit })
+    }
+
+    /// Whether there are entries for new memory.
+    ///
+    /// # Errors
+    /// It lies beyond a root table of fixed length.
+    pub fn hot_added(&self, start: Gpa, bytes: u64) -> Result<(), MachineError> {
+        let end = start.value().saturating_add(bytes);
+        if end <= self.limit {
+            return Ok(());
+        }
+        let (machine, limit) = (self.mode.name.into(), self.limit);
+        let reason = format!(
+            "new guest memory ends at {end:#x}, beyond the table in one piece, which was made for \
+             {limit:#x}; take another machine for guests that add memory"
+        );
+        Err(MachineError::Variant { machine, reason })
     }
 
     /// What the hardware walks.

@@ -26,6 +26,8 @@ pub struct SegmentConfig {
     pub whole_pages: bool,
     /// The VMM segment is there from the beginning.
     pub at_start: bool,
+    /// Pages per simulated millisecond that the VMM moves until there is one; 0 if it moves none.
+    pub compact: u64,
     /// Faulty frames at random places of the VMM segment.
     pub bad: u64,
     /// Decides the places.
@@ -44,6 +46,7 @@ impl Default for SegmentConfig {
             filter_seed: 1,
             whole_pages: true,
             at_start: true,
+            compact: 0,
             bad: 0,
             bad_seed: 1,
             bad_at: Vec::new(),
@@ -62,6 +65,11 @@ const ENTRIES: Key =
     ("entries", "page|4k", "TLB entries are as large as the walked page, or 4 KiB");
 const START: Key =
     ("start", "segment|paged", "the VMM segment is there from the beginning, or not");
+const COMPACT: Key = (
+    "compact",
+    "PAGES",
+    "with start=paged: pages per millisecond that the VMM moves until there is a segment",
+);
 const BAD: Key = ("bad", "N", "faulty frames at random places of the VMM segment");
 const BAD_SEED: Key = ("bad-seed", "N", "decides the places of bad=N");
 const BAD_AT: Key = ("bad-at", "FRAME+FRAME", "faulty frames of the host by number (hPA / 4096)");
@@ -73,10 +81,11 @@ pub static DS: &[Key] = &[CHECK, FILTER, FILTER_SEED];
 /// Keys of Guest Direct.
 pub static GUEST: &[Key] = &[FILTER, FILTER_SEED, ENTRIES];
 /// Keys of VMM Direct.
-pub static VMM: &[Key] = &[FILTER, FILTER_SEED, ENTRIES, START, BAD, BAD_SEED, BAD_AT, ESCAPES];
+pub static VMM: &[Key] =
+    &[FILTER, FILTER_SEED, ENTRIES, START, COMPACT, BAD, BAD_SEED, BAD_AT, ESCAPES];
 /// Keys of Dual Direct.
 pub static DUAL: &[Key] =
-    &[CHECK, FILTER, FILTER_SEED, ENTRIES, START, BAD, BAD_SEED, BAD_AT, ESCAPES];
+    &[CHECK, FILTER, FILTER_SEED, ENTRIES, START, COMPACT, BAD, BAD_SEED, BAD_AT, ESCAPES];
 
 /// The keys that a scheme has.
 pub fn keys_of(scheme: &str) -> &'static [Key] {
@@ -115,6 +124,12 @@ impl SegmentConfig {
             }
             config.set(name, value).map_err(|what| format!("{scheme}: {name}={value}: {what}"))?;
         }
+        if config.compact > 0 && config.at_start {
+            return Err(format!("{scheme}: compact={} goes with start=paged", config.compact));
+        }
+        if config.compact > 0 && config.bad > 0 {
+            return Err(format!("{scheme}: bad={} goes with start=segment", config.bad));
+        }
         Ok(config)
     }
 
@@ -134,6 +149,7 @@ impl SegmentConfig {
             "filter-seed" => self.filter_seed = number(u64::MAX)?,
             "entries" => self.whole_pages = one_of("page", "4k")?,
             "start" => self.at_start = one_of("segment", "paged")?,
+            "compact" => self.compact = number(1 << 32)?,
             "bad" => self.bad = number(1 << 24)?,
             "bad-seed" => self.bad_seed = number(u64::MAX)?,
             "bad-at" => {
@@ -176,6 +192,7 @@ impl fmt::Display for SegmentConfig {
         part(self.filter_seed != d.filter_seed, format!("filter-seed={}", self.filter_seed));
         part(self.whole_pages != d.whole_pages, "entries=4k".into());
         part(self.at_start != d.at_start, "start=paged".into());
+        part(self.compact != d.compact, format!("compact={}", self.compact));
         part(self.bad != d.bad, format!("bad={}", self.bad));
         part(self.bad_seed != d.bad_seed, format!("bad-seed={}", self.bad_seed));
         let frames: Vec<String> = self.bad_at.iter().map(|f| format!("{f:#x}")).collect();
@@ -195,8 +212,11 @@ mod tests {
                    bad-at=0x1000+0x1001/escapes=2";
         let config = SegmentConfig::parse("dual-direct", all).unwrap();
         assert_eq!(config.to_string(), all);
+        let compacts = "start=paged/compact=300";
+        let config2 = SegmentConfig::parse("vmm-direct", compacts).unwrap();
+        assert_eq!((config2.to_string().as_str(), config2.compact), (compacts, 300));
         let named: Vec<&str> = all.split('/').filter_map(|p| p.split('=').next()).collect();
-        assert_eq!(named, DUAL.iter().map(|k| k.0).collect::<Vec<_>>());
+        assert_eq!(named, DUAL.iter().map(|k| k.0).filter(|k| *k != "compact").collect::<Vec<_>>());
         assert_eq!((config.bad, config.escapes, config.bad_at.len()), (3, 2, 2));
         assert_eq!(SegmentConfig::parse("ds", "check=l2/filter=256x4").unwrap().to_string(), "");
         for scheme in ["ds", "guest-direct", "vmm-direct", "dual-direct"] {
@@ -215,6 +235,7 @@ mod tests {
             ("dual-direct", "filter=0x4", ["filter=0x4", "neither may be 0"]),
             ("dual-direct", "filter=256", ["filter=256", "256x4"]),
             ("dual-direct", "filter=100x4", ["power of two", "256 and 4"]),
+            ("vmm-direct", "compact=5", ["compact=5", "start=paged"]),
             ("vmm-direct", "bad=-1", ["bad=-1", "whole number"]),
             ("vmm-direct", "bad-at=5+5", ["bad-at=5+5", "twice"]),
             ("vmm-direct", "bad-at=5,6", ["bad-at", "`+`"]),

@@ -3,7 +3,7 @@
 use super::config::{Check, SegmentConfig, keys_of};
 use super::guest::GuestSegments;
 use crate::ahead::{LeafHints, read_sets};
-use crate::counters::{Counters, Dimension};
+use crate::counters::{Counters, Dimension, ExitReason};
 use crate::engine::Machine;
 use crate::hardware::Request;
 use crate::scheme::{
@@ -32,6 +32,9 @@ pub struct SegmentedVm {
     walker: Walker,
     /// There was a segment before the guest gave pages away.
     had_segment: bool,
+    /// Instructions of a millisecond, and when the next interval of compaction ends.
+    every: u64,
+    due: u64,
     guest_hints: LeafHints<Gpa>,
     nested_hints: LeafHints<Hpa>,
 }
@@ -67,6 +70,7 @@ impl SegmentedVm {
             check_cycles: request.profile.segment.check_cycles.value as u64,
             whole_pages: config.whole_pages,
         };
+        let core = &request.profile.core;
         Ok(Self {
             nested: NestedMmu::new(request.nested_mode, &mut request.host)?,
             config,
@@ -74,6 +78,8 @@ impl SegmentedVm {
             vmm,
             walker,
             had_segment: false,
+            every: (core.frequency_mhz.value * 1000.0 / core.base_cpi.value).max(1.0) as u64,
+            due: u64::MAX,
             guest_hints: LeafHints::default(),
             nested_hints: LeafHints::default(),
         })
@@ -111,11 +117,12 @@ impl SegmentedVm {
         };
         host.poison(&self.config.bad_at)?;
         let largest = host.slots().iter().copied().max_by_key(|s| s.bytes);
-        if let Some(Slot { gpa, bytes, .. }) = largest
-            && self.config.at_start
-        {
+        let Some(Slot { gpa, bytes, .. }) = largest else { return Ok(()) };
+        if self.config.at_start {
             let bad = self.config.bad;
             self.create(platform, gpa, bytes & !0xfff, bad)?;
+        } else if self.config.compact > 0 && host.begin_compaction(gpa, bytes & !0xfff)? {
+            self.due = self.every;
         }
         Ok(())
     }
@@ -156,6 +163,52 @@ impl SegmentedVm {
         let range = host.segment().map_or((start, bytes), |s| (s.gpa, s.bytes));
         self.changed(platform, range, made.clone().ok().flatten().unwrap_or_default())?;
         Ok(made?.is_some())
+    }
+
+    /// The VMM begins to make host memory contiguous behind a range. Returns whether it can.
+    ///
+    /// # Errors
+    /// A range that is not whole pages of one memory slot.
+    pub fn begin_compaction(
+        &mut self,
+        platform: &mut Platform,
+        start: Gpa,
+        bytes: u64,
+    ) -> Result<bool, MachineError> {
+        let Some(host) = &mut platform.world.host else { return Ok(false) };
+        let begun = host.begin_compaction(start, bytes);
+        self.reload(platform)?;
+        Ok(begun?)
+    }
+
+    /// The VMM moves so many pages. When the last is in place the segment is loaded, and the machine
+    /// runs in another mode. Each vCPU is called out of the guest when pages behind it have moved.
+    ///
+    /// # Errors
+    /// Host memory is exhausted.
+    pub fn compact(&mut self, platform: &mut Platform, pages: u64) -> Result<(), MachineError> {
+        let Some(host) = &mut platform.world.host else { return Ok(()) };
+        let Some(step) = host.compact(pages)? else {
+            self.due = u64::MAX;
+            return self.reload(platform);
+        };
+        let counters = &mut platform.counters;
+        counters.pages_moved += step.others + step.guest.moved_pages;
+        counters.host_pages_cleared += step.guest.cleared_pages;
+        if step.guest.moved_pages > 0 {
+            let (start, bytes) = step.range;
+            self.nested.unmap_range(platform, start, bytes);
+            platform.hardware.invalidate_nested_everywhere();
+            platform.moved.push((start, bytes));
+            let vcpus = platform.hardware.cores.len() as u64;
+            platform.counters.exits[ExitReason::HostMigration as usize] += vcpus;
+        }
+        if step.done {
+            platform.counters.mode_switches += 1;
+            self.due = u64::MAX;
+            self.reload(platform)?;
+        }
+        Ok(())
     }
 
     /// The VMM segment grows at its end, to `bytes` or as far as the frames behind it are free and
@@ -422,6 +475,18 @@ impl Scheme for SegmentedVm {
         self.reload(platform)?;
         platform.hardware.invalidate_nested_everywhere();
         Ok(())
+    }
+
+    #[inline]
+    fn due(&self) -> u64 {
+        self.due
+    }
+
+    /// A millisecond of compaction is over. Intervals that a long run has passed are made up for.
+    fn tick(&mut self, platform: &mut Platform) -> Result<(), MachineError> {
+        let passed = (platform.clock - self.due) / self.every + 1;
+        self.due += passed * self.every;
+        self.compact(platform, self.config.compact.saturating_mul(passed))
     }
 
     /// The segment goes: pages all over it are about to be taken back.
