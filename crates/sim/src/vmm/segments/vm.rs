@@ -22,6 +22,9 @@ use nestwalk_types::{Address, Gpa, GuestSegment, Gva, Hpa, PageSize, Run, VcpuId
 /// Smallest VMM segment that is worth its registers: 2 MiB, an assumption.
 const LEAST_BYTES: u64 = 2 << 20;
 
+/// Intervals of compaction in a millisecond: fine enough for short runs, a choice.
+const LOOKS: f64 = 64.0;
+
 /// The scheme behind `vmm-direct`, `guest-direct` and `dual-direct`.
 pub struct SegmentedVm {
     /// The nested tables: of everything outside of the VMM segment, and of what its filter reports.
@@ -32,7 +35,7 @@ pub struct SegmentedVm {
     walker: Walker,
     /// There was a segment before the guest gave pages away.
     had_segment: bool,
-    /// Instructions of a millisecond, and when the next interval of compaction ends.
+    /// Instructions of an interval, at the base CPI, and when the next interval of compaction ends.
     every: u64,
     due: u64,
     guest_hints: LeafHints<Gpa>,
@@ -78,7 +81,8 @@ impl SegmentedVm {
             vmm,
             walker,
             had_segment: false,
-            every: (core.frequency_mhz.value * 1000.0 / core.base_cpi.value).max(1.0) as u64,
+            every: (core.frequency_mhz.value * 1000.0 / core.base_cpi.value / LOOKS).max(1.0)
+                as u64,
             due: u64::MAX,
             guest_hints: LeafHints::default(),
             nested_hints: LeafHints::default(),
@@ -482,11 +486,12 @@ impl Scheme for SegmentedVm {
         self.due
     }
 
-    /// A millisecond of compaction is over. Intervals that a long run has passed are made up for.
+    /// An interval of compaction is over. Intervals that a long run has passed are made up for.
     fn tick(&mut self, platform: &mut Platform) -> Result<(), MachineError> {
         let passed = (platform.clock - self.due) / self.every + 1;
         self.due += passed * self.every;
-        self.compact(platform, self.config.compact.saturating_mul(passed))
+        let pages = self.config.compact.saturating_mul(passed) / LOOKS as u64;
+        self.compact(platform, pages.max(1))
     }
 
     /// The segment goes: pages all over it are about to be taken back.

@@ -1,0 +1,140 @@
+//! How contiguous memory comes about, from the command line: fragmentation as an input,
+//! self-ballooning, reclaim of the gap for I/O, and compaction in the host.
+
+mod common;
+
+use common::{Lab, count, machine, number};
+use serde_json::Value;
+
+const MIB: u64 = 1 << 20;
+
+fn no_violations(results: &Value) {
+    for m in results["machines"].as_array().unwrap().iter().filter(|m| m["scheme"] != "ideal") {
+        assert_eq!(count(&m["referee"], "violations"), 0, "{}", m["referee"]);
+        assert!(count(&m["referee"], "checked") > 0);
+    }
+}
+
+/// A guest in which no segment above 64 MiB exists: self-ballooning yields one that covers the
+/// primary region, on every machine with that guest.
+#[test]
+fn self_ballooning_gives_a_fragmented_guest_its_segment() {
+    let lab = Lab::new();
+    for fragmentation in ["aged", "bad"] {
+        let results = lab.json(&format!(
+            "compare gups --footprint 128MiB --guest-memory 4GiB --accesses 60k --verify --quiet \
+             --guest-fragmentation {fragmentation} --machines nested:4k@primary-balloon,\
+             shadow:4k@primary-balloon,agile:4k@primary-balloon,xen-pv:4k@primary-balloon,\
+             vmm-direct:4k@primary-balloon,guest-direct:4k@primary-balloon,\
+             dual-direct:4k@primary,dual-direct:4k@primary-balloon"
+        ));
+        no_violations(&results);
+        let guest = |g: &str, field: &str| count(&results["guests"][g], field);
+        assert!(guest("4k@primary-balloon", "longest_run_before") <= 64 * MIB);
+        assert!(guest("4k@primary-balloon", "longest_run_after") >= 128 * MIB);
+        assert!(guest("4k@primary", "primary_bytes") <= 64 * MIB);
+        let primary = guest("4k@primary-balloon", "primary_bytes");
+        assert!(primary >= 128 * MIB, "{primary}");
+        // As many pages went as came, and took their time.
+        let pages = guest("4k@primary-balloon", "balloon_pages");
+        assert_eq!(pages << 12, guest("4k@primary-balloon", "hot_added_bytes"));
+        let ms = results["guests"]["4k@primary-balloon"]["balloon_ms"].as_f64().unwrap();
+        assert!((ms - pages as f64 * 2250.0 / 1e6).abs() < 1e-6, "{ms}");
+        assert!(guest("4k@primary-balloon", "compaction_pages") > 0);
+        assert_eq!(guest("4k@primary", "balloon_pages"), 0);
+        // The guest's segment covers the region, the VMM's the new memory: no walk is left.
+        let dual = machine(&results, "dual-direct:4k+4k@primary-balloon+default");
+        assert_eq!(count(&dual["segments"]["guest"], "bytes"), primary);
+        assert_eq!(count(&dual["segments"]["vmm"], "base"), (4 + 1) << 30);
+        assert!(count(dual, "walks") < 20 && count(dual, "segment_hits") > 5_000, "{dual}");
+        let paged = machine(&results, "dual-direct:4k+4k@primary+default");
+        assert!(count(paged, "walks") > 1_000);
+    }
+}
+
+/// With the gap reclaimed one segment covers at least 95 % of guest memory.
+#[test]
+fn one_segment_covers_the_guest_when_the_gap_is_reclaimed() {
+    let lab = Lab::new();
+    let percent = |more: &str| {
+        let results = lab.json(&format!(
+            "compare gups --footprint 64MiB --guest-memory 8GiB --accesses 20k --verify --quiet \
+             --machines nested,vmm-direct,dual-direct {more}"
+        ));
+        no_violations(&results);
+        let m = machine(&results, "vmm-direct:4k+4k");
+        number(&m["segments"], "vmm_percent")
+    };
+    assert!((percent("") - 62.5).abs() < 0.01);
+    let reclaimed = percent("--io-gap reclaimed");
+    assert!((reclaimed - 100.0 * (1.0 - 0.25 / 8.0)).abs() < 0.01 && reclaimed >= 95.0);
+    assert!(percent("--io-gap reclaimed --low-memory 64MiB") > 99.0);
+}
+
+/// A fragmented host: the machine starts paged, the VMM compacts, and the mode changes.
+#[test]
+fn the_mode_changes_when_the_host_is_compacted() {
+    let lab = Lab::new();
+    for budget in [20_000, 4_000_000] {
+        let results = lab.json(&format!(
+            "compare gups --footprint 64MiB --guest-memory 256MiB --host-memory 2GiB --accesses 2m \
+             --vcpus 2 --verify --quiet --host-fragmentation bad --machines nested,guest-direct,\
+             vmm-direct,vmm-direct/start=paged/compact={budget},\
+             dual-direct/start=paged/compact={budget}"
+        ));
+        no_violations(&results);
+        // Without compaction no run of frames is long enough for all of it.
+        let before = machine(&results, "vmm-direct:4k+4k");
+        assert!(count(&before["segments"]["vmm"], "bytes") < 64 * MIB);
+        for name in [
+            format!("vmm-direct/start=paged/compact={budget}:4k+4k"),
+            format!("dual-direct/start=paged/compact={budget}:4k+4k@primary+default"),
+        ] {
+            let m = machine(&results, &name);
+            let bytes = count(&m["segments"]["vmm"], "bytes");
+            assert!(bytes == 0 || bytes == 256 * MIB, "{name}: {bytes}");
+            assert_eq!(bytes > 0, budget == 4_000_000, "{name}");
+            if budget == 20_000 {
+                assert!(count(m, "nested_refs") > 0, "{name}: {m}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_real_machines_free_memory_is_read() {
+    let lab = Lab::new();
+    let row = "Node 0, zone   Normal  10 9 8 7 6 5 4 3 2 1 0 \n";
+    lab.write("buddyinfo", row);
+    let results = lab.json(
+        "compare gups --footprint 64MiB --guest-memory 1GiB --accesses 10k --quiet \
+         --guest-fragmentation buddyinfo --machines ds:4k@primary-balloon",
+    );
+    // Nothing above 2 MiB was free on that machine; neighbours may be free together.
+    let before = count(&results["guests"]["4k@primary-balloon"], "longest_run_before");
+    assert!((2 * MIB..16 * MIB).contains(&before), "{before}");
+}
+
+#[test]
+fn what_cannot_be_is_refused_with_what_would_be_right() {
+    let lab = Lab::new();
+    lab.write("short", "Node 0, zone DMA 1 2 3\n");
+    for (line, words) in [
+        (
+            "compare gups --footprint 1MiB --guest-memory 128MiB --io-gap reclaimed",
+            ["--io-gap reclaimed", "give more memory"],
+        ),
+        (
+            "compare gups --footprint 1MiB --guest-memory 8GiB --io-gap reclaimed --low-memory 4GiB",
+            ["stays low (4 GiB)", "below the gap"],
+        ),
+        ("compare gups --low-memory 1GiB", ["--low-memory 1GiB", "--io-gap reclaimed"]),
+        ("compare gcc --io-gap reclaimed", ["recorded guest", "vmm-direct:4k"]),
+        ("compare gups --guest-fragmentation none.txt", ["none.txt", "fresh, aged, bad"]),
+        ("compare gups --host-fragmentation short", ["short: line 1, column 23", "only 3 numbers"]),
+        ("compare gups --machines vmm-direct/compact=9", ["compact=9", "start=paged"]),
+    ] {
+        let message = lab.refused(line);
+        assert!(words.iter().all(|w| message.contains(w)), "{line}: {message}");
+    }
+}
