@@ -1,8 +1,11 @@
 //! Compaction of host memory, until a VMM segment can be made.
 //!
-//! At the beginning the VMM chooses the range of frames in which fewest are in use, and nobody is given
-//! frames of it any more (Linux: `alloc_contig_range` isolates its page blocks first). Others' pages in
-//! it are moved out, so many at a time; then the guest's pages are moved in. While that lasts there is
+//! At the beginning the VMM chooses the range of frames in which fewest are in use, and nobody is
+//! given
+//! frames of it any more (Linux: `alloc_contig_range` isolates its page blocks first). Others'
+//! pages in
+//! it are moved out, so many at a time; then the guest's pages are moved in. While that lasts
+//! there is
 //! no segment. Pages that the guest touches for the first time go to their places at once.
 
 use crate::error::MmError;
@@ -15,7 +18,8 @@ use nestwalk_types::{Address, Gpa, Hpa};
 /// How far a compaction is.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum Compaction {
-    /// Others' pages are moved out of the range; the frames that are left are given, the lowest last.
+    /// Others' pages are moved out of the range; the frames that are left are given, the lowest
+    /// last.
     Out { first: u64, run: Run, left: Vec<u64> },
     /// The guest's pages are moved in, from this page on.
     In { next: u64 },
@@ -35,16 +39,25 @@ pub struct Compacted {
 }
 
 impl HostMemory {
-    /// Begins to make memory contiguous behind a range of guest memory. False, and nothing is begun, if
-    /// in every range of frames as long something cannot be moved.
+    /// Begins to make memory contiguous behind a range of guest memory. False, and nothing is
+    /// begun, if
+    /// in every range of frames as long something cannot be moved. So many pages may escape from
+    /// the
+    /// segment later.
     ///
     /// # Errors
     /// A range that is not whole pages of one memory slot.
-    pub fn begin_compaction(&mut self, start: Gpa, bytes: u64) -> Result<bool, MmError> {
+    pub fn begin_compaction(
+        &mut self,
+        start: Gpa,
+        bytes: u64,
+        escapes: usize,
+    ) -> Result<bool, MmError> {
         let (start, pages) = self.segment_range(start, bytes)?;
         self.drop_segment();
         let first = start.page_number();
         let Some(frame) = self.emptiest(first, pages) else { return Ok(false) };
+        self.space.set_escapes(escapes);
         let run = Run { frame, frames: pages };
         let mut left = self.memory.physical.take_run(run);
         left.reverse();
@@ -86,7 +99,8 @@ impl HostMemory {
         self.compaction.is_some()
     }
 
-    /// Moves at most so many pages. Who maps the guest's in tables of his own, or has them in a TLB, owes
+    /// Moves at most so many pages. Who maps the guest's in tables of his own, or has them in a
+    /// TLB, owes
     /// their invalidation. `None` if nothing was begun.
     ///
     /// # Errors
@@ -204,7 +218,7 @@ mod tests {
             for gpa in &touched[..300] {
                 h.ensure(*gpa).unwrap();
             }
-            assert!(h.begin_compaction(Gpa::new(0), 64 << 20).unwrap());
+            assert!(h.begin_compaction(Gpa::new(0), 64 << 20, 16).unwrap());
             let Some(Compaction::Out { left, .. }) = &h.compaction else { panic!() };
             let out = left.len() as u64;
             let (mut others, mut moved, mut cleared, mut rounds) = (0, 0, 0, 0);
@@ -244,8 +258,8 @@ mod tests {
     fn what_cannot_be_moved_is_not_begun() {
         let slots = [(Gpa::new(0), 64 << 20)];
         let mut h = HostMemory::new(128 << 20, &LONG4, PagePolicy::Base, 1.0, 1, &slots).unwrap();
-        assert_eq!(h.begin_compaction(Gpa::new(0), 64 << 20), Ok(false));
-        assert!(h.begin_compaction(Gpa::new(1), 4096).is_err());
+        assert_eq!(h.begin_compaction(Gpa::new(0), 64 << 20, 16), Ok(false));
+        assert!(h.begin_compaction(Gpa::new(1), 4096, 16).is_err());
         assert!(!h.is_compacting());
     }
 }

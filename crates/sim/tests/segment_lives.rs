@@ -110,7 +110,7 @@ fn change(m: &mut Machine<SegmentedVm>, r: &mut SplitMix64, used: Option<Gpa>) {
         1 => {
             scheme.create_vmm_segment(platform, Gpa::new(0), GUEST).unwrap();
         }
-        2 if r.below(12) == 0 => {
+        2 if bytes >> 12 & 31 == 0 => {
             scheme.begin_compaction(platform, Gpa::new(0), GUEST).unwrap();
         }
         2 | 3 if platform.world.host.as_ref().unwrap().is_compacting() => {
@@ -208,7 +208,8 @@ fn the_referee_approves_under_32_bit_paging() {
     assert!(seen.covered > 200);
 }
 
-// ---- hardware that is wrong -----------------------------------------------------------------------
+// ---- hardware that is wrong
+// -----------------------------------------------------------------------
 
 fn small() -> Setup {
     let profile = Profile::load("zen2").unwrap();

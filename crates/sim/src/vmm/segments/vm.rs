@@ -125,7 +125,9 @@ impl SegmentedVm {
         if self.config.at_start {
             let bad = self.config.bad;
             self.create(platform, gpa, bytes & !0xfff, bad)?;
-        } else if self.config.compact > 0 && host.begin_compaction(gpa, bytes & !0xfff)? {
+        } else if self.config.compact > 0
+            && host.begin_compaction(gpa, bytes & !0xfff, self.config.escapes)?
+        {
             self.due = self.every;
         }
         Ok(())
@@ -180,12 +182,13 @@ impl SegmentedVm {
         bytes: u64,
     ) -> Result<bool, MachineError> {
         let Some(host) = &mut platform.world.host else { return Ok(false) };
-        let begun = host.begin_compaction(start, bytes);
+        let begun = host.begin_compaction(start, bytes, self.config.escapes);
         self.reload(platform)?;
         Ok(begun?)
     }
 
-    /// The VMM moves so many pages. When the last is in place the segment is loaded, and the machine
+    /// The VMM moves so many pages. When the last is in place the segment is loaded, and the
+    /// machine
     /// runs in another mode. Each vCPU is called out of the guest when pages behind it have moved.
     ///
     /// # Errors
