@@ -1,4 +1,5 @@
-//! How fragmented memory is at the start: a degree, or how many free blocks of each order there are,
+//! How fragmented memory is at the start: a degree, or how many free blocks of each order there
+//! are,
 //! as Linux says in `/proc/buddyinfo`.
 
 use crate::LINUX_MAX_ORDER;
@@ -120,7 +121,8 @@ impl FreeBlocks {
         Ok(())
     }
 
-    /// How many blocks of each order `largest` blocks of the largest order can be cut into, in these
+    /// How many blocks of each order `largest` blocks of the largest order can be cut into, in
+    /// these
     /// proportions, with as little in use as possible; and how many blocks of each order have
     /// something in use.
     ///
@@ -186,7 +188,8 @@ impl Quota {
 
 impl<O: Address> PhysicalMemory<O> {
     /// Starts with free blocks in the proportions of `blocks`, at random places. The frames between
-    /// them are in use by others, for good; they can be moved. Blocks of 4 MiB with something in use already stay as they are.
+    /// them are in use by others, for good; they can be moved. Blocks of 4 MiB with something in
+    /// use already stay as they are.
     ///
     /// # Errors
     /// No block at all.

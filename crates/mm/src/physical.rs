@@ -34,7 +34,8 @@ pub fn pc_memory_map<O: Address>(bytes: u64) -> Vec<(O, u64)> {
     vec![(O::new(0), 3 * GIB), (O::new(DMA32_END), bytes - 3 * GIB)]
 }
 
-/// What stays below 4 GiB when the gap for I/O is reclaimed: 256 MiB. Assumed: the kernel's image is
+/// What stays below 4 GiB when the gap for I/O is reclaimed: 256 MiB. Assumed: the kernel's image
+/// is
 /// there, and memory for devices with 32-bit addresses (64 MiB of bounce buffers in Linux,
 /// `IO_TLB_DEFAULT_SIZE`); MICRO 2014 gives no figure that is known here.
 pub const LOW_MEMORY_BYTES: u64 = 256 << 20;
@@ -117,7 +118,8 @@ fn key(frame: u64, order: u32) -> u64 {
 }
 
 impl<O: Address> PhysicalMemory<O> {
-    /// RAM in `ranges` of `(first address, bytes)`, ascending. The first MiB and `kernel_bytes` from
+    /// RAM in `ranges` of `(first address, bytes)`, ascending. The first MiB and `kernel_bytes`
+    /// from
     /// [`KERNEL_IMAGE_AT`] on are in use from the beginning, as far as they are RAM.
     ///
     /// # Errors
@@ -197,7 +199,8 @@ impl<O: Address> PhysicalMemory<O> {
         free
     }
 
-    /// Memory is added above the end, and above 4 GiB: hot-plug. Returns its first address, or `None`
+    /// Memory is added above the end, and above 4 GiB: hot-plug. Returns its first address, or
+    /// `None`
     /// if there is no room for it.
     pub fn add(&mut self, bytes: u64) -> Option<O> {
         let frames = bytes >> 12;
@@ -243,12 +246,15 @@ impl<O: Address> PhysicalMemory<O> {
         }
     }
 
-    /// Starts fragmented, by degree or with free blocks in given proportions. By degree: in each whole 2 MiB block, with probability `degree`, one to eight 4 KiB
-    /// frames at random places are in use for good, as kernel objects that cannot be moved would be.
+    /// Starts fragmented, by degree or with free blocks in given proportions. By degree: in each
+    /// whole 2 MiB block, with probability `degree`, one to eight 4 KiB
+    /// frames at random places are in use for good, as kernel objects that cannot be moved would
+    /// be.
     ///
     /// So `degree` is about the share of free memory that no 2 MiB page can use
     /// ([`PhysicalMemory::fmfi`] of order 9), which is how studies of huge pages say how fragmented
-    /// memory is, while at most 8 of a block's 512 frames are lost. The number per block is a choice
+    /// memory is, while at most 8 of a block's 512 frames are lost. The number per block is a
+    /// choice
     /// of this model: it decides which contiguity below 2 MiB remains.
     ///
     /// # Errors
@@ -401,7 +407,8 @@ impl<O: Address> PhysicalMemory<O> {
         })
     }
 
-    /// Takes a mapping away from a block; the block, or those parts of it that have no mapping left,
+    /// Takes a mapping away from a block; the block, or those parts of it that have no mapping
+    /// left,
     /// are free again. Returns how many frames that are.
     pub fn release(&mut self, at: O, order: u32) -> u64 {
         if order == 0 {
@@ -460,7 +467,8 @@ impl<O: Address> PhysicalMemory<O> {
     }
 
     /// Frees a block that has no mapping: a table, or what was taken with
-    /// [`PhysicalMemory::alloc_at`]. A block that is free already is a bug, which debug builds catch.
+    /// [`PhysicalMemory::alloc_at`]. A block that is free already is a bug, which debug builds
+    /// catch.
     pub fn free(&mut self, at: O, order: u32) {
         let frame = at.page_number();
         let freed = self.zone(frame).map(|b| b.free(frame, order));

@@ -144,7 +144,8 @@ impl OutputArgs {
 #[derive(ClapArgs, Debug, Clone)]
 pub struct CompareArgs {
     /// A recorded guest (`gcc`, the default, or a file), workloads (`gups`), patterns
-    /// (`zipf:theta=0.9`) or trace files; several become several processes. With --guest or --lackey
+    /// (`zipf:theta=0.9`) or trace files; several become several processes. With --guest or
+    /// --lackey
     /// nothing: the command follows `--`. See `nestwalk schemes`
     #[arg(value_name = "SOURCE")]
     pub sources: Vec<String>,
@@ -152,15 +153,18 @@ pub struct CompareArgs {
     /// live
     #[arg(long, requires = "command")]
     pub lackey: bool,
-    /// The command after `--` runs in a real Linux guest under QEMU, whose accesses, page tables, faults
+    /// The command after `--` runs in a real Linux guest under QEMU, whose accesses, page tables,
+    /// faults
     /// and flushes drive the machines live
     #[arg(long, requires = "command", conflicts_with = "lackey")]
     pub guest: bool,
     /// The command for --lackey or --guest
     #[arg(last = true, value_name = "COMMAND")]
     pub command: Vec<OsString>,
-    /// Machines, separated by commas: scheme[/kind][:guest pages[+host pages]][@placement[+placement]].
-    /// The controls `ideal` and `native` are added. Of a recorded guest: `observed` in place of guest
+    /// Machines, separated by commas: scheme[/kind][:guest pages[+host
+    /// pages]][@placement[+placement]].
+    /// The controls `ideal` and `native` are added. Of a recorded guest: `observed` in place of
+    /// guest
     /// pages, the default, is the guest as it was; page sizes re-map its processes
     #[arg(long, default_value = "native,shadow,nested")]
     pub machines: String,
@@ -202,25 +206,29 @@ pub struct CompareArgs {
     /// Host memory [default: 1.25 times the guest's and 8 GiB]
     #[arg(long, value_name = "BYTES")]
     pub host_memory: Option<String>,
-    /// Memory below the gap for I/O (3 to 4 GiB): kept, or reclaimed, that is unplugged, and guest memory
+    /// Memory below the gap for I/O (3 to 4 GiB): kept, or reclaimed, that is unplugged, and guest
+    /// memory
     /// above 4 GiB extended by as much
     #[arg(long, value_enum, default_value_t)]
     pub io_gap: GapArg,
     /// With --io-gap reclaimed: what stays below the gap all the same [default: 256MiB]
     #[arg(long, value_name = "BYTES")]
     pub low_memory: Option<String>,
-    /// Paging mode of the guest: 4-level, 5-level, pae, 2-level [default: 4-level; that of a recorded
+    /// Paging mode of the guest: 4-level, 5-level, pae, 2-level [default: 4-level; that of a
+    /// recorded
     /// guest]
     #[arg(long)]
     pub guest_paging: Option<String>,
     /// Paging mode of nested tables and of the host: 4-level, 5-level
     #[arg(long, default_value = "4-level")]
     pub host_paging: String,
-    /// Fragmentation of guest memory at the start: a degree from 0 to 1; fresh, aged or bad; or a file
+    /// Fragmentation of guest memory at the start: a degree from 0 to 1; fresh, aged or bad; or a
+    /// file
     /// like /proc/buddyinfo, whose proportions of free blocks it gets
     #[arg(long, value_name = "DEGREE|NAME|FILE", default_value = "0")]
     pub guest_fragmentation: String,
-    /// Fragmentation of host memory at the start: a degree from 0 to 1; fresh, aged or bad; or a file
+    /// Fragmentation of host memory at the start: a degree from 0 to 1; fresh, aged or bad; or a
+    /// file
     /// like /proc/buddyinfo, whose proportions of free blocks it gets
     #[arg(long, value_name = "DEGREE|NAME|FILE", default_value = "0")]
     pub host_fragmentation: String,
@@ -237,7 +245,8 @@ pub struct CompareArgs {
     /// Format of trace files, instead of telling it by their contents: lackey, champsim, drmemtrace
     #[arg(long, value_name = "FORMAT")]
     pub trace_format: Option<String>,
-    /// A table of energies, too: per instruction, and above the ideal machine's. JSON and CSV always
+    /// A table of energies, too: per instruction, and above the ideal machine's. JSON and CSV
+    /// always
     /// have them
     #[arg(long)]
     pub energy: bool,
@@ -275,7 +284,8 @@ pub struct GuestArgs {
     #[arg(long, help_heading = "Real guests")]
     pub boot: bool,
     /// Recording begins where the program marks its region of interest, with the instruction
-    /// `nopl 0xf5a00003(%rax)` or the program `nestwalk-mark 3`, and ends at mark 4 or with the command
+    /// `nopl 0xf5a00003(%rax)` or the program `nestwalk-mark 3`, and ends at mark 4 or with the
+    /// command
     #[arg(long, conflicts_with = "boot", help_heading = "Real guests")]
     pub interest: bool,
     /// Page-table isolation: CR3 changes at each entry to the guest's kernel
@@ -410,7 +420,8 @@ no run are left out unless --all-instructions is given.";
 pub enum TraceCommand {
     /// What a trace holds, and what made it
     Info(TraceInfoArgs),
-    /// Check checksums, order, totals, and that every access has a mapping in the recorded page tables
+    /// Check checksums, order, totals, and that every access has a mapping in the recorded page
+    /// tables
     Verify(TraceVerifyArgs),
     /// Compress again, cut, and convert from and to other formats
     #[command(after_help = CONVERT_HELP)]
@@ -457,7 +468,8 @@ pub struct TraceConvertArgs {
     /// Format of IN, instead of telling it by the contents
     #[arg(long, value_name = "FORMAT")]
     pub trace_format: Option<String>,
-    /// Only so many accesses from the beginning of the region of interest, rounded up to a whole run
+    /// Only so many accesses from the beginning of the region of interest, rounded up to a whole
+    /// run
     #[arg(long, value_name = "COUNT")]
     pub accesses: Option<String>,
     /// To nestwalk: level of compression, 1 to 22 [default: 19]
@@ -492,7 +504,8 @@ pub struct GovernArgs {
     /// The QEMU process [default: the only one with KVM]
     #[arg(value_name = "PID", conflicts_with = "replay")]
     pub pid: Option<u32>,
-    /// Recorded samples instead of a live VM. Two files, of the same work in either mode: switches are
+    /// Recorded samples instead of a live VM. Two files, of the same work in either mode: switches
+    /// are
     /// obeyed, and the result is compared with the best afterwards
     #[arg(long, value_name = "FILE", num_args = 1..=2)]
     pub replay: Vec<PathBuf>,
@@ -526,7 +539,8 @@ pub struct GovernArgs {
     /// KVM's directory in debugfs [default: /sys/kernel/debug/kvm]
     #[arg(long, value_name = "DIR", help_heading = "Live VMs")]
     pub debugfs: Option<PathBuf>,
-    /// A file in which something in the guest keeps its /proc/vmstat: page faults that the host does not
+    /// A file in which something in the guest keeps its /proc/vmstat: page faults that the host
+    /// does not
     /// see under nested paging
     #[arg(long, value_name = "FILE", help_heading = "Live VMs")]
     pub guest_faults: Option<PathBuf>,
@@ -542,7 +556,8 @@ pub struct GovernArgs {
     /// Cycles per walk, an estimate, where only walks are counted (Zen)
     #[arg(long, value_name = "N", help_heading = "Live VMs")]
     pub cycles_per_walk: Option<u32>,
-    /// Train a model of the policy svm: from samples with a column best_mode, or from runs of the same
+    /// Train a model of the policy svm: from samples with a column best_mode, or from runs of the
+    /// same
     /// work in either mode, two after two
     #[arg(long, value_name = "FILE", num_args = 1.., conflicts_with_all = ["pid", "replay"])]
     pub train: Vec<PathBuf>,
@@ -585,7 +600,8 @@ pub enum Publication {
     Thesis,
     /// Agile Paging (ISCA 2016): figure 5 and table VI.
     Agile,
-    /// Efficient Memory Virtualization (MICRO 2014): page sizes, direct segments, VMM, Guest and Dual
+    /// Efficient Memory Virtualization (MICRO 2014): page sizes, direct segments, VMM, Guest and
+    /// Dual
     /// Direct, and the escape filter.
     Micro14,
 }
@@ -625,7 +641,8 @@ pub struct ReproduceArgs {
     /// Hardware profile [default: that of the publication's machine]
     #[arg(long)]
     pub profile: Option<String>,
-    /// Accesses of each built-in program, in place of its own number, for a quick look; its warm-up is
+    /// Accesses of each built-in program, in place of its own number, for a quick look; its
+    /// warm-up is
     /// no longer then
     #[arg(long, value_name = "COUNT")]
     pub accesses: Option<String>,
@@ -655,7 +672,8 @@ pub struct ReproduceArgs {
 /// Options of `explain`.
 #[derive(ClapArgs, Debug, Clone)]
 pub struct ExplainArgs {
-    /// A scheme, policy, profile, workload, pattern, or field of the JSON results; `results` for all
+    /// A scheme, policy, profile, workload, pattern, or field of the JSON results; `results` for
+    /// all
     /// fields
     pub name: String,
 }
