@@ -214,7 +214,7 @@ mod tests {
     fn pages_go_out_and_in_and_the_segment_comes_last() {
         for name in ["aged", "bad"] {
             let mut h = host(name);
-            let touched: Vec<Gpa> = (0..500u64).map(|i| Gpa::new(i * 13 << 12)).collect();
+            let touched: Vec<Gpa> = (0..500u64).map(|i| Gpa::new((i * 13) << 12)).collect();
             for gpa in &touched[..300] {
                 h.ensure(*gpa).unwrap();
             }
