@@ -71,6 +71,9 @@ fn json_has_the_documented_fields_and_no_others() {
         ),
         format!("compare gups forkstorm {SMALL} --populate no --vcpus 2 --verify"),
         format!("compare gups {SMALL} --verify --machines ds,vmm-direct,guest-direct,dual-direct"),
+        "compare gups --footprint 64MiB --guest-memory 256MiB --accesses 200k --populate no --quiet \
+         --verify --host-fragmentation bad --machines vmm-direct/start=paged/compact=40000000"
+            .into(),
     ];
     let mut found = BTreeSet::new();
     recording::write(&lab, "guest.nwt", Filter::RUNS);
