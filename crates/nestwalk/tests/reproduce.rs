@@ -99,6 +99,15 @@ fn direct_segments_for_virtual_machines_have_their_claims_checked() {
         assert_eq!(check["within"], (low..=high).contains(&measured), "{check}");
         assert!(measured <= number(check, "highest_percent") + 1e-9, "{check}");
     }
+    // Contiguous memory where there was none. Compaction takes longer than this test.
+    let scenarios = results["scenarios"].as_array().unwrap();
+    let bytes = |i: usize, which: &str| count(&scenarios[i], which);
+    assert!(bytes(0, "guest_segment_bytes") < 64 << 20 && bytes(0, "longest_run_before") == 0);
+    assert!(bytes(1, "guest_segment_bytes") >= 1 << 30);
+    assert!(bytes(1, "longest_run_before") < 64 << 20 && bytes(1, "balloon_pages") > 0);
+    assert!(number(&scenarios[2], "vmm_percent") < 90.0);
+    assert!(number(&scenarios[3], "vmm_percent") >= 95.0);
+    assert!(bytes(4, "vmm_segment_bytes") < 64 << 20);
     // Reported are the bad pages, and of all others a share as theory has it, which five filters vary
     // about.
     for line in results["escape_filter"]["lines"].as_array().unwrap() {

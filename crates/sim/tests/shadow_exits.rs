@@ -184,7 +184,12 @@ fn exits_add_up_in_any_life() {
         approve(&m);
     }
     let never: Vec<_> = ExitReason::ALL.iter().filter(|r| seen[**r as usize] == 0).collect();
-    let foreign = [ExitReason::EptViolation, ExitReason::Interval, ExitReason::ModeSwitch];
+    let foreign = [
+        ExitReason::EptViolation,
+        ExitReason::Interval,
+        ExitReason::ModeSwitch,
+        ExitReason::HostMigration,
+    ];
     let paravirtual = ExitReason::ALL.iter().filter(|r| r.is_hypercall() || r.is_trap());
     let foreign: Vec<_> = foreign.iter().chain(paravirtual).collect();
     assert_eq!(never, foreign, "every reason of shadow paging occurred");

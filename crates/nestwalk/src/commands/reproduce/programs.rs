@@ -32,15 +32,8 @@ pub type BuiltIn = (&'static str, &'static str);
 /// # Errors
 /// The folder has no recording, or a name is not there.
 pub fn chosen(args: &ReproduceArgs, built_in: &[BuiltIn]) -> Result<Vec<Program>> {
-    let mut all: Vec<Program> = built_in
-        .iter()
-        .map(|(name, words)| Program {
-            name: (*name).into(),
-            words: words.split_whitespace().map(Into::into).collect(),
-            recorded: kind(words) == Some(Kind::Sample),
-            most: None,
-        })
-        .collect();
+    let mut all: Vec<Program> =
+        built_in.iter().map(|(name, words)| Program::of(name, words)).collect();
     if let Some(folder) = &args.recordings {
         all.extend(recordings(folder)?);
     }
@@ -85,6 +78,16 @@ fn recordings(folder: &Path) -> Result<Vec<Program>> {
 }
 
 impl Program {
+    /// A built-in program.
+    pub fn of(name: &str, words: &str) -> Self {
+        Self {
+            name: name.into(),
+            words: words.split_whitespace().map(Into::into).collect(),
+            recorded: kind(words) == Some(Kind::Sample),
+            most: None,
+        }
+    }
+
     /// Whether it is a recorded guest.
     pub const fn is_recorded(&self) -> bool {
         self.recorded

@@ -8,6 +8,7 @@
 mod checks;
 mod details;
 mod filter;
+mod scenarios;
 mod tables;
 
 use super::Evaluation;
@@ -21,6 +22,7 @@ use details::Details;
 use filter::Plot;
 use nestwalk_hw::Profile;
 use nestwalk_sim::results::MachineResult;
+use scenarios::Scenario;
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::sync::atomic::AtomicBool;
@@ -90,6 +92,8 @@ pub struct Micro14 {
     /// How much depends on what the paper does not say; none if there is no such program.
     #[serde(skip_serializing_if = "Option::is_none")]
     details: Option<Details>,
+    /// How contiguous memory comes to be.
+    scenarios: Vec<Scenario>,
     published: &'static [Published],
 }
 
@@ -233,6 +237,7 @@ pub fn run(args: &ReproduceArgs) -> Result<Micro14> {
         programs,
         escape_filter: plot,
         details,
+        scenarios: scenarios::run(args, profile, &stop)?,
         published: PUBLISHED,
     })
 }

@@ -2,7 +2,7 @@
 
 use super::super::bars::geometric_mean;
 use super::{BIG_MEMORY, Bar, COMPUTE, CONFIGURATIONS, Micro14, OfProgram, RECORDED};
-use nestwalk_report::{Align, Table};
+use nestwalk_report::{Align, Table, bytes, count};
 
 /// Bars whose counts are shown: what the claims are about, and what they are held against.
 const EXPLAINED: [&str; 7] = ["4K", "4K+4K", "DS", "DD", "4K+VD", "4K+GD", "THP+VD"];
@@ -32,7 +32,8 @@ pub fn all(found: &Micro14) -> String {
     out += &checks(found);
     out += &counts(found);
     out += &plot(found);
-    out + &details(found)
+    out += &details(found);
+    out + &scenarios(found)
 }
 
 fn figure(group: &str, programs: &[&OfProgram]) -> String {
@@ -118,11 +119,11 @@ fn counts(found: &Micro14) -> String {
                 format!("{:.2}", bar.l1_tlb_mpki),
                 format!("{:.1}", bar.l2_tlb_hits_percent),
                 format!("{:.2}", bar.segment_hits_percent),
-                nestwalk_report::count(bar.walks),
+                count(bar.walks),
                 format!("{:.2}", bar.refs_per_walk),
                 format!("{:.0}", bar.cycles_per_walk),
-                nestwalk_report::count(bar.guest_segment_checks),
-                nestwalk_report::count(bar.vmm_segment_checks),
+                count(bar.guest_segment_checks),
+                count(bar.vmm_segment_checks),
                 bar.outside_percent.map_or("-".into(), |p| format!("{p:.3}")),
             ]);
         }
@@ -167,6 +168,32 @@ fn plot(found: &Micro14) -> String {
         plot.seeds,
         table.render()
     )
+}
+
+/// Segments before and after memory was made contiguous.
+fn scenarios(found: &Micro14) -> String {
+    let mut table = Table::new()
+        .column("scenario", Align::Left)
+        .column("", Align::Left)
+        .column("machine", Align::Left)
+        .column("guest segment", Align::Right)
+        .column("VMM segment", Align::Right)
+        .column("of guest memory, %", Align::Right)
+        .column("overhead, %", Align::Right)
+        .column("balloon pages", Align::Right);
+    for s in &found.scenarios {
+        table.row(vec![
+            s.scenario.into(),
+            s.step.into(),
+            s.machine.clone(),
+            bytes(s.guest_segment_bytes),
+            bytes(s.vmm_segment_bytes),
+            format!("{:.1}", s.vmm_percent),
+            format!("{:.2}", s.total_percent),
+            count(s.balloon_pages),
+        ]);
+    }
+    format!("How contiguous memory comes to be\n\n{}", table.render())
 }
 
 fn details(found: &Micro14) -> String {
