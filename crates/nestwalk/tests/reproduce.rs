@@ -135,6 +135,31 @@ fn direct_segments_for_virtual_machines_have_their_claims_checked() {
     assert_eq!(lab.read("out/results.csv").lines().count(), 31);
 }
 
+/// A file that is no recording is found out before anything runs; one that is damaged further in ends
+/// the work, and what was found before it is printed.
+#[test]
+fn what_was_found_before_an_error_is_printed() {
+    let lab = Lab::new();
+    let storm = common::workspace().join("samples/storm.nwt");
+    let mut bytes = std::fs::read(storm).unwrap();
+    std::fs::create_dir(lab.path("r")).unwrap();
+    lab.write("r/whole.nwt", &bytes);
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 0x10;
+    lab.write("r/damaged.nwt", &bytes);
+    let ran =
+        lab.run("reproduce agile --recordings r --programs whole,damaged --quiet --format json");
+    assert_eq!(ran.code, 2, "{}", ran.err);
+    assert!(ran.err.contains("ended early") && ran.err.contains("damaged"), "{}", ran.err);
+    let results = common::parse(&ran.out);
+    assert_eq!(results["complete"], false);
+    assert_eq!(results["programs"].as_array().unwrap().len(), 1);
+    assert_eq!(results["programs"][0]["program"], "whole");
+    lab.write("r/none.nwt", "no recording");
+    let message = lab.refused("reproduce agile --recordings r --programs whole,none --quiet");
+    assert!(message.contains("program none"), "{message}");
+}
+
 #[test]
 fn what_cannot_be_reproduced_is_said() {
     let lab = Lab::new();

@@ -187,7 +187,7 @@ pub static FIELDS: &[(&str, &str, &str)] = &[
     (
         "segment_accesses",
         "count",
-        "segments, check=l1: accesses that a segment served without a look-up of the first level",
+        "segments, check=l1: accesses that a segment served beside the look-up of the first level",
     ),
     ("guest_segment_checks", "count", "segments: base-bound checks of guest-virtual addresses"),
     (

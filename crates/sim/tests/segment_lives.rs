@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::lives::{BASE, Life};
+use common::lives::{BASE, Life, steps};
 use common::machines::{Probe, Setup};
 use common::{Script, V0};
 use nestwalk_hw::Profile;
@@ -19,27 +19,6 @@ use nestwalk_types::{
 
 const MIB: u64 = 1 << 20;
 const GUEST: u64 = 64 * MIB;
-
-/// Each control and each run by itself.
-fn steps(batches: &[GuestBatch]) -> Vec<GuestBatch> {
-    let mut out = Vec::new();
-    for b in batches {
-        for (controls, runs) in b.batch.segments() {
-            for (_, control) in controls {
-                let mut step = GuestBatch::default();
-                step.batch.controls.push((0, control.clone()));
-                out.push(step);
-            }
-            for i in runs {
-                let mut step = GuestBatch::default();
-                step.batch.runs.push(b.batch.runs[i]);
-                step.gpas.push(b.gpas[i]);
-                out.push(step);
-            }
-        }
-    }
-    out
-}
 
 struct Case {
     seed: u64,

@@ -3,14 +3,14 @@
 
 mod common;
 
-use common::lives::{Life, with_direct_map};
+use common::lives::{Life, steps, with_direct_map};
 use common::machines::{Setup, exits};
 use nestwalk_hw::Profile;
 use nestwalk_policy::Mode as PagingMode;
 use nestwalk_sim::schemes::switching::Switching;
 use nestwalk_sim::{AnyMachine, ExitReason, Machine};
 use nestwalk_tables::{LEGACY32, LONG4, LONG5, Mode, PAE};
-use nestwalk_types::{GuestBatch, PageSize, SplitMix64};
+use nestwalk_types::{PageSize, SplitMix64};
 
 const VARIANTS: [&str; 4] = [
     "keep=nothing/tlb=flush",
@@ -24,27 +24,6 @@ fn machine(setup: &Setup, variant: &str) -> Machine<Switching> {
     // The schedule never comes to its first switch: the test switches.
     build.variant = format!("every=1000000000000000/{variant}");
     Machine::new(Switching::new(&mut build).unwrap(), build).unwrap()
-}
-
-/// Each control and each run by itself.
-fn steps(batches: &[GuestBatch]) -> Vec<GuestBatch> {
-    let mut out = Vec::new();
-    for b in batches {
-        for (controls, runs) in b.batch.segments() {
-            for (_, control) in controls {
-                let mut step = GuestBatch::default();
-                step.batch.controls.push((0, control.clone()));
-                out.push(step);
-            }
-            for i in runs {
-                let mut step = GuestBatch::default();
-                step.batch.runs.push(b.batch.runs[i]);
-                step.gpas.push(b.gpas[i]);
-                out.push(step);
-            }
-        }
-    }
-    out
 }
 
 struct Case {

@@ -94,30 +94,20 @@ impl XenPv {
         }
         // A fault removes what the hardware remembers of the address. It may be a partial walk to small
         // tables of a large page whose entry was stored to since: that owes no invalidation where the
-        // entry permits more than before, but the small tables went with it.
+        // entry permits more than before, but the small tables went with it. Then the tables allow the
+        // access, and the fault is spurious (Xen, `spurious_page_fault`).
         let mode = platform.world.mode;
-        let core = &mut platform.hardware.cores[request.core()];
-        let remembered = core.partial_walk(mode, request.gva).is_some();
-        core.drop_translation(mode, request.gva);
-        let mut fault = fault;
-        if remembered {
+        platform.hardware.cores[request.core()].drop_translation(mode, request.gva);
+        if self.mmu.allows(request) {
             platform.hardware.begin_walk();
-            match self.walk_once(platform, request) {
-                Err(again) => fault = again,
-                found => return found,
-            }
+            return self.walk_once(platform, request);
         }
-        match fault {
-            Fault::Linear { protection: true, .. } => {
-                self.mmu.store_to_table(platform, request).ok_or(fault)
-            }
-            Fault::Linear { protection: false, .. } if self.mmu.fill(platform, request) => {
-                // The tables were there all the time: the walk that found none never was.
-                platform.hardware.begin_walk();
-                self.walk(platform, request)
-            }
-            _ => Err(fault),
+        if self.mmu.fill(platform, request) {
+            // The tables were there all the time: the walk that found none never was.
+            platform.hardware.begin_walk();
+            return self.walk(platform, request);
         }
+        self.mmu.store_to_table(platform, request).ok_or(fault)
     }
 }
 

@@ -267,3 +267,24 @@ impl Kernel {
         say(Control::TableWrite { vcpu, gpa: at, value: pointer(top) });
     }
 }
+
+/// Each control and each run by itself.
+pub fn steps(batches: &[GuestBatch]) -> Vec<GuestBatch> {
+    let mut out = Vec::new();
+    for b in batches {
+        for (controls, runs) in b.batch.segments() {
+            for (_, control) in controls {
+                let mut step = GuestBatch::default();
+                step.batch.controls.push((0, control.clone()));
+                out.push(step);
+            }
+            for i in runs {
+                let mut step = GuestBatch::default();
+                step.batch.runs.push(b.batch.runs[i]);
+                step.gpas.push(b.gpas[i]);
+                out.push(step);
+            }
+        }
+    }
+    out
+}

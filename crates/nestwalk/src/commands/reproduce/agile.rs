@@ -5,9 +5,9 @@
 //! table IV); here agile paging is run like the others. Three of its programs have a counterpart here:
 //! memcached and graph500 as built-in workloads, gcc as a recording.
 
-use super::Evaluation;
 use super::bars::{Bar, figure, geometric_mean};
-use super::programs::{BuiltIn, Program, chosen};
+use super::programs::{BuiltIn, Program, chosen, each};
+use super::{Evaluation, Found};
 use crate::args::ReproduceArgs;
 use crate::experiment::VERSION;
 use crate::session::stop_on_signals;
@@ -105,6 +105,7 @@ const TABLE_VI: [(&str, [f64; 3], f64); 8] = [
 pub struct Agile {
     version: &'static str,
     profile: String,
+    complete: bool,
     programs: Vec<OfProgram>,
 }
 
@@ -150,13 +151,14 @@ impl OfPaper {
 ///
 /// # Errors
 /// A program cannot be run to its end.
-pub fn run(args: &ReproduceArgs) -> Result<Agile> {
+pub fn run(args: &ReproduceArgs) -> Result<Found<Agile>> {
     let profile = args.profile.as_deref().unwrap_or(PROFILE);
+    let name = Profile::load(profile)?.name;
     let stop = stop_on_signals();
     let programs = chosen(args, BUILT_IN)?;
-    let programs =
-        programs.iter().map(|p| program(args, profile, p, &stop)).collect::<Result<_>>()?;
-    Ok(Agile { version: VERSION, profile: Profile::load(profile)?.name, programs })
+    let (programs, stopped) = each(args, profile, &programs, |p| program(args, profile, p, &stop))?;
+    let complete = stopped.is_none();
+    Ok((Agile { version: VERSION, profile: name, complete, programs }, stopped))
 }
 
 fn program(

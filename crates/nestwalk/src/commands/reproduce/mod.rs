@@ -20,10 +20,10 @@ pub fn reproduce(args: &ReproduceArgs) -> Result<()> {
         std::fs::create_dir_all(folder)
             .with_context(|| format!("--output {}: cannot be made", folder.display()))?;
     }
-    let found: Box<dyn Evaluation> = match args.publication {
-        Publication::Thesis => Box::new(thesis::run(args)?),
-        Publication::Agile => Box::new(agile::run(args)?),
-        Publication::Micro14 => Box::new(micro14::run(args)?),
+    let (found, stopped): (Box<dyn Evaluation>, _) = match args.publication {
+        Publication::Thesis => boxed(thesis::run(args)?),
+        Publication::Agile => boxed(agile::run(args)?),
+        Publication::Micro14 => boxed(micro14::run(args)?),
     };
     if let Some(folder) = &output.output {
         for (name, format) in [
@@ -38,7 +38,17 @@ pub fn reproduce(args: &ReproduceArgs) -> Result<()> {
     }
     let text = render(found.as_ref(), output.format)?;
     let mut out = std::io::stdout().lock();
-    out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("standard output")
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("standard output")?;
+    stopped.map_or(Ok(()), |error| {
+        Err(error.context("ended early; the results are those of the programs before"))
+    })
+}
+
+/// What was found, and what stopped it before its end.
+type Found<T> = (T, Option<anyhow::Error>);
+
+fn boxed<T: Evaluation + 'static>((found, stopped): Found<T>) -> Found<Box<dyn Evaluation>> {
+    (Box::new(found), stopped)
 }
 
 /// What an evaluation found.

@@ -4,7 +4,7 @@ use crate::args::{Args, Command, ReproduceArgs};
 use crate::experiment::Experiment;
 use crate::session::{self, Session, Work};
 use crate::sources::{Kind, kind};
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Error, Result, anyhow, bail};
 use clap::Parser;
 use nestwalk_hw::Profile;
 use nestwalk_sim::compare::CompareError;
@@ -51,6 +51,33 @@ pub fn chosen(args: &ReproduceArgs, built_in: &[BuiltIn]) -> Result<Vec<Program>
         bail!("--programs: no program is named");
     }
     Ok(found)
+}
+
+/// Runs each program; whatever stops one leaves what was found of those before it.
+///
+/// # Errors
+/// One cannot be run at all, which is found out before the first is run; or none came to its end.
+pub fn each<T>(
+    args: &ReproduceArgs,
+    profile: &str,
+    programs: &[Program],
+    mut run: impl FnMut(&Program) -> Result<T>,
+) -> Result<(Vec<T>, Option<Error>)> {
+    args.output.threads()?;
+    for program in programs {
+        program
+            .compare(args, profile, &["native".into()])
+            .with_context(|| format!("program {}", program.name))?;
+    }
+    let mut found = Vec::new();
+    for program in programs {
+        match run(program) {
+            Ok(one) => found.push(one),
+            Err(error) if found.is_empty() => return Err(error),
+            Err(error) => return Ok((found, Some(error))),
+        }
+    }
+    Ok((found, None))
 }
 
 /// The traces of a folder, by name.

@@ -6,11 +6,11 @@
 //! pass has the policies, `static-thresholds` with each upper threshold of the range that the thesis
 //! tried, and the plans of hindsight, which are run as any policy and not computed.
 
-use super::Evaluation;
 use super::bars::{Bar, figure, geometric_mean};
-use super::programs::{BuiltIn, Program, Ran, chosen};
+use super::programs::{BuiltIn, Program, Ran, chosen, each};
 use super::series::{self, Line};
 use super::why::{Course, Why};
+use super::{Evaluation, Found};
 use crate::args::{KeepArg, LivedArg, ReproduceArgs};
 use crate::experiment::VERSION;
 use crate::session::stop_on_signals;
@@ -75,6 +75,7 @@ pub struct Thesis {
     interval_ms: f64,
     keep: &'static str,
     lived: &'static str,
+    complete: bool,
     programs: Vec<OfProgram>,
 }
 
@@ -113,7 +114,7 @@ struct Against {
 ///
 /// # Errors
 /// A program cannot be run to its end.
-pub fn run(args: &ReproduceArgs) -> Result<Thesis> {
+pub fn run(args: &ReproduceArgs) -> Result<Found<Thesis>> {
     if !(0.001..=10_000.0).contains(&args.interval) {
         bail!("--interval {}: 0.001 to 10000 milliseconds are expected", args.interval);
     }
@@ -126,15 +127,17 @@ pub fn run(args: &ReproduceArgs) -> Result<Thesis> {
     let every = (interval_cycles / 20.0).max(1.0) as u64;
     let settings = Settings { args, profile, every, interval_cycles, stop: &stop };
     let programs = chosen(args, BUILT_IN)?;
-    let programs = programs.iter().map(|p| settings.program(p)).collect::<Result<_>>()?;
-    Ok(Thesis {
+    let (programs, stopped) = each(args, profile, &programs, |p| settings.program(p))?;
+    let found = Thesis {
         version: VERSION,
         profile: loaded.name,
         interval_ms: args.interval,
         keep: args.keep.word(),
         lived: args.lived.word(),
+        complete: stopped.is_none(),
         programs,
-    })
+    };
+    Ok((found, stopped))
 }
 
 struct Settings<'a> {

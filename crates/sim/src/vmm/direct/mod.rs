@@ -411,6 +411,13 @@ impl DirectMmu {
         (table, 0, Entry(0))
     }
 
+    /// Whether the tables, as they are now, translate the address and permit the access.
+    pub fn allows(&self, request: &Request) -> bool {
+        let Some(root) = self.roots[request.core()] else { return false };
+        look_up(&self.memory, self.mode, root, request.gva)
+            .is_ok_and(|found| found.permissions.allow(request.write, request.fetch, request.user))
+    }
+
     /// A walk stopped at an entry that is not present. If the guest has a large page there, whose
     /// small tables were not made yet, they are now. Returns whether it did something.
     pub fn fill(&mut self, platform: &mut Platform, request: &Request) -> bool {

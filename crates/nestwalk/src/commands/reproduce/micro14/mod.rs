@@ -11,8 +11,8 @@ mod filter;
 mod scenarios;
 mod tables;
 
-use super::Evaluation;
-use super::programs::{BuiltIn, Program, Ran, chosen};
+use super::programs::{BuiltIn, Program, Ran, chosen, each};
+use super::{Evaluation, Found};
 use crate::args::ReproduceArgs;
 use crate::experiment::VERSION;
 use crate::session::stop_on_signals;
@@ -84,6 +84,7 @@ const CONFIGURATIONS: [(&str, &str); 15] = [
 pub struct Micro14 {
     version: &'static str,
     profile: String,
+    complete: bool,
     programs: Vec<OfProgram>,
     checks: Vec<Check>,
     /// Slowdown by bad pages; none if no program of the big-memory group was chosen.
@@ -216,30 +217,46 @@ fn native(ran: &Ran, m: &MachineResult) -> f64 {
 ///
 /// # Errors
 /// A program cannot be run to its end.
-pub fn run(args: &ReproduceArgs) -> Result<Micro14> {
+pub fn run(args: &ReproduceArgs) -> Result<Found<Micro14>> {
     let profile = args.profile.as_deref().unwrap_or(PROFILE);
+    let name = Profile::load(profile)?.name;
     let stop = stop_on_signals();
     let chosen = chosen(args, BUILT_IN)?;
-    let programs: Vec<OfProgram> =
-        chosen.iter().map(|p| program(args, profile, p, &stop)).collect::<Result<_>>()?;
+    let (programs, mut stopped) =
+        each(args, profile, &chosen, |p| program(args, profile, p, &stop))?;
     // The worst case of the group, if it is there.
     let big: Vec<&Program> = chosen.iter().filter(|p| place(p).0 == BIG_MEMORY).collect();
     let worst = big.iter().find(|p| p.name == "gups").or(big.first());
-    let (mut plot, mut details) = (None, None);
+    // Whatever is left out once something has stopped the work.
+    let mut part = |what: &mut dyn FnMut() -> Result<()>| {
+        if stopped.is_none() {
+            stopped = what().err();
+        }
+    };
+    let (mut plot, mut details, mut scenarios) = (None, None, Vec::new());
     if let Some(program) = worst {
-        plot = Some(filter::run(args, profile, program, &stop)?);
-        details = Some(details::run(args, profile, program, &stop)?);
+        part(&mut || {
+            plot = Some(filter::run(args, profile, program, &stop)?);
+            details = Some(details::run(args, profile, program, &stop)?);
+            Ok(())
+        });
     }
-    Ok(Micro14 {
+    part(&mut || {
+        scenarios = scenarios::run(args, profile, &stop)?;
+        Ok(())
+    });
+    let found = Micro14 {
         version: VERSION,
-        profile: Profile::load(profile)?.name,
+        profile: name,
+        complete: stopped.is_none(),
         checks: checks::of(&programs, plot.as_ref()),
         programs,
         escape_filter: plot,
         details,
-        scenarios: scenarios::run(args, profile, &stop)?,
+        scenarios,
         published: PUBLISHED,
-    })
+    };
+    Ok((found, stopped))
 }
 
 /// Group of a program, and what it stands for.

@@ -172,6 +172,9 @@ fn plot(found: &Micro14) -> String {
 
 /// Segments before and after memory was made contiguous.
 fn scenarios(found: &Micro14) -> String {
+    if found.scenarios.is_empty() {
+        return String::new();
+    }
     let mut table = Table::new()
         .column("scenario", Align::Left)
         .column("", Align::Left)
