@@ -1,15 +1,15 @@
 //! How fragmented memory is at the start: a degree, or how many free blocks of each order there
-//! are,
-//! as Linux says in `/proc/buddyinfo`.
+//! are, as Linux says in `/proc/buddyinfo`.
 
-use crate::LINUX_MAX_ORDER;
 use crate::error::MmError;
+use crate::free_blocks::{FreeBlocks, ORDERS};
 use crate::physical::PhysicalMemory;
 use nestwalk_types::{Address, SplitMix64};
 
-const ORDERS: usize = LINUX_MAX_ORDER as usize + 1;
 /// Frames of the largest block that Linux lists.
-const LARGEST: u64 = 1 << LINUX_MAX_ORDER;
+const LARGEST: u64 = 1 << (ORDERS - 1);
+/// Frames of a page block, of which Linux says whether what is in it can be moved.
+const PAGE_BLOCK: u64 = 512;
 
 /// Fragmentation of memory at the start.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -32,98 +32,9 @@ impl From<f64> for Fragmentation {
     }
 }
 
-/// Numbers of free blocks of 2^0 to 2^10 frames, none of which is part of another: a row of
-/// `/proc/buddyinfo`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct FreeBlocks(pub [u64; ORDERS]);
-
-/// Distributions by name: `(name, blocks, where the numbers are from)`.
-pub static FREE_BLOCKS: &[(&str, FreeBlocks, &str)] = &[
-    (
-        "fresh",
-        FreeBlocks([2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2000]),
-        "assumed: after boot all but a few blocks have the largest order",
-    ),
-    (
-        "aged",
-        FreeBlocks([17888, 17050, 7178, 10752, 10724, 7980, 2498, 1109, 380, 138, 608]),
-        "/proc/buddyinfo of a machine with builds under way (zones summed)",
-    ),
-    (
-        "bad",
-        FreeBlocks([64, 32, 16, 8, 4, 2, 1, 1, 0, 0, 0]),
-        "assumed: as much memory in each order up to 32 KiB as in the next, nothing above 512 KiB",
-    ),
-];
-
 impl FreeBlocks {
-    /// The distribution of that name.
-    pub fn by_name(name: &str) -> Option<Self> {
-        FREE_BLOCKS.iter().find(|f| f.0 == name).map(|f| f.1)
-    }
-
-    /// Reads the text of `/proc/buddyinfo`; zones are summed.
-    ///
-    /// # Errors
-    /// What is wrong, beginning with line and column, counted from 1.
-    pub fn parse(text: &str) -> Result<Self, String> {
-        let mut sums = [0u64; ORDERS];
-        for (number, line) in text.lines().enumerate().filter(|l| !l.1.trim().is_empty()) {
-            let here = |column: usize, what: &str| {
-                format!(
-                    "line {}, column {}: {what}; a line is like `Node 0, zone Normal 16 12 8 4 2 1 1 0 0 0 3`",
-                    number + 1,
-                    column + 1
-                )
-            };
-            let Some(zone) = line.find("zone") else {
-                return Err(here(0, "no `zone`"));
-            };
-            let name = line[zone + 4..].find(|c: char| !c.is_whitespace());
-            let name =
-                name.map(|n| zone + 4 + n).ok_or_else(|| here(line.len(), "no zone's name"))?;
-            let mut at = line[name..].find(char::is_whitespace).map_or(line.len(), |n| name + n);
-            for (order, sum) in sums.iter_mut().enumerate() {
-                let begin = line[at..].find(|c: char| !c.is_whitespace()).map(|n| at + n);
-                let begin = begin.ok_or_else(|| {
-                    here(
-                        line.len(),
-                        &format!("only {order} numbers of blocks, {ORDERS} are needed"),
-                    )
-                })?;
-                at = line[begin..].find(char::is_whitespace).map_or(line.len(), |n| begin + n);
-                let n: u64 =
-                    line[begin..at].parse().ok().filter(|n| *n <= 1 << 40).ok_or_else(|| {
-                        here(begin, &format!("`{}` is no number of blocks", &line[begin..at]))
-                    })?;
-                *sum = sum.saturating_add(n);
-            }
-            if let Some(more) = line[at..].find(|c: char| !c.is_whitespace()) {
-                return Err(here(at + more, &format!("more than {ORDERS} numbers of blocks")));
-            }
-        }
-        let blocks = Self(sums);
-        blocks.check()?;
-        Ok(blocks)
-    }
-
-    /// Whether there is something free, and not more than a machine can have.
-    ///
-    /// # Errors
-    /// What is wrong.
-    pub fn check(&self) -> Result<(), String> {
-        if self.0.iter().all(|n| *n == 0) {
-            return Err("no block is free; at least one must be".into());
-        }
-        if self.0.iter().any(|n| *n > 1 << 44) {
-            return Err("more than 2^44 blocks of an order".into());
-        }
-        Ok(())
-    }
-
     /// How many blocks of each order `largest` blocks of the largest order can be cut into, in
-    /// these
-    /// proportions, with as little in use as possible; and how many blocks of each order have
+    /// these proportions, with as little in use as possible; and how many blocks of each order have
     /// something in use.
     ///
     /// Of two halves of a block at most one is free as a whole, else they were one block. So with
@@ -131,7 +42,7 @@ impl FreeBlocks {
     /// order that are not free as a whole.
     fn cut(&self, largest: u64) -> ([u64; ORDERS], [u64; ORDERS]) {
         let top = ORDERS - 1;
-        let n = self.0.map(|n| n as f64);
+        let n = self.blocks.map(|n| n as f64);
         let mut scale = if n[top] > 0.0 { largest as f64 / n[top] } else { f64::INFINITY };
         for o in (0..top).rev() {
             // Blocks of order o + 1 that are cut: what all larger ones leave.
@@ -188,8 +99,8 @@ impl Quota {
 
 impl<O: Address> PhysicalMemory<O> {
     /// Starts with free blocks in the proportions of `blocks`, at random places. The frames between
-    /// them are in use by others, for good; they can be moved. Blocks of 4 MiB with something in
-    /// use already stay as they are.
+    /// them are in use by others, for good; they can be moved, but for those in page blocks that the
+    /// numbers have as immovable. Blocks of 4 MiB with something in use already stay as they are.
     ///
     /// # Errors
     /// No block at all.
@@ -206,6 +117,10 @@ impl<O: Address> PhysicalMemory<O> {
         let (free, cut) = blocks.cut(whole.len() as u64);
         let mut quota = Quota { free, cut, random: SplitMix64::new(seed) };
         let top = ORDERS - 1;
+        // Blocks of the largest order that are not free as a whole have two page blocks each.
+        let mut in_use = 2 * cut[top];
+        let mut immovable = blocks.immovable_of(2 * whole.len() as u64).min(in_use);
+        let mut which = SplitMix64::new(seed ^ 0x6d6f_7661_626c_6500);
         let mut used = Vec::new();
         for (i, block) in whole.iter().enumerate() {
             let left = (whole.len() - i) as u64;
@@ -215,9 +130,17 @@ impl<O: Address> PhysicalMemory<O> {
             }
             quota.lay_out(*block, top, &mut used);
             used.sort_unstable();
+            let fixed = [(); 2].map(|()| {
+                let fixed = immovable > 0 && which.below(in_use.max(1)) < immovable;
+                in_use = in_use.saturating_sub(1);
+                immovable -= u64::from(fixed);
+                fixed
+            });
             for frame in used.drain(..) {
                 self.poison(O::new(frame << 12));
-                self.movable.push(frame);
+                if !fixed[((frame - block) / PAGE_BLOCK) as usize] {
+                    self.movable.push(frame);
+                }
             }
         }
         Ok(())
@@ -227,6 +150,7 @@ impl<O: Address> PhysicalMemory<O> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::free_blocks::FREE_BLOCKS;
     use nestwalk_types::Gpa;
 
     const REAL: &str = "\
@@ -254,7 +178,7 @@ Node 0, zone   Normal  16727  15932   6296  10070  10263   7671   2291    957   
         let real = FreeBlocks::parse(REAL).unwrap();
         assert_eq!(FreeBlocks::by_name("aged"), Some(real));
         for blocks in FREE_BLOCKS.iter().map(|f| f.1) {
-            let frames: Vec<f64> = (0..ORDERS).map(|o| (blocks.0[o] << o) as f64).collect();
+            let frames: Vec<f64> = (0..ORDERS).map(|o| (blocks.blocks[o] << o) as f64).collect();
             let total: f64 = frames.iter().sum();
             for seed in [1, 2] {
                 let mut m = memory(2 << 30);
@@ -275,28 +199,25 @@ Node 0, zone   Normal  16727  15932   6296  10070  10263   7671   2291    957   
         // One frame of two, by the argument of `cut`; and a frame of each 4 MiB.
         for (blocks, share) in [([1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0], 0.5), ([1; 11], 0.0005)] {
             let mut m = memory(1 << 30);
-            m.fragment(Fragmentation::Blocks(FreeBlocks(blocks)), 3).unwrap();
+            m.fragment(Fragmentation::Blocks(FreeBlocks::new(blocks)), 3).unwrap();
             let pinned = m.pinned_frames() as f64 / (m.bytes() >> 12) as f64;
             assert!((pinned - share).abs() < 0.002, "{pinned} {share}");
         }
     }
 
     #[test]
-    fn what_is_wrong_is_named_with_line_and_column() {
-        let error = |text: &str| FreeBlocks::parse(text).unwrap_err();
-        let ok = "Node 0, zone Normal 1 2 3 4 5 6 7 8 9 10 11\n";
-        for (text, words) in [
-            (format!("{ok}nothing"), ["line 2, column 1:", "no `zone`"]),
-            (format!("{ok}\nNode 0, zone"), ["line 3, column 13:", "name"]),
-            ("Node 0, zone Normal 1 2 x 4".into(), ["line 1, column 25:", "`x` is no number"]),
-            ("Node 0, zone Normal 1 2 -3".into(), ["line 1, column 25:", "`-3` is no number"]),
-            ("Node 0, zone Normal 1 2 3".into(), ["line 1, column 26:", "only 3 numbers"]),
-            (ok.replace('\n', " 12"), ["line 1, column 45:", "more than 11"]),
-            (String::new(), ["no block is free", "at least one"]),
-            ("Node 0, zone Normal 0 0 0 0 0 0 0 0 0 0 0".into(), ["no block is free", ""]),
-        ] {
-            let e = error(&text);
-            assert!(words.iter().all(|w| e.contains(w)), "{text}: {e}");
+    fn so_many_page_blocks_hold_what_cannot_be_moved() {
+        for (immovable, all) in [(0, 0), (0, 8), (1, 8), (1, 2), (1, 1)] {
+            let bad = FreeBlocks::by_name("bad").unwrap();
+            let free = FreeBlocks { immovable: (immovable, all), ..bad };
+            let mut m = memory(1 << 30);
+            m.fragment(Fragmentation::Blocks(free), 5).unwrap();
+            // No free block is as large as a page block, so each has something in use.
+            let mut blocks: Vec<u64> = m.movable.iter().map(|f| f / PAGE_BLOCK).collect();
+            blocks.dedup();
+            let share = 1.0 - blocks.len() as f64 / 512.0;
+            let wanted = if all == 0 { 0.0 } else { immovable as f64 / all as f64 };
+            assert!((share - wanted).abs() < 0.06, "{share} {wanted}");
         }
     }
 }

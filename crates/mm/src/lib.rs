@@ -14,12 +14,14 @@
 //!
 //! Behaviour follows Linux on x86-64, whose functions are named where they are modelled.
 
+mod bad_frames;
 mod balloon;
 mod bitmap;
 mod buddy;
 mod counts;
 mod error;
 mod fragmentation;
+mod free_blocks;
 mod guest;
 mod host;
 mod host_compaction;
@@ -33,10 +35,12 @@ mod size;
 mod space;
 mod translations;
 
+pub use bad_frames::BadFrames;
 pub use balloon::{Ballooned, Exchange, HOT_PLUG_BYTES};
 pub use buddy::{Buddy, FreeError, LINUX_MAX_ORDER, MAX_ORDER};
 pub use error::MmError;
-pub use fragmentation::{FREE_BLOCKS, Fragmentation, FreeBlocks};
+pub use fragmentation::Fragmentation;
+pub use free_blocks::{FREE_BLOCKS, FreeBlocks};
 pub use guest::{DYNAMIC_PCIDS, GuestConfig, GuestError, GuestStats, ModelledGuest, Sink};
 pub use host::{HostConfig, HostMemory, HostPage, KERNEL_BYTES, Slot};
 pub use host_compaction::Compacted;

@@ -192,6 +192,11 @@ impl<O: Address> PhysicalMemory<O> {
         Ok(memory)
     }
 
+    /// Whether there is memory at the address, free or not.
+    pub fn holds(&self, at: O) -> bool {
+        self.ranges.iter().any(|r| at >= r.0 && at.value() - r.0.value() < r.1)
+    }
+
     /// Marks a frame as faulty: it is in use for good. False if it is in use already.
     pub fn poison(&mut self, at: O) -> bool {
         let free = self.alloc_at(at, 0);

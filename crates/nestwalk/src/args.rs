@@ -223,15 +223,19 @@ pub struct CompareArgs {
     #[arg(long, default_value = "4-level")]
     pub host_paging: String,
     /// Fragmentation of guest memory at the start: a degree from 0 to 1; fresh, aged or bad; or a
-    /// file
-    /// like /proc/buddyinfo, whose proportions of free blocks it gets
+    /// file like /proc/buddyinfo or /proc/pagetypeinfo, whose proportions it gets
     #[arg(long, value_name = "DEGREE|NAME|FILE", default_value = "0")]
     pub guest_fragmentation: String,
     /// Fragmentation of host memory at the start: a degree from 0 to 1; fresh, aged or bad; or a
-    /// file
-    /// like /proc/buddyinfo, whose proportions of free blocks it gets
+    /// file like /proc/buddyinfo or /proc/pagetypeinfo, whose proportions it gets
     #[arg(long, value_name = "DEGREE|NAME|FILE", default_value = "0")]
     pub host_fragmentation: String,
+    /// So many frames of guest memory are faulty, at random places (--seed)
+    #[arg(long, value_name = "N")]
+    pub guest_bad: Option<u64>,
+    /// These frames of guest memory are faulty, by number (gPA / 4096), up to 64
+    #[arg(long, value_name = "FRAME+FRAME", conflicts_with = "guest_bad")]
+    pub guest_bad_at: Option<String>,
     /// The guest does not use PCIDs: every switch empties its TLBs
     #[arg(long)]
     pub no_pcids: bool,

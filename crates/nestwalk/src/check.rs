@@ -124,6 +124,7 @@ pub fn experiment(e: &Experiment, recorded: Option<&GuestInfo>, origin: Origin) 
         nestwalk_mm::reclaimed_memory_map::<nestwalk_types::Gpa>(e.guest_memory, low)
             .with_context(|| option.to_owned())?;
     }
+    e.bad_frames()?;
     let trace_format = sources::trace_format(&e.trace_format);
     trace_format.with_context(|| name("trace_format"))?;
     let ways = [!e.sources.is_empty(), !e.lackey.is_empty(), e.guest.is_some()];
@@ -180,6 +181,8 @@ fn of_recorded(e: &Experiment, guest: &GuestInfo, origin: Origin) -> Result<()> 
     }
     let of_modelled = [
         ("guest_fragmentation", e.guest_fragmentation != 0.0 || !e.guest_free_blocks.is_empty()),
+        ("guest_bad", e.guest_bad.is_some()),
+        ("guest_bad_at", !e.guest_bad_at.is_empty()),
         (if origin == Origin::Arguments { "no_pcids" } else { "pcids" }, !e.pcids),
     ];
     if let Some((key, _)) = of_modelled.into_iter().find(|o| o.1 && !e.has_modelled_guest()) {

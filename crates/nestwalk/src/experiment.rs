@@ -8,7 +8,9 @@ use crate::sources::samples::SAMPLES;
 use crate::sources::{self, Kind};
 use anyhow::{Context, Result, anyhow, bail};
 use nestwalk_hw::Profile;
-use nestwalk_mm::{FREE_BLOCKS, Fragmentation, FreeBlocks, LOW_MEMORY_BYTES, PagePolicy};
+use nestwalk_mm::{
+    BadFrames, FREE_BLOCKS, Fragmentation, FreeBlocks, LOW_MEMORY_BYTES, PagePolicy,
+};
 use nestwalk_report::{parse_bytes, parse_count};
 use nestwalk_sim::compare::Plan;
 use nestwalk_sim::spec::{Defaults, GuestSpec, MachineSpec};
@@ -84,7 +86,8 @@ pub struct Experiment {
     pub guest_fragmentation: f64,
     /// Degree of fragmentation of host memory.
     pub host_fragmentation: f64,
-    /// Free blocks of each order in guest memory at the start, by proportion; empty to go by the degree.
+    /// Free blocks of each order in guest memory at the start, by proportion, 11 numbers, and of the page
+    /// blocks those that hold what cannot be moved, and all, if any do; empty to go by the degree.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub guest_free_blocks: Vec<u64>,
     /// The same of host memory.
@@ -93,6 +96,12 @@ pub struct Experiment {
     /// The gap for I/O in guest memory is reclaimed, and so many bytes stay below it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub low_memory: Option<u64>,
+    /// So many frames of guest memory are faulty, at random places.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guest_bad: Option<u64>,
+    /// These frames of guest memory are faulty.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub guest_bad_at: Vec<u64>,
     /// The guest uses PCIDs.
     pub pcids: bool,
     /// Machines run that a filtered recording is not exact for.
@@ -217,6 +226,8 @@ impl Experiment {
             guest_free_blocks,
             host_free_blocks,
             low_memory: low_memory(args)?,
+            guest_bad: args.guest_bad,
+            guest_bad_at: frames(args.guest_bad_at.as_deref())?,
             pcids: !args.no_pcids,
             approximate: args.approximate,
             profile: Profile::load(&args.profile).context("--profile")?,
@@ -281,6 +292,7 @@ impl Experiment {
             guest_bytes: self.guest_memory,
             host_bytes: self.host_memory,
             low_bytes: self.low_memory,
+            bad_frames: self.bad_frames()?,
             fragmentation: (
                 in_memory(self.guest_fragmentation, &self.guest_free_blocks)?,
                 in_memory(self.host_fragmentation, &self.host_free_blocks)?,
@@ -293,6 +305,29 @@ impl Experiment {
             series: None,
             samples: None,
         })
+    }
+
+    /// Faulty frames of guest memory.
+    ///
+    /// # Errors
+    /// Both ways of saying which, a frame twice, or more than can be listed.
+    pub fn bad_frames(&self) -> Result<BadFrames> {
+        let mut listed = self.guest_bad_at.clone();
+        listed.sort_unstable();
+        match (self.guest_bad, listed.as_slice()) {
+            (None, []) => Ok(BadFrames::None),
+            (Some(count), []) => Ok(BadFrames::Random(count, self.seed)),
+            (Some(_), _) => bail!("bad frames of the guest: say how many, or which, not both"),
+            (None, frames) => {
+                if let Some(twice) = frames.windows(2).find(|w| w[0] == w[1]) {
+                    bail!("bad frames of the guest: {:#x} is named twice", twice[0]);
+                }
+                BadFrames::listed(frames).ok_or_else(|| {
+                    let most = BadFrames::MOST;
+                    anyhow!("{} bad frames of the guest: up to {most} can be named", frames.len())
+                })
+            }
+        }
     }
 
     /// Whether a machine has another guest than a recorded one as it was.
@@ -310,7 +345,7 @@ fn fragmentation(option: &str, text: &str) -> Result<(f64, Vec<u64>)> {
         return Ok((degree, Vec::new()));
     }
     if let Some(blocks) = FreeBlocks::by_name(text) {
-        return Ok((0.0, blocks.0.to_vec()));
+        return Ok((0.0, as_numbers(&blocks)));
     }
     let contents = std::fs::read_to_string(text).with_context(|| {
         let names: Vec<&str> = FREE_BLOCKS.iter().map(|f| f.0).collect();
@@ -318,7 +353,17 @@ fn fragmentation(option: &str, text: &str) -> Result<(f64, Vec<u64>)> {
         format!("{option} {text}: no degree, none of {names}, and no file that can be read")
     })?;
     let blocks = FreeBlocks::parse(&contents).map_err(|e| anyhow!("{option} {text}: {e}"))?;
-    Ok((0.0, blocks.0.to_vec()))
+    Ok((0.0, as_numbers(&blocks)))
+}
+
+/// Free blocks as a configuration has them: 11 numbers by order; where something cannot be moved, the
+/// page blocks that hold it and all page blocks follow.
+fn as_numbers(free: &FreeBlocks) -> Vec<u64> {
+    let mut numbers = free.blocks.to_vec();
+    if free.immovable.0 > 0 {
+        numbers.extend([free.immovable.0, free.immovable.1]);
+    }
+    numbers
 }
 
 /// What a configuration says about it.
@@ -329,11 +374,35 @@ pub fn in_memory(degree: f64, blocks: &[u64]) -> Result<Fragmentation> {
     if blocks.is_empty() {
         return Ok(degree.into());
     }
-    let found = blocks.try_into().map(FreeBlocks);
-    let found =
-        found.map_err(|_| anyhow!("{} numbers of free blocks: 11 are needed", blocks.len()))?;
+    let wrong = || {
+        let n = blocks.len();
+        anyhow!(
+            "{n} numbers of free blocks: 11 are needed, or 13 with the page blocks that hold what \
+             cannot be moved, and all of them"
+        )
+    };
+    let (free, rest) = blocks.split_at_checked(11).ok_or_else(wrong)?;
+    let mut found = FreeBlocks::new(free.try_into().map_err(|_| wrong())?);
+    found.immovable = match rest {
+        [] => (0, 0),
+        &[immovable, all] => (immovable, all),
+        _ => return Err(wrong()),
+    };
     found.check().map_err(|e| anyhow!(e))?;
     Ok(Fragmentation::Blocks(found))
+}
+
+/// Numbers of frames with `+` between them, each once.
+fn frames(text: Option<&str>) -> Result<Vec<u64>> {
+    let Some(text) = text else { return Ok(Vec::new()) };
+    let number = |word: &str| match word.strip_prefix("0x") {
+        Some(digits) => u64::from_str_radix(digits, 16),
+        None => word.parse(),
+    };
+    let found = text.split('+').map(number).collect::<Result<Vec<u64>, _>>().map_err(|_| {
+        anyhow!("--guest-bad-at {text}: write numbers of frames (gPA / 4096) with `+` between them, as in 0x1000+0x1001")
+    })?;
+    Ok(found)
 }
 
 fn low_memory(args: &CompareArgs) -> Result<Option<u64>> {

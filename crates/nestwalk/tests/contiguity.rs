@@ -115,6 +115,55 @@ fn a_real_machines_free_memory_is_read() {
     assert!((2 * MIB..16 * MIB).contains(&before), "{before}");
 }
 
+/// What cannot be moved keeps the host from being compacted.
+#[test]
+fn page_types_say_what_compaction_may_move() {
+    let lab = Lab::new();
+    let text = |unmovable: u32| {
+        format!(
+            "Page block order: 9\nPages per block:  512\n\nFree pages count per migrate type at order \
+             0 1 2 3 4 5 6 7 8 9 10\nNode 0, zone Normal, type Movable 64 32 16 8 4 2 1 1 0 0 0\n\n\
+             Number of blocks type Unmovable Movable\nNode 0, zone Normal {unmovable} {}\n",
+            100 - unmovable
+        )
+    };
+    lab.write("movable", text(0));
+    lab.write("mixed", text(50));
+    let segment = |file: &str| {
+        let results = lab.json(&format!(
+            "compare gups --footprint 64MiB --guest-memory 256MiB --host-memory 2GiB --accesses 2m \
+             --quiet --host-fragmentation {file} \
+             --machines vmm-direct/start=paged/compact=4000000"
+        ));
+        let m = machine(&results, "vmm-direct/start=paged/compact=4000000:4k+4k");
+        count(&m["segments"]["vmm"], "bytes")
+    };
+    assert_eq!(segment("movable"), 256 * MIB);
+    assert_eq!(segment("mixed"), 0);
+}
+
+/// Frames of the guest that are faulty are in no process, and pages of its segment escape there.
+#[test]
+fn bad_frames_of_the_guest_escape_from_its_segment() {
+    let lab = Lab::new();
+    let run = |more: &str| {
+        let results = lab.json(&format!(
+            "compare gups --footprint 128MiB --guest-memory 256MiB --accesses 200k --verify --quiet \
+             --machines guest-direct,dual-direct {more}"
+        ));
+        no_violations(&results);
+        let m = machine(&results, "guest-direct:4k+4k@primary+default").clone();
+        (count(&m["segments"]["guest"], "base"), count(&m["segments"]["guest"], "escaped"))
+    };
+    assert_eq!(run("").1, 0);
+    // The region is more than half of the free memory, which may have 16 such pages.
+    let escaped = run("--guest-bad 20").1;
+    assert!((1..=16).contains(&escaped), "{escaped}");
+    // Neither side of these is large enough; tables are in the small blocks between them.
+    let escaped = run("--guest-bad-at 0x9000+0x9003+0x9007").1;
+    assert!((3..=7).contains(&escaped), "{escaped}");
+}
+
 #[test]
 fn what_cannot_be_is_refused_with_what_would_be_right() {
     let lab = Lab::new();
@@ -128,6 +177,10 @@ fn what_cannot_be_is_refused_with_what_would_be_right() {
             "compare gups --footprint 1MiB --guest-memory 8GiB --io-gap reclaimed --low-memory 4GiB",
             ["stays low (4 GiB)", "below the gap"],
         ),
+        ("compare gups --guest-bad-at 0x10+16", ["named twice", "0x10"]),
+        ("compare gups --guest-bad-at x", ["--guest-bad-at x", "0x1000+0x1001"]),
+        ("compare gups --guest-bad-at 0xd0000 --guest-memory 8GiB", ["0xd0000", "no gPA memory"]),
+        ("compare gups --guest-bad 99999999", ["99999999 bad pages", "are free"]),
         ("compare gups --low-memory 1GiB", ["--low-memory 1GiB", "--io-gap reclaimed"]),
         ("compare gcc --io-gap reclaimed", ["recorded guest", "vmm-direct:4k"]),
         ("compare gups --guest-fragmentation none.txt", ["none.txt", "fresh, aged, bad"]),

@@ -17,7 +17,7 @@ use crate::spec::{GuestSpec, MachineSpec};
 use crate::switching::{Cut, Recorded};
 use nestwalk_hw::Profile;
 use nestwalk_mm::{
-    Fragmentation, GuestError, HostConfig, HostMemory, KERNEL_BYTES, Mappings, MmError,
+    BadFrames, Fragmentation, GuestError, HostConfig, HostMemory, KERNEL_BYTES, Mappings, MmError,
     ObservedError, RemapError, pc_memory_map, reclaimed_memory_map,
 };
 use nestwalk_tables::{LONG4, Mode};
@@ -51,6 +51,8 @@ pub struct Plan {
     pub low_bytes: Option<u64>,
     /// Fragmentation of guest and host memory at the start.
     pub fragmentation: (Fragmentation, Fragmentation),
+    /// Faulty frames of guest memory.
+    pub bad_frames: BadFrames,
     /// The guest uses PCIDs, where its paging mode has them.
     pub pcids: bool,
     /// Decides fragmentation.
@@ -87,6 +89,7 @@ impl Plan {
             host_bytes,
             low_bytes: None,
             fragmentation: Default::default(),
+            bad_frames: BadFrames::None,
             pcids: true,
             seed: 1,
             verify: false,

@@ -138,6 +138,7 @@ fn modelled(plan: &Plan, spec: DimensionSpec) -> Result<ModelledGuest, CompareEr
         placement: spec.placement,
         low_bytes: plan.low_bytes,
         fragmentation: plan.fragmentation.0,
+        bad_frames: plan.bad_frames,
         seed: plan.seed,
         pcids: plan.pcids && plan.guest_mode.levels >= 4,
         ..GuestConfig::new(plan.guest_mode, plan.guest_bytes)

@@ -1,5 +1,6 @@
 //! What a modelled guest is made of, what it counts, and what can go wrong with it.
 
+use crate::bad_frames::BadFrames;
 use crate::balloon::Ballooned;
 use crate::error::MmError;
 use crate::fragmentation::Fragmentation;
@@ -26,6 +27,8 @@ pub struct GuestConfig {
     pub fragmentation: Fragmentation,
     /// Seed of the fragmentation.
     pub seed: u64,
+    /// Faulty frames, which are never given out.
+    pub bad_frames: BadFrames,
     /// Bytes of the guest kernel's image.
     pub kernel_bytes: u64,
     /// Process-context identifiers are on (CR4.PCIDE).
@@ -49,6 +52,7 @@ impl GuestConfig {
             low_bytes: None,
             fragmentation: Fragmentation::default(),
             seed: 0,
+            bad_frames: BadFrames::default(),
             kernel_bytes: crate::host::KERNEL_BYTES,
             pcids: mode.levels >= 4,
             zero_page: false,

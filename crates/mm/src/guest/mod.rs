@@ -74,6 +74,7 @@ impl ModelledGuest {
             let room = if balloon { config.bytes } else { 0 };
             let mut physical = PhysicalMemory::with_room(&ranges, config.kernel_bytes, room)?;
             physical.fragment(config.fragmentation, config.seed)?;
+            physical.mark_bad(&config.bad_frames)?;
             let memory = Memory::new(physical, config.zero_page);
             memory.check(mode)?;
             if balloon && mode.entry_bytes == 4 {

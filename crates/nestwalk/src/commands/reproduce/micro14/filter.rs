@@ -12,7 +12,7 @@ use std::sync::atomic::AtomicBool;
 /// Numbers of bad pages.
 const BAD_PAGES: [u64; 8] = [0, 1, 2, 4, 8, 16, 32, 64];
 /// Each decides the places of bad pages and the filter's hash functions.
-const SEEDS: u64 = 5;
+const SEEDS: u64 = 3;
 /// Accesses of each of the many machines at most, and of the warm-up.
 pub const ACCESSES: u64 = 4_000_000;
 

@@ -87,9 +87,8 @@ pub struct Micro14 {
     complete: bool,
     programs: Vec<OfProgram>,
     checks: Vec<Check>,
-    /// Slowdown by bad pages; none if no program of the big-memory group was chosen.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    escape_filter: Option<Plot>,
+    /// Slowdown by bad pages, of each program of the big-memory group.
+    escape_filter: Vec<Plot>,
     /// How much depends on what the paper does not say; none if there is no such program.
     #[serde(skip_serializing_if = "Option::is_none")]
     details: Option<Details>,
@@ -233,10 +232,15 @@ pub fn run(args: &ReproduceArgs) -> Result<Found<Micro14>> {
             stopped = what().err();
         }
     };
-    let (mut plot, mut details, mut scenarios) = (None, None, Vec::new());
+    let (mut plots, mut details, mut scenarios) = (Vec::new(), None, Vec::new());
+    for program in &big {
+        part(&mut || {
+            plots.push(filter::run(args, profile, program, &stop)?);
+            Ok(())
+        });
+    }
     if let Some(program) = worst {
         part(&mut || {
-            plot = Some(filter::run(args, profile, program, &stop)?);
             details = Some(details::run(args, profile, program, &stop)?);
             Ok(())
         });
@@ -249,9 +253,9 @@ pub fn run(args: &ReproduceArgs) -> Result<Found<Micro14>> {
         version: VERSION,
         profile: name,
         complete: stopped.is_none(),
-        checks: checks::of(&programs, plot.as_ref()),
+        checks: checks::of(&programs, &plots),
         programs,
-        escape_filter: plot,
+        escape_filter: plots,
         details,
         scenarios,
         published: PUBLISHED,

@@ -136,9 +136,10 @@ fn counts(found: &Micro14) -> String {
 }
 
 fn plot(found: &Micro14) -> String {
-    let Some(plot) = &found.escape_filter else { return String::new() };
+    let Some(first) = found.escape_filter.first() else { return String::new() };
     let mut table = Table::new()
         .column("slowdown, %", Align::Left)
+        .column("", Align::Left)
         .column("bad pages", Align::Right)
         .column("mean", Align::Right)
         .column("lowest", Align::Right)
@@ -146,9 +147,11 @@ fn plot(found: &Micro14) -> String {
         .column("pages reported, %", Align::Right)
         .column("false positives in theory, %", Align::Right)
         .column("checks that escaped, %", Align::Right);
-    for line in &plot.lines {
+    for (plot, line) in found.escape_filter.iter().flat_map(|p| p.lines.iter().map(move |l| (p, l)))
+    {
         for p in &line.points {
             table.row(vec![
+                plot.program.clone(),
                 line.scheme.into(),
                 p.bad_pages.to_string(),
                 format!("{:.4}", p.mean_percent),
@@ -160,12 +163,11 @@ fn plot(found: &Micro14) -> String {
             ]);
         }
     }
-    let [bits, hashes] = plot.geometry;
+    let [bits, hashes] = first.geometry;
     format!(
-        "Slowdown by bad pages in the VMM's segment: {}, a filter of {bits} bits and {hashes} functions, {} \
+        "Slowdown by bad pages in the VMM's segment: a filter of {bits} bits and {hashes} functions, {} \
          random sets of pages and functions\n\n{}\n",
-        plot.program,
-        plot.seeds,
+        first.seeds,
         table.render()
     )
 }
