@@ -354,7 +354,8 @@ impl<S: Scheme> Machine<S> {
         let request = Request::of(run);
         self.platform.counters.l1_tlb_fills += 1;
         if let Some(found) = self.scheme.beside_l2(&mut self.platform, &request) {
-            return Ok(self.served_beside_l2(&request, upgrade, found));
+            self.platform.counters.l1_tlb_misses += 1;
+            return Ok(self.served_without_walk(&request, upgrade, found));
         }
         let platform = &mut self.platform;
         let core = &mut platform.hardware.cores[request.core()];
@@ -376,31 +377,33 @@ impl<S: Scheme> Machine<S> {
                     platform.counters.upgrades += 1;
                     stale = true;
                 }
-                None => platform.counters.l2_tlb_misses += 1,
+                None => {
+                    if let Some(found) = self.scheme.behind_l2(&mut self.platform, &request) {
+                        return Ok(self.served_without_walk(&request, false, found));
+                    }
+                    self.platform.counters.l2_tlb_misses += 1;
+                }
             }
         }
         if stale {
-            core.drop_page(run.gva, asid, true);
+            self.platform.hardware.cores[request.core()].drop_page(run.gva, asid, true);
         }
         let translation = self.resolve(&request)?;
+        self.scheme.fill_l2(&mut self.platform, &request, translation);
         let core = &mut self.platform.hardware.cores[request.core()];
-        core.l2.fill_missed(run.gva, asid, translation);
         let l1 = if request.fetch { &mut core.l1i } else { &mut core.l1d };
         l1.fill_splintering(run.gva, asid, translation);
         Ok(translation)
     }
 
-    /// What was found beside the second level goes to the first.
-    fn served_beside_l2(
+    /// What was found beside or behind the second level goes to the first.
+    fn served_without_walk(
         &mut self,
         request: &Request,
         stale: bool,
         found: Translation,
     ) -> Translation {
-        let Platform { hardware, counters, .. } = &mut self.platform;
-        counters.l1_tlb_misses += 1;
-        counters.segment_hits += 1;
-        let core = &mut hardware.cores[request.core()];
+        let core = &mut self.platform.hardware.cores[request.core()];
         let asid = core.asid;
         if stale {
             core.drop_page(request.gva, asid, true);

@@ -191,10 +191,24 @@ pub trait Scheme: Send {
     }
 
     /// Translates an access that the first-level TLB has missed, while the second level is looked up: an
-    /// answer makes that look-up void, goes to the first level, and is no walk.
+    /// answer makes that look-up void, goes to the first level, and is no walk. The scheme counts it.
     #[inline(always)]
     fn beside_l2(&mut self, _platform: &mut Platform, _request: &Request) -> Option<Translation> {
         None
+    }
+
+    /// Translates an access that both levels have missed, before a walk is begun: an answer goes to the
+    /// first level, and is no walk and no second-level miss. The scheme counts it.
+    #[inline(always)]
+    fn behind_l2(&mut self, _platform: &mut Platform, _request: &Request) -> Option<Translation> {
+        None
+    }
+
+    /// Puts what a walk has found into the second level, which has no entry of the address.
+    #[inline(always)]
+    fn fill_l2(&mut self, platform: &mut Platform, request: &Request, found: Translation) {
+        let core = &mut platform.hardware.cores[request.core()];
+        core.l2.fill_missed(request.gva, core.asid, found);
     }
 
     /// Reads ahead what walks for these runs will need, at most [`crate::ahead::GROUP`] of them.

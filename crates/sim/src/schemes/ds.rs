@@ -86,7 +86,9 @@ impl Scheme for DirectSegment {
         if self.segments.check() == Check::L1 || request.fetch {
             return None;
         }
-        self.look(&mut platform.counters, request.core(), request.gva)
+        let found = self.look(&mut platform.counters, request.core(), request.gva);
+        platform.counters.segment_hits += u64::from(found.is_some());
+        found
     }
 
     #[inline]

@@ -27,11 +27,12 @@ pub struct Definition {
     pub build: fn(Build) -> Result<Box<dyn AnyMachine>, MachineError>,
 }
 
+/// `name` has one `DEFINITION`; `name + NATIVE` another one, of the same on bare metal.
 macro_rules! schemes {
-    ($($name:ident),* $(,)?) => {
+    ($($name:ident $(+ $more:ident)*),* $(,)?) => {
         $(pub mod $name;)*
         /// Every scheme, in the order of the catalogue.
-        pub static SCHEMES: &[Definition] = &[$($name::DEFINITION),*];
+        pub static SCHEMES: &[Definition] = &[$($name::DEFINITION, $($name::$more,)*)*];
     };
 }
 

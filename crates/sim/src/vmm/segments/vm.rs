@@ -346,7 +346,9 @@ impl Scheme for SegmentedVm {
         if guest.check() == Check::L1 || request.fetch {
             return None;
         }
-        self.both(&mut platform.counters, request.core(), request.gva)
+        let found = self.both(&mut platform.counters, request.core(), request.gva);
+        platform.counters.segment_hits += u64::from(found.is_some());
+        found
     }
 
     #[inline]
