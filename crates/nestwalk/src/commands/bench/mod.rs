@@ -30,13 +30,18 @@ static CASES: &[(&str, &str, u64, u64)] = &[
     ("walks", "uniform", 4 << 30, 64 << 20),
 ];
 
-/// Machines measured alone, and all of them in one pass.
+/// Machines measured alone, the first four of them in one pass, and machines with segments, which must
+/// not be slower than `nested`.
 static MACHINES: &[(&str, &str)] = &[
     ("ideal", "ideal"),
     ("native", "native"),
     ("shadow", "shadow"),
     ("nested", "nested"),
     ("all four", "ideal,native,shadow,nested"),
+    ("ds", "ds"),
+    ("vmm-direct", "vmm-direct"),
+    ("guest-direct", "guest-direct"),
+    ("dual-direct", "dual-direct"),
 ];
 
 /// Machines whose instructions are counted beside the first four, and the machine whose run each is
@@ -46,6 +51,10 @@ static WATCHED: &[(&str, &str, Option<&str>)] = &[
     ("policy-shadow", "switching/dynamic-thresholds/obey=no/start=shadow", Some("shadow")),
     ("policy-nested", "switching/dynamic-thresholds/obey=no/start=nested", Some("nested")),
 ];
+
+/// Machines whose instructions are counted, too, and must be no more than those of `nested`, but for
+/// [`TOLERANCE`]: their walks are shorter or none.
+const DIRECT: [&str; 3] = ["vmm-direct", "guest-direct", "dual-direct"];
 
 /// Share of a run's instructions that a policy may add.
 const POLICY_COST: f64 = 0.10;
@@ -216,8 +225,8 @@ fn peak_memory_mib() -> Option<u64> {
 /// start-up take cancels out.
 const COUNTED: (u64, u64) = (100_000, 300_000);
 
-/// What is counted, each with what it is without its policy: every case with the first four machines
-/// and [`WATCHED`], and every policy where walks are many, so that intervals are.
+/// What is counted, each with what it is without its policy: every case with the first four machines,
+/// [`WATCHED`] and [`DIRECT`], and every policy where walks are many, so that intervals are.
 fn measurements() -> Vec<(String, Option<String>)> {
     let mut all = Vec::new();
     for (case, ..) in CASES {
@@ -225,6 +234,7 @@ fn measurements() -> Vec<(String, Option<String>)> {
         for (machine, without) in plain.chain(WATCHED.iter().map(|m| (m.0, m.2))) {
             all.push((format!("{case}/{machine}"), without.map(|w| format!("{case}/{w}"))));
         }
+        all.extend(DIRECT.iter().map(|machine| (format!("{case}/{machine}"), None)));
     }
     // A plan is no policy: `hindsight` has nothing to look at.
     for policy in POLICIES.iter().filter(|p| p.name != "hindsight") {
@@ -280,6 +290,20 @@ fn instructions(file: &Path, bless: bool) -> Result<()> {
             "a policy adds more than {:.0} % instructions to the same run without it: {}",
             100.0 * POLICY_COST,
             dear.join(", ")
+        );
+    }
+    let nested = |name: &str| {
+        let (case, machine) = name.split_once('/')?;
+        DIRECT.contains(&machine).then(|| now.get(&format!("{case}/nested")))?.copied()
+    };
+    let slower = |(name, per): (&String, &f64)| {
+        nested(name).filter(|n| *per > n * (1.0 + TOLERANCE)).map(|_| name.clone())
+    };
+    let slower: Vec<String> = now.iter().filter_map(slower).collect();
+    if !slower.is_empty() {
+        bail!(
+            "more instructions per access than nested paging in the same case: {}",
+            slower.join(", ")
         );
     }
     if bless {
