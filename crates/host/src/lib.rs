@@ -1,5 +1,6 @@
 //! A live Linux host that runs virtual machines under QEMU and KVM: their vCPU threads, their hardware
-//! counters, the file that switches their paging mode, and the loop that governs them.
+//! counters, the file that switches their paging mode, and the loop that governs them; and the memory
+//! of any process, with the frames behind it.
 //!
 //! Everything that touches the host stands behind a trait or below a root directory that can be
 //! exchanged ([`PerfEvents`], [`Actuator`], [`Clock`], [`Roots`]), so that the whole loop is tested
@@ -13,6 +14,7 @@ mod events;
 mod governor;
 mod kvm;
 mod live;
+mod memory;
 mod perf;
 mod probe;
 mod process;
@@ -26,6 +28,10 @@ pub use events::{CustomEvents, Microarchitecture, RawEvent, TABLE, events_of, pa
 pub use governor::{End, Event, Governor, Summary, SwitchResult, Vm, VmError};
 pub use kvm::VmDirectory;
 pub use live::{LiveOptions, LiveVm, OpenError};
+pub use memory::{
+    Advice, Cut, FrameKinds, Machine, MemoryError, PAGE_BYTES, ProcessMemory, RamError, RamPiece,
+    Region, Snapshot, guest_ram, host_runs,
+};
 pub use perf::HostPerf;
 pub use probe::Missing;
 pub use process::{ProcessError, QemuProcess, Vcpu, find_vms};

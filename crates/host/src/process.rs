@@ -52,8 +52,10 @@ fn vcpu_index(comm: &str) -> Option<u32> {
 }
 
 /// Field 22 of `/proc/PID/stat`. The second field may contain spaces and parentheses.
-fn started(root: &Path, pid: u32) -> io::Result<u64> {
-    let text = fs::read_to_string(root.join(pid.to_string()).join("stat"))?;
+pub(crate) fn started(root: &Path, pid: u32) -> io::Result<u64> {
+    let text = fs::read(root.join(pid.to_string()).join("stat"))?;
+    // A program may have any bytes as its name.
+    let text = String::from_utf8_lossy(&text);
     let after = text.rsplit_once(')').map_or("", |(_, after)| after);
     let field = after.split_whitespace().nth(19).and_then(|f| f.parse().ok());
     field.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no start time"))

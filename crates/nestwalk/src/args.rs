@@ -1,5 +1,9 @@
 //! What can be typed. Parsing has no effects; what it means is decided in `experiment`.
 
+mod inspect;
+
+pub use inspect::InspectArgs;
+
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -78,6 +82,9 @@ pub enum Command {
     /// Watch a VM, live or recorded, and change its paging mode when a policy says so
     #[command(after_help = GOVERN_EXAMPLES)]
     Govern(Box<GovernArgs>),
+    /// Look at the memory of a live process or VM: contiguous runs, and how many entries cover them
+    #[command(after_help = inspect::EXAMPLES)]
+    Inspect(Box<InspectArgs>),
     /// Repeat a publication's evaluation, with the workloads that can be had here
     #[command(after_help = REPRODUCE_EXAMPLES)]
     Reproduce(Box<ReproduceArgs>),

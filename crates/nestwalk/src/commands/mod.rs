@@ -5,6 +5,7 @@ pub mod capture;
 pub mod compare;
 pub mod explain;
 pub mod govern;
+pub mod inspect;
 pub mod reproduce;
 pub mod samples;
 pub mod trace;

@@ -1,0 +1,101 @@
+//! `inspect`: the memory of a live process or VM, its contiguous runs, and what covers them.
+
+mod json;
+mod ram;
+mod report;
+mod show;
+mod snapshot;
+mod watch;
+
+use crate::args::{Format, InspectArgs};
+use crate::session::stop_on_signals;
+use anyhow::{Context, Result, bail};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use nestwalk_host::{Cut, ProcessMemory, RamPiece, Roots, Snapshot};
+use nestwalk_report::bytes;
+use report::Report;
+use std::io::Write;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// `nestwalk inspect`.
+///
+/// # Errors
+/// The process cannot be read, or not to its end; then what was read has been printed.
+pub fn inspect(args: &InspectArgs) -> Result<()> {
+    let given: Vec<RamPiece> =
+        args.ram.iter().map(|text| ram::parse(text)).collect::<Result<_>>().context("--ram")?;
+    let proc = args.proc.clone().unwrap_or(Roots::default().proc);
+    let process = ProcessMemory::open(&proc, args.pid)?;
+    if let Some(seconds) = args.watch {
+        return watch::watch(args, &process, &given, seconds);
+    }
+    let guest = match &args.guest {
+        None => None,
+        Some(path) => Some(snapshot::load(path)?),
+    };
+    let stop = stop_on_signals();
+    let seen = read(&process, args.quiet, &stop)?;
+    let cut = seen.cut;
+    if args.snapshot {
+        if seen.frames_hidden {
+            bail!(
+                "--snapshot: the frames of process {} are hidden, and without them the host's dimension \
+                 cannot be joined; run as root",
+                process.pid
+            );
+        }
+        print(&snapshot::save(&process, &seen)?)?;
+    } else {
+        let mut report = Report::new(&process, seen);
+        ram::add_dimensions(&mut report, &process, &given, guest.as_ref())?;
+        print(&match args.format() {
+            Format::Json => serde_json::to_string_pretty(&json::report(&report))? + "\n",
+            Format::Csv => nestwalk_report::to_csv(&json::regions(&report))?,
+            Format::Table => show::report(&report, args.all),
+        })?;
+        if args.format() != Format::Json {
+            report.missing.iter().for_each(|m| eprintln!("nestwalk: without {m}"));
+        }
+    }
+    verdict(&process, cut)
+}
+
+/// Reads all memory, with progress if it takes a while.
+fn read(process: &ProcessMemory, quiet: bool, stop: &Arc<AtomicBool>) -> Result<Snapshot> {
+    let bar = ProgressBar::new(0);
+    let target =
+        if quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr_with_hz(5) };
+    bar.set_draw_target(target);
+    let style = ProgressStyle::with_template("{msg} [{wide_bar}] {percent}%, {eta} left");
+    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    let mut go_on = |done: u64, total: u64| {
+        if !bar.is_hidden() {
+            bar.set_length(total);
+            bar.set_position(done);
+            bar.set_message(format!("{} of addresses", bytes(done)));
+        }
+        !stop.load(Ordering::Relaxed)
+    };
+    let seen = process.read(&mut go_on);
+    bar.finish_and_clear();
+    Ok(seen?)
+}
+
+/// An error if not all was read.
+fn verdict(process: &ProcessMemory, cut: Option<Cut>) -> Result<()> {
+    let (pid, name) = (process.pid, &process.name);
+    match cut {
+        None => Ok(()),
+        Some(Cut::Gone) => bail!(
+            "process {pid} ({name}) ended, or began another program, while it was read: what was read \
+             before is told"
+        ),
+        Some(Cut::Stopped) => bail!("interrupted: what was read of process {pid} before is told"),
+    }
+}
+
+fn print(text: &str) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("standard output")
+}
