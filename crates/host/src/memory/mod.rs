@@ -253,17 +253,17 @@ impl ProcessMemory {
         map: &mut PageMap,
         go_on: &mut dyn FnMut(u64, u64) -> bool,
     ) {
-        let worth = |r: &Region| r.bytes() <= ALWAYS_READ || r.resident() + r.swap > 0;
+        // The kernel's own page at the end of all addresses is nobody's memory.
+        let own = |r: &Region| r.start < 1 << 63;
+        let worth = |r: &Region| {
+            own(r) && (r.bytes() <= ALWAYS_READ || !r.measured || r.resident() + r.swap > 0)
+        };
         let total = snapshot.regions.iter().filter(|r| worth(r)).map(Region::bytes).sum();
         let (mut done, mut unread) = (0, 0);
         let regions = &mut snapshot.regions;
         for region in regions.iter_mut() {
-            // The kernel's own page at the end of all addresses is nobody's memory.
-            if region.start > 1 << 63 {
-                continue;
-            }
             if !worth(region) {
-                unread += region.bytes();
+                unread += if own(region) { region.bytes() } else { 0 };
                 continue;
             }
             let known = (region.bytes() > SPARSE && region.measured)
@@ -283,8 +283,7 @@ impl ProcessMemory {
                     snapshot.cut = Some(Cut::Gone);
                     break;
                 }
-                Err(error) if !self.alive() => {
-                    let _ = error;
+                Err(_) if !self.alive() => {
                     snapshot.cut = Some(Cut::Gone);
                     break;
                 }
