@@ -95,6 +95,7 @@ fn size(text: &str) -> Option<u64> {
     let value = first.strip_prefix("size=").unwrap_or(first);
     let digits = value.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let shift = match value[digits.len()..].to_ascii_lowercase().as_str() {
+        "b" => 0,
         "k" => 10,
         "" | "m" | "mb" => 20,
         "g" | "gb" => 30,
@@ -107,24 +108,27 @@ fn size(text: &str) -> Option<u64> {
 }
 
 /// Neighbouring writable mappings of the same thing as one: `madvise` cuts mappings.
-fn writable(regions: &[Region]) -> Vec<(u64, u64)> {
-    let mut joined: Vec<(u64, u64, &Region)> = Vec::new();
+/// Start, end, what is resident.
+fn writable(regions: &[Region]) -> Vec<(u64, u64, u64)> {
+    let mut joined: Vec<(u64, u64, u64)> = Vec::new();
+    let mut last: Option<&Region> = None;
     for region in regions.iter().filter(|r| r.permissions.starts_with("rw")) {
         if region.name.starts_with('[') {
             continue;
         }
-        match joined.last_mut() {
-            Some((_, end, last))
-                if *end == region.start
-                    && last.name == region.name
-                    && last.permissions == region.permissions =>
-            {
+        let goes_on = |l: &Region| {
+            l.end == region.start && l.name == region.name && l.permissions == region.permissions
+        };
+        match joined.last_mut().filter(|_| last.is_some_and(goes_on)) {
+            Some((_, end, resident)) => {
                 *end = region.end;
+                *resident += region.resident();
             }
-            _ => joined.push((region.start, region.end, region)),
+            None => joined.push((region.start, region.end, region.resident())),
         }
+        last = Some(region);
     }
-    joined.into_iter().map(|(start, end, _)| (start, end)).collect()
+    joined
 }
 
 /// Finds guest RAM by QEMU's command line: the writable mapping of the size that `-m` says, at the
@@ -143,9 +147,10 @@ pub fn guest_ram(command_line: &[String], regions: &[Region]) -> Result<Vec<RamP
         Some(text) => size(text).filter(|b| *b > 0).ok_or_else(|| RamError::Size(text.into()))?,
     };
     let mappings = writable(regions);
-    let found = mappings.iter().find(|(start, end)| end - start == wanted);
-    let Some(&(hva, _)) = found else {
-        let mut largest: Vec<_> = mappings.iter().map(|(s, e)| (e - s, *s)).collect();
+    // A device or a plugin may have a mapping of its own of the same memory: it has touched less of it.
+    let fitting = mappings.iter().rev().filter(|(start, end, _)| end - start == wanted);
+    let Some(&(hva, ..)) = fitting.max_by_key(|(_, _, resident)| *resident) else {
+        let mut largest: Vec<_> = mappings.iter().map(|(s, e, _)| (e - s, *s)).collect();
         largest.sort_unstable_by(|a, b| b.cmp(a));
         let told = largest.iter().take(3).map(|(bytes, start)| format!("{start:#x}:{bytes}"));
         let found = told.collect::<Vec<_>>().join(", ");
@@ -207,7 +212,7 @@ mod tests {
             find("qemu-system-x86_64 -M q35,accel=kvm -m size=5120,slots=2"),
             Ok(vec![piece(AT, 0, 2 * GIB), piece(AT + 2 * GIB, HIGH, 3 * GIB)])
         );
-        assert_eq!(find("qemu-kvm --m 1024M"), Ok(vec![piece(AT + 6 * GIB, 0, GIB)]));
+        assert_eq!(find("qemu-kvm --m 1073741824B"), Ok(vec![piece(AT + 6 * GIB, 0, GIB)]));
         assert_eq!(
             find("qemu-system-x86_64 -m 2,5G"),
             Err(RamError::NoMapping {
@@ -219,6 +224,19 @@ mod tests {
         assert_eq!(find("qemu-system-x86_64 -m"), find("qemu-system-x86_64 -m 128"));
         assert_eq!(find("redis-server -m 5G"), Err(RamError::NotQemu));
         assert_eq!(guest_ram(&[], &regions), Err(RamError::NotQemu));
+    }
+
+    #[test]
+    fn of_two_mappings_of_ram_the_one_in_use_is_taken() {
+        let mut regions =
+            [0, 2, 4].map(|i| region(AT + i * GIB, GIB, "rw-s", "/dev/shm/ram")).to_vec();
+        regions[1].rss = 1 << 20;
+        let find = |regions: &[Region]| {
+            guest_ram(&words("qemu-system-x86_64 -m 1G"), regions).unwrap()[0].hva
+        };
+        assert_eq!(find(&regions), AT + 2 * GIB);
+        regions[2].rss = 2 << 20;
+        assert_eq!(find(&regions), AT + 4 * GIB);
     }
 
     #[test]

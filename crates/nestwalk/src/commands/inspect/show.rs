@@ -10,8 +10,8 @@ const MAPPINGS: usize = 12;
 /// Cells of a line of the picture, and lines at most.
 const CELLS: u64 = 64;
 const LINES: u64 = 6;
-/// Widest bar of the histogram.
-const BAR: u64 = 24;
+/// Widest bars of the histogram, all together.
+const BARS: u64 = 36;
 
 /// Shades of the picture, and from which mean length of runs on, bytes.
 const SHADES: [(char, u64, &str); 4] = [
@@ -157,9 +157,11 @@ fn title(d: &Dimension) -> String {
 
 fn histogram(dimensions: &[&Dimension]) -> String {
     let orders = dimensions.iter().map(|d| d.histogram.buckets.len()).max().unwrap_or(0);
+    let bar = BARS / dimensions.len().max(1) as u64;
     let mut table = Table::new().column("runs of", Align::Left);
     for d in dimensions {
-        table = table.column(&format!("{}\nruns", title(d)), Align::Right);
+        let group = if dimensions.len() > 1 { d.name } else { "" };
+        table = table.column(&format!("{group}\nruns"), Align::Right);
         table = table.column("memory", Align::Right).column("", Align::Left);
     }
     let used = |o: usize| {
@@ -170,14 +172,19 @@ fn histogram(dimensions: &[&Dimension]) -> String {
         let mut row = vec![format!("{} ..", bytes(PAGE_BYTES << order))];
         for d in dimensions {
             let b = d.histogram.buckets.get(order).copied().unwrap_or_default();
-            let width = (b.pages * BAR).div_ceil(d.runs.pages().max(1)) as usize;
+            let width = (b.pages * bar).div_ceil(d.runs.pages().max(1)) as usize;
             row.push(if b.runs == 0 { "-".into() } else { count(b.runs) });
             row.push(if b.runs == 0 { "-".into() } else { bytes(b.pages * PAGE_BYTES) });
             row.push("\u{2588}".repeat(width));
         }
         table.row(row);
     }
-    format!("\n{}", table.render())
+    format!("\n{}", ungrouped(table.render()))
+}
+
+/// A table without the line of groups, if that is empty.
+fn ungrouped(text: String) -> String {
+    text.strip_prefix('\n').map_or_else(|| text.clone(), str::to_owned)
 }
 
 /// Memory in the order of addresses, a character for equally many pages each: how long are the runs in
@@ -268,7 +275,5 @@ fn entries(dimensions: &[&Dimension]) -> String {
         }
         table.row(row);
     }
-    let text = table.render();
-    // Without groups their line is empty.
-    format!("\n{}", text.strip_prefix('\n').unwrap_or(&text))
+    format!("\n{}", ungrouped(table.render()))
 }
