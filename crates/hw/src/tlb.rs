@@ -1,5 +1,7 @@
 //! Translation look-aside buffers: complete translations by page number, size and tag.
 
+pub mod anchors;
+
 use crate::assoc::SetAssoc;
 use crate::profile::TlbProfile;
 use nestwalk_tables::Permissions;
@@ -380,7 +382,7 @@ impl Tlb {
         for array in &mut self.arrays {
             array.entries.retain(|t, part| {
                 let own = t & ASID_BITS == asid || (global && t & ASID_BITS == shared);
-                if !own || !part.is_splinter() {
+                if !own || anchors::is_anchor(t) || !part.is_splinter() {
                     return true;
                 }
                 // The tag has the low 45 bits of the page number.
