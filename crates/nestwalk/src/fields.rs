@@ -179,6 +179,41 @@ pub static SEGMENT: &[Field] = &[
     ("reported", "4 KiB pages", "pages that the filter reports, false positives included"),
 ];
 
+/// Keys of a machine's `contiguity`.
+pub static CONTIGUITY: &[Field] = &[
+    ("predictions", "count", "SpOT: walks beside which the program went on with a guess"),
+    ("predictions_right", "count", "of these, the ones that the walk confirmed"),
+    ("predictions_wrong", "count", "of these, the ones whose walk found another frame"),
+    ("predictions_squashed", "count", "of these, the ones whose walk ended in a fault"),
+    ("prediction_fills", "count", "SpOT: entries put into prediction tables, new offsets among them"),
+    (
+        "prediction_bypasses",
+        "count",
+        "SpOT: walks that filled no entry because all of the set were trusted",
+    ),
+    ("hidden_walk_cycles", "cycles", "SpOT: of walk_cycles, those that right guesses hid"),
+    ("misprediction_cycles", "cycles", "SpOT: delay by wrong guesses beyond their walks"),
+    ("range_hits", "count", "RMM: first-level TLB misses that the range TLB served"),
+    ("range_checks", "count", "RMM: comparisons with ranges in range TLBs"),
+    ("range_walks", "count", "RMM: background walks of range tables"),
+    ("anchor_hits", "count", "anchors: misses of regular entries that an anchor entry served"),
+    ("anchor_lookups", "count", "anchors: look-ups of anchor entries"),
+    ("anchor_fills", "count", "anchors: anchor entries put into second-level TLBs"),
+    ("anchor_changes", "count", "anchors: changes of an address space's distance"),
+    ("contiguity_updates", "count", "entries of range tables and anchors that software stored"),
+    (
+        "background_refs",
+        "count",
+        "references that nothing waited for: to range tables and anchors, and where wrong guesses led",
+    ),
+    ("guest_pages", "4 KiB pages", "what user mode may access, all address spaces, at the end"),
+    ("guest_runs", "count", "runs in which it lies"),
+    ("host_pages", "4 KiB pages", "guest memory that nested tables map at the end"),
+    ("host_runs", "count", "runs in which it lies"),
+    ("metadata_bytes", "bytes", "range tables at the end"),
+    ("anchor_distance", "4 KiB pages", "from anchor to anchor in the largest address space; 0 without"),
+];
+
 /// Keys of a machine's `switching`.
 pub static SWITCHING: &[Field] = &[
     ("start", "", "the mode when the region of interest began"),
@@ -232,6 +267,8 @@ pub static PARTS: &[(&str, &[Field])] = &[
     ("segments", SEGMENTS),
     ("segments.guest", SEGMENT),
     ("segments.vmm", SEGMENT),
+    ("contiguity", CONTIGUITY),
+    ("contiguity.background_refs", SERVED),
     ("switching", SWITCHING),
     ("switching.switches[]", SWITCHES),
     ("switching.switches[].sample", SAMPLE),

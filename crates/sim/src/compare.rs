@@ -7,6 +7,7 @@
 //! A source of processes is dealt with by modelled guests. One that is a recorded guest is *observed*,
 //! or *re-mapped*: what its processes did, with a modelled kernel's policies.
 
+use crate::contiguity::ContiguityResult;
 use crate::counters::Counters;
 use crate::engine::AnyMachine;
 use crate::guests::{self, Guest, GuestOutcome};
@@ -444,6 +445,8 @@ fn results(plan: &Plan, seats: &[Seat]) -> Vec<MachineResult> {
                 seat.machine.verdict(),
             );
             result.segments = seat.machine.segments();
+            let state = seat.machine.contiguity();
+            result.contiguity = state.map(|s| ContiguityResult::new(seat.machine.counters(), s));
             result.switching = seat.machine.switching();
             result
         })

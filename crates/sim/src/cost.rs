@@ -4,8 +4,10 @@
 //! program     = instructions * base_cpi + data_exposed * (latency beyond the first level)
 //! guest OS    = faults, clears, copies, forks, execs, exits, switches * their times, as far as the
 //!               stream does not show the guest kernel at work: `OsWork`, `PageCleared`
-//! translation = walk_exposed * (walker cycles + second-level TLB hits * l2_tlb_hit_cycles
-//!               + segment hits * their cycles) + loads of segment registers * their cycles
+//! translation = walk_exposed * (walker cycles - those that correct guesses hid
+//!               + (second-level TLB hits + range TLB hits + anchor look-ups and hits)
+//!               * l2_tlb_hit_cycles + segment hits * their cycles)
+//!               + loads of segment registers * their cycles + delay by wrong guesses
 //! VMM         = exits and the work behind them * their times
 //! ```
 //!
@@ -44,11 +46,14 @@ impl Cycles {
             + core.data_exposed.value
                 * (beyond_l1(&c.data, profile) + beyond_l1(&c.fetch, profile));
         let translation = core.walk_exposed.value
-            * (c.walk_cycles as f64
-                + c.l2_tlb_hits as f64 * core.l2_tlb_hit_cycles.value
+            * (c.walk_cycles.saturating_sub(c.hidden_walk_cycles) as f64
+                // Anchors are looked up after regular entries, in the same array.
+                + (c.l2_tlb_hits + c.range_hits + c.anchor_hits + c.anchor_lookups) as f64
+                    * core.l2_tlb_hit_cycles.value
                 + c.segment_hits as f64 * profile.segment.hit_cycles.value)
             + (c.guest_segment_loads + c.vmm_segment_loads) as f64
-                * profile.segment.load_cycles.value;
+                * profile.segment.load_cycles.value
+            + c.misprediction_cycles as f64;
         let per_ns = core.frequency_mhz.value / 1000.0;
         Self {
             program,
@@ -101,7 +106,8 @@ fn vmm_ns(c: &Counters, profile: &Profile) -> f64 {
         + exits(ExitReason::TableWrite) * s.emulate_write_ns.value
         + exits(ExitReason::TableUnsync) * s.shadow_fill_ns.value
         + (exits(ExitReason::Cr3Load) + exits(ExitReason::Invalidation)) * s.context_exit_ns.value
-        + (c.sync_entries + c.shadow_prefetches + c.dirty_bits_scanned) as f64
+        + (c.sync_entries + c.shadow_prefetches + c.dirty_bits_scanned + c.contiguity_updates)
+            as f64
             * s.sync_entry_ns.value
         + c.host_faults as f64 * s.host_fault_ns.value
         + 2.0 * c.pages_moved as f64 * s.clear_page_ns.value

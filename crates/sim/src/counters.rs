@@ -166,6 +166,9 @@ macro_rules! counters {
             pub data: [u64; ServedBy::COUNT],
             /// Instruction lines fetched, by where they were served.
             pub fetch: [u64; ServedBy::COUNT],
+            /// References that nothing waits for, by where they were served: to range tables and anchors,
+            /// and to where wrong guesses led.
+            pub background: [u64; ServedBy::COUNT],
             /// VM exits by reason, in the order of [`ExitReason::ALL`].
             pub exits: [u64; ExitReason::ALL.len()],
             /// Agile paging: completed walks by the level of the guest table at which they left the
@@ -189,6 +192,7 @@ macro_rules! counters {
                     faulted_references: self.faulted_references.since(&earlier.faulted_references),
                     data: less(&self.data, &earlier.data),
                     fetch: less(&self.fetch, &earlier.fetch),
+                    background: less(&self.background, &earlier.background),
                     exits: less(&self.exits, &earlier.exits),
                     walks_switched: less(&self.walks_switched, &earlier.walks_switched),
                     os_work: less(&self.os_work, &earlier.os_work),
@@ -300,6 +304,38 @@ counters! {
     pages_moved,
     /// Self-ballooning: pages (4 KiB) that the guest gave to the VMM for contiguous memory.
     balloon_pages,
+    /// SpOT: walks beside which the program went on with a guess.
+    predictions,
+    /// Of these, the ones that the walk confirmed.
+    predictions_right,
+    /// Of these, the ones whose walk found another frame.
+    predictions_wrong,
+    /// Of these, the ones whose walk ended in a fault.
+    predictions_squashed,
+    /// SpOT: entries put into prediction tables, new offsets of old entries among them.
+    prediction_fills,
+    /// SpOT: walks that would have filled an entry, had not all of the set been trusted.
+    prediction_bypasses,
+    /// Cycles of walks that correct guesses hid; among the walk cycles.
+    hidden_walk_cycles,
+    /// Cycles by which wrong guesses delayed the program beyond the walk.
+    misprediction_cycles,
+    /// RMM: first-level TLB misses that the range TLB served beside the second level.
+    range_hits,
+    /// RMM: comparisons with ranges in range TLBs.
+    range_checks,
+    /// RMM: background walks of range tables, each of which filled the range TLB.
+    range_walks,
+    /// Anchors: second-level TLB misses that an anchor entry served.
+    anchor_hits,
+    /// Anchors: look-ups of anchor entries, each after a miss of the regular ones.
+    anchor_lookups,
+    /// Anchors: anchor entries put into second-level TLBs.
+    anchor_fills,
+    /// Anchors: changes of the distance of an address space, each with a flush.
+    anchor_changes,
+    /// Entries of range tables and anchors that system software stored.
+    contiguity_updates,
 }
 
 impl Counters {

@@ -1,11 +1,13 @@
 //! The energy model: counted events and the profile's numbers become nanojoules.
 //!
 //! ```text
-//! TLBs            = look-ups and fills of both levels
+//! TLBs            = look-ups and fills of both levels; an anchor's is one of the second level
 //! walk caches     = look-ups of the paging-structure caches of both dimensions
 //! nested TLB      = its look-ups
-//! segments        = base-bound checks, each with a look-up of its escape filter
-//! walk references = references to tables, faulted walks included, down to where each was served
+//! segments        = base-bound checks, each with a look-up of its escape filter; of range TLBs one
+//!                   for each entry compared, without a filter
+//! walk references = references to tables, faulted walks and background ones included, down to where
+//!                   each was served
 //! data            = the program's references, down to where each was served
 //! core            = base_cpi of each instruction, and the guest kernel's time, at dynamic power
 //! VMM             = its and the host kernel's time at dynamic power
@@ -86,13 +88,17 @@ impl Energy {
         let having = |there: bool, look_ups: u64| if there { look_ups } else { 0 };
         let none = WalkCacheProfile::default();
         let checks = c.guest_segment_checks + c.vmm_segment_checks;
-        let served = |place| c.references.served_by(place) + c.faulted_references.served_by(place);
+        let served = |place: ServedBy| {
+            let walks = c.references.served_by(place) + c.faulted_references.served_by(place);
+            walks + c.background[place as usize]
+        };
         let base_cycles = c.instructions as f64 * profile.core.base_cpi.value;
         Self {
             l1_tlb: pj(c.l1d_tlb_lookups, e.l1d_tlb_pj.value)
                 + pj(c.l1i_tlb_lookups, e.l1i_tlb_pj.value)
                 + pj(c.l1_tlb_fills, e.l1_tlb_fill_pj.value),
-            l2_tlb: pj(c.l1_tlb_misses, e.l2_tlb_pj.value) + pj(c.walks, e.l2_tlb_fill_pj.value),
+            l2_tlb: pj(c.l1_tlb_misses + c.anchor_lookups, e.l2_tlb_pj.value)
+                + pj(c.walks, e.l2_tlb_fill_pj.value),
             walk_caches: pj(
                 having(profile.walk_cache != none, c.walk_cache_lookups),
                 e.walk_cache_pj.value,
@@ -104,7 +110,7 @@ impl Energy {
                 having(profile.nested_tlb.is_some(), c.nested_tlb_hits + c.nested_walks),
                 e.nested_tlb_pj.value,
             ),
-            segment_checks: pj(checks, e.segment_check_pj.value),
+            segment_checks: pj(checks + c.range_checks, e.segment_check_pj.value),
             escape_filter: pj(checks, e.escape_filter_pj.value),
             walk_references: references(&ServedBy::ALL.map(served), e),
             data: references(&with_repeats(&c.data, c.accesses - c.fetches), e)

@@ -8,7 +8,9 @@ use crate::ahead::{GROUP, WORTHWHILE};
 use crate::counters::Counters;
 use crate::hardware::{GUEST_VPID, Hardware, Request, Step};
 use crate::referee::{Referee, Verdict};
-use crate::scheme::{Answer, MachineError, PageTableBytes, Platform, Scheme, SegmentState};
+use crate::scheme::{
+    Answer, ContiguityState, MachineError, PageTableBytes, Platform, Scheme, SegmentState,
+};
 use crate::series::Series;
 use crate::switching::SwitchingResult;
 use crate::switching::sampler::{Cut, Recorded, Recorder};
@@ -82,6 +84,10 @@ pub trait AnyMachine: Send {
     }
     /// What segments there are, if it has any.
     fn segments(&self) -> Option<SegmentState> {
+        None
+    }
+    /// How contiguous memory is, if it follows that.
+    fn contiguity(&self) -> Option<ContiguityState> {
         None
     }
     /// Shows the references of one walk with cold hardware structures, without changing counters.
@@ -180,7 +186,9 @@ impl<S: Scheme> Machine<S> {
                 self.scheme.read_ahead(&self.platform, runs, gpas);
             }
             // What a segment serves is no walk, but its data lie as far away.
-            let missed = |c: &Counters| c.l2_tlb_misses + c.segment_hits + c.segment_accesses;
+            let missed = |c: &Counters| {
+                c.l2_tlb_misses + c.segment_hits + c.segment_accesses + c.range_hits + c.anchor_hits
+            };
             let before = missed(&self.platform.counters);
             self.run_on_time(runs, gpas)?;
             self.recent_misses = missed(&self.platform.counters).saturating_sub(before);
@@ -640,6 +648,10 @@ impl<S: Scheme> AnyMachine for Machine<S> {
 
     fn segments(&self) -> Option<SegmentState> {
         self.scheme.segments(&self.platform)
+    }
+
+    fn contiguity(&self) -> Option<ContiguityState> {
+        self.scheme.contiguity(&self.platform)
     }
 
     fn watch(&mut self, run: &Run) -> Result<Vec<Step>, MachineError> {

@@ -6,6 +6,7 @@
 
 pub mod ahead;
 pub mod compare;
+pub mod contiguity;
 pub mod cost;
 pub mod counters;
 pub mod energy;

@@ -180,14 +180,19 @@ pub fn sums(c: &Counters) -> Vec<String> {
         }
     };
     equal(
-        "l1 misses = l2 hits + l2 misses + hits of segments",
+        "l1 misses = l2 hits + l2 misses + hits of segments, ranges and anchors",
         c.l1_tlb_misses,
-        c.l2_tlb_hits + c.l2_tlb_misses + c.segment_hits,
+        c.l2_tlb_hits + c.l2_tlb_misses + c.segment_hits + c.range_hits + c.anchor_hits,
     );
     equal(
         "look-ups of first-level TLBs = accesses",
         c.l1d_tlb_lookups + c.l1i_tlb_lookups,
         c.accesses,
+    );
+    equal(
+        "guesses = right + wrong + squashed",
+        c.predictions,
+        c.predictions_right + c.predictions_wrong + c.predictions_squashed,
     );
     if c.walks > 0 {
         equal("walks = l2 misses + upgrades", c.walks, c.l2_tlb_misses + c.upgrades);

@@ -1,5 +1,6 @@
 //! What a comparison found, as numbers with names, units and meanings.
 
+use crate::contiguity::ContiguityResult;
 use crate::cost::Cycles;
 use crate::counters::{Counters, Dimension, ExitReason, FULLY_NESTED};
 use crate::energy::EnergyResult;
@@ -96,6 +97,8 @@ pub struct MachineResult {
     pub page_table_bytes: PageTableBytes,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub segments: Option<SegmentState>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub contiguity: Option<ContiguityResult>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub switching: Option<SwitchingResult>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -268,6 +271,11 @@ pub static FIELDS: &[(&str, &str, &str)] = &[
         "",
         "of schemes with segments: the largest of the guest, the VMM's at the end, what escapes",
     ),
+    (
+        "contiguity",
+        "",
+        "of schemes that use contiguity: guesses, hits of ranges and anchors, runs, what software keeps",
+    ),
     ("switching", "", "of schemes whose paging mode changes: time in each mode, and the switches"),
     ("referee", "", "with --verify: runs checked, violations, the first of them"),
 ];
@@ -393,6 +401,7 @@ impl MachineResult {
             energy: EnergyResult::new(c, profile, ideal),
             page_table_bytes,
             segments: None,
+            contiguity: None,
             switching: None,
             referee,
         }
@@ -419,6 +428,7 @@ mod tests {
         let journal = crate::switching::journal::Journal::new(&profile, 1, Mode::Shadow);
         result.switching = Some(journal.result(&Counters::default(), Mode::Shadow));
         result.segments = Some(SegmentState::default());
+        result.contiguity = Some(ContiguityResult::default());
         let text = serde_json::to_string(&result).unwrap();
         let mut from = 0;
         for (name, _, meaning) in FIELDS {

@@ -159,6 +159,23 @@ pub struct SegmentState {
     pub vmm_percent: f64,
 }
 
+/// Contiguity as a machine's index has it, and what software keeps for its hardware.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+pub struct ContiguityState {
+    /// Pages of 4 KiB that user mode may access, all address spaces.
+    pub guest_pages: u64,
+    /// Runs in which they lie.
+    pub guest_runs: u64,
+    /// Guest-physical pages that nested tables map.
+    pub host_pages: u64,
+    /// Runs in which they lie.
+    pub host_runs: u64,
+    /// Bytes of range tables.
+    pub metadata_bytes: u64,
+    /// Pages from anchor to anchor in the largest address space; 0 without anchors.
+    pub anchor_distance: u64,
+}
+
 /// Bytes of page tables by owner.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
 pub struct PageTableBytes {
@@ -322,6 +339,11 @@ pub trait Scheme: Send {
 
     /// What segments there are, for schemes that have any.
     fn segments(&self, _platform: &Platform) -> Option<SegmentState> {
+        None
+    }
+
+    /// How contiguous memory is, for schemes that follow it.
+    fn contiguity(&self, _platform: &Platform) -> Option<ContiguityState> {
         None
     }
 

@@ -2,6 +2,7 @@
 //! paging with Xen's.
 
 pub mod agile;
+pub mod contiguous;
 pub mod direct;
 pub mod nested_mmu;
 pub mod rmap;

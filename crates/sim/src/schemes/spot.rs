@@ -1,0 +1,260 @@
+//! `spot`: nested paging with speculative offset-based translation (SpOT; Alverti et al., ISCA 2020).
+//! After a miss of the last level of TLBs a prediction table says from the instruction's address
+//! where the page probably is. The program goes on with that while the walk checks it.
+//!
+//! A right guess hides the walk, whose references happen all the same. A wrong one costs the walk and
+//! a flush of the pipeline, and has sent a reference to a wrong place through the caches. Nothing else
+//! comes of a guess: what the program uses is the walk's translation.
+
+use super::{Build, Definition};
+use crate::engine::{AnyMachine, Machine};
+use crate::hardware::Request;
+use crate::scheme::{MachineError, Platform};
+use crate::vmm::contiguous::options::{Key, parse, spelt, whole};
+use crate::vmm::contiguous::{Base, Contiguous, Runs, Unit, background};
+use crate::walk::Fault;
+use nestwalk_hw::{PredictionTable, Trained, Translation};
+use nestwalk_types::{Address, Hpa};
+
+const NAME: &str = "spot";
+const NATIVE_NAME: &str = "native-spot";
+
+/// The catalogue's entry.
+pub const DEFINITION: Definition = Definition {
+    name: NAME,
+    summary: "nested paging whose walks are hidden behind guesses by offset (SpOT)",
+    virtualized: true,
+    flushes_by_itself: false,
+    primary_region: false,
+    keys: KEYS,
+    variant: |text| SpotConfig::parse(NAME, text).map(|c| c.spelt()),
+    build,
+};
+
+/// The same on bare metal.
+pub const NATIVE: Definition = Definition {
+    name: NATIVE_NAME,
+    summary: "bare metal whose walks are hidden behind guesses by offset (SpOT)",
+    virtualized: false,
+    ..DEFINITION
+};
+
+static KEYS: &[Key] = &[
+    ("entries", "N", "entries of the prediction table of each core (32)"),
+    ("ways", "N", "ways of the prediction table (4)"),
+    ("penalty", "CYCLES", "delay by a wrong guess beyond the walk (20)"),
+    ("contiguous", "PAGES", "runs longer than this are marked contiguous by their OS (32)"),
+    ("switch", "keep|flush", "what a load of CR3 does to the prediction table; keep unless given"),
+];
+
+fn build(request: Build) -> Result<Box<dyn AnyMachine>, MachineError> {
+    let mut request = request;
+    let unit = Spot::new(&request)?;
+    if request.host.is_some() {
+        let scheme = Contiguous::nested(&mut request, unit)?;
+        return Ok(Box::new(Machine::new(scheme, request)?));
+    }
+    Ok(Box::new(Machine::new(Contiguous::native(&request, unit), request)?))
+}
+
+/// How SpOT is set up.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SpotConfig {
+    /// Entries of each table. The paper's are 32.
+    pub entries: u32,
+    /// Its ways. The paper's are 4.
+    pub ways: u32,
+    /// Cycles of a wrong guess beyond the walk. The paper's number is not known. Assumed: the pipeline is
+    /// flushed as after a mispredicted branch, 15 to 20 cycles on Intel's cores since Haswell (Fog, The
+    /// microarchitecture of Intel, AMD and VIA CPUs).
+    pub penalty: u64,
+    /// Pages that a run must exceed to be marked. The authors' later code has 32.
+    pub contiguous: u64,
+    /// A load of CR3 empties the table.
+    pub flush: bool,
+}
+
+impl Default for SpotConfig {
+    fn default() -> Self {
+        Self { entries: 32, ways: 4, penalty: 20, contiguous: 32, flush: false }
+    }
+}
+
+impl SpotConfig {
+    /// Reads what follows the scheme's name.
+    ///
+    /// # Errors
+    /// What is wrong, and what there is.
+    pub fn parse(scheme: &str, text: &str) -> Result<Self, String> {
+        let mut c = Self::default();
+        parse(scheme, KEYS, text, |name, value| {
+            match name {
+                "entries" => c.entries = whole(value, 1, 1 << 16)? as u32,
+                "ways" => c.ways = whole(value, 1, 1 << 16)? as u32,
+                "penalty" => c.penalty = whole(value, 0, 1 << 20)?,
+                "contiguous" => c.contiguous = whole(value, 0, 1 << 40)?,
+                _ => {
+                    c.flush = match value {
+                        "keep" => false,
+                        "flush" => true,
+                        _ => return Err("neither keep nor flush".into()),
+                    }
+                }
+            }
+            Ok(())
+        })?;
+        PredictionTable::new(c.entries, c.ways).map_err(|e| format!("{scheme}: {e}"))?;
+        Ok(c)
+    }
+
+    fn spelt(&self) -> String {
+        let d = Self::default();
+        spelt([
+            (self.entries != d.entries, format!("entries={}", self.entries)),
+            (self.ways != d.ways, format!("ways={}", self.ways)),
+            (self.penalty != d.penalty, format!("penalty={}", self.penalty)),
+            (self.contiguous != d.contiguous, format!("contiguous={}", self.contiguous)),
+            (self.flush, "switch=flush".into()),
+        ])
+    }
+}
+
+/// The prediction tables of all cores.
+pub struct Spot {
+    config: SpotConfig,
+    tables: Vec<PredictionTable>,
+}
+
+impl Spot {
+    /// Empty tables.
+    ///
+    /// # Errors
+    /// What is set cannot be.
+    pub fn new(build: &Build) -> Result<Self, MachineError> {
+        let config = SpotConfig::parse(NAME, &build.variant);
+        let made = config.and_then(|config| {
+            let table = PredictionTable::new(config.entries, config.ways);
+            let tables = vec![table.map_err(|e| e.to_string())?; build.vcpus];
+            Ok(Self { config, tables })
+        });
+        made.map_err(|reason| MachineError::Variant { machine: build.name.clone(), reason })
+    }
+
+    /// The guess for an access, if there is one. Instruction fetches have none, nor have accesses whose
+    /// instruction is not known.
+    #[inline]
+    pub fn predict(&self, request: &Request) -> Option<Hpa> {
+        if request.fetch || request.pc.value() == 0 {
+            return None;
+        }
+        self.tables[request.core()].predict(request.pc, request.gva, request.write, request.user)
+    }
+
+    fn learn(
+        &mut self,
+        runs: &Runs,
+        platform: &mut Platform,
+        request: &Request,
+        found: Translation,
+    ) {
+        if request.fetch || request.pc.value() == 0 {
+            return;
+        }
+        let (at, threshold) = ((request.pc, request.gva), self.config.contiguous);
+        let table = &mut self.tables[request.core()];
+        let trained = table.train(at, found.apply(request.gva), found.permissions(), || {
+            is_marked(runs, request, threshold)
+        });
+        match trained {
+            Trained::Filled => platform.counters.prediction_fills += 1,
+            Trained::Bypassed => platform.counters.prediction_bypasses += 1,
+            _ => {}
+        }
+    }
+}
+
+/// The mapping is marked contiguous in each dimension: the bits that a walker finds in the entries of
+/// both.
+fn is_marked(runs: &Runs, request: &Request, threshold: u64) -> bool {
+    let space = runs.space(request.core());
+    let lengths = space.and_then(|space| runs.lengths(space, request.gva.page_number()));
+    lengths.is_some_and(|(guest, host)| guest.min(host) > threshold)
+}
+
+impl Unit for Spot {
+    #[inline]
+    fn walk<B: Base>(
+        &mut self,
+        base: &mut B,
+        runs: &Runs,
+        platform: &mut Platform,
+        request: &Request,
+    ) -> Result<Translation, Fault> {
+        let guess = self.predict(request);
+        let walked = base.walk(platform, request);
+        if let Some(guess) = guess {
+            self.judge(platform, request, guess, walked.as_ref().ok());
+        }
+        if let Ok(found) = walked {
+            self.learn(runs, platform, request, found);
+        }
+        walked
+    }
+
+    fn switched(&mut self, core: usize) {
+        if self.config.flush {
+            self.tables[core].flush();
+        }
+    }
+}
+
+impl Spot {
+    /// What a guess was worth, by the walk that checked it.
+    fn judge(
+        &self,
+        platform: &mut Platform,
+        request: &Request,
+        guess: Hpa,
+        found: Option<&Translation>,
+    ) {
+        let Platform { hardware, counters, .. } = platform;
+        counters.predictions += 1;
+        if found.is_some_and(|t| t.apply(request.gva) == guess) {
+            counters.predictions_right += 1;
+            counters.hidden_walk_cycles += hardware.tally.cycles;
+            return;
+        }
+        // The program has read where the guess led, and must read again.
+        background(hardware, counters, request.core(), guess);
+        if found.is_some() {
+            counters.predictions_wrong += 1;
+            counters.misprediction_cycles += self.config.penalty;
+        } else {
+            counters.predictions_squashed += 1;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::SpotConfig;
+
+    #[test]
+    fn what_is_set_is_read_back() {
+        let all = "entries=64/ways=8/penalty=100/contiguous=511/switch=flush";
+        assert_eq!(SpotConfig::parse("spot", all).unwrap().spelt(), all);
+        let defaults = "entries=32/ways=4/penalty=20/contiguous=32/switch=keep";
+        assert_eq!(SpotConfig::parse("spot", defaults).unwrap(), SpotConfig::default());
+        assert_eq!(SpotConfig::default().spelt(), "");
+        for (text, words) in [
+            ("ways=3", "32 entries in 3 ways"),
+            ("penalty=x", "whole number"),
+            ("switch=off", "neither keep nor flush"),
+            ("fast", "no `name=value`"),
+            ("speed=1", "spot has no `speed`"),
+        ] {
+            let message = SpotConfig::parse("spot", text).unwrap_err();
+            assert!(message.contains(words), "{message}");
+        }
+    }
+}
