@@ -201,7 +201,7 @@ impl Unit for Spot {
         walked
     }
 
-    fn switched(&mut self, core: usize) {
+    fn switched(&mut self, _runs: &Runs, _platform: &mut Platform, core: usize) {
         if self.config.flush {
             self.tables[core].flush();
         }

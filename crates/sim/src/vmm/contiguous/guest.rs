@@ -69,7 +69,7 @@ pub struct GuestRuns {
     roots: FxHashMap<u64, SpaceId>,
     tables: FxHashMap<u64, Vec<Place>>,
     links: BTreeMap<Key, u64>,
-    largest: u32,
+    largest: u8,
     touched: Vec<Touched>,
 }
 
@@ -107,11 +107,11 @@ impl GuestRuns {
     pub fn spaces(&self) -> impl Iterator<Item = (SpaceId, Gpa, &RunSet)> {
         self.spaces.iter().map(|(id, s)| (*id, Gpa::new(s.root << 12), &s.runs))
     }
-    /// Base-2 logarithm of the largest page that was ever mapped: an invalidation of an address may
-    /// concern all of the aligned block of that size around it.
+    /// The largest page that was ever mapped: an invalidation of an address may concern all of the
+    /// aligned block of that size around it.
     #[inline]
-    pub const fn largest_shift(&self) -> u32 {
-        self.largest
+    pub const fn largest_page(&self) -> PageSize {
+        PageSize::from_shift(self.largest)
     }
     /// What has changed since this was asked last.
     pub fn take_touched(&mut self) -> Vec<Touched> {
@@ -300,7 +300,7 @@ impl GuestRuns {
             let frame = entry.frame::<Gpa>(span).page_number();
             let Some(space) = self.spaces.get_mut(&place.space) else { return };
             space.runs.map(va >> 12, frame, span.base_pages(), tag(permissions));
-            self.largest = self.largest.max(span.shift());
+            self.largest = self.largest.max(span.shift() as u8);
             self.touched.push((place.space, va >> 12, span.base_pages()));
         } else {
             let (space, level) = (place.space, place.level - 1);

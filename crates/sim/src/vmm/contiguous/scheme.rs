@@ -148,7 +148,7 @@ pub trait Unit: Send {
     fn invalidate(&mut self, _platform: &mut Platform, _core: usize, _scope: Scope) {}
 
     /// CR3 of a core was loaded.
-    fn switched(&mut self, _core: usize) {}
+    fn switched(&mut self, _runs: &Runs, _platform: &mut Platform, _core: usize) {}
 
     /// Runs have changed: of the guest in these places, of the host in these.
     ///
@@ -265,7 +265,7 @@ impl<B: Base, U: Unit> Contiguous<B, U> {
 
     /// What an invalidation of an address concerns: all of the largest page that may be around it.
     fn around(&self, gva: Gva, asid: Asid) -> Scope {
-        let pages = 1 << (self.runs.guest.largest_shift() - 12);
+        let pages = self.runs.guest.largest_page().base_pages();
         let first = gva.page_number() & !(pages - 1);
         Scope::Pages(asid, first, first + pages)
     }
@@ -362,11 +362,11 @@ impl<B: Base, U: Unit> Scheme for Contiguous<B, U> {
         let core = usize::from(vcpu.0);
         self.runs.guest.load(&platform.world, platform.world.root(vcpu));
         self.look_again(platform);
-        self.unit.switched(core);
         if !keep {
             let asid = platform.hardware.cores[core].asid;
             self.unit.invalidate(platform, core, Scope::Space(asid));
         }
+        self.unit.switched(&self.runs, platform, core);
         self.tell(platform)
     }
 

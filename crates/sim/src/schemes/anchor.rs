@@ -1,0 +1,389 @@
+//! `anchor`: nested paging with hybrid TLB coalescing (Park et al., ISCA 2017). Every d-th page table
+//! entry is an anchor, in which the OS keeps how many pages from there on lie in frames one after the
+//! other, d at most. The second-level TLB holds anchors beside pages: after a regular entry the
+//! anchor of the address is looked up, and serves if its contiguity reaches that far.
+//!
+//! The OS chooses d for each address space by the contiguity that it finds, and again at intervals. A
+//! change rewrites the anchors and flushes the TLBs.
+
+use super::{Build, Definition};
+use crate::engine::{AnyMachine, Machine};
+use crate::hardware::Request;
+use crate::scheme::{MachineError, Platform};
+use crate::vmm::contiguous::options::{Key, parse, spelt, whole};
+use crate::vmm::contiguous::{
+    Base, Contiguous, Runs, Scope, SpaceId, Touched, Unit, background, permissions_of,
+};
+use crate::walk::Fault;
+use nestwalk_contiguity::{
+    MAX_DISTANCE, MIN_DISTANCE, PageSizes, RunSet, anchors, best_anchors, compose,
+};
+use nestwalk_hw::{Anchor, Asid, Translation};
+use nestwalk_tables::look_up;
+use nestwalk_types::{Address, Gva, Hpa, PageSize};
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+const NAME: &str = "anchor";
+const NATIVE_NAME: &str = "native-anchor";
+
+/// The catalogue's entry.
+pub const DEFINITION: Definition = Definition {
+    name: NAME,
+    summary: "nested paging with anchor entries in the second-level TLB (hybrid coalescing)",
+    virtualized: true,
+    // A change of the distance.
+    flushes_by_itself: true,
+    primary_region: false,
+    keys: KEYS,
+    variant: |text| AnchorConfig::parse(NAME, text).map(|c| c.spelt()),
+    build,
+};
+
+/// The same on bare metal.
+pub const NATIVE: Definition = Definition {
+    name: NATIVE_NAME,
+    summary: "bare metal with anchor entries in the second-level TLB (hybrid coalescing)",
+    virtualized: false,
+    ..DEFINITION
+};
+
+static KEYS: &[Key] = &[
+    ("distance", "auto|PAGES", "pages from anchor to anchor, a power of two; auto unless given"),
+    ("interval", "N", "instructions after which the OS looks at distances again (10000000)"),
+    ("gain", "PERCENT", "entries that another distance must save to be taken (10)"),
+];
+
+fn build(request: Build) -> Result<Box<dyn AnyMachine>, MachineError> {
+    let mut request = request;
+    let unit = Anchors::new(&request)?;
+    if request.host.is_some() {
+        let scheme = Contiguous::nested(&mut request, unit)?;
+        return Ok(Box::new(Machine::new(scheme, request)?));
+    }
+    Ok(Box::new(Machine::new(Contiguous::native(&request, unit), request)?))
+}
+
+/// How anchors are set up.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct AnchorConfig {
+    /// Pages from anchor to anchor; `None` is the OS's choice.
+    pub distance: Option<u64>,
+    /// Instructions between two looks at the distances. Assumed; long against a flush.
+    pub interval: u64,
+    /// A distance is changed for so many percent fewer entries. Assumed: hysteresis.
+    pub gain: u64,
+}
+
+impl Default for AnchorConfig {
+    fn default() -> Self {
+        Self { distance: None, interval: 10_000_000, gain: 10 }
+    }
+}
+
+impl AnchorConfig {
+    /// Reads what follows the scheme's name.
+    ///
+    /// # Errors
+    /// What is wrong, and what there is.
+    pub fn parse(scheme: &str, text: &str) -> Result<Self, String> {
+        let mut c = Self::default();
+        parse(scheme, KEYS, text, |name, value| {
+            match name {
+                "distance" if value == "auto" => c.distance = None,
+                "distance" => {
+                    let pages = whole(value, MIN_DISTANCE, MAX_DISTANCE)
+                        .ok()
+                        .filter(|pages| pages.is_power_of_two());
+                    let what = || {
+                        format!("neither auto nor a power of two from {MIN_DISTANCE} to {MAX_DISTANCE}")
+                    };
+                    c.distance = Some(pages.ok_or_else(what)?);
+                }
+                "interval" => c.interval = whole(value, 1000, 1 << 50)?,
+                _ => c.gain = whole(value, 0, 99)?,
+            }
+            Ok(())
+        })?;
+        Ok(c)
+    }
+
+    fn spelt(&self) -> String {
+        let d = Self::default();
+        let distance = self.distance.map_or(String::new(), |pages| format!("distance={pages}"));
+        spelt([
+            (self.distance.is_some(), distance),
+            (self.interval != d.interval, format!("interval={}", self.interval)),
+            (self.gain != d.gain, format!("gain={}", self.gain)),
+        ])
+    }
+}
+
+/// Distance of an address space at which the OS has not looked yet: the pages of a line of entries.
+const AT_FIRST: u64 = 8;
+/// Blocks up to which anchors are removed one by one.
+const FEW: u64 = 8;
+
+/// Distances, and whose anchors the second-level TLBs hold.
+pub struct Anchors {
+    config: AnchorConfig,
+    /// Base-2 logarithms of the distances of address spaces that have another than the first.
+    shifts: BTreeMap<SpaceId, u32>,
+    /// By core: to which address space a tag belongs.
+    owners: Vec<BTreeMap<u16, SpaceId>>,
+    first: u32,
+    due: u64,
+}
+
+impl Anchors {
+    /// No anchors.
+    ///
+    /// # Errors
+    /// What is set cannot be.
+    pub fn new(build: &Build) -> Result<Self, MachineError> {
+        let wrong = |reason| MachineError::Variant { machine: build.name.clone(), reason };
+        let config = AnchorConfig::parse(NAME, &build.variant).map_err(wrong)?;
+        Ok(Self {
+            config,
+            shifts: BTreeMap::new(),
+            owners: vec![BTreeMap::new(); build.vcpus],
+            first: config.distance.unwrap_or(AT_FIRST).trailing_zeros(),
+            due: if config.distance.is_some() { u64::MAX } else { config.interval },
+        })
+    }
+
+    #[inline]
+    fn shift(&self, space: SpaceId) -> u32 {
+        self.shifts.get(&space).copied().unwrap_or(self.first)
+    }
+
+    /// The anchor that a walk for the page of `gva` finds: if it is in the same run, that covers it.
+    fn anchor_of(
+        &self,
+        runs: &Runs,
+        request: &Request,
+        found: Translation,
+    ) -> Option<(SpaceId, u32, u64, Anchor)> {
+        let space = runs.space(request.core())?;
+        let shift = self.shift(space);
+        let page = request.gva.page_number();
+        let at = page >> shift << shift;
+        let run = runs.both(space, page).filter(|run| run.from <= at)?;
+        let contiguity = (run.end() - at).min(1 << shift);
+        let anchor = Anchor {
+            frame: Hpa::new(run.frame(at) << 12),
+            contiguity: contiguity as u32,
+            permissions: permissions_of(run),
+            dirty: found.is_dirty(),
+        };
+        // A large page's own entry covers as much or more.
+        (contiguity > found.size().base_pages()).then_some((space, shift, at, anchor))
+    }
+
+    /// The walker reads the anchor's entry for its contiguity, in the background.
+    fn read_anchor(runs: &Runs, platform: &mut Platform, request: &Request, at: u64) {
+        let Platform { world, hardware, counters, .. } = platform;
+        let root = world.root(request.vcpu);
+        let Ok(leaf) = look_up(&world.guest, world.mode, root, Gva::new(at << 12)) else { return };
+        let gfn = leaf.at.page_number();
+        let frame = match &runs.host {
+            Some(host) => host.find(gfn).map(|run| run.frame(gfn)),
+            None => Some(gfn),
+        };
+        if let Some(frame) = frame {
+            let entry = Hpa::new(frame << 12 | leaf.at.offset_in(PageSize::SIZE_4K));
+            background(hardware, counters, request.core(), entry);
+        }
+    }
+
+    /// Chooses distances by what is mapped now.
+    fn choose(&mut self, platform: &mut Platform, runs: &Runs) {
+        if self.config.distance.is_some() {
+            return;
+        }
+        let huge = runs.guest.largest_page() > PageSize::SIZE_4K;
+        let sizes = if huge { PageSizes::Huge2M } else { PageSizes::Base };
+        let mut changed = false;
+        for (space, _, guest) in runs.guest.spaces().filter(|s| !s.2.is_empty()) {
+            let set: Cow<RunSet> = match &runs.host {
+                Some(host) => Cow::Owned(compose(guest, host)),
+                None => Cow::Borrowed(guest),
+            };
+            let now = anchors(&set, 1 << self.shift(space), sizes).entries();
+            let (distance, best) = best_anchors(&set, sizes);
+            if best.entries() * 100 >= now * (100 - self.config.gain) {
+                continue;
+            }
+            self.shifts.insert(space, distance.trailing_zeros());
+            platform.counters.anchor_changes += 1;
+            platform.counters.contiguity_updates += best.entries();
+            changed = true;
+        }
+        if changed {
+            platform.hardware.invalidate_everywhere();
+        }
+    }
+
+    fn serve(
+        &self,
+        runs: &Runs,
+        platform: &mut Platform,
+        request: &Request,
+    ) -> Option<Translation> {
+        let shift = self.shift(runs.space(request.core())?);
+        let core = &mut platform.hardware.cores[request.core()];
+        let anchor = core.l2.look_up_anchor(request.gva, shift, core.asid)?;
+        let distance = request.gva.page_number() & ((1 << shift) - 1);
+        if distance >= u64::from(anchor.contiguity) {
+            return None;
+        }
+        let frame = anchor.frame.offset_by(distance << 12);
+        let (size, permissions) = (PageSize::SIZE_4K, anchor.permissions);
+        let found = Translation::new(frame, size, permissions, anchor.dirty, false);
+        Some(found.splinter_of(runs.guest.largest_page()))
+    }
+}
+
+impl Unit for Anchors {
+    fn behind_l2(
+        &mut self,
+        runs: &Runs,
+        platform: &mut Platform,
+        request: &Request,
+    ) -> Option<Translation> {
+        platform.counters.anchor_lookups += 1;
+        let found = self.serve(runs, platform, request)?;
+        let needs = Translation::needs(request.write, request.fetch, request.user);
+        if !found.serves(needs) {
+            return None;
+        }
+        platform.counters.anchor_hits += 1;
+        Some(found)
+    }
+
+    fn walk<B: Base>(
+        &mut self,
+        base: &mut B,
+        runs: &Runs,
+        platform: &mut Platform,
+        request: &Request,
+    ) -> Result<Translation, Fault> {
+        // An anchor that covers the page but could not serve, or that the access faults in spite of,
+        // goes, as regular entries do.
+        if self.serve(runs, platform, request).is_some()
+            && let Some(space) = runs.space(request.core())
+        {
+            let core = &mut platform.hardware.cores[request.core()];
+            core.l2.remove_anchor(request.gva, self.shift(space), core.asid);
+        }
+        base.walk(platform, request)
+    }
+
+    fn fill_l2(
+        &mut self,
+        runs: &Runs,
+        platform: &mut Platform,
+        request: &Request,
+        found: Translation,
+    ) {
+        let Some((space, shift, at, anchor)) = self.anchor_of(runs, request, found) else {
+            let core = &mut platform.hardware.cores[request.core()];
+            return core.l2.fill_missed(request.gva, core.asid, found);
+        };
+        let core = &mut platform.hardware.cores[request.core()];
+        core.l2.fill_anchor(request.gva, shift, core.asid, anchor);
+        self.owners[request.core()].insert(core.asid.pcid(), space);
+        platform.counters.anchor_fills += 1;
+        if at != request.gva.page_number() {
+            Self::read_anchor(runs, platform, request, at);
+        }
+    }
+
+    fn invalidate(&mut self, platform: &mut Platform, core: usize, scope: Scope) {
+        // Whole address spaces go with the regular entries, whose tags they share.
+        let Scope::Pages(asid, first, end) = scope else { return };
+        let l2 = &mut platform.hardware.cores[core].l2;
+        let Some(space) = self.owners[core].get(&asid.pcid()) else { return };
+        let shift = self.shift(*space);
+        if (end - first) >> shift > FEW {
+            return l2.remove_anchors(first, end, shift, asid);
+        }
+        for block in first >> shift..=(end - 1) >> shift {
+            l2.remove_anchor(Gva::new(block << shift << 12), shift, asid);
+        }
+    }
+
+    /// A tag that goes to another address space without a flush takes its anchors with it: they have
+    /// another distance.
+    fn switched(&mut self, runs: &Runs, platform: &mut Platform, core: usize) {
+        let asid: Asid = platform.hardware.cores[core].asid;
+        if let Some(owner) = self.owners[core].get(&asid.pcid())
+            && Some(*owner) != runs.space(core)
+        {
+            platform.hardware.cores[core].l2.remove_anchors(0, u64::MAX, 0, asid);
+            self.owners[core].remove(&asid.pcid());
+        }
+    }
+
+    fn changed(
+        &mut self,
+        platform: &mut Platform,
+        _runs: &Runs,
+        guest: &[Touched],
+        host: &[(u64, u64)],
+    ) -> Result<(), MachineError> {
+        // Each block that has changed has one anchor; of the host's changes each is one at least.
+        let blocks = |&(space, first, pages): &Touched| {
+            let shift = self.shift(space);
+            ((first + pages.max(1) - 1) >> shift) - (first >> shift) + 1
+        };
+        let written: u64 = guest.iter().map(blocks).sum();
+        platform.counters.contiguity_updates += written + host.len() as u64;
+        Ok(())
+    }
+
+    #[inline]
+    fn due(&self) -> u64 {
+        self.due
+    }
+
+    fn tick(&mut self, platform: &mut Platform, runs: &Runs) -> Result<(), MachineError> {
+        let passed = (platform.clock - self.due) / self.config.interval + 1;
+        self.due += passed * self.config.interval;
+        self.choose(platform, runs);
+        Ok(())
+    }
+
+    /// By then the OS has looked.
+    fn counting_begins(&mut self, platform: &mut Platform, runs: &Runs) {
+        let counted = platform.counters.clone();
+        self.choose(platform, runs);
+        platform.counters = counted;
+    }
+
+    fn distance(&self, space: SpaceId) -> Option<u64> {
+        Some(1 << self.shift(space))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::AnchorConfig;
+
+    #[test]
+    fn what_is_set_is_read_back() {
+        let all = "distance=512/interval=5000/gain=0";
+        assert_eq!(AnchorConfig::parse("anchor", all).unwrap().spelt(), all);
+        let defaults = "distance=auto/interval=10000000/gain=10";
+        assert_eq!(AnchorConfig::parse("anchor", defaults).unwrap().spelt(), "");
+        for (text, words) in [
+            ("distance=3", "power of two"),
+            ("distance=131072", "65536"),
+            ("interval=1", "from 1000"),
+            ("far=2", "anchor has no `far`"),
+        ] {
+            let message = AnchorConfig::parse("anchor", text).unwrap_err();
+            assert!(message.contains(words), "{message}");
+        }
+    }
+}
