@@ -177,13 +177,14 @@ impl Rmm {
             }
             at = key + 1;
         }
-        // Of a range that was there, and goes on into the pages, the limit has changed.
-        let mut updates = stale.len() as u64 + u64::from(from < first && !wanted.is_empty());
+        let mut updates = stale.len() as u64;
         for key in stale {
             table.remove(key, |node| nodes.give_back(node));
         }
         for key in wanted {
-            updates += u64::from(table.insert(key, &mut || nodes.take())?);
+            // Of a range that was there, and ends or ended in the pages, the limit has changed.
+            let new = table.insert(key, &mut || nodes.take())?;
+            updates += u64::from(new || key < first);
         }
         nodes.platform.counters.contiguity_updates += updates;
         Ok(())
