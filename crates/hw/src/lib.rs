@@ -4,20 +4,28 @@
 
 pub mod assoc;
 pub mod cache;
+pub mod clustered;
+pub mod coalesced;
 pub mod energy;
 pub mod escape;
 pub mod filter;
 pub mod geometry;
+pub mod line;
+pub mod ordered;
 pub mod prediction;
 pub mod profile;
+pub mod profile;
 pub mod range_tlb;
+pub mod runs;
 pub mod segment;
 pub mod tlb;
 pub mod walk_cache;
 
 pub use cache::{Caches, HPA_LIMIT, ServedBy};
+pub use coalesced::{Coalesced, Shape};
 pub use escape::{EscapeFilter, FilterError, FilterGeometry};
 pub use filter::TooFine;
+pub use line::Line;
 pub use prediction::{PredictionError, PredictionTable, Trained};
 pub use profile::Profile;
 pub use range_tlb::{Range, RangeTlb};

@@ -77,7 +77,7 @@ impl Translation {
     }
     /// Base-2 logarithm of the size of the page that the guest's tables map.
     #[inline]
-    const fn whole_shift(self) -> u32 {
+    pub(crate) const fn whole_shift(self) -> u32 {
         (self.0 >> Self::WHOLE_SHIFT) as u32 & 63
     }
     /// Whether it is smaller than the page that the guest's tables map.
@@ -134,6 +134,27 @@ impl Translation {
             bits |= Self::USER;
         }
         bits
+    }
+    /// The translation of the base page that lies `pages` further on in memory, with the same attributes.
+    #[inline]
+    #[must_use]
+    pub const fn step(self, pages: u64) -> Self {
+        let frame = (self.0 & Self::FRAME).wrapping_add(pages << 12) & Self::FRAME;
+        Self(self.0 & !Self::FRAME | frame)
+    }
+    /// Everything but the frame: size, permissions, dirty, global, and what it is a part of.
+    #[inline]
+    pub const fn attributes(self) -> u64 {
+        self.0 & !Self::FRAME
+    }
+    /// The part of `size` around `address` of a larger page.
+    #[inline]
+    #[must_use]
+    pub fn part<I: Address>(self, address: I, size: PageSize) -> Self {
+        let frame = self.apply(address.align_down(size));
+        let (permissions, dirty) = (self.permissions(), self.is_dirty());
+        Self::new(frame, size, permissions, dirty, self.is_global())
+            .splinter_of(PageSize::from_shift(self.whole_shift() as u8))
     }
     /// Whether the access may use the entry as it is: permitted, and dirty if it is a store.
     #[inline]
@@ -286,10 +307,7 @@ impl Tlb {
         let held = self.arrays.iter().flat_map(|a| a.sizes.iter().map(|s| s.size));
         let Some(size) = held.filter(|&s| s < translation.size()).max() else { return };
         let Some(place) = self.place(size) else { return };
-        let frame = translation.apply(address.align_down(size));
-        let (permissions, dirty) = (translation.permissions(), translation.is_dirty());
-        let part = Translation::new(frame, size, permissions, dirty, translation.is_global())
-            .splinter_of(PageSize::from_shift(translation.whole_shift() as u8));
+        let part = translation.part(address, size);
         self.fill_at(place, address, asid, part);
     }
 

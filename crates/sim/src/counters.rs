@@ -240,6 +240,15 @@ counters! {
     walk_cycles,
     /// TLB entries that are smaller than the guest's page because the host's is.
     splintered,
+    /// Coalescing: entries of more than one page that walks put into TLBs.
+    coalesced_fills,
+    /// Coalescing: pages that these entries covered then.
+    coalesced_pages,
+    /// Coalescing: look-ups of either level (page runs) that an entry served which the walk of another
+    /// page had brought in.
+    coalesced_hits,
+    /// Coalescing: look-ups of the fully associative buffer of runs, one for each access.
+    run_buffer_lookups,
     /// Page faults delivered to the guest kernel.
     guest_faults,
     /// Pages (4 KiB) that the guest kernel cleared.

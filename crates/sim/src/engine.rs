@@ -338,6 +338,10 @@ impl<S: Scheme> Machine<S> {
         if usize::from(run.vcpu.0) >= self.platform.hardware.cores.len() {
             return Err(self.no_such_vcpu(run.vcpu));
         }
+        if S::COALESCES {
+            let found = self.coalesced(run, needs)?;
+            return Ok((found.apply(run.gva), found));
+        }
         if let Some(found) = self.scheme.beside_l1(&mut self.platform, run) {
             return Ok((found.apply(run.gva), found));
         }
@@ -422,7 +426,7 @@ impl<S: Scheme> Machine<S> {
     }
 
     /// Walks until the access is translated.
-    fn resolve(&mut self, request: &Request) -> Result<Translation, MachineError> {
+    pub(crate) fn resolve(&mut self, request: &Request) -> Result<Translation, MachineError> {
         for _ in 0..ATTEMPTS {
             match self.walk(request, false) {
                 Ok(translation) => return Ok(translation),

@@ -1,7 +1,7 @@
 //! The translation hardware of one machine: cores with their TLBs and walk caches, and the caches.
 
 use crate::counters::{Counters, Dimension, References};
-use nestwalk_hw::{Asid, Caches, Pointer, Profile, ServedBy, Tlb, WalkCache};
+use nestwalk_hw::{Asid, Caches, Coalesced, Pointer, Profile, ServedBy, Tlb, WalkCache};
 use nestwalk_tables::Mode;
 use nestwalk_types::{Gpa, Gva, Hpa, Invalidation, Run, VcpuId};
 
@@ -22,6 +22,9 @@ pub struct Core {
     pub nested_walk_cache: WalkCache,
     /// Guest-physical translations.
     pub nested_tlb: Option<Tlb>,
+    /// TLBs whose entries cover several base pages, in place of the three above, for schemes that have
+    /// them.
+    pub coalesced: Option<Box<Coalesced>>,
     /// Tag of the current address space.
     pub asid: Asid,
 }
@@ -143,6 +146,7 @@ impl Hardware {
             walk_cache: WalkCache::new(&p.walk_cache),
             nested_walk_cache: WalkCache::new(&p.nested_walk_cache),
             nested_tlb,
+            coalesced: None,
             asid: Asid::new(vpid, 0),
         });
     }
@@ -265,6 +269,9 @@ impl Core {
         self.l1d.invalidate_page(gva, asid, global);
         self.l1i.invalidate_page(gva, asid, global);
         self.l2.invalidate_page(gva, asid, global);
+        if let Some(coalesced) = &mut self.coalesced {
+            coalesced.invalidate_page(gva, asid, global);
+        }
         self.walk_cache.invalidate_asid(asid);
     }
     /// The entries for one address from the TLBs only: what an access that could not use them, or a
@@ -273,6 +280,9 @@ impl Core {
         self.l1d.remove(gva, asid, global);
         self.l1i.remove(gva, asid, global);
         self.l2.remove(gva, asid, global);
+        if let Some(coalesced) = &mut self.coalesced {
+            coalesced.remove(gva, asid, global);
+        }
     }
     /// The translation and the partial walks of one address in the current address space: what a
     /// fault removes.
@@ -284,12 +294,18 @@ impl Core {
         self.l1d.invalidate_asid(asid);
         self.l1i.invalidate_asid(asid);
         self.l2.invalidate_asid(asid);
+        if let Some(coalesced) = &mut self.coalesced {
+            coalesced.invalidate_asid(asid);
+        }
         self.walk_cache.invalidate_asid(asid);
     }
     fn invalidate_vpid(&mut self, vpid: u8, global: bool) {
         self.l1d.invalidate_vpid(vpid, global);
         self.l1i.invalidate_vpid(vpid, global);
         self.l2.invalidate_vpid(vpid, global);
+        if let Some(coalesced) = &mut self.coalesced {
+            coalesced.invalidate_vpid(vpid, global);
+        }
         self.walk_cache.invalidate_vpid(vpid);
     }
     /// Looks the combined walk cache up for the current address space.

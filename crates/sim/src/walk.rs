@@ -41,6 +41,19 @@ pub struct Tables<'a, A> {
     pub dimension: Dimension,
 }
 
+/// Sees the leaf entry of a base page that a walk ends at, after it was checked and marked. The walker
+/// has the whole line of the data cache that the entry lies in.
+pub trait Watch<A> {
+    /// The entry lies at `at`, in the table of `held`.
+    fn leaf(&mut self, memory: &TableMemory<A>, held: Handle, at: A, entry_bytes: u8);
+}
+
+/// Nobody watches.
+impl<A> Watch<A> for () {
+    #[inline(always)]
+    fn leaf(&mut self, _memory: &TableMemory<A>, _held: Handle, _at: A, _entry_bytes: u8) {}
+}
+
 /// The leaf of a guest walk.
 struct Found<A> {
     frame: A,
@@ -103,10 +116,11 @@ pub fn walk_1d<A: Address>(
     tables: &mut Tables<'_, A>,
     request: &Request,
 ) -> Result<Translation, Fault> {
-    walk_1d_marking(hardware, counters, tables, request, |_, _| {})
+    walk_1d_marking(hardware, counters, tables, request, |_, _| {}, &mut ())
 }
 
-/// As [`walk_1d`]; `marked` is told of every entry in which bits were set, and of the bits.
+/// As [`walk_1d`]; `marked` is told of every entry in which bits were set, and of the bits, `watch` of
+/// the leaf entry.
 ///
 /// # Errors
 /// The fault that the access meets.
@@ -117,6 +131,7 @@ pub fn walk_1d_marking<A: Address>(
     tables: &mut Tables<'_, A>,
     request: &Request,
     mut marked: impl FnMut(A, u64),
+    watch: &mut impl Watch<A>,
 ) -> Result<Translation, Fault> {
     let (mode, core) = (tables.mode, request.core());
     let cached = hardware.cores[core].partial_walk(mode, request.gva);
@@ -143,6 +158,9 @@ pub fn walk_1d_marking<A: Address>(
             let size = mode.span(level);
             let leaf = (entry, level, size);
             let found = take_leaf(tables.memory, at, leaf, permissions, request, marked)?;
+            if level == 1 {
+                watch.leaf(tables.memory, held, at, mode.entry_bytes);
+            }
             return Ok(found.translation());
         }
         if !entry.has(ACCESSED) {
@@ -218,6 +236,24 @@ pub fn translate_nested(
     write: bool,
     on_behalf: u8,
 ) -> Result<Translation, Fault> {
+    let what = (gpa, write, on_behalf);
+    translate_nested_watched(hardware, counters, nested, core, what, &mut ())
+}
+
+/// As [`translate_nested`] of address, store and `on_behalf`; `watch` is told of the leaf entry, unless
+/// the nested TLB has served.
+///
+/// # Errors
+/// [`Fault::Nested`] if no nested entry maps it.
+#[inline]
+pub fn translate_nested_watched(
+    hardware: &mut Hardware,
+    counters: &mut Counters,
+    nested: &mut NestedTables<'_>,
+    core: usize,
+    (gpa, write, on_behalf): (Gpa, bool, u8),
+    watch: &mut impl Watch<Hpa>,
+) -> Result<Translation, Fault> {
     let host = Asid::new(hardware.cores[core].asid.vpid(), 0);
     let needs = Translation::needs(write, false, false);
     if let Some(tlb) = &mut hardware.cores[core].nested_tlb
@@ -246,6 +282,9 @@ pub fn translate_nested(
             let wanted = if write { ACCESSED | DIRTY } else { ACCESSED };
             if !entry.has(wanted) {
                 nested.memory.set_bits(at, wanted);
+            }
+            if level == 1 {
+                watch.leaf(nested.memory, held, at, mode.entry_bytes);
             }
             let size = mode.span(level);
             let permissions = Permissions::ALL.and(entry);
@@ -282,6 +321,22 @@ pub fn walk_2d<H: HostDimension>(
     nested: &mut H,
     request: &Request,
 ) -> Result<Translation, Fault> {
+    walk_2d_watched(hardware, counters, guest, nested, request, &mut ())
+}
+
+/// As [`walk_2d`]; `watch` is told of the guest's leaf entry.
+///
+/// # Errors
+/// The fault that the access meets, of either dimension.
+#[inline]
+pub fn walk_2d_watched<H: HostDimension>(
+    hardware: &mut Hardware,
+    counters: &mut Counters,
+    guest: &mut Tables<'_, Gpa>,
+    nested: &mut H,
+    request: &Request,
+    watch: &mut impl Watch<Gpa>,
+) -> Result<Translation, Fault> {
     let (mode, core) = (guest.mode, request.core());
     let cached = hardware.cores[core].partial_walk(mode, request.gva);
     counters.walk_cache_lookups += 1;
@@ -290,7 +345,7 @@ pub fn walk_2d<H: HostDimension>(
         Some(found) => found,
         None => start_2d(hardware, counters, guest, nested, core)?,
     };
-    continue_2d::<true, H>(hardware, counters, guest, nested, request, (mode, start))
+    continue_2d::<true, H, _>(hardware, counters, guest, nested, request, (mode, start), watch)
 }
 
 /// The guest's root table, at the host-physical address that the nested tables give.
@@ -316,13 +371,14 @@ fn start_2d<H: HostDimension>(
 /// A walk in two dimensions from a guest table of some level on. `FILL` puts what it passes into the
 /// walk cache, which is indexed by `cached_by`.
 #[inline]
-fn continue_2d<const FILL: bool, H: HostDimension>(
+fn continue_2d<const FILL: bool, H: HostDimension, W: Watch<Gpa>>(
     hardware: &mut Hardware,
     counters: &mut Counters,
     guest: &mut Tables<'_, Gpa>,
     nested: &mut H,
     request: &Request,
     (cached_by, (mut level, mut pointer)): (&Mode, (Level, Pointer)),
+    watch: &mut W,
 ) -> Result<Translation, Fault> {
     let (mode, core) = (guest.mode, request.core());
     let mut held = guest.memory.reopen(pointer.handle, Gpa::new(pointer.home));
@@ -341,6 +397,9 @@ fn continue_2d<const FILL: bool, H: HostDimension>(
             let size = mode.span(level);
             let leaf = (entry, level, size);
             let found = take_leaf(guest.memory, at, leaf, permissions, request, |_, _| {})?;
+            if level == 1 {
+                watch.leaf(guest.memory, held, at, mode.entry_bytes);
+            }
             return finish_2d(hardware, counters, nested, request, &found);
         }
         if !entry.has(ACCESSED) {

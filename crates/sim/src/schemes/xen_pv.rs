@@ -75,7 +75,7 @@ impl XenPv {
             }
         };
         let (hardware, counters) = (&mut platform.hardware, &mut platform.counters);
-        walk_1d_marking(hardware, counters, &mut tables, request, marked)
+        walk_1d_marking(hardware, counters, &mut tables, request, marked, &mut ())
     }
 
     /// The walk met no entry, or one that does not permit the access.

@@ -1,0 +1,111 @@
+//! `clustered`: nested paging with a second-level TLB of which some ways hold clusters (Pham et al.,
+//! HPCA 2014): up to eight aligned base pages whose frames lie in eight aligned frames, in any order.
+//!
+//! `native-clustered` is the same on bare metal. Walks, faults and invalidations are those of `nested`
+//! and `native`.
+
+use super::colt::whole;
+use super::{Build, Definition};
+use crate::coalescing::machine;
+use crate::engine::AnyMachine;
+use crate::scheme::MachineError;
+use nestwalk_hw::line::LINE_PAGES;
+use nestwalk_hw::{Profile, Shape};
+use nestwalk_types::PageSize;
+
+/// The catalogue's entry.
+pub const DEFINITION: Definition = Definition {
+    name: "clustered",
+    summary: "nested, with second-level TLB entries of up to 8 pages in 8 frames, in any order",
+    virtualized: true,
+    flushes_by_itself: false,
+    primary_region: false,
+    keys: KEYS,
+    variant,
+    build,
+};
+
+/// The catalogue's entry for bare metal.
+pub const NATIVE: Definition = Definition {
+    name: "native-clustered",
+    summary: "bare metal, with second-level TLB entries of up to 8 pages in 8 frames, in any order",
+    virtualized: false,
+    ..DEFINITION
+};
+
+const KEYS: &[(&str, &str, &str)] = &[
+    ("ways", "N", "ways of the second-level TLB that hold clusters (a quarter of them)"),
+    ("least", "1..8", "fewest pages of a cluster; fewer go to the conventional ways (2)"),
+];
+
+/// How it is set up; no ways: a quarter.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Clustered {
+    ways: Option<u32>,
+    least: u32,
+}
+
+impl Clustered {
+    fn parse(text: &str) -> Result<Self, String> {
+        let mut clustered = Self { ways: None, least: 2 };
+        for part in text.split('/').filter(|p| !p.is_empty()) {
+            let (name, value) = part
+                .split_once('=')
+                .ok_or_else(|| format!("`{part}` is no `name=value`; there are: ways, least"))?;
+            let done = match name {
+                "ways" => whole(value, 1, 1 << 16).map(|n| clustered.ways = Some(n)),
+                "least" => whole(value, 1, LINE_PAGES as u32).map(|n| clustered.least = n),
+                _ => return Err(format!("`{name}` cannot be set; there are: ways, least")),
+            };
+            done.map_err(|what| format!("{name}={value}: {what}"))?;
+        }
+        Ok(clustered)
+    }
+
+    fn shape(self, profile: &Profile) -> Shape {
+        let base = |p: &&nestwalk_hw::profile::TlbProfile| {
+            p.page_sizes().any(|s| s == PageSize::SIZE_4K)
+        };
+        let all = profile.l2_tlb.iter().find(base).map_or(0, |p| p.ways);
+        let cluster_ways = self.ways.unwrap_or_else(|| (all / 4).max(1));
+        Shape {
+            shift: 0,
+            buffer: 0,
+            longest: LINE_PAGES as u32,
+            second_level: true,
+            cluster_ways,
+            cluster_least: self.least,
+        }
+    }
+}
+
+fn variant(text: &str) -> Result<String, String> {
+    let Clustered { ways, least } = Clustered::parse(text)?;
+    let ways = ways.map(|n| format!("ways={n}"));
+    let least = (least != 2).then(|| format!("least={least}"));
+    Ok(ways.into_iter().chain(least).collect::<Vec<_>>().join("/"))
+}
+
+fn build(request: Build) -> Result<Box<dyn AnyMachine>, MachineError> {
+    let wrong = |reason| MachineError::Variant { machine: request.name.clone(), reason };
+    let shape = Clustered::parse(&request.variant).map_err(wrong)?.shape(&request.profile);
+    machine(request, shape)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_read_back_as_they_are_written() {
+        for text in ["", "ways=4", "least=3", "ways=1/least=8"] {
+            assert_eq!(variant(text).unwrap(), text);
+        }
+        assert_eq!(variant("least=2").unwrap(), "");
+        for (text, word) in
+            [("ways=0", "1 to"), ("least=9", "1 to 8"), ("fast", "`fast`"), ("a=1", "`a`")]
+        {
+            assert!(variant(text).unwrap_err().contains(word));
+        }
+    }
+}
