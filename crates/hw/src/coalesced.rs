@@ -11,7 +11,7 @@
 //!
 //! Pages larger than base pages are held as ever, in the arrays that the profile has for them.
 
-use crate::clustered::{ClusterArray, ClusterEntry};
+use crate::clustered::{ClusterArray, ClusterEntry, ClusterHit};
 use crate::geometry::Geometry;
 use crate::line::{LINE_SHIFT, Line};
 use crate::profile::{Profile, TlbProfile};
@@ -45,14 +45,16 @@ pub struct Found {
     pub translation: Translation,
     /// The walk of another page had brought it in.
     pub neighbour: bool,
-    /// The entry, if it covers a run.
+    /// So is what the first level then has of it.
+    pub first_too: bool,
+    /// What the first level gets: a run, or the page alone.
     entry: RunEntry,
 }
 
 impl From<Hit> for Found {
     fn from(hit: Hit) -> Self {
         let Hit { translation, entry, neighbour } = hit;
-        Self { translation, neighbour, entry }
+        Self { translation, neighbour, first_too: neighbour, entry }
     }
 }
 
@@ -144,7 +146,8 @@ impl Coalesced {
         }
         let hit = self.clusters.as_mut()?.look_up(address, asid)?;
         let entry = RunEntry::page(address, asid, hit.translation);
-        Some(Found { translation: hit.translation, neighbour: hit.neighbour, entry })
+        let ClusterHit { translation, neighbour } = hit;
+        Some(Found { translation, neighbour, first_too: false, entry })
     }
 
     /// Puts what the second level found into the first: as much of a run as fits there.

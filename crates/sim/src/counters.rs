@@ -244,8 +244,8 @@ counters! {
     coalesced_fills,
     /// Coalescing: pages that these entries covered then.
     coalesced_pages,
-    /// Coalescing: look-ups of either level (page runs) that an entry served which the walk of another
-    /// page had brought in.
+    /// Coalescing: accesses that an entry of either level served which the walk of another page had
+    /// brought in.
     coalesced_hits,
     /// Coalescing: look-ups of the fully associative buffer of runs, one for each access.
     run_buffer_lookups,

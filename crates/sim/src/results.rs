@@ -178,7 +178,7 @@ pub static FIELDS: &[(&str, &str, &str)] = &[
     (
         "coalesced_hits",
         "count",
-        "coalescing: look-ups, of page runs, that an entry served which another page's walk had brought in",
+        "coalescing: accesses that an entry of either level served which another page's walk had brought in",
     ),
     (
         "run_buffer_lookups",

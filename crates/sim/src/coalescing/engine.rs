@@ -20,7 +20,7 @@ impl<S: Scheme> Machine<S> {
             }
             if let Some(found) = tlbs.look_up_first(run.gva, asid, run.flags.is_fetch()) {
                 if found.translation.serves(needs) {
-                    counters.coalesced_hits += u64::from(found.neighbour);
+                    counters.coalesced_hits += u64::from(found.neighbour) * u64::from(run.count);
                     return Ok(found.translation);
                 }
                 upgrade = true;
@@ -52,7 +52,9 @@ impl<S: Scheme> Machine<S> {
             match found {
                 Some((tlbs, found)) if found.translation.serves(needs) => {
                     counters.l2_tlb_hits += 1;
-                    counters.coalesced_hits += u64::from(found.neighbour);
+                    // The rest of the run finds what the first level gets.
+                    let rest = u64::from(run.count).saturating_sub(1) * u64::from(found.first_too);
+                    counters.coalesced_hits += u64::from(found.neighbour) + rest;
                     tlbs.fill_first(run.gva, request.fetch, &found);
                     return Ok(found.translation);
                 }

@@ -10,11 +10,12 @@ use crate::walk::{
     Fault, HostDimension, NestedTables, Tables, translate_nested_watched, walk_2d_watched,
 };
 use nestwalk_hw::Translation;
-use nestwalk_types::{Address, Gpa, PageSize, Run, VcpuId};
+use nestwalk_types::{Gpa, PageSize, Run, VcpuId};
 
 /// `nested`, whose walks say what lies beside the page.
 pub struct CoalescingNested {
-    inner: Nested,
+    /// The hypervisor.
+    pub inner: Nested,
     guest: LeafLine,
     host: LeafLine,
 }

@@ -38,7 +38,7 @@ macro_rules! schemes {
 
 schemes! {
     ideal, native, nested, shadow, agile, switching, xen_pv, sie, ds, vmm_direct, guest_direct,
-    dual_direct, spot + NATIVE, rmm + NATIVE, anchor + NATIVE, colt, clustered,
+    dual_direct, spot + NATIVE, rmm + NATIVE, anchor + NATIVE, colt + NATIVE, clustered + NATIVE,
 }
 
 /// For schemes of which there is one kind.

@@ -1,0 +1,235 @@
+//! TLBs that put pages together which do not belong together. The referee must catch each, on lives that
+//! the right ones pass.
+
+mod common;
+
+use common::Script;
+use common::lives::Life;
+use common::machines::Setup;
+use nestwalk_hw::{Line, Profile, Shape, Translation};
+use nestwalk_sim::coalescing::{CoalescingNative, CoalescingNested, machine_of};
+use nestwalk_sim::hardware::Request;
+use nestwalk_sim::scheme::{Answer, MachineError, Platform, Scheme};
+use nestwalk_sim::walk::Fault;
+use nestwalk_sim::{AnyMachine, Machine};
+use nestwalk_tables::{LONG4, look_up};
+use nestwalk_types::{Address, Gpa, GuestBatch, Gva, Invalidation, PageSize, Protection, VcpuId};
+use std::collections::BTreeMap;
+
+/// What is wrong with a coalescer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Wrong {
+    /// Nothing: the control.
+    Nothing,
+    /// Permissions of neighbours are not compared.
+    Permissions,
+    /// Neighbours in virtual memory are taken for neighbours in memory.
+    Contiguity,
+    /// Neighbours in the guest's memory are taken for neighbours in the host's.
+    HostContiguity,
+    /// INVLPG removes an entry only if its page was the one that was walked last.
+    InvlpgOfOthers,
+    /// Entries of neighbours that are not present are taken to continue the run.
+    Presence,
+}
+
+struct Spoilt<S> {
+    inner: S,
+    wrong: Wrong,
+    /// By vCPU and eight pages: the page whose walk was the last.
+    walked: BTreeMap<(VcpuId, u64), u64>,
+}
+
+impl<S: Scheme> Scheme for Spoilt<S> {
+    const COALESCES: bool = true;
+
+    fn walk(&mut self, platform: &mut Platform, request: &Request) -> Result<Translation, Fault> {
+        let found = self.inner.walk(platform, request)?;
+        if found.size() == PageSize::SIZE_4K {
+            let page = request.gva.page_number();
+            self.walked.insert((request.vcpu, page / 8), page);
+            if let Some(line) = self.spoilt(platform, request.vcpu, request.gva, found)
+                && let Some(tlbs) = &mut platform.hardware.cores[request.core()].coalesced
+            {
+                tlbs.line = line;
+            }
+        }
+        Ok(found)
+    }
+
+    fn answer(
+        &mut self,
+        platform: &mut Platform,
+        request: &Request,
+        fault: Fault,
+    ) -> Result<Answer, MachineError> {
+        self.inner.answer(platform, request, fault)
+    }
+
+    fn invalidate(
+        &mut self,
+        platform: &mut Platform,
+        vcpu: VcpuId,
+        what: Invalidation,
+    ) -> Result<(), MachineError> {
+        if let (Wrong::InvlpgOfOthers, Invalidation::Page(gva)) = (self.wrong, what)
+            && self.walked.get(&(vcpu, gva.page_number() / 8)) != Some(&gva.page_number())
+        {
+            return Ok(());
+        }
+        self.inner.invalidate(platform, vcpu, what)
+    }
+
+    fn page_written(
+        &mut self,
+        platform: &mut Platform,
+        vcpu: VcpuId,
+        at: Gpa,
+        size: PageSize,
+    ) -> Result<(), MachineError> {
+        self.inner.page_written(platform, vcpu, at, size)
+    }
+}
+
+impl<S> Spoilt<S> {
+    /// What a hardware that leaves a check out would take for the line.
+    fn spoilt(
+        &self,
+        platform: &Platform,
+        vcpu: VcpuId,
+        gva: Gva,
+        found: Translation,
+    ) -> Option<Line> {
+        let world = &platform.world;
+        let (root, own) = (world.root(vcpu), found.frame().page_number());
+        let index = gva.page_number() as u8 & 7;
+        let place = |i: u8| {
+            let at = gva.offset_by((u64::from(i) << 12).wrapping_sub(u64::from(index) << 12));
+            look_up(&world.guest, world.mode, root, at).ok().map(|leaf| leaf.apply(at))
+        };
+        let frame = |gpa: Gpa| match &world.host {
+            None => Some(gpa.page_number()),
+            Some(host) => {
+                host.look_up(gpa).map(|p| p.frame.offset_by(gpa.offset_in(p.size)).page_number())
+            }
+        };
+        let (here, mut line) = (place(index)?, Line::alone(index, own));
+        for i in 0..8u8 {
+            let step = u64::from(i).wrapping_sub(u64::from(index));
+            match self.wrong {
+                Wrong::Permissions => {
+                    if let Some(gpa) = place(i)
+                        && let Some(frame) = frame(gpa)
+                    {
+                        let in_step = here.page_number().wrapping_add(step) == gpa.page_number();
+                        line.add(i, frame, in_step);
+                    }
+                }
+                Wrong::Presence if place(i).is_some() => {
+                    let gpa = place(i)?;
+                    let in_step = here.page_number().wrapping_add(step) == gpa.page_number();
+                    line.add(i, frame(gpa)?, in_step);
+                }
+                Wrong::Contiguity | Wrong::Presence => line.add(i, own.wrapping_add(step), true),
+                Wrong::HostContiguity => {
+                    let in_step =
+                        |gpa: &Gpa| here.page_number().wrapping_add(step) == gpa.page_number();
+                    if place(i).filter(in_step).is_some() {
+                        line.add(i, own.wrapping_add(step), true);
+                    }
+                }
+                Wrong::Nothing | Wrong::InvlpgOfOthers => return None,
+            }
+        }
+        Some(line)
+    }
+}
+
+const SHAPES: [Shape; 3] = {
+    let sa = Shape {
+        shift: 2,
+        buffer: 0,
+        longest: 1024,
+        second_level: true,
+        cluster_ways: 0,
+        cluster_least: 0,
+    };
+    let fa = Shape { shift: 0, buffer: 8, ..sa };
+    [sa, fa, Shape { shift: 0, cluster_ways: 3, cluster_least: 2, ..sa }]
+};
+
+fn machine(virtualized: bool, wrong: Wrong, shape: Shape) -> Box<dyn AnyMachine> {
+    let setup = Setup { vcpus: 3, ..Setup::new(Profile::load("cascade-lake-6252").unwrap()) };
+    let mut build = setup.build("canary", virtualized);
+    let walked = BTreeMap::new();
+    if virtualized {
+        let inner = CoalescingNested::new(&mut build).unwrap();
+        let machine: Machine<_> =
+            machine_of(Spoilt { inner, wrong, walked }, build, shape).unwrap();
+        return Box::new(machine);
+    }
+    let inner = CoalescingNative::default();
+    Box::new(machine_of(Spoilt { inner, wrong, walked }, build, shape).unwrap())
+}
+
+fn violations(mut machine: Box<dyn AnyMachine>, events: &[GuestBatch]) -> u64 {
+    // A wrong machine may also stop: that is no verdict.
+    let _ = events.iter().try_for_each(|e| machine.run(e));
+    machine.verdict().unwrap().violations
+}
+
+fn caught(virtualized: bool, wrong: Wrong, shape: Shape) {
+    for seed in 1..=24 {
+        let life = Life {
+            seed,
+            events: 200,
+            vcpus: 3,
+            accesses_percent: 60,
+            mode: &LONG4,
+            pages: "4k",
+            pcids: false,
+        };
+        let events = life.live();
+        assert_eq!(violations(machine(virtualized, Wrong::Nothing, shape), &events), 0);
+        if violations(machine(virtualized, wrong, shape), &events) > 0 {
+            return;
+        }
+    }
+    panic!("{wrong:?} got through, virtualized: {virtualized}, {shape:?}");
+}
+
+#[test]
+fn a_random_life_gives_each_wrong_coalescer_away() {
+    for shape in SHAPES {
+        for virtualized in [false, true] {
+            let clusters = shape.cluster_ways > 0;
+            caught(virtualized, Wrong::Permissions, shape);
+            caught(virtualized, Wrong::Presence, shape);
+            if !clusters {
+                caught(virtualized, Wrong::Contiguity, shape);
+            }
+            caught(virtualized, Wrong::InvlpgOfOthers, shape);
+        }
+    }
+}
+
+/// Pages in a row for the guest, which the host got to know in another order: only a machine that looks
+/// at the host's frames is right.
+#[test]
+fn a_coalescer_of_the_guests_dimension_alone_is_caught() {
+    let mut s = Script::new(&LONG4);
+    for page in 0..8u64 {
+        let gva = 0x4000_0000 + (page << 12);
+        s.map(gva, 0x1000_0000 + (page << 12), PageSize::SIZE_4K, Protection::ALL, 0x60);
+    }
+    for page in [7, 2, 5, 0, 3, 6, 1, 4, 7, 2, 5, 0, 3, 6, 1, 4] {
+        s.load(0x4000_0000 + (page << 12));
+    }
+    let events = [s.take()];
+    for shape in SHAPES {
+        assert_eq!(violations(machine(true, Wrong::Nothing, shape), &events), 0);
+        assert!(violations(machine(true, Wrong::HostContiguity, shape), &events) > 0, "{shape:?}");
+        // On bare metal it is the right thing.
+        assert_eq!(violations(machine(false, Wrong::HostContiguity, shape), &events), 0);
+    }
+}
