@@ -24,6 +24,8 @@ pub struct EnergyProfile {
     pub nested_walk_cache_pj: Sourced,
     /// A look-up of the nested TLB, where there is one.
     pub nested_tlb_pj: Sourced,
+    /// A look-up of the fully associative buffer of runs beside the first level (CoLT), of 8 entries.
+    pub run_buffer_pj: Sourced,
     /// A base-bound check and the addition after it.
     pub segment_check_pj: Sourced,
     /// A look-up of the escape filter, one beside each check.
@@ -46,7 +48,7 @@ pub struct EnergyProfile {
 
 impl EnergyProfile {
     /// All numbers with their keys.
-    pub(crate) fn numbers(&self) -> [(&'static str, &Sourced); 17] {
+    pub(crate) fn numbers(&self) -> [(&'static str, &Sourced); 18] {
         [
             ("energy.l1d_tlb_pj", &self.l1d_tlb_pj),
             ("energy.l1i_tlb_pj", &self.l1i_tlb_pj),
@@ -56,6 +58,7 @@ impl EnergyProfile {
             ("energy.walk_cache_pj", &self.walk_cache_pj),
             ("energy.nested_walk_cache_pj", &self.nested_walk_cache_pj),
             ("energy.nested_tlb_pj", &self.nested_tlb_pj),
+            ("energy.run_buffer_pj", &self.run_buffer_pj),
             ("energy.segment_check_pj", &self.segment_check_pj),
             ("energy.escape_filter_pj", &self.escape_filter_pj),
             ("energy.l1_pj", &self.l1_pj),

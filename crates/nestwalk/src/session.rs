@@ -6,6 +6,7 @@ use crate::progress::Meter;
 use crate::sources;
 use anyhow::Result;
 use nestwalk_sim::compare::{Outcome, Plan, compare};
+use nestwalk_sim::schemes::colt;
 use nestwalk_sim::spec::MachineSpec;
 use nestwalk_sim::{Cut, GuestOutcome};
 use nestwalk_types::{Filter, GuestInfo, Source, SourceInfo};
@@ -102,6 +103,16 @@ fn approximations(plan: &Plan, guest: Option<&GuestInfo>, outcome: &Outcome) -> 
                 others.join(", ")
             ));
         }
+    }
+    if let Some(guest) = guest
+        && guest.filter != Filter::RUNS
+        && let Some(m) = plan.machines.iter().find(|m| colt::is(m.scheme))
+    {
+        all.push(format!(
+            "misses of {} are approximate: the sets of its TLBs are not those of the recording's filter, \
+             which hides accesses that may miss there; record with --no-filter to see them",
+            m.scheme.name
+        ));
     }
     for (_, guest) in &outcome.guests {
         if let GuestOutcome::Remapped { approximations, .. } = guest {

@@ -1,7 +1,8 @@
 //! The energy model: counted events and the profile's numbers become nanojoules.
 //!
 //! ```text
-//! TLBs            = look-ups and fills of both levels; an anchor's is one of the second level
+//! TLBs            = look-ups and fills of both levels, of CoLT's buffer beside the first, and of anchors
+//!                   in the second
 //! walk caches     = look-ups of the paging-structure caches of both dimensions
 //! nested TLB      = its look-ups
 //! segments        = base-bound checks, each with a look-up of its escape filter; of range TLBs one
@@ -28,7 +29,7 @@ use serde::Serialize;
 /// Energy of one machine, by cause, in nanojoules.
 #[derive(Clone, Copy, PartialEq, Debug, Default, Serialize)]
 pub struct Energy {
-    /// Look-ups and fills of the first-level TLBs.
+    /// Look-ups and fills of the first-level TLBs, look-ups of the buffer of runs beside them.
     pub l1_tlb: f64,
     /// Look-ups and fills of the second-level TLB.
     pub l2_tlb: f64,
@@ -96,7 +97,8 @@ impl Energy {
         Self {
             l1_tlb: pj(c.l1d_tlb_lookups, e.l1d_tlb_pj.value)
                 + pj(c.l1i_tlb_lookups, e.l1i_tlb_pj.value)
-                + pj(c.l1_tlb_fills, e.l1_tlb_fill_pj.value),
+                + pj(c.l1_tlb_fills, e.l1_tlb_fill_pj.value)
+                + pj(c.run_buffer_lookups, e.run_buffer_pj.value),
             l2_tlb: pj(c.l1_tlb_misses + c.anchor_lookups, e.l2_tlb_pj.value)
                 + pj(c.walks, e.l2_tlb_fill_pj.value),
             walk_caches: pj(
@@ -179,7 +181,7 @@ impl EnergyResult {
 
 /// Name, unit and meaning of each field of [`EnergyResult`], in its order.
 pub static ENERGY_FIELDS: &[(&str, &str, &str)] = &[
-    ("l1_tlb", "nJ", "look-ups and fills of first-level TLBs"),
+    ("l1_tlb", "nJ", "look-ups and fills of first-level TLBs, and of CoLT's buffer beside them"),
     ("l2_tlb", "nJ", "look-ups and fills of the second-level TLB"),
     ("walk_caches", "nJ", "look-ups of paging-structure caches, of both dimensions"),
     ("nested_tlb", "nJ", "look-ups of the nested TLB"),

@@ -9,7 +9,7 @@ use common::{Script, approve, bare_profile, machine_with};
 use nestwalk_hw::{Profile, Shape};
 use nestwalk_sim::coalescing::{CoalescingNative, CoalescingNested, machine_of};
 use nestwalk_sim::schemes::{Build, by_name};
-use nestwalk_sim::{AnyMachine, Counters, Machine};
+use nestwalk_sim::{AnyMachine, Counters, Cycles, Energy, Machine};
 use nestwalk_tables::{LEGACY32, LONG4, Mode, look_up};
 use nestwalk_types::{Gpa, Gva, PageSize, Protection, SplitMix64};
 use std::collections::BTreeSet;
@@ -472,6 +472,27 @@ fn splintered_pages_coalesce_by_nested_lines() {
         (0..64u64).for_each(|p| s.load(0x4000_0000 + (p << 12)));
         assert_eq!(count(&mut m, &mut s).walks, walks, "{shape:?}");
         approve(&m);
+    }
+}
+
+/// The buffer is looked up with every access, and costs energy for that; the other kinds have none.
+#[test]
+fn energy_knows_the_buffer() {
+    let profile = Profile::load("cascade-lake-6252").unwrap();
+    let setup = Setup::new(profile.clone());
+    for (shape, looked_up) in
+        [(SA, false), (FA, true), (ALL, true), (Shape { cluster_ways: 3, ..CLUSTERED }, false)]
+    {
+        let mut m = native(&setup, shape);
+        let (mut s, pages) = stream(100);
+        pages.iter().for_each(|gva| s.load(*gva));
+        m.run(&s.take()).unwrap();
+        let c = m.counters();
+        assert_eq!(c.run_buffer_lookups, if looked_up { c.accesses } else { 0 }, "{shape:?}");
+        let of = |c: &Counters| Energy::of(c, &Cycles::of(c, &profile), &profile).l1_tlb;
+        let without = of(&Counters { run_buffer_lookups: 0, ..c.clone() });
+        let pj = c.run_buffer_lookups as f64 * profile.energy.run_buffer_pj.value;
+        assert!((of(c) - without - pj / 1000.0).abs() < 1e-9);
     }
 }
 

@@ -27,6 +27,7 @@ fn priced(mut profile: Profile) -> Profile {
         (&mut e.walk_cache_pj, 1e3),
         (&mut e.nested_walk_cache_pj, 1e5),
         (&mut e.nested_tlb_pj, 1e3),
+        (&mut e.run_buffer_pj, 1e9),
         (&mut e.segment_check_pj, 1e3),
         (&mut e.escape_filter_pj, 2e3),
         (&mut e.l1_pj, 1e3),

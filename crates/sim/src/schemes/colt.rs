@@ -32,6 +32,12 @@ pub const NATIVE: Definition = Definition {
     ..DEFINITION
 };
 
+/// Whether a scheme is this one, whose first-level TLBs have sets of their own: a recording that was
+/// filtered at its source hides accesses that may miss there.
+pub fn is(scheme: &Definition) -> bool {
+    [DEFINITION.name, NATIVE.name].contains(&scheme.name)
+}
+
 const KEYS: &[(&str, &str, &str)] = &[
     (
         "kind",
