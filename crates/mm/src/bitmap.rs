@@ -83,6 +83,26 @@ impl Bitmap {
         Some(index)
     }
 
+    /// The highest set index below `end`.
+    pub fn last_below(&self, end: u64) -> Option<u64> {
+        let mut end = end;
+        for (level, words) in self.levels.iter().enumerate() {
+            let (word, bit) = ((end >> 6) as usize, end & 63);
+            let below = words.get(word).map_or(0, |w| w & ((1 << bit) - 1));
+            // Beyond the last word there is nothing: what is above says which word is the last.
+            if below != 0 {
+                let mut index = (word as u64) << 6 | u64::from(63 - below.leading_zeros());
+                for words in self.levels[..level].iter().rev() {
+                    let word = words[index as usize];
+                    index = index << 6 | u64::from(63 - word.leading_zeros());
+                }
+                return Some(index);
+            }
+            end = word.min(words.len()) as u64;
+        }
+        None
+    }
+
     /// Whether any of the `1 << log` indices from `start` on, which is a multiple of that, is set.
     pub fn any(&self, start: u64, log: u32) -> bool {
         let level = log / 6;
@@ -116,6 +136,8 @@ mod tests {
                 set.remove(&i);
             }
             assert_eq!(map.first(), set.first().copied());
+            let end = rng.below(bits + 500);
+            assert_eq!(map.last_below(end), set.range(..end).next_back().copied(), "{end}");
             let log = (round % 17) as u32;
             let start = i >> log << log;
             let any = set.range(start..start + (1 << log)).next().is_some();

@@ -6,6 +6,8 @@
 //! lowest address, which makes a run independent of the history of a free list.
 
 use crate::bitmap::Bitmap;
+use crate::contiguity_map::ContiguityMap;
+use crate::free_lists::FreeLists;
 use std::ops::Range;
 
 /// Largest order that is kept merged: 18, 1 GiB, so that 1 GiB pages can be had.
@@ -53,6 +55,10 @@ pub struct Buddy {
     free: Vec<Bitmap>,
     blocks: [u64; ORDERS],
     free_frames: u64,
+    /// Kept for CA paging alone.
+    contiguity: Option<Box<ContiguityMap>>,
+    /// The order in which Linux would hand blocks out, kept for the placement that has it alone.
+    pub(crate) lists: Option<Box<FreeLists>>,
 }
 
 impl Buddy {
@@ -68,7 +74,36 @@ impl Buddy {
         let base = range.start >> MAX_ORDER << MAX_ORDER;
         let frames = range.end.saturating_sub(base);
         let free = (0..=MAX_ORDER).map(|o| Bitmap::new((frames >> o) + 1)).collect();
-        Self { base, range, free, blocks: [0; ORDERS], free_frames: 0 }
+        let (blocks, contiguity, lists) = ([0; ORDERS], None, None);
+        Self { base, range, free, blocks, free_frames: 0, contiguity, lists }
+    }
+
+    /// Keeps a map of contiguous free memory from now on.
+    pub(crate) fn keep_contiguity_map(&mut self) {
+        if self.contiguity.is_some() {
+            return;
+        }
+        let mut map = ContiguityMap::new(self.base, self.range.end.saturating_sub(self.base));
+        for block in self.free_ranges().filter(|r| r.end - r.start >= 1 << LINUX_MAX_ORDER) {
+            map.add(block);
+        }
+        self.contiguity = Some(Box::new(map));
+    }
+    /// See [`ContiguityMap::next_fit`]; `None` without a map as well.
+    pub(crate) fn next_fit(&mut self, pages: u64) -> Option<u64> {
+        self.contiguity.as_mut()?.next_fit(pages)
+    }
+    #[cfg(test)]
+    pub(crate) fn contiguity_map(&self) -> Option<&ContiguityMap> {
+        self.contiguity.as_deref()
+    }
+    /// First frame of block 0 of every order.
+    pub(crate) const fn base(&self) -> u64 {
+        self.base
+    }
+    /// The free blocks of an order.
+    pub(crate) fn free_of(&self, order: u32) -> &Bitmap {
+        &self.free[order as usize]
     }
 
     /// Frees those frames of `part` that are in the range, which are not free: memory that was
@@ -116,13 +151,15 @@ impl Buddy {
         self.free[order as usize].clear((frame - self.base) >> order);
         self.blocks[order as usize] -= 1;
     }
+    /// Whether a free block of exactly this order begins there.
     #[inline]
-    fn has(&self, frame: u64, order: u32) -> bool {
+    pub(crate) fn has(&self, frame: u64, order: u32) -> bool {
         self.free[order as usize].test((frame - self.base) >> order)
     }
 
     fn merge(&mut self, mut frame: u64, mut order: u32) {
         self.free_frames += 1 << order;
+        let (part, from) = (frame..frame + (1 << order), order);
         while order < MAX_ORDER {
             let buddy = frame ^ (1 << order);
             if buddy < self.base || !self.has(buddy, order) {
@@ -133,20 +170,35 @@ impl Buddy {
             order += 1;
         }
         self.put(frame, order);
+        if order >= LINUX_MAX_ORDER
+            && let Some(map) = &mut self.contiguity
+        {
+            map.add(largest_blocks(&part));
+        }
+        if self.lists.is_some() {
+            self.list_freed(frame, (from, order), &largest_blocks(&part));
+        }
     }
 
     /// Takes `frame..frame + 2^order` out of the free block of order `from` that begins at `block`.
-    fn carve(&mut self, mut block: u64, mut from: u32, frame: u64, order: u32) {
+    pub(crate) fn carve(&mut self, mut block: u64, mut from: u32, frame: u64, order: u32) {
         self.take(block, from);
+        if from >= LINUX_MAX_ORDER
+            && let Some(map) = &mut self.contiguity
+        {
+            map.remove(largest_blocks(&(frame..frame + (1 << order))));
+        }
         while from > order {
             from -= 1;
             let upper = block + (1 << from);
-            if frame >= upper {
-                self.put(block, from);
-                block = upper;
-            } else {
-                self.put(upper, from);
+            let rest = if frame >= upper { block } else { upper };
+            self.put(rest, from);
+            if from < LINUX_MAX_ORDER
+                && let Some(lists) = &mut self.lists
+            {
+                lists.push(from, rest - self.base);
             }
+            block = if frame >= upper { upper } else { block };
         }
         self.free_frames -= 1 << order;
     }
@@ -176,8 +228,8 @@ impl Buddy {
         }
     }
 
-    /// The free block of at least `order` that holds `frame`.
-    fn holder(&self, frame: u64, order: u32) -> Option<(u64, u32)> {
+    /// The free block of at least `order` that holds `frame`, and its order.
+    pub(crate) fn holder(&self, frame: u64, order: u32) -> Option<(u64, u32)> {
         (order..=MAX_ORDER)
             .map(|o| (frame >> o << o, o))
             .find(|&(block, o)| block >= self.base && self.has(block, o))
@@ -254,6 +306,12 @@ impl Buddy {
         let wanted = self.free_frames as f64 / (1u64 << order) as f64;
         Some(1.0 - (1.0 + wanted) / total as f64)
     }
+}
+
+/// The blocks of [`LINUX_MAX_ORDER`] that a block is made of, or the one that it is a part of.
+const fn largest_blocks(block: &Range<u64>) -> Range<u64> {
+    let mask = (1 << LINUX_MAX_ORDER) - 1;
+    block.start & !mask..(block.end + mask) & !mask
 }
 
 #[cfg(test)]

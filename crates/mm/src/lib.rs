@@ -18,10 +18,12 @@ mod bad_frames;
 mod balloon;
 mod bitmap;
 mod buddy;
+mod contiguity_map;
 mod counts;
 mod error;
 mod fragmentation;
 mod free_blocks;
+mod free_lists;
 mod guest;
 mod host;
 mod host_compaction;
@@ -31,8 +33,10 @@ mod physical;
 mod placement;
 mod remap;
 mod runs;
+mod set_aside;
 mod size;
 mod space;
+mod supply;
 mod translations;
 
 pub use bad_frames::BadFrames;
@@ -53,7 +57,10 @@ pub use physical::{
     DMA32_END, KERNEL_IMAGE_AT, LOW_MEMORY_BYTES, LOW_RESERVED_BYTES, MAX_PHYSICAL_BYTES,
     PhysicalMemory, pc_memory_map, reclaimed_memory_map,
 };
-pub use placement::{FirstFit, PLACEMENTS, PagePolicy, Placement, PlacementKind, Request};
+pub use placement::{
+    Ca, CaConfig, Eager, FirstFit, HugeTlb, Ideal, Linux, Outcome, PLACEMENTS, POOL_PERCENT,
+    PagePolicy, Placed, Placement, PlacementKind, Request, Reserve,
+};
 pub use remap::{Mappings, Remap, RemapError, RemapStats, Survey};
 pub use runs::Run as FrameRun;
 pub use space::{

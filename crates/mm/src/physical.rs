@@ -4,6 +4,7 @@ use crate::buddy::{Buddy, MAX_ORDER};
 use crate::counts::FrameCounts;
 use crate::error::MmError;
 use crate::fragmentation::Fragmentation;
+use crate::set_aside::{Pool, SetAside};
 use crate::size::Size;
 use nestwalk_types::{Address, PageSize, SplitMix64, mix64};
 use std::collections::HashMap;
@@ -86,9 +87,9 @@ enum Share {
 
 /// One zone: a buddy allocator over its part of the memory map.
 #[derive(Clone, Debug)]
-struct Zone {
+pub(crate) struct Zone {
     name: &'static str,
-    buddy: Buddy,
+    pub(crate) buddy: Buddy,
 }
 
 /// Physical memory: RAM in up to two zones, DMA32 below 4 GiB and NORMAL above. Allocation falls
@@ -96,7 +97,7 @@ struct Zone {
 #[derive(Debug)]
 pub struct PhysicalMemory<O> {
     /// In the order of allocation.
-    zones: Vec<Zone>,
+    pub(crate) zones: Vec<Zone>,
     ranges: Vec<(O, u64)>,
     /// Frames of others that can be moved, ascending, as they lay at the beginning.
     pub(crate) movable: Vec<u64>,
@@ -110,6 +111,12 @@ pub struct PhysicalMemory<O> {
     shares: HashMap<u64, Share, BuildHasherDefault<NumberHasher>>,
     /// Blocks in state [`Share::Split`]: no look-up for them while there are none.
     split: u64,
+    /// Frames that placements have set aside.
+    pub(crate) aside: SetAside,
+    /// Large pages that are kept for those who ask for their size.
+    pub(crate) pools: Vec<Pool>,
+    /// The processor on which the kernel runs now.
+    pub(crate) cpu: usize,
     space: PhantomData<O>,
 }
 
@@ -182,6 +189,9 @@ impl<O: Address> PhysicalMemory<O> {
             extra: FrameCounts::default(),
             shares: HashMap::default(),
             split: 0,
+            aside: SetAside::default(),
+            pools: Vec::new(),
+            cpu: 0,
             space: PhantomData,
         };
         memory.reserve(0..LOW_RESERVED_BYTES >> 12);
@@ -299,9 +309,9 @@ impl<O: Address> PhysicalMemory<O> {
     pub const fn bytes(&self) -> u64 {
         self.frames << 12
     }
-    /// Free frames of 4 KiB.
+    /// Free frames of 4 KiB, those on processors' lists included ([`crate::PlacementKind::Linux`]).
     pub fn free_frames(&self) -> u64 {
-        self.zones.iter().map(|z| z.buddy.free_frames()).sum()
+        self.zones.iter().map(|z| z.buddy.free_frames() + z.buddy.held_frames()).sum()
     }
     /// Frames that were in use from the beginning: firmware, kernel image, fragmentation.
     pub const fn pinned_frames(&self) -> u64 {
@@ -321,14 +331,16 @@ impl<O: Address> PhysicalMemory<O> {
         self.zones.iter().map(part).sum::<f64>() / free as f64
     }
 
-    fn zone(&mut self, frame: u64) -> Option<&mut Buddy> {
+    pub(crate) fn zone(&mut self, frame: u64) -> Option<&mut Buddy> {
         self.zones.iter_mut().map(|z| &mut z.buddy).find(|b| b.range().contains(&frame))
     }
 
-    /// A free block of `2^order` frames, or `None`.
+    /// A free block of `2^order` frames, or `None`. For blocks of up to 32 KiB, what has been set aside is
+    /// given up before that.
     #[inline]
     pub fn alloc(&mut self, order: u32) -> Option<O> {
-        self.zones.iter_mut().find_map(|z| z.buddy.alloc(order)).map(|f| O::new(f << 12))
+        let frame = self.zones.iter_mut().find_map(|z| z.buddy.alloc(order));
+        frame.or_else(|| self.alloc_in_need(order)).map(|f| O::new(f << 12))
     }
     /// Takes exactly this block; `false` if it is not free as a whole.
     pub fn alloc_at(&mut self, at: O, order: u32) -> bool {
@@ -380,6 +392,7 @@ impl<O: Address> PhysicalMemory<O> {
 
     /// One mapper of the block maps it in blocks of order `sub` from now on.
     pub fn split(&mut self, at: O, order: u32, sub: u32) {
+        self.leave_pool(at.page_number(), order);
         let k = key(at.page_number(), order);
         let mappings = match self.shares.get(&k) {
             Some(&Share::Mappings(n)) => Some(n),
@@ -475,8 +488,14 @@ impl<O: Address> PhysicalMemory<O> {
     /// [`PhysicalMemory::alloc_at`]. A block that is free already is a bug, which debug builds
     /// catch.
     pub fn free(&mut self, at: O, order: u32) {
-        let frame = at.page_number();
-        let freed = self.zone(frame).map(|b| b.free(frame, order));
+        let (frame, cpu) = (at.page_number(), self.cpu);
+        if self.back_to_pool(frame, order) {
+            return;
+        }
+        let freed = self.zone(frame).map(|b| match order {
+            0 => b.free_on(cpu, frame),
+            _ => b.free(frame, order),
+        });
         debug_assert_eq!(freed, Some(Ok(())), "{at:?} order {order}");
     }
 }

@@ -4,7 +4,10 @@
 mod common;
 
 use common::{Machine, config, frames_add_up, run};
-use nestwalk_mm::{Dropped, GuestError, MmError, ModelledGuest, ObservedGuest, PagePolicy};
+use nestwalk_mm::{
+    Dropped, GuestError, MmError, ModelledGuest, ObservedGuest, PLACEMENTS, PagePolicy,
+    PlacementKind,
+};
 use nestwalk_tables::{MODES, Mode};
 use nestwalk_types::{
     Batch, Control, Filter, GuestBatch, GuestInfo, Gva, PageSize, ProcessId, Protection, RunFlags,
@@ -263,6 +266,11 @@ fn refuses(result: Result<(), GuestError>, gva: u64) {
     }
 }
 
+/// Primary regions have lives of their own, in `primary.rs`.
+fn placements() -> Vec<PlacementKind> {
+    PLACEMENTS.iter().map(|p| p.1).filter(|p| !p.has_region()).collect()
+}
+
 proptest! {
     #![proptest_config(ProptestConfig {
         cases: 1500, failure_persistence: None, ..ProptestConfig::default()
@@ -271,6 +279,7 @@ proptest! {
     fn the_output_alone_is_the_truth(
         mode in 0usize..4,
         policy in 0usize..3,
+        placement in prop::sample::select(placements()),
         fragmentation in prop::sample::select(vec![0.0, 0.8, 1.0]),
         pcids: bool,
         zero_page: bool,
@@ -281,10 +290,14 @@ proptest! {
         let large = PagePolicy::Explicit(mode.span(2));
         let policy = [PagePolicy::Base, PagePolicy::Thp, large][policy];
         let config = nestwalk_mm::GuestConfig {
-            policy, fragmentation: fragmentation.into(), pcids, zero_page, ..config(mode, 512)
+            policy, placement, fragmentation: fragmentation.into(), pcids, zero_page, ..config(mode, 512)
         };
         let guest = ModelledGuest::new(config).unwrap();
-        let free = guest.memory().physical.free_frames();
+        let room = |guest: &ModelledGuest| {
+            let physical = &guest.memory().physical;
+            physical.free_frames() + physical.set_aside_frames()
+        };
+        let free = room(&guest);
         let info = GuestInfo {
             memory_bytes: guest.memory().physical.bytes(),
             paging: mode.name.into(),
@@ -324,7 +337,7 @@ proptest! {
         }
         let ids: Vec<_> = test.guest.spaces().map(|s| s.0).collect();
         ids.iter().for_each(|id| test.op(&Op::Exit(id.0)));
-        prop_assert_eq!(test.guest.memory().physical.free_frames(), free);
+        prop_assert_eq!(room(&test.guest), free);
         prop_assert_eq!(test.guest.stats().table_bytes, 0);
         frames_add_up(&test.guest);
     }

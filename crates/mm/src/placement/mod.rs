@@ -1,14 +1,28 @@
 //! Which page size and which frame answer a fault: one file per policy, one line each in
 //! [`PLACEMENTS`].
 
+mod ca;
 mod default;
+mod eager;
+mod hugetlb;
+mod ideal;
+mod linux;
 mod policy;
+mod reservations;
+mod reserve;
 
+pub use ca::{Ca, CaConfig};
 pub use default::FirstFit;
+pub use eager::Eager;
+pub use hugetlb::{HugeTlb, POOL_PERCENT};
+pub use ideal::Ideal;
+pub use linux::Linux;
 pub use policy::PagePolicy;
 pub(crate) use policy::Sizes;
+pub use reserve::Reserve;
 
 use crate::physical::PhysicalMemory;
+use nestwalk_tables::Mode;
 use nestwalk_types::{Address, PageSize};
 use std::fmt::Debug;
 
@@ -27,19 +41,76 @@ pub struct Request {
     pub copy: bool,
 }
 
+/// How a policy came to a frame.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Outcome {
+    /// The policy has no place in mind for any page.
+    Ordinary,
+    /// Where the policy wanted it.
+    Target,
+    /// The policy's place could not be had, so it chose a new one for this page and what follows.
+    Again,
+    /// The policy's place could not be had: wherever there was a frame.
+    Elsewhere,
+}
+
+/// A frame, and how it was found.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Placed<O> {
+    /// First address of the frame.
+    pub frame: O,
+    /// How it was found.
+    pub outcome: Outcome,
+}
+
+impl<O> Placed<O> {
+    fn new(frame: O, outcome: Outcome) -> Self {
+        Self { frame, outcome }
+    }
+}
+
 /// A placement policy: decides which frames an address space gets. One object per address space;
-/// called once per fault, never per access.
+/// called once per fault and change of mappings, never per access.
 pub trait Placement<O: Address>: Debug + Send {
+    /// The address space is new: what the policy needs of the memory is prepared, once for all.
+    fn attach(&mut self, memory: &mut PhysicalMemory<O>) {
+        let _ = memory;
+    }
+    /// Whether a first touch may get a page of this size, if the page-size policy allows it.
+    fn offers(&self, size: PageSize) -> bool {
+        let _ = size;
+        true
+    }
     /// Allocates the frame for a page: an aligned free block of the request's size, or `None` if
     /// there is none, whereupon a smaller size is asked for.
-    fn place(&mut self, memory: &mut PhysicalMemory<O>, request: &Request) -> Option<O>;
-    /// A range was mapped.
-    fn mapped(&mut self, start: u64, end: u64) {
-        let _ = (start, end);
+    fn place(&mut self, memory: &mut PhysicalMemory<O>, request: &Request) -> Option<Placed<O>>;
+    /// A range was mapped, which was in no mapping before.
+    fn mapped(&mut self, memory: &mut PhysicalMemory<O>, start: u64, end: u64) {
+        let _ = (memory, start, end);
     }
-    /// A range was unmapped; its frames are free.
-    fn unmapped(&mut self, start: u64, end: u64) {
-        let _ = (start, end);
+    /// Pages of a new mapping are made present when it is mapped, before [`Placement::filled`], as far as
+    /// the policy has frames for them.
+    fn fills(&self) -> bool {
+        false
+    }
+    /// Whether the policy has a frame for the page at this address of the new mapping.
+    fn has_frame(&self, page: u64) -> bool {
+        let _ = page;
+        false
+    }
+    /// The pages of a new mapping are present.
+    fn filled(&mut self, memory: &mut PhysicalMemory<O>) {
+        let _ = memory;
+    }
+    /// The size of the page that the pages around this one, just mapped, may be joined to, since all of
+    /// them are in their places. An address space joins them if it finds the same.
+    fn complete(&self, memory: &PhysicalMemory<O>, page: u64) -> Option<PageSize> {
+        let _ = (memory, page);
+        None
+    }
+    /// A range was unmapped; its frames are free. The end of an address space unmaps everything.
+    fn unmapped(&mut self, memory: &mut PhysicalMemory<O>, start: u64, end: u64) {
+        let _ = (memory, start, end);
     }
     /// The policy of a forked child.
     fn forked(&self) -> Box<dyn Placement<O>>;
@@ -51,6 +122,20 @@ pub enum PlacementKind {
     /// See [`FirstFit`].
     #[default]
     FirstFit,
+    /// See [`Linux`].
+    Linux,
+    /// See [`Ca`], as in the released kernel.
+    Ca,
+    /// See [`Ca`], with 4 KiB pages treated as large ones are.
+    CaSmall,
+    /// See [`Eager`].
+    Eager,
+    /// See [`Ideal`].
+    Ideal,
+    /// See [`Reserve`].
+    Reserve,
+    /// See [`HugeTlb`].
+    HugeTlb,
     /// As [`FirstFit`], but that contiguous frames are set aside for the largest mapping of each
     /// process, a *primary region*: see [`crate::PrimaryConfig`]. A guest's; a host has segments of
     /// its own.
@@ -62,7 +147,18 @@ pub enum PlacementKind {
 
 /// Every policy, `(name, kind, one line)`, for the command line.
 pub const PLACEMENTS: &[(&str, PlacementKind, &str)] = &[
-    ("default", PlacementKind::FirstFit, "what the buddy allocator gives: Linux"),
+    ("default", PlacementKind::FirstFit, "the smallest free block that fits, lowest address first"),
+    ("linux", PlacementKind::Linux, "Linux's free lists, and lists of single pages per processor"),
+    ("ca", PlacementKind::Ca, "CA paging as released: an offset per mapping, next-fit placement"),
+    (
+        "ca-4k",
+        PlacementKind::CaSmall,
+        "CA paging that splits and places for 4 KiB pages as well as for large ones",
+    ),
+    ("eager", PlacementKind::Eager, "RMM: all memory of a mapping at once, in the largest blocks"),
+    ("ideal", PlacementKind::Ideal, "contiguous memory kept behind every mapping from its first touch"),
+    ("reserve", PlacementKind::Reserve, "4 KiB pages in reserved large blocks, joined when full"),
+    ("hugetlb", PlacementKind::HugeTlb, "large pages from pools that are filled at the start"),
     ("primary", PlacementKind::Primary, "contiguous memory behind each process's largest mapping"),
     (
         "primary-balloon",
@@ -84,10 +180,17 @@ impl PlacementKind {
     pub const fn has_region(self) -> bool {
         matches!(self, Self::Primary | Self::PrimaryBalloon)
     }
-    /// The policy of a new address space.
-    pub fn build<O: Address>(self) -> Box<dyn Placement<O>> {
+    /// The policy of a new address space with these page sizes.
+    pub fn build<O: Address>(self, pages: PagePolicy, mode: &Mode) -> Box<dyn Placement<O>> {
         match self {
             Self::FirstFit | Self::Primary | Self::PrimaryBalloon => Box::new(FirstFit),
+            Self::Linux => Box::new(Linux),
+            Self::Ca => Box::new(Ca::new(CaConfig::RELEASED)),
+            Self::CaSmall => Box::new(Ca::new(CaConfig::SMALL)),
+            Self::Eager => Box::new(Eager::new(pages.largest(mode))),
+            Self::Ideal => Box::new(Ideal::default()),
+            Self::Reserve => Box::new(Reserve::new(pages, mode)),
+            Self::HugeTlb => Box::new(HugeTlb::new(pages, mode)),
         }
     }
 }

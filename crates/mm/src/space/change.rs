@@ -31,8 +31,8 @@ impl<I: Address, O: Address> AddressSpace<I, O> {
         let (start, end) = self.range(start, bytes)?;
         if start < end {
             self.vmas.insert(start, end, protection);
-            self.placement.mapped(start, end);
             self.consider(memory, start, end, protection, observer)?;
+            self.placement_mapped(memory, (start, end), observer)?;
         }
         Ok(())
     }
@@ -41,12 +41,14 @@ impl<I: Address, O: Address> AddressSpace<I, O> {
     /// address, up to the mappings on both sides. False if the address is mapped already.
     ///
     /// # Errors
-    /// An address outside of the mode's range.
+    /// An address outside of the mode's range; no frame, if the placement makes pages present at once.
     pub fn map_around(
         &mut self,
+        memory: &mut Memory<O>,
         address: I,
         bytes: u64,
         protection: Protection,
+        observer: &mut impl Observer<I, O>,
     ) -> Result<bool, MmError> {
         let plain = self.plain(address)?;
         if self.vmas.find(plain).is_some() {
@@ -56,7 +58,7 @@ impl<I: Address, O: Address> AddressSpace<I, O> {
         let first = plain & !(bytes - 1);
         let (start, end) = (first.max(before), (first + bytes).min(after));
         self.vmas.insert(start, end, protection);
-        self.placement.mapped(start, end);
+        self.placement_mapped(memory, (start, end), observer)?;
         Ok(true)
     }
 
@@ -76,8 +78,8 @@ impl<I: Address, O: Address> AddressSpace<I, O> {
         let mut gaps = 0;
         while let Some((from, to)) = self.vmas.first_gap(start, end) {
             self.vmas.insert(from, to, protection);
-            self.placement.mapped(from, to);
             self.consider(memory, from, to, protection, observer)?;
+            self.placement_mapped(memory, (from, to), observer)?;
             gaps += 1;
         }
         Ok(gaps)
@@ -112,11 +114,11 @@ impl<I: Address, O: Address> AddressSpace<I, O> {
         let (range, free) = (Range { start, end }, Range { start: floor, end: ceiling });
         self.unlink(memory, self.root, levels, range, free, observer);
         self.flush(memory, observer);
-        self.placement.unmapped(start, end);
+        self.placement.unmapped(&mut memory.physical, start, end);
         Ok(())
     }
 
-    fn flush(&mut self, memory: &mut Memory<O>, observer: &mut impl Observer<I, O>) {
+    pub(super) fn flush(&mut self, memory: &mut Memory<O>, observer: &mut impl Observer<I, O>) {
         let mut gather = std::mem::take(&mut self.gather);
         gather.flush(memory, |plain| self.typed(plain), observer);
         self.gather = gather;
@@ -301,7 +303,7 @@ impl<I: Address, O: Address> AddressSpace<I, O> {
         self.unlink(memory, self.root, levels, all, all, observer);
         self.flush(memory, observer);
         self.gather = Gather::default();
-        self.placement.unmapped(all.start, all.end);
+        self.placement.unmapped(&mut memory.physical, all.start, all.end);
     }
 
     /// The end: unmaps everything and frees the root.

@@ -83,7 +83,58 @@ impl<I: Address, O: Address> AddressSpace<I, O> {
         }
     }
 
-    fn mapped(&self, spot: Spot<O>, fresh: bool) -> Mapped<O> {
+    /// A range was mapped, which was in no mapping before: the placement learns of it, and makes its
+    /// pages present if it is one that does.
+    ///
+    /// # Errors
+    /// No frame for a page or a table.
+    pub(super) fn placement_mapped(
+        &mut self,
+        memory: &mut Memory<O>,
+        (start, end): (u64, u64),
+        observer: &mut impl Observer<I, O>,
+    ) -> Result<(), MmError> {
+        self.placement.mapped(&mut memory.physical, start, end);
+        if !self.placement.fills() {
+            return Ok(());
+        }
+        let before = memory.counters.data_frames;
+        self.filling = true;
+        let filled = self.fill(memory, start, end, observer);
+        self.filling = false;
+        self.placement.filled(&mut memory.physical);
+        let counters = &mut memory.counters;
+        let frames = counters.data_frames - before;
+        counters.most_at_once = counters.most_at_once.max(frames);
+        filled
+    }
+
+    /// Makes the pages of a range present that the placement has frames for.
+    fn fill(
+        &mut self,
+        memory: &mut Memory<O>,
+        start: u64,
+        end: u64,
+        observer: &mut impl Observer<I, O>,
+    ) -> Result<(), MmError> {
+        let mut at = start;
+        while at < end && self.placement.has_frame(at) {
+            let spot = self.spot(memory, at, 1);
+            let size = if spot.entry.is_present() {
+                self.config.mode.span(spot.level)
+            } else {
+                let named = self.typed(at).value();
+                let Some(vma) = self.vmas.find(at) else {
+                    return Err(MmError::NoMapping { space: I::SPACE, address: named });
+                };
+                self.first_touch(memory, at, spot, vma, vma.protection.write, observer)?.size
+            };
+            at = (at & !size.mask()) + size.bytes();
+        }
+        Ok(())
+    }
+
+    pub(super) fn mapped(&self, spot: Spot<O>, fresh: bool) -> Mapped<O> {
         let size = self.config.mode.span(spot.level);
         let Spot { at, entry, .. } = spot;
         Mapped { at, entry, frame: entry.frame(size), size, fresh }
@@ -109,9 +160,10 @@ impl<I: Address, O: Address> AddressSpace<I, O> {
             Some(Taken::Elsewhere) | None => {}
         }
         let request = Request { page, size, vma_start: vma.start, vma_end: vma.end, copy };
-        let frame = self.placement.place(&mut memory.physical, &request)?;
+        let placed = self.placement.place(&mut memory.physical, &request)?;
         memory.counters.add_data(size);
-        Some(frame)
+        memory.counters.count(placed.outcome);
+        Some(placed.frame)
     }
 
     /// Maps a cleared page of the largest size that is allowed, fits and is free. As in Linux the
@@ -127,13 +179,14 @@ impl<I: Address, O: Address> AddressSpace<I, O> {
     ) -> Result<Mapped<O>, MmError> {
         let sizes = self.sizes;
         for &(size, level) in sizes.get() {
-            if level > spot.level || !vma.covers(address, size.bytes()) {
+            let fits = level <= spot.level && vma.covers(address, size.bytes());
+            if !fits || !self.placement.offers(size) {
                 continue;
             }
             if spot.level > level {
                 spot = self.descend(memory, address, level, observer)?;
             }
-            let shares_zero = !write && !self.in_region(address);
+            let shares_zero = !write && !self.filling && !self.in_region(address);
             if let (1, true, Some(zero)) = (level, shares_zero, memory.zero_frame) {
                 let protection = Protection { write: false, ..vma.protection };
                 let leaf =
@@ -142,9 +195,14 @@ impl<I: Address, O: Address> AddressSpace<I, O> {
             }
             if let Some(frame) = self.place(memory, address, size, vma, false) {
                 observer.page_cleared(frame, size);
-                let used = if write { entry::ACCESSED | entry::DIRTY } else { entry::ACCESSED };
+                let used = match (self.filling, write) {
+                    (true, _) => 0,
+                    (false, true) => entry::ACCESSED | entry::DIRTY,
+                    (false, false) => entry::ACCESSED,
+                };
                 let leaf = Entry::leaf(frame, vma.protection, level > 1).with(used);
-                return Ok(self.map_leaf(memory, Spot { entry: leaf, ..spot }, observer));
+                let mapped = self.map_leaf(memory, Spot { entry: leaf, ..spot }, observer);
+                return Ok(self.joined(memory, address, mapped, observer));
             }
             memory.counters.fallbacks += u64::from(level > 1);
         }

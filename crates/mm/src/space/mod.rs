@@ -17,6 +17,7 @@ mod change;
 mod fault;
 mod fork;
 mod gather;
+mod promote;
 mod region;
 mod split;
 mod vma;
@@ -28,7 +29,7 @@ pub use vma::{Vma, VmaSet};
 use crate::balloon::{Ballooned, Exchange};
 use crate::error::MmError;
 use crate::physical::PhysicalMemory;
-use crate::placement::{PagePolicy, Placement, PlacementKind, Sizes};
+use crate::placement::{Outcome, PagePolicy, Placement, PlacementKind, Sizes};
 use gather::Gather;
 use nestwalk_tables::{Entry, Leaf, Level, Mode, NotMapped, TableMemory, entry};
 use nestwalk_types::{Address, PageSize, Protection};
@@ -141,6 +142,16 @@ pub struct Counters {
     pub splits: u64,
     /// Frames that are set aside for primary regions, and hold no page yet.
     pub reserved_frames: u64,
+    /// Pages that were placed where the placement policy wanted them.
+    pub at_target: u64,
+    /// Pages for which it chose a new place, because the one it wanted could not be had.
+    pub placed_again: u64,
+    /// Pages that got any frame instead.
+    pub placed_elsewhere: u64,
+    /// Pages joined to large ones where they lay.
+    pub promotions: u64,
+    /// Most frames that one fault, or one mapping of memory, allocated for pages, and cleared.
+    pub most_at_once: u64,
 }
 
 impl Counters {
@@ -151,6 +162,15 @@ impl Counters {
     fn add_data(&mut self, size: PageSize) {
         self.data_frames += size.base_pages();
         self.peak_data_frames = self.peak_data_frames.max(self.data_frames);
+        self.most_at_once = self.most_at_once.max(size.base_pages());
+    }
+    fn count(&mut self, outcome: Outcome) {
+        match outcome {
+            Outcome::Ordinary => {}
+            Outcome::Target => self.at_target += 1,
+            Outcome::Again => self.placed_again += 1,
+            Outcome::Elsewhere => self.placed_elsewhere += 1,
+        }
     }
 }
 
@@ -277,6 +297,8 @@ pub struct AddressSpace<I, O> {
     region: Option<Region>,
     /// Pages that may escape from the region.
     escapes: usize,
+    /// Pages are made present because they were mapped, not because they are used.
+    filling: bool,
     space: PhantomData<I>,
 }
 
@@ -292,18 +314,20 @@ impl<I: Address, O: Address> AddressSpace<I, O> {
         memory: &mut Memory<O>,
         observer: &mut impl Observer<I, O>,
     ) -> Result<Self, MmError> {
-        Self::with(config, config.placement.build(), memory, observer)
+        config.policy.check(config.mode)?;
+        let placement = config.placement.build(config.policy, config.mode);
+        Self::with(config, placement, memory, observer)
     }
 
     fn with(
         config: SpaceConfig,
-        placement: Box<dyn Placement<O>>,
+        mut placement: Box<dyn Placement<O>>,
         memory: &mut Memory<O>,
         observer: &mut impl Observer<I, O>,
     ) -> Result<Self, MmError> {
-        config.policy.check(config.mode)?;
         let mode = config.mode;
         memory.check(mode)?;
+        placement.attach(&mut memory.physical);
         let root = memory.new_table().ok_or_else(|| out_of_memory::<I>(0))?;
         observer.table_new(root, mode.levels);
         let space = Self {
@@ -315,6 +339,7 @@ impl<I: Address, O: Address> AddressSpace<I, O> {
             gather: Gather::default(),
             region: None,
             escapes: config.primary.map_or(0, |p| p.escapes),
+            filling: false,
             space: PhantomData,
         };
         if mode.root_in_registers {

@@ -317,7 +317,8 @@ pub fn frames_add_up(guest: &ModelledGuest) {
     let [a, b, c, d] = leaves;
     assert_eq!([stats.pages_4k, stats.pages_2m, stats.pages_4m, stats.pages_1g], [a, b, c, d]);
     let zero = u64::from(zero.is_some()) << 12;
-    let used = stats.table_bytes + stats.resident_bytes + stats.pinned_bytes + zero;
+    let aside = (memory.physical.set_aside_frames() + memory.counters.reserved_frames) << 12;
+    let used = stats.table_bytes + stats.resident_bytes + stats.pinned_bytes + zero + aside;
     assert_eq!(used + stats.free_bytes, memory.physical.bytes());
 }
 
