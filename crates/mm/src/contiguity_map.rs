@@ -240,8 +240,7 @@ mod tests {
 
     /// What the map must hold, from the buddy allocator's free blocks alone.
     fn recount(buddy: &Buddy) -> Vec<Range<u64>> {
-        let mut blocks: Vec<_> =
-            buddy.free_ranges().filter(|r| r.end - r.start >= BLOCK).collect();
+        let mut blocks: Vec<_> = buddy.free_ranges().filter(|r| r.end - r.start >= BLOCK).collect();
         blocks.sort_unstable_by_key(|b| b.start);
         let mut ranges: Vec<Range<u64>> = Vec::new();
         for block in blocks {

@@ -130,7 +130,8 @@ impl Buddy {
         if (length as u64) < 4096 + 4 * live {
             return;
         }
-        let (head, tail) = (std::mem::take(&mut lists.heads[i]), std::mem::take(&mut lists.tails[i]));
+        let (head, tail) =
+            (std::mem::take(&mut lists.heads[i]), std::mem::take(&mut lists.tails[i]));
         let mut seen = HashSet::new();
         let mut keep = |f: &u32| self.is_listed(*f, order) && seen.insert(*f);
         // The newest mention counts: the last one of the stack.

@@ -5,6 +5,7 @@ use crate::fragmentation::Fragmentation;
 use crate::host_compaction::Compaction;
 use crate::physical::PhysicalMemory;
 use crate::placement::{PagePolicy, PlacementKind};
+use crate::placement_stats::PlacementStats;
 use crate::space::{Access, AddressSpace, Counters, Memory, SpaceConfig, Unobserved};
 use nestwalk_tables::Mode;
 use nestwalk_types::{Address, Gpa, Hpa, Hva, PageSize, Protection};
@@ -63,6 +64,8 @@ pub struct HostMemory {
     pub(crate) memory: Memory<Hpa>,
     pub(crate) space: AddressSpace<Hva, Hpa>,
     slots: Vec<Slot>,
+    /// Pages that have become larger where they are, which whoever maps them does not know yet.
+    joined: Vec<(Gpa, PageSize)>,
     pub(crate) compaction: Option<Compaction>,
 }
 
@@ -112,7 +115,7 @@ impl HostMemory {
             hva = (at.value() + bytes + 4096).next_multiple_of(GIB);
         }
         placed.sort_by_key(|s| s.gpa);
-        Ok(Self { memory, space, slots: placed, compaction: None })
+        Ok(Self { memory, space, slots: placed, joined: Vec::new(), compaction: None })
     }
 
     /// The guest has new memory at `start`: its last memslot grows if it ends there, else there is
@@ -185,8 +188,47 @@ impl HostMemory {
     /// An address outside of every slot; no free frame.
     pub fn ensure(&mut self, gpa: Gpa) -> Result<HostPage, MmError> {
         let hva = self.hva(gpa).ok_or_else(|| self.no_slot(gpa))?;
+        let joined = self.memory.counters.promotions;
         let mapped = self.space.fault(&mut self.memory, hva, Access::WRITE, &mut Unobserved)?;
-        Ok(HostPage { frame: mapped.frame, size: mapped.size, fresh: mapped.fresh })
+        let page = HostPage { frame: mapped.frame, size: mapped.size, fresh: mapped.fresh };
+        if self.memory.counters.promotions > joined {
+            self.joined.push((gpa.align_down(page.size), page.size));
+        }
+        Ok(self.as_known(gpa, page))
+    }
+
+    /// The page as its users know it: of one that has just become larger, the 4 KiB that it was.
+    fn as_known(&self, gpa: Gpa, page: HostPage) -> HostPage {
+        let known = |(at, size): &(Gpa, PageSize)| gpa.align_down(*size) == *at;
+        if self.joined.is_empty() || !self.joined.iter().any(known) {
+            return page;
+        }
+        let frame = page.frame.offset_by(gpa.offset_in(page.size)).align_down(PageSize::SIZE_4K);
+        HostPage { frame, size: PageSize::SIZE_4K, ..page }
+    }
+
+    /// The pages that have become larger since this was last asked, with their sizes. Their addresses are
+    /// as before. Whoever maps parts of them in tables of its own takes these out before the guest runs on,
+    /// so that the next use finds the whole page (Linux: `mmu_notifier_invalidate_range`).
+    pub fn take_joined(&mut self) -> Vec<(Gpa, PageSize)> {
+        std::mem::take(&mut self.joined)
+    }
+    /// Whether [`HostMemory::take_joined`] would return any.
+    #[inline]
+    pub const fn has_joined(&self) -> bool {
+        !self.joined.is_empty()
+    }
+
+    /// The vCPU whose thread the host's kernel works for from now on: it runs on the processor of that
+    /// number.
+    #[inline]
+    pub fn set_cpu(&mut self, vcpu: u8) {
+        self.memory.physical.set_cpu(vcpu);
+    }
+
+    /// What the placement did, and the state of memory. Looks at every leaf of the VMM process.
+    pub fn placement_stats(&self) -> PlacementStats {
+        self.memory.placement_stats(self.space.untouched_frames(&self.memory))
     }
 
     fn no_slot(&self, gpa: Gpa) -> MmError {
@@ -201,7 +243,8 @@ impl HostMemory {
     /// The host page behind `gpa` if it was touched already.
     pub fn look_up(&self, gpa: Gpa) -> Option<HostPage> {
         let leaf = self.space.look_up(&self.memory, self.hva(gpa)?).ok()?;
-        Some(HostPage { frame: leaf.frame, size: leaf.size, fresh: false })
+        let page = HostPage { frame: leaf.frame, size: leaf.size, fresh: false };
+        Some(self.as_known(gpa, page))
     }
 
     /// The host takes the page behind `gpa` back, as a balloon or `madvise(MADV_DONTNEED)` does: the

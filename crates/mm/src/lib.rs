@@ -31,6 +31,7 @@ mod host_segment;
 mod observed;
 mod physical;
 mod placement;
+mod placement_stats;
 mod remap;
 mod runs;
 mod set_aside;
@@ -61,6 +62,7 @@ pub use placement::{
     Ca, CaConfig, Eager, FirstFit, HugeTlb, Ideal, Linux, Outcome, PLACEMENTS, POOL_PERCENT,
     PagePolicy, Placed, Placement, PlacementKind, Request, Reserve,
 };
+pub use placement_stats::PlacementStats;
 pub use remap::{Mappings, Remap, RemapError, RemapStats, Survey};
 pub use runs::Run as FrameRun;
 pub use space::{

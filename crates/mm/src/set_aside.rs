@@ -325,7 +325,8 @@ mod tests {
                     let out = from..from + 1 + r.below(frames.end - from);
                     oracle.retain(|f, of| *of != id || !out.contains(f));
                     let parts = m.cut_reservation(reservation, &out);
-                    for (half, part) in parts.into_iter().zip([frames.start..from, out.end..frames.end])
+                    for (half, part) in
+                        parts.into_iter().zip([frames.start..from, out.end..frames.end])
                     {
                         if part.is_empty() {
                             m.end_reservation(half);
@@ -358,9 +359,9 @@ mod tests {
         list: &[(Reservation, Range<u64>, u64)],
         frame: u64,
     ) -> Option<u64> {
-        let held = |slot: usize| m.aside.records[slot].as_ref().is_some_and(|r| {
-            r.holds_all(&(frame..frame + 1))
-        });
+        let held = |slot: usize| {
+            m.aside.records[slot].as_ref().is_some_and(|r| r.holds_all(&(frame..frame + 1)))
+        };
         list.iter().find(|(r, ..)| held(r.0)).map(|l| l.2)
     }
 

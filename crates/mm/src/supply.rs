@@ -58,9 +58,8 @@ impl<O: Address> PhysicalMemory<O> {
                 _ => z.buddy.alloc_listed(order),
             })
         };
-        let frame = take(self).or_else(|| {
-            (order <= COSTLY_ORDER && self.drain()).then(|| take(self)).flatten()
-        });
+        let frame = take(self)
+            .or_else(|| (order <= COSTLY_ORDER && self.drain()).then(|| take(self)).flatten());
         frame.map(|f| O::new(f << 12))
     }
 

@@ -40,6 +40,7 @@ pub static GUEST: &[Field] = &[
     ("processes", "count", "processes alive at the end"),
     ("primary_bytes", "bytes", "primary regions at the end, of all processes (placement primary)"),
     ("segment_loads", "count", "loads of segment registers (placement primary)"),
+    ("placement", "", "what the guest's placement policy came to"),
     ("balloon_pages", "4 KiB pages", "self-ballooning: free pages that the VMM took"),
     ("balloon_ms", "ms", "what that took: pages * balloon_page_ns"),
     ("hot_added_bytes", "bytes", "self-ballooning: contiguous new memory"),
@@ -111,6 +112,7 @@ pub static DROPPED: &[Field] =
 /// Kinds of guests, and the fields that they have.
 pub static GUESTS: &[(&str, &[Field])] = &[
     ("guests.*.", GUEST),
+    ("guests.*.placement.", nestwalk_sim::PLACEMENT_FIELDS),
     ("guests.*.", REMAPPED),
     ("guests.observed.", OBSERVED),
     ("guests.observed.table_writes.*.", TABLE_WRITES),
@@ -185,7 +187,11 @@ pub static CONTIGUITY: &[Field] = &[
     ("predictions_right", "count", "of these, the ones that the walk confirmed"),
     ("predictions_wrong", "count", "of these, the ones whose walk found another frame"),
     ("predictions_squashed", "count", "of these, the ones whose walk ended in a fault"),
-    ("prediction_fills", "count", "SpOT: entries put into prediction tables, new offsets among them"),
+    (
+        "prediction_fills",
+        "count",
+        "SpOT: entries put into prediction tables, new offsets among them",
+    ),
     (
         "prediction_bypasses",
         "count",
@@ -211,7 +217,11 @@ pub static CONTIGUITY: &[Field] = &[
     ("host_pages", "4 KiB pages", "guest memory that nested tables map at the end"),
     ("host_runs", "count", "runs in which it lies"),
     ("metadata_bytes", "bytes", "range tables at the end"),
-    ("anchor_distance", "4 KiB pages", "from anchor to anchor in the largest address space; 0 without"),
+    (
+        "anchor_distance",
+        "4 KiB pages",
+        "from anchor to anchor in the largest address space; 0 without",
+    ),
 ];
 
 /// Keys of a machine's `switching`.
@@ -264,6 +274,7 @@ pub static PARTS: &[(&str, &[Field])] = &[
     ("fetch_served", SERVED),
     ("energy", nestwalk_sim::ENERGY_FIELDS),
     ("page_table_bytes", PAGE_TABLE_BYTES),
+    ("host_placement", nestwalk_sim::PLACEMENT_FIELDS),
     ("segments", SEGMENTS),
     ("segments.guest", SEGMENT),
     ("segments.vmm", SEGMENT),

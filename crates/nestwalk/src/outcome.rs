@@ -5,8 +5,8 @@ use nestwalk_mm::{
     Ballooned, DROP_REASONS, DroppedRun, GuestStats, LevelWrites, ObservedStats, RemapStats,
 };
 use nestwalk_report::{bytes, count};
-use nestwalk_sim::GuestOutcome;
 use nestwalk_sim::cost::{balloon_ns, compaction_ns};
+use nestwalk_sim::{GuestOutcome, PlacementResult};
 use serde_json::{Map, Value, json};
 
 /// Documented in `fields::GUEST`, `fields::REMAPPED` and `fields::OBSERVED`.
@@ -43,6 +43,7 @@ fn modelled(s: &GuestStats, profile: &Profile) -> Value {
         "processes": s.processes,
         "primary_bytes": s.primary_bytes,
         "segment_loads": s.segment_loads,
+        "placement": PlacementResult::new(&s.placement, profile),
         "balloon_pages": pages,
         "balloon_ms": balloon_ns(pages, profile) / 1e6,
         "hot_added_bytes": s.balloon.added_bytes,

@@ -11,6 +11,7 @@ use crate::contiguity::ContiguityResult;
 use crate::counters::Counters;
 use crate::engine::AnyMachine;
 use crate::guests::{self, Guest, GuestOutcome};
+use crate::placement::PlacementResult;
 use crate::results::MachineResult;
 use crate::scheme::MachineError;
 use crate::schemes::Build;
@@ -444,6 +445,8 @@ fn results(plan: &Plan, seats: &[Seat]) -> Vec<MachineResult> {
                 seat.machine.page_table_bytes(),
                 seat.machine.verdict(),
             );
+            let placed = seat.machine.host_placement();
+            result.host_placement = placed.map(|p| PlacementResult::new(&p, &plan.profile));
             result.segments = seat.machine.segments();
             let state = seat.machine.contiguity();
             result.contiguity = state.map(|s| ContiguityResult::new(seat.machine.counters(), s));

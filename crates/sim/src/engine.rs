@@ -17,7 +17,7 @@ use crate::switching::sampler::{Cut, Recorded, Recorder};
 use crate::walk::Fault;
 use crate::world::World;
 use nestwalk_hw::{Caches, Profile, Translation};
-use nestwalk_mm::HostMemory;
+use nestwalk_mm::{HostMemory, PlacementStats};
 use nestwalk_tables::Mode;
 use nestwalk_types::{
     Address, Control, FaultCode, Gpa, GuestBatch, Gva, Hpa, PageSize, Run, VcpuId,
@@ -88,6 +88,10 @@ pub trait AnyMachine: Send {
     }
     /// How contiguous memory is, if it follows that.
     fn contiguity(&self) -> Option<ContiguityState> {
+        None
+    }
+    /// What the host's placement policy came to, if there is a host.
+    fn host_placement(&self) -> Option<PlacementStats> {
         None
     }
     /// Shows the references of one walk with cold hardware structures, without changing counters.
@@ -431,7 +435,7 @@ impl<S: Scheme> Machine<S> {
             match self.walk(request, false) {
                 Ok(translation) => return Ok(translation),
                 Err(fault) => {
-                    let answer = self.scheme.answer(&mut self.platform, request, fault)?;
+                    let answer = self.answer(request, fault)?;
                     if answer == Answer::GuestFault {
                         return Err(MachineError::NotMapped {
                             machine: self.name.clone(),
@@ -443,6 +447,26 @@ impl<S: Scheme> Machine<S> {
             }
         }
         Err(self.stuck(request))
+    }
+
+    /// The hypervisor's answer to a fault, on the processor that runs the vCPU.
+    fn answer(&mut self, request: &Request, fault: Fault) -> Result<Answer, MachineError> {
+        if let Some(host) = &mut self.platform.world.host {
+            host.set_cpu(request.vcpu.0);
+        }
+        let answer = self.scheme.answer(&mut self.platform, request, fault)?;
+        self.host_joined()?;
+        Ok(answer)
+    }
+
+    /// Host pages that have become larger where they are leave the tables of the hypervisor.
+    #[inline]
+    fn host_joined(&mut self) -> Result<(), MachineError> {
+        let host = self.platform.world.host.as_mut().filter(|h| h.has_joined());
+        for (at, size) in host.map_or(Vec::new(), HostMemory::take_joined) {
+            self.scheme.host_joined(&mut self.platform, at, size)?;
+        }
+        Ok(())
     }
 
     /// `delivered`: the guest is told of a fault, whatever the walk finds by now.
@@ -470,7 +494,7 @@ impl<S: Scheme> Machine<S> {
             let answer = match self.walk(&request, true) {
                 // A spurious fault: another vCPU's kernel has mapped the page by now.
                 Ok(_) => Answer::GuestFault,
-                Err(fault) => self.scheme.answer(&mut self.platform, &request, fault)?,
+                Err(fault) => self.answer(&request, fault)?,
             };
             if answer == Answer::GuestFault {
                 // A page fault removes what the TLBs hold for the address (SDM vol. 3A,
@@ -611,6 +635,7 @@ impl<S: Scheme> AnyMachine for Machine<S> {
             for (_, control) in controls {
                 self.tick()?;
                 self.control(control)?;
+                self.host_joined()?;
             }
             self.run_slice(&batch.batch.runs[runs.clone()], &batch.gpas[runs])?;
         }
@@ -656,6 +681,10 @@ impl<S: Scheme> AnyMachine for Machine<S> {
 
     fn contiguity(&self) -> Option<ContiguityState> {
         self.scheme.contiguity(&self.platform)
+    }
+
+    fn host_placement(&self) -> Option<PlacementStats> {
+        self.platform.world.host.as_ref().map(HostMemory::placement_stats)
     }
 
     fn watch(&mut self, run: &Run) -> Result<Vec<Step>, MachineError> {

@@ -9,7 +9,7 @@ use nestwalk_mm::{
 use nestwalk_types::{Batch, GuestBatch, GuestInfo, SourceInfo};
 
 /// What a guest did, whatever its kind.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Debug)]
 pub enum GuestOutcome {
     /// A modelled one, with the processes of the source.
     Modelled(GuestStats),

@@ -4,6 +4,7 @@ use crate::contiguity::ContiguityResult;
 use crate::cost::Cycles;
 use crate::counters::{Counters, Dimension, ExitReason, FULLY_NESTED};
 use crate::energy::EnergyResult;
+use crate::placement::PlacementResult;
 use crate::referee::Verdict;
 use crate::scheme::{PageTableBytes, SegmentState};
 use crate::switching::SwitchingResult;
@@ -99,6 +100,8 @@ pub struct MachineResult {
     pub overhead_percent: f64,
     pub energy: EnergyResult,
     pub page_table_bytes: PageTableBytes,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub host_placement: Option<PlacementResult>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub segments: Option<SegmentState>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -286,6 +289,7 @@ pub static FIELDS: &[(&str, &str, &str)] = &[
         "bytes",
         "memory of tables at the end: guest, nested, shadow, host process",
     ),
+    ("host_placement", "", "what the host's placement policy came to; absent without a host"),
     (
         "segments",
         "",
@@ -424,6 +428,7 @@ impl MachineResult {
             overhead_percent: percent(cycles.total() - ideal_cycles),
             energy: EnergyResult::new(c, profile, ideal),
             page_table_bytes,
+            host_placement: None,
             segments: None,
             contiguity: None,
             switching: None,
@@ -453,6 +458,7 @@ mod tests {
         result.switching = Some(journal.result(&Counters::default(), Mode::Shadow));
         result.segments = Some(SegmentState::default());
         result.contiguity = Some(ContiguityResult::default());
+        result.host_placement = Some(PlacementResult::default());
         let text = serde_json::to_string(&result).unwrap();
         let mut from = 0;
         for (name, _, meaning) in FIELDS {

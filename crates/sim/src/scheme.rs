@@ -282,6 +282,20 @@ pub trait Scheme: Send {
         Ok(())
     }
 
+    /// Pages of the host have become one larger page of `size` at `at`, where they are. As if the host had
+    /// taken them back, what maps them is dropped, so that the next use maps the whole page.
+    ///
+    /// # Errors
+    /// The machine cannot go on.
+    fn host_joined(
+        &mut self,
+        platform: &mut Platform,
+        at: Gpa,
+        size: PageSize,
+    ) -> Result<(), MachineError> {
+        self.host_changed(platform, at, size)
+    }
+
     /// The guest is about to give pages to the VMM, scattered over its memory.
     ///
     /// # Errors

@@ -5,6 +5,7 @@ use crate::balloon::Ballooned;
 use crate::error::MmError;
 use crate::fragmentation::Fragmentation;
 use crate::placement::{PagePolicy, PlacementKind};
+use crate::placement_stats::PlacementStats;
 use crate::size::Size;
 use crate::space::PrimaryConfig;
 use nestwalk_tables::Mode;
@@ -62,7 +63,7 @@ impl GuestConfig {
 }
 
 /// What a modelled guest has done and holds.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Debug, Default)]
 pub struct GuestStats {
     /// Page faults delivered.
     pub faults: u64,
@@ -110,6 +111,8 @@ pub struct GuestStats {
     pub segment_loads: u64,
     /// Self-ballooning, with [`PlacementKind::PrimaryBalloon`].
     pub balloon: Ballooned,
+    /// How pages were placed.
+    pub placement: PlacementStats,
 }
 
 /// Why the modelled guest cannot go on. What was processed before is in the output.

@@ -114,9 +114,11 @@ impl ModelledGuest {
         self.processes.iter().map(|(id, p)| (*id, &p.space))
     }
 
-    /// What was done and what is held.
+    /// What was done and what is held. Looks at every leaf of every process.
     pub fn stats(&self) -> GuestStats {
         let (counters, physical) = (&self.memory.counters, &self.memory.physical);
+        let spaces = self.processes.values().map(|p| &p.space);
+        let untouched = spaces.map(|s| s.untouched_frames(&self.memory)).sum();
         let [pages_4k, pages_2m, pages_4m, pages_1g] = counters.leaves;
         GuestStats {
             first_touches: counters.first_touches,
@@ -137,6 +139,7 @@ impl ModelledGuest {
             processes: self.processes.len() as u64,
             primary_bytes: self.processes.values().map(|p| p.space.region_bytes()).sum(),
             balloon: self.memory.balloon,
+            placement: self.memory.placement_stats(untouched),
             ..self.stats
         }
     }

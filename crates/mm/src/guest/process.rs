@@ -35,6 +35,7 @@ impl ModelledGuest {
         ) -> Result<R, MmError>,
     ) -> Result<R, GuestError> {
         self.create(id, vcpu, output)?;
+        self.memory.physical.set_cpu(vcpu.0);
         let result = match self.processes.get_mut(&id) {
             Some(process) => {
                 let mut emit = Emit {
@@ -242,6 +243,7 @@ impl ModelledGuest {
 
     fn tear_down(&mut self, process: Process, vcpu: VcpuId, output: &mut Output<'_>) {
         let Process { space, context, mut generation } = process;
+        self.memory.physical.set_cpu(vcpu.0);
         let mut emit = Emit {
             output,
             cpus: &mut self.cpus,

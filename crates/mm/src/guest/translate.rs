@@ -155,18 +155,19 @@ impl ModelledGuest {
         let access = Access { write: run.flags.is_store(), execute: fetch };
         let block = self.config.policy.implicit_block(self.config.mode);
         let user = !run.flags.is_kernel();
-        let (mapped, implicit, delivered) = self.with(id, run.vcpu, output, |space, memory, emit| {
-            let implicit = space.map_around(memory, gva, block, Protection::ALL, emit)?;
-            let present = space.look_up(memory, gva).is_ok();
-            // A placement that makes pages present when they are mapped has done so now, and the mapping is
-            // one that was there before the access.
-            let delivered = !(implicit && present);
-            if delivered {
-                let code = FaultCode { present, write: access.write, user, fetch };
-                emit.output.control(Control::Fault { vcpu: run.vcpu, gva, code });
-            }
-            Ok((space.fault(memory, gva, access, emit)?, implicit, delivered))
-        })?;
+        let (mapped, implicit, delivered) =
+            self.with(id, run.vcpu, output, |space, memory, emit| {
+                let implicit = space.map_around(memory, gva, block, Protection::ALL, emit)?;
+                let present = space.look_up(memory, gva).is_ok();
+                // A placement that makes pages present when they are mapped has done so now, and the mapping is
+                // one that was there before the access.
+                let delivered = !(implicit && present);
+                if delivered {
+                    let code = FaultCode { present, write: access.write, user, fetch };
+                    emit.output.control(Control::Fault { vcpu: run.vcpu, gva, code });
+                }
+                Ok((space.fault(memory, gva, access, emit)?, implicit, delivered))
+            })?;
         self.stats.implicit_mappings += u64::from(implicit);
         if delivered {
             self.stats.faults += 1;

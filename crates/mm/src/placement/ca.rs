@@ -47,8 +47,7 @@ impl CaConfig {
         Self { entries: 64, small_limit: LINUX_MAX_ORDER - 1, place_small: false };
     /// 4 KiB pages are treated as large ones are: a variant of this project, to see what the rules for
     /// them cost.
-    pub const SMALL: Self =
-        Self { entries: 64, small_limit: crate::MAX_ORDER, place_small: true };
+    pub const SMALL: Self = Self { entries: 64, small_limit: crate::MAX_ORDER, place_small: true };
 }
 
 /// The entries of a VMA: `(page, offset)`, offset as page minus frame.
@@ -71,7 +70,8 @@ impl Ring {
     /// The offset for a page, and the next page above it that has an entry.
     fn look_up(&self, page: u64) -> (Option<i64>, Option<u64>) {
         // Of entries for the same page the kernel's loops take the first one in the ring.
-        let (mut below, mut above): (Option<(u64, i64)>, Option<(u64, i64)>) = (None, None);
+        let mut below: Option<(u64, i64)> = None;
+        let mut above: Option<(u64, i64)> = None;
         for &(at, offset) in &self.entries {
             if at <= page && below.is_none_or(|b| at > b.0) {
                 below = Some((at, offset));

@@ -86,9 +86,9 @@ impl<O: Address> Placement<O> for Ideal {
         match self.reservations.claim(memory, page, request.size) {
             Claim::Frame(frame) => Some(Placed::new(O::new(frame << 12), Outcome::Target)),
             Claim::Smaller => None,
-            Claim::Gone | Claim::None => memory
-                .alloc(request.size.order())
-                .map(|f| Placed::new(f, Outcome::Elsewhere)),
+            Claim::Gone | Claim::None => {
+                memory.alloc(request.size.order()).map(|f| Placed::new(f, Outcome::Elsewhere))
+            }
         }
     }
     fn unmapped(&mut self, memory: &mut PhysicalMemory<O>, start: u64, end: u64) {

@@ -156,7 +156,11 @@ pub const PLACEMENTS: &[(&str, PlacementKind, &str)] = &[
         "CA paging that splits and places for 4 KiB pages as well as for large ones",
     ),
     ("eager", PlacementKind::Eager, "RMM: all memory of a mapping at once, in the largest blocks"),
-    ("ideal", PlacementKind::Ideal, "contiguous memory kept behind every mapping from its first touch"),
+    (
+        "ideal",
+        PlacementKind::Ideal,
+        "contiguous memory kept behind every mapping from its first touch",
+    ),
     ("reserve", PlacementKind::Reserve, "4 KiB pages in reserved large blocks, joined when full"),
     ("hugetlb", PlacementKind::HugeTlb, "large pages from pools that are filled at the start"),
     ("primary", PlacementKind::Primary, "contiguous memory behind each process's largest mapping"),

@@ -68,8 +68,8 @@ impl<O: Address> Placement<O> for Reserve {
         memory.alloc(request.size.order()).map(|f| Placed::new(f, outcome))
     }
     fn complete(&self, memory: &PhysicalMemory<O>, page: u64) -> Option<PageSize> {
-        let full = self.pages != PagePolicy::Base
-            && self.reservations.is_used_up(memory, page >> 12);
+        let full =
+            self.pages != PagePolicy::Base && self.reservations.is_used_up(memory, page >> 12);
         full.then_some(self.block)
     }
     fn unmapped(&mut self, memory: &mut PhysicalMemory<O>, start: u64, end: u64) {

@@ -79,6 +79,9 @@ impl<I: Address, O: Address> AddressSpace<I, O> {
         } else if access.write && !spot.entry.has(entry::WRITE) {
             self.write_protected(memory, address, spot, vma, observer)
         } else {
+            // The processor, which tries again now, sets the bits; a VMM's access is like it.
+            let write = if access.write { entry::DIRTY } else { 0 };
+            memory.tables.set_bits(spot.at, entry::ACCESSED | write);
             Ok(self.mapped(spot, false))
         }
     }

@@ -196,6 +196,8 @@ pub struct Memory<O> {
     pub zero_frame: Option<O>,
     /// Memory that was exchanged.
     pub balloon: Ballooned,
+    /// See [`crate::PlacementStats::fmfi_start`].
+    pub(crate) fmfi_start: f64,
 }
 
 impl<O: Address> Memory<O> {
@@ -204,7 +206,8 @@ impl<O: Address> Memory<O> {
         let zero_frame = if zero_page { physical.alloc(0) } else { None };
         let tables = TableMemory::new();
         let (counters, balloon) = (Counters::default(), Ballooned::default());
-        Self { physical, tables, counters, zero_frame, balloon }
+        let fmfi_start = crate::placement_stats::fmfi(&physical);
+        Self { physical, tables, counters, zero_frame, balloon, fmfi_start }
     }
 
     /// Whether entries of the mode reach all of the memory.
@@ -241,7 +244,7 @@ impl<O: Address> Memory<O> {
         }
     }
     /// Whether a write to the page needs a copy.
-    fn is_shared(&self, frame: O, size: PageSize) -> bool {
+    pub(crate) fn is_shared(&self, frame: O, size: PageSize) -> bool {
         self.zero_frame == Some(frame) || self.physical.is_shared(frame, size.order())
     }
 }

@@ -37,7 +37,8 @@ impl<I: Address, O: Address> AddressSpace<I, O> {
         let mode = self.config.mode;
         let level = mode.leaf_level(size)?;
         let spot = self.spot(memory, address, level);
-        if level != 2 || spot.level != 2 || !spot.entry.is_present() || self.is_leaf(spot.entry, 2) {
+        if level != 2 || spot.level != 2 || !spot.entry.is_present() || self.is_leaf(spot.entry, 2)
+        {
             return None;
         }
         let (table, first) = (spot.entry.target::<O>(), address & !size.mask());

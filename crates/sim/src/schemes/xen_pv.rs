@@ -221,6 +221,16 @@ impl Scheme for XenPv {
         self.mmu.host_changed(platform, at, size)
     }
 
+    /// Machine addresses stay, and the guest's own tables map what they did.
+    fn host_joined(
+        &mut self,
+        _platform: &mut Platform,
+        _at: Gpa,
+        _size: PageSize,
+    ) -> Result<(), MachineError> {
+        Ok(())
+    }
+
     fn page_table_bytes(&self, platform: &Platform) -> PageTableBytes {
         // No process of a host kernel has the domain's memory in tables of its own.
         let guest = platform.world.guest.len() * 4096 + self.mmu.split_bytes();

@@ -5,7 +5,7 @@ use crate::hardware::Request;
 use crate::scheme::{MachineError, Platform};
 use crate::walk::NestedTables;
 use nestwalk_mm::HostMemory;
-use nestwalk_tables::entry::{ACCESSED, DIRTY};
+use nestwalk_tables::entry::{ACCESSED, DIRTY, LARGE};
 use nestwalk_tables::{Entry, Level, MapError, Mode, TableMemory, TableOwner, look_up, store};
 use nestwalk_types::{Address, Gpa, Hpa, PageSize, Protection, VcpuId};
 
@@ -131,6 +131,11 @@ impl NestedMmu {
         let leaf = Entry::leaf(frame, Protection::ALL, level > 1).with(ACCESSED | DIRTY);
         let mut owner = FromHost(host);
         match store(&mut self.memory, self.mode, self.root, gpa, level, leaf, &mut owner) {
+            Ok((_, old)) if level > 1 && old.is_present() && !old.has(LARGE) => {
+                // A table of smaller pages, which the host has joined (KVM, `mmu_set_spte`).
+                self.free_tables(old.target(), level - 1, host);
+                platform.hardware.invalidate_nested_everywhere();
+            }
             Ok(_) | Err(MapError::Occupied(_)) => {}
             Err(MapError::OutOfMemory) => {
                 return Err(MachineError::NoTableFrame { what: "nested table" });
@@ -138,6 +143,19 @@ impl NestedMmu {
         }
         platform.counters.nested_fills += 1;
         Ok(size)
+    }
+
+    /// Frees a table that is linked no more, and those below it.
+    fn free_tables(&mut self, table: Hpa, level: Level, host: &mut HostMemory) {
+        for i in 0..self.mode.entries(level) {
+            let at = table.offset_by(i * u64::from(self.mode.entry_bytes));
+            let entry = Entry(self.memory.read(at, self.mode.entry_bytes).unwrap_or(0));
+            if level > 1 && entry.is_present() && !entry.has(LARGE) {
+                self.free_tables(entry.target(), level - 1, host);
+            }
+        }
+        self.memory.remove(table);
+        host.free_table(table);
     }
 
     /// Whether a page is mapped.
