@@ -14,7 +14,6 @@ pub mod line;
 pub mod ordered;
 pub mod prediction;
 pub mod profile;
-pub mod profile;
 pub mod range_tlb;
 pub mod runs;
 pub mod segment;

@@ -315,8 +315,8 @@ impl Experiment {
         let mut listed = self.guest_bad_at.clone();
         listed.sort_unstable();
         match (self.guest_bad, listed.as_slice()) {
-            (None, []) => Ok(BadFrames::None),
-            (Some(count), []) => Ok(BadFrames::Random(count, self.seed)),
+            (None, []) => Ok(BadFrames::NONE),
+            (Some(count), []) => Ok(BadFrames::random(count, self.seed)),
             (Some(_), _) => bail!("bad frames of the guest: say how many, or which, not both"),
             (None, frames) => {
                 if let Some(twice) = frames.windows(2).find(|w| w[0] == w[1]) {

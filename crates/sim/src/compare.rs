@@ -91,7 +91,7 @@ impl Plan {
             host_bytes,
             low_bytes: None,
             fragmentation: Default::default(),
-            bad_frames: BadFrames::None,
+            bad_frames: BadFrames::NONE,
             pcids: true,
             seed: 1,
             verify: false,

@@ -288,7 +288,7 @@ fn results(workload: &str, footprint: u64, accesses: u64, machines: &str) -> Vec
         guest_bytes: 1 << 30,
         host_bytes: 4 << 30,
         low_bytes: None,
-        bad_frames: nestwalk_mm::BadFrames::None,
+        bad_frames: nestwalk_mm::BadFrames::NONE,
         fragmentation: Default::default(),
         pcids: true,
         seed: 1,

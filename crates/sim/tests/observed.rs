@@ -48,7 +48,7 @@ fn plan(machines: &str, mode: &'static Mode, vcpus: u8, threads: usize) -> Plan 
         guest_bytes: MEMORY,
         host_bytes: 8 << 30,
         low_bytes: None,
-        bad_frames: nestwalk_mm::BadFrames::None,
+        bad_frames: nestwalk_mm::BadFrames::NONE,
         fragmentation: Default::default(),
         pcids: true,
         seed: 1,

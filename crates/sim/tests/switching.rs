@@ -216,7 +216,7 @@ fn plan(machines: &str, vcpus: usize, threads: usize) -> Plan {
         guest_bytes: 1 << 30,
         host_bytes: 4 << 30,
         low_bytes: None,
-        bad_frames: nestwalk_mm::BadFrames::None,
+        bad_frames: nestwalk_mm::BadFrames::NONE,
         fragmentation: (0.3.into(), 0.2.into()),
         pcids: true,
         seed: 9,
