@@ -247,6 +247,22 @@ impl HostMemory {
         Some(self.as_known(gpa, page))
     }
 
+    /// Tells every host page behind guest RAM by ascending gPA, as far as it lies in a slot: the first
+    /// gPA, the frame's address, bytes.
+    pub fn each_page(&self, tell: &mut dyn FnMut(Gpa, Hpa, u64)) {
+        let (memory, mode, root) =
+            (&self.memory.tables, self.space.config().mode, self.space.root());
+        for slot in &self.slots {
+            let range = slot.hva.value()..slot.hva.value() + slot.bytes;
+            nestwalk_tables::each_leaf(memory, mode, root, &range, &mut |hva, leaf| {
+                let first = hva.max(range.start);
+                let bytes = (hva + leaf.size.bytes()).min(range.end) - first;
+                let gpa = slot.gpa.offset_by(first - range.start);
+                tell(gpa, leaf.frame.offset_by(first - hva), bytes);
+            });
+        }
+    }
+
     /// The host takes the page behind `gpa` back, as a balloon or `madvise(MADV_DONTNEED)` does: the
     /// next touch finds another one. Returns the page, or `None` if there was none. Whoever maps it in
     /// tables of its own owes their invalidation before the guest runs on.

@@ -261,6 +261,10 @@ pub struct CompareArgs {
     /// have them
     #[arg(long)]
     pub energy: bool,
+    /// A table of contiguity, too, and the field in JSON and CSV: runs of mapped pages at the end, per
+    /// dimension and for both together, and how many entries of each technique cover them
+    #[arg(long)]
+    pub contiguity: bool,
     /// Where results go.
     #[command(flatten)]
     pub output: OutputArgs,
@@ -376,6 +380,9 @@ pub struct RunArgs {
     /// A table of energies, too, as for `compare`
     #[arg(long)]
     pub energy: bool,
+    /// A table of contiguity, too, as for `compare`
+    #[arg(long)]
+    pub contiguity: bool,
     /// Where results go.
     #[command(flatten)]
     pub output: OutputArgs,

@@ -303,6 +303,7 @@ impl Experiment {
             threads,
             mappings: None,
             series: None,
+            contiguity: false,
             samples: None,
         })
     }

@@ -283,6 +283,10 @@ pub static PARTS: &[(&str, &[Field])] = &[
     ("switching", SWITCHING),
     ("switching.switches[]", SWITCHES),
     ("switching.switches[].sample", SAMPLE),
+    ("coverage", nestwalk_sim::COVERAGE_FIELDS),
+    ("coverage.guest", nestwalk_sim::DIMENSION_FIELDS),
+    ("coverage.host", nestwalk_sim::DIMENSION_FIELDS),
+    ("coverage.both", nestwalk_sim::DIMENSION_FIELDS),
     ("referee", REFEREE),
 ];
 

@@ -68,6 +68,11 @@ impl Opened {
         self.plan.samples = Some(cut);
     }
 
+    /// Results tell what the tables say of contiguity at the end.
+    pub fn look_at_contiguity(&mut self) {
+        self.plan.contiguity = true;
+    }
+
     /// Runs it until its end, or until `stop` is set.
     ///
     /// # Errors

@@ -175,6 +175,48 @@ pub fn energy(results: &[MachineResult]) -> String {
     format!("\n{}", table.render())
 }
 
+/// Contiguity at the end, a row per machine and dimension; empty unless it was asked for.
+pub fn contiguity(results: &[MachineResult]) -> String {
+    let right = Align::Right;
+    let mut table = Table::new()
+        .column("contiguity at the end:\nentries for 99 %", Align::Left)
+        .column("dimension", Align::Left)
+        .column("memory", right)
+        .column("runs", right)
+        .column("longest", right);
+    for title in ["4 KiB\npages", "2 MiB\naligned", "1 GiB\naligned", "CoLT\n8", "clus-\ntered"] {
+        table = table.column(title, right);
+    }
+    table = table.column("anchors", right).column("every", right);
+    table = table.column("ranges", right).column("offsets", right);
+    let mut any = false;
+    for r in results {
+        let Some(c) = &r.coverage else { continue };
+        let dimensions =
+            [("guest", Some(&c.guest)), ("host", c.host.as_ref()), ("both", c.both.as_ref())];
+        for (i, (name, d)) in dimensions.iter().enumerate() {
+            let Some(d) = d else { continue };
+            any = true;
+            let entries = |technique: &str| {
+                let found = d.entries.get(technique).and_then(|shares| shares.get(&99));
+                found.map_or(NONE.into(), |n| count(*n))
+            };
+            let mut row = vec![
+                if i == 0 { r.name.clone() } else { String::new() },
+                (*name).into(),
+                bytes(d.pages << 12),
+                count(d.runs),
+                bytes(d.longest_pages << 12),
+            ];
+            row.extend(["4k", "2m", "1g", "colt-8", "clustered", "anchors"].map(entries));
+            row.push(bytes(d.anchor_distance_pages << 12));
+            row.extend(["ranges", "offsets"].map(entries));
+            table.row(row);
+        }
+    }
+    if any { format!("\n{}", table.render()) } else { String::new() }
+}
+
 /// What the referee found, a line per machine that it watched.
 pub fn referee(results: &[MachineResult]) -> String {
     let mut out = String::new();

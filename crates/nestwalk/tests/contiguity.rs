@@ -191,3 +191,38 @@ fn what_cannot_be_is_refused_with_what_would_be_right() {
         assert!(words.iter().all(|w| message.contains(w)), "{line}: {message}");
     }
 }
+
+#[test]
+fn machines_tell_runs_and_what_covers_them() {
+    let lab = Lab::new();
+    let line =
+        "compare sequential --footprint 64MiB --accesses 20k --machines nested:thp+4k --quiet";
+    let without = lab.json(line);
+    assert!(machine(&without, "nested:thp+4k").get("coverage").is_none());
+    let with = lab.json(&format!("{line} --contiguity"));
+    assert!(machine(&with, "ideal:thp").get("coverage").is_none());
+    let native = &machine(&with, "native:thp")["coverage"];
+    assert!(native.get("host").is_none() && native["processes"] == 1);
+    let c = &machine(&with, "nested:thp+4k")["coverage"];
+    // The guest is the same; both together have its pages, and no fewer 2 MiB pages than the host allows.
+    assert_eq!(native["guest"], c["guest"]);
+    let of = |d: &str, technique: &str| count(&c[d]["entries"][technique], "100");
+    assert_eq!(of("guest", "4k"), count(&c["guest"], "pages"));
+    assert_eq!(count(&c["both"], "pages"), count(&c["guest"], "pages"));
+    assert!(count(&c["guest"], "pages") >= 64 << 8);
+    for d in ["guest", "host", "both"] {
+        assert_eq!(of(d, "ranges"), count(&c[d], "runs"));
+        assert!(of(d, "offsets") <= of(d, "ranges") && of(d, "ranges") <= of(d, "4k"));
+    }
+    assert!(of("guest", "2m") < of("guest", "4k") / 256);
+    // Nothing else of the results has changed.
+    let mut same = with.clone();
+    for m in same["machines"].as_array_mut().unwrap() {
+        m.as_object_mut().unwrap().remove("coverage");
+    }
+    assert_eq!(same, without);
+    let text = lab.ok(&format!("{line} --contiguity"));
+    assert!(text.contains("contiguity at the end:") && text.contains("offsets"), "{text}");
+    let text = lab.ok("explain coverage");
+    assert!(text.contains("machines[].coverage.both.entries"), "{text}");
+}

@@ -334,6 +334,43 @@ fn a_vm_has_both_dimensions_together() {
     assert!(refused("--guest guest.json").contains("say where guest RAM is with --ram"));
 }
 
+/// Every key of an object and of what is in it, but for keys that are data.
+fn keys(value: &Value, found: &mut Vec<String>) {
+    match value {
+        Value::Object(map) => {
+            for (key, inner) in map {
+                let data = key.bytes().next().is_some_and(|b| b.is_ascii_digit());
+                found.extend((!data).then(|| key.clone()));
+                keys(inner, found);
+            }
+        }
+        Value::Array(all) => all.iter().for_each(|inner| keys(inner, found)),
+        _ => {}
+    }
+}
+
+#[test]
+fn every_field_and_technique_is_in_the_document() {
+    let lab = Lab::new();
+    vm(&lab);
+    lab.write(
+        "guest.json",
+        r#"{"format":"nestwalk-snapshot","version":1,"pid":7,"name":"db","complete":true,"page_bytes":4096,"runs":[]}"#,
+    );
+    let mut all = Vec::new();
+    keys(&lab.json("inspect 9 --proc proc --guest guest.json"), &mut all);
+    keys(&parse(&lab.read("guest.json")), &mut all);
+    assert!(all.len() > 100, "{all:?}");
+    let text = fs::read_to_string(common::workspace().join("docs/inspect.md")).unwrap();
+    for key in all {
+        let known = ["`KEY`", ".KEY`", "KEY[]`"].map(|form| form.replace("KEY", &key));
+        assert!(
+            known.iter().any(|form| text.contains(form)),
+            "docs/inspect.md does not explain {key}"
+        );
+    }
+}
+
 #[test]
 fn what_cannot_be_inspected_says_why_and_partial_results_are_kept() {
     let lab = Lab::new();

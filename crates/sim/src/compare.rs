@@ -69,6 +69,8 @@ pub struct Plan {
     /// Every machine but `ideal` records its counters every so many instructions of the region of
     /// interest.
     pub series: Option<u64>,
+    /// Results tell what each machine's tables say of contiguity at the end, but for `ideal`'s.
+    pub contiguity: bool,
     /// Every machine in shadow or nested mode records samples of the region of interest, cut so.
     pub samples: Option<Cut>,
 }
@@ -98,6 +100,7 @@ impl Plan {
             threads: 1,
             mappings: None,
             series: None,
+            contiguity: false,
             samples: None,
         }
     }
@@ -451,6 +454,9 @@ fn results(plan: &Plan, seats: &[Seat]) -> Vec<MachineResult> {
             let state = seat.machine.contiguity();
             result.contiguity = state.map(|s| ContiguityResult::new(seat.machine.counters(), s));
             result.switching = seat.machine.switching();
+            if plan.contiguity {
+                result.coverage = seat.machine.coverage();
+            }
             result
         })
         .collect()

@@ -6,6 +6,7 @@
 
 use crate::ahead::{GROUP, WORTHWHILE};
 use crate::counters::Counters;
+use crate::coverage::CoverageResult;
 use crate::hardware::{GUEST_VPID, Hardware, Request, Step};
 use crate::referee::{Referee, Verdict};
 use crate::scheme::{
@@ -92,6 +93,10 @@ pub trait AnyMachine: Send {
     }
     /// What the host's placement policy came to, if there is a host.
     fn host_placement(&self) -> Option<PlacementStats> {
+        None
+    }
+    /// What its tables say now of contiguity, if it has any. Reads all of them.
+    fn coverage(&self) -> Option<CoverageResult> {
         None
     }
     /// Shows the references of one walk with cold hardware structures, without changing counters.
@@ -562,11 +567,14 @@ impl<S: Scheme> Machine<S> {
                     self.scheme.page_written(&mut self.platform, vcpu, gpa, PageSize::SIZE_4K)?;
                 }
                 self.platform.world.guest.insert(gpa, entries.as_deref());
+                // A root is loaded after this; what was one before is another table now.
+                self.platform.world.known_roots.remove(&gpa);
                 self.scheme.table_new(&mut self.platform, vcpu, gpa)?;
             }
             Control::TableReused { vcpu, gpa } => {
                 self.known(vcpu)?;
                 self.platform.world.guest.remove(gpa);
+                self.platform.world.known_roots.remove(&gpa);
                 self.scheme.table_reused(&mut self.platform, vcpu, gpa)?;
             }
             Control::Backed { start, bytes } => {
@@ -580,6 +588,7 @@ impl<S: Scheme> Machine<S> {
                 self.known(vcpu)?;
                 self.platform.counters.cr3_loads += 1;
                 self.platform.world.roots[usize::from(vcpu.0)] = root;
+                self.platform.world.known_roots.insert(root);
                 self.scheme.load_cr3(&mut self.platform, vcpu, pcid, keep)?;
                 if let Some(fresh) = self.fresh.get_mut(usize::from(vcpu.0))
                     && std::mem::take(fresh)
@@ -685,6 +694,10 @@ impl<S: Scheme> AnyMachine for Machine<S> {
 
     fn host_placement(&self) -> Option<PlacementStats> {
         self.platform.world.host.as_ref().map(HostMemory::placement_stats)
+    }
+
+    fn coverage(&self) -> Option<CoverageResult> {
+        Some(CoverageResult::of(&self.platform.world))
     }
 
     fn watch(&mut self, run: &Run) -> Result<Vec<Step>, MachineError> {

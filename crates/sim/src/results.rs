@@ -3,6 +3,7 @@
 use crate::contiguity::ContiguityResult;
 use crate::cost::Cycles;
 use crate::counters::{Counters, Dimension, ExitReason, FULLY_NESTED};
+use crate::coverage::CoverageResult;
 use crate::energy::EnergyResult;
 use crate::placement::PlacementResult;
 use crate::referee::Verdict;
@@ -108,6 +109,8 @@ pub struct MachineResult {
     pub contiguity: Option<ContiguityResult>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub switching: Option<SwitchingResult>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub coverage: Option<CoverageResult>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub referee: Option<Verdict>,
 }
@@ -301,6 +304,7 @@ pub static FIELDS: &[(&str, &str, &str)] = &[
         "of schemes that use contiguity: guesses, hits of ranges and anchors, runs, what software keeps",
     ),
     ("switching", "", "of schemes whose paging mode changes: time in each mode, and the switches"),
+    ("coverage", "", "with --contiguity: runs of mapped pages at the end, and what covers them"),
     ("referee", "", "with --verify: runs checked, violations, the first of them"),
 ];
 
@@ -432,6 +436,7 @@ impl MachineResult {
             segments: None,
             contiguity: None,
             switching: None,
+            coverage: None,
             referee,
         }
     }
@@ -459,6 +464,7 @@ mod tests {
         result.segments = Some(SegmentState::default());
         result.contiguity = Some(ContiguityResult::default());
         result.host_placement = Some(PlacementResult::default());
+        result.coverage = Some(CoverageResult::default());
         let text = serde_json::to_string(&result).unwrap();
         let mut from = 0;
         for (name, _, meaning) in FIELDS {

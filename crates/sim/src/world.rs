@@ -3,6 +3,7 @@
 use nestwalk_mm::HostMemory;
 use nestwalk_tables::{Mode, TableMemory};
 use nestwalk_types::{Gpa, VcpuId};
+use std::collections::BTreeSet;
 
 /// The guest's tables as this machine's vCPUs see them, and the memory behind the guest.
 ///
@@ -15,6 +16,8 @@ pub struct World {
     pub guest: TableMemory<Gpa>,
     /// Root table of each vCPU, as CR3 has it.
     pub roots: Vec<Gpa>,
+    /// Every root that a vCPU has loaded and whose page has had no other use since.
+    pub known_roots: BTreeSet<Gpa>,
     /// Memory behind guest RAM; `None` on bare metal, where a gPA is an hPA.
     pub host: Option<HostMemory>,
 }
@@ -22,7 +25,8 @@ pub struct World {
 impl World {
     /// A world in which nothing is mapped.
     pub fn new(mode: &'static Mode, vcpus: usize, host: Option<HostMemory>) -> Self {
-        Self { mode, guest: TableMemory::new(), roots: vec![Gpa::new(0); vcpus], host }
+        let (roots, known_roots) = (vec![Gpa::new(0); vcpus], BTreeSet::new());
+        Self { mode, guest: TableMemory::new(), roots, known_roots, host }
     }
     /// The vCPU's root table.
     #[inline]

@@ -296,6 +296,7 @@ fn results(workload: &str, footprint: u64, accesses: u64, machines: &str) -> Vec
         threads: 1,
         mappings: None,
         series: None,
+        contiguity: false,
         samples: None,
     };
     let populate = Populate::Yes;

@@ -56,6 +56,7 @@ fn plan(machines: &str, mode: &'static Mode, vcpus: u8, threads: usize) -> Plan 
         threads,
         mappings: None,
         series: None,
+        contiguity: false,
         samples: None,
     }
 }

@@ -202,6 +202,7 @@ fn plan(machines: &str, vcpus: usize, threads: usize) -> Plan {
         threads,
         mappings: None,
         series: None,
+        contiguity: false,
         samples: None,
     }
 }

@@ -224,6 +224,7 @@ fn plan(machines: &str, vcpus: usize, threads: usize) -> Plan {
         threads,
         mappings: None,
         series: None,
+        contiguity: false,
         samples: None,
     }
 }

@@ -9,6 +9,6 @@ mod memory;
 mod mode;
 
 pub use entry::{Entry, Permissions};
-pub use map::{Leaf, MapError, NotMapped, TableOwner, look_up, store};
+pub use map::{Leaf, MapError, NotMapped, TableOwner, each_leaf, look_up, store};
 pub use memory::{Handle, TableMemory};
 pub use mode::{LEGACY32, LONG4, LONG5, Level, MAX_LEVELS, MODES, Mode, PAE, SIE};

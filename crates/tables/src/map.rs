@@ -4,6 +4,7 @@ use crate::entry::{Entry, Permissions};
 use crate::memory::TableMemory;
 use crate::mode::{Level, Mode};
 use nestwalk_types::{Address, PageSize};
+use std::ops::Range;
 
 /// Where a leaf entry is and what it maps.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -61,6 +62,64 @@ pub fn look_up<I: Address, O: Address>(
         table = entry.target();
     }
     Err(NotMapped { level: 1 })
+}
+
+/// Tells every present leaf entry that maps addresses of `range`, and the first address that it maps, by
+/// ascending address. Costs a look at each entry of the tables that are there, whatever the range. Tables
+/// that point to each other in circles are not followed for ever: some leaves are then left out.
+pub fn each_leaf<O: Address>(
+    memory: &TableMemory<O>,
+    mode: &Mode,
+    root: O,
+    range: &Range<u64>,
+    tell: &mut dyn FnMut(u64, Leaf<O>),
+) {
+    let top = Table { table: root, level: mode.levels, first: 0, permissions: Permissions::ALL };
+    // A kernel may share tables between a few places.
+    let mut visits = 1024 + 16 * memory.pages().count();
+    leaves_below(memory, mode, top, range, &mut visits, tell);
+}
+
+/// A table, the first address that it is for, and what all entries above it allow.
+#[derive(Clone, Copy)]
+struct Table<O> {
+    table: O,
+    level: Level,
+    first: u64,
+    permissions: Permissions,
+}
+
+fn leaves_below<O: Address>(
+    memory: &TableMemory<O>,
+    mode: &Mode,
+    table: Table<O>,
+    range: &Range<u64>,
+    visits: &mut usize,
+    tell: &mut dyn FnMut(u64, Leaf<O>),
+) {
+    let size = mode.span(table.level);
+    for index in 0..mode.entries(table.level) {
+        let first = table.first + index * size.bytes();
+        if first >= range.end {
+            return;
+        }
+        if first + (size.bytes() - 1) < range.start {
+            continue;
+        }
+        let at = mode.entry_at(table.table, first, table.level);
+        let entry = Entry(memory.read(at, mode.entry_bytes).unwrap_or(0));
+        if !entry.is_present() {
+            continue;
+        }
+        let (level, permissions) = (table.level, table.permissions.and(entry));
+        if level == 1 || (mode.may_be_leaf(level) && entry.has(crate::entry::LARGE)) {
+            tell(first, Leaf { at, level, entry, frame: entry.frame(size), size, permissions });
+        } else if let Some(left) = visits.checked_sub(1) {
+            *visits = left;
+            let below = Table { table: entry.target(), level: level - 1, first, permissions };
+            leaves_below(memory, mode, below, range, visits, tell);
+        }
+    }
 }
 
 /// The kernel or VMM that owns a set of tables: gives frames for new tables and learns of stores.

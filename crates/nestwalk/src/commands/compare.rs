@@ -15,21 +15,25 @@ use std::path::Path;
 
 /// `nestwalk compare`.
 pub fn compare(args: &CompareArgs) -> Result<()> {
-    experiment(&Experiment::from_args(args)?, &args.output, args.energy)
+    experiment(&Experiment::from_args(args)?, &args.output, [args.energy, args.contiguity])
 }
 
 /// `nestwalk run`.
 pub fn run(args: &RunArgs) -> Result<()> {
-    experiment(&Experiment::from_file(&args.file)?, &args.output, args.energy)
+    experiment(&Experiment::from_file(&args.file)?, &args.output, [args.energy, args.contiguity])
 }
 
-fn experiment(experiment: &Experiment, output: &OutputArgs, energy: bool) -> Result<()> {
+fn experiment(experiment: &Experiment, output: &OutputArgs, tables: [bool; 2]) -> Result<()> {
+    let [energy, contiguity] = tables;
     let threads = output.threads()?;
     let mut opened =
         session::open(experiment, &Work { threads, quiet: output.quiet, series: None })?;
     let samples = Samples::new(output, opened.machines())?;
     if let Some(samples) = &samples {
         opened.record_samples(samples.cut);
+    }
+    if contiguity {
+        opened.look_at_contiguity();
     }
     // A place that cannot be written to is found out before the work, not after it.
     if let Some(folder) = &output.output {
@@ -179,6 +183,7 @@ impl Results<'_> {
         if self.energy {
             out += &show::energy(&self.outcome.machines);
         }
+        out += &show::contiguity(&self.outcome.machines);
         out += &show::referee(&self.outcome.machines);
         out
     }
