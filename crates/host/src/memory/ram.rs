@@ -116,8 +116,13 @@ fn writable(regions: &[Region]) -> Vec<(u64, u64, u64)> {
         if region.name.starts_with('[') {
             continue;
         }
+        // Two mappings of the same file may be neighbours, too.
+        let follows = |l: &Region| l.name.is_empty() || region.offset == l.offset + l.bytes();
         let goes_on = |l: &Region| {
-            l.end == region.start && l.name == region.name && l.permissions == region.permissions
+            l.end == region.start
+                && l.name == region.name
+                && l.permissions == region.permissions
+                && follows(l)
         };
         match joined.last_mut().filter(|_| last.is_some_and(goes_on)) {
             Some((_, end, resident)) => {
@@ -237,6 +242,12 @@ mod tests {
         assert_eq!(find(&regions), AT + 2 * GIB);
         regions[2].rss = 2 << 20;
         assert_eq!(find(&regions), AT + 4 * GIB);
+        // Neighbours that begin anew in the file are two; those that go on in it are one.
+        let mut regions =
+            [0, 1].map(|i| region(AT + i * GIB, GIB, "rw-s", "/dev/shm/ram")).to_vec();
+        assert_eq!(find(&regions), AT);
+        regions[1].offset = GIB;
+        assert!(guest_ram(&words("qemu-system-x86_64 -m 1G"), &regions).is_err());
     }
 
     #[test]
