@@ -143,7 +143,10 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
     #[test]
-    fn runs_are_what_looking_at_every_page_finds(steps in steps(300, 60), looks in proptest::collection::vec(0..400u64, 20)) {
+    fn runs_are_what_looking_at_every_page_finds(
+        steps in steps(300, 60),
+        looks in proptest::collection::vec(0..400u64, 20),
+    ) {
         let (set, naive) = build(&steps);
         let runs = runs_of(&naive);
         prop_assert_eq!(set.iter().collect::<Vec<_>>(), runs.clone());

@@ -2,7 +2,7 @@
 //! together, and how many entries of each technique cover them.
 //!
 //! Counted are pages of programs: the half of the addresses that is theirs, in every address space that
-//! a vCPU has loaded. The kernel's own mapping of memory is one run by its nature and would hide all else.
+//! a vCPU has loaded. The kernel's own mapping of memory is one run by nature and would hide all else.
 
 use crate::world::World;
 use nestwalk_contiguity::{MappedRun, Pieces, RunSet, SHARES, Survey, compose};

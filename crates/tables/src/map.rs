@@ -65,7 +65,7 @@ pub fn look_up<I: Address, O: Address>(
 }
 
 /// Tells every present leaf entry that maps addresses of `range`, and the first address that it maps, by
-/// ascending address. Costs a look at each entry of the tables that are there, whatever the range. Tables
+/// ascending address. Costs a look at each entry of the tables that there are, whatever the range. Tables
 /// that point to each other in circles are not followed for ever: some leaves are then left out.
 pub fn each_leaf<O: Address>(
     memory: &TableMemory<O>,
