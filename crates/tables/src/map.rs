@@ -65,8 +65,8 @@ pub fn look_up<I: Address, O: Address>(
 }
 
 /// Tells every present leaf entry that maps addresses of `range`, and the first address that it maps, by
-/// ascending address. Costs a look at each entry of the tables that there are, whatever the range. Tables
-/// that point to each other in circles are not followed for ever: some leaves are then left out.
+/// ascending address. Costs a look at each entry of the tables that there are, however large the range.
+/// Tables that point to each other in circles are not followed for ever: some leaves are left out.
 pub fn each_leaf<O: Address>(
     memory: &TableMemory<O>,
     mode: &Mode,
@@ -214,6 +214,19 @@ mod tests {
                 assert_eq!(owner.1.len(), usize::from(mode.levels - level) + 1);
                 let other = Gva::new(gva.value() ^ size.bytes());
                 assert_eq!(look_up(&memory, mode, root, other), Err(NotMapped { level }));
+                // The whole space, a part of the page, and both sides of it.
+                let first = gva.value() & !(size.bytes() - 1);
+                let (all, end) = (0..1 << mode.address_bits(), first + size.bytes());
+                for (range, expected) in [
+                    (all.clone(), vec![(first, found)]),
+                    (gva.value()..gva.value() + 1, vec![(first, found)]),
+                    (0..first, vec![]),
+                    (end..all.end, vec![]),
+                ] {
+                    let mut told = Vec::new();
+                    each_leaf(&memory, mode, root, &range, &mut |at, leaf| told.push((at, leaf)));
+                    assert_eq!(told, expected, "{} {size:?} {range:x?}", mode.name);
+                }
                 if level > 1 {
                     let e = store(&mut memory, mode, root, gva, 1, leaf, &mut owner);
                     assert_eq!(e, Err(MapError::Occupied(level)));
