@@ -121,6 +121,46 @@ pub fn segments(results: &[MachineResult]) -> String {
     if any { format!("\n{}", table.render()) } else { String::new() }
 }
 
+/// Contiguity, a row per machine whose hardware makes use of it.
+pub fn contiguity(results: &[MachineResult]) -> String {
+    let mut table = Table::new().column("contiguity", Align::Left);
+    for column in [
+        "guest\nruns",
+        "host\nruns",
+        "guesses",
+        "right\n%",
+        "walk cycles\nhidden %",
+        "range\nhits",
+        "anchor\nhits",
+        "distance",
+        "background\nreferences",
+        "metadata",
+    ] {
+        table = table.column(column, Align::Right);
+    }
+    let mut any = false;
+    let percent = |a: u64, b: u64| or_none(b, format!("{:.1}", 100.0 * ratio(a, b)));
+    for r in results {
+        let Some(c) = &r.contiguity else { continue };
+        any = true;
+        let background = c.background_refs.values().sum();
+        table.row(vec![
+            r.name.clone(),
+            count(c.state.guest_runs),
+            or_none(c.state.host_runs, count(c.state.host_runs)),
+            or_none(c.predictions, count(c.predictions)),
+            percent(c.predictions_right, c.predictions),
+            or_none(c.predictions, percent(c.hidden_walk_cycles, r.walk_cycles)),
+            or_none(c.range_hits, count(c.range_hits)),
+            or_none(c.anchor_hits, count(c.anchor_hits)),
+            or_none(c.state.anchor_distance, count(c.state.anchor_distance)),
+            or_none(background, count(background)),
+            or_none(c.state.metadata_bytes, bytes(c.state.metadata_bytes)),
+        ]);
+    }
+    if any { format!("\n{}", table.render()) } else { String::new() }
+}
+
 /// Energies, a row per machine: picojoules per instruction, and what is above the ideal machine.
 pub fn energy(results: &[MachineResult]) -> String {
     let mut table = Table::new().column("energy\npJ/instruction", Align::Left);
@@ -176,7 +216,7 @@ pub fn energy(results: &[MachineResult]) -> String {
 }
 
 /// Contiguity at the end, a row per machine and dimension; empty unless it was asked for.
-pub fn contiguity(results: &[MachineResult]) -> String {
+pub fn coverage(results: &[MachineResult]) -> String {
     let right = Align::Right;
     let mut table = Table::new()
         .column("contiguity at the end:\nentries for 99 %", Align::Left)

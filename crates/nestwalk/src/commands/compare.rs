@@ -180,10 +180,11 @@ impl Results<'_> {
         out += &show::machines(&self.outcome.machines);
         out += &show::exits(&self.outcome.machines);
         out += &show::segments(&self.outcome.machines);
+        out += &show::contiguity(&self.outcome.machines);
         if self.energy {
             out += &show::energy(&self.outcome.machines);
         }
-        out += &show::contiguity(&self.outcome.machines);
+        out += &show::coverage(&self.outcome.machines);
         out += &show::referee(&self.outcome.machines);
         out
     }
