@@ -239,7 +239,8 @@ impl<B: Base, U: Unit> Contiguous<B, U> {
                 page += 1;
                 continue;
             };
-            if host.find(page).map(|run| run.frame(page)) != Some(frame + (page - first)) {
+            let known = host.find(first).filter(|run| run.frame(first) == frame);
+            if known.is_none_or(|run| run.end() < first + pages) {
                 host.map(first, frame, pages, 0);
                 self.runs.host_touched.push((first, pages));
             }
