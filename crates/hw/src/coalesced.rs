@@ -29,8 +29,8 @@ pub struct Shape {
     pub buffer: u32,
     /// Most pages of an entry of the buffer.
     pub longest: u32,
-    /// A page whose run goes to the buffer goes to the second level, too, so that it is not lost when the
-    /// small buffer evicts it.
+    /// A page whose run goes to the buffer, or whose cluster goes to the clustered ways, goes to the
+    /// conventional part of the second level, too.
     pub second_level: bool,
     /// Ways of the second level that hold clusters; 0 if there are none.
     pub cluster_ways: u32,
@@ -172,6 +172,9 @@ impl Coalesced {
             return 1;
         }
         if let Some(pages) = self.fill_cluster(address, asid, translation) {
+            if self.shape.second_level {
+                self.l2.fill(address, &single);
+            }
             self.first_level(fetch).fill(address, &single);
             return pages;
         }

@@ -226,7 +226,7 @@ impl HostDimension for NestedTables<'_> {
 ///
 /// # Errors
 /// [`Fault::Nested`] if no nested entry maps it.
-#[inline]
+#[inline(always)]
 pub fn translate_nested(
     hardware: &mut Hardware,
     counters: &mut Counters,
@@ -313,7 +313,7 @@ pub fn translate_nested_watched(
 ///
 /// # Errors
 /// The fault that the access meets, of either dimension.
-#[inline]
+#[inline(always)]
 pub fn walk_2d<H: HostDimension>(
     hardware: &mut Hardware,
     counters: &mut Counters,

@@ -24,7 +24,8 @@ const SA: Shape = Shape {
 };
 const FA: Shape = Shape { shift: 0, buffer: 64, ..SA };
 const ALL: Shape = Shape { buffer: 64, ..SA };
-const CLUSTERED: Shape = Shape { shift: 0, cluster_ways: 32, cluster_least: 2, ..SA };
+const CLUSTERED: Shape =
+    Shape { shift: 0, cluster_ways: 32, cluster_least: 2, second_level: false, ..SA };
 
 const KINDS: [(&str, &str); 9] = [
     ("colt", ""),
@@ -35,7 +36,7 @@ const KINDS: [(&str, &str); 9] = [
     ("colt", "all/buffer=1"),
     ("clustered", ""),
     ("clustered", "ways=3/least=1"),
-    ("clustered", "least=8"),
+    ("clustered", "least=8/walked=cluster"),
 ];
 
 fn native(setup: &Setup, shape: Shape) -> Machine<CoalescingNative> {
@@ -145,6 +146,7 @@ fn a_stream_walks_once_for_each_entry() {
         (Shape { longest: 8, second_level: false, ..FA }, 8),
         (ALL, 8),
         (Shape { cluster_ways: 3, ..CLUSTERED }, 8),
+        (Shape { cluster_ways: 3, second_level: true, ..CLUSTERED }, 8),
     ] {
         let (mut s, stream) = stream(PAGES);
         stream.iter().for_each(|gva| s.load(*gva));

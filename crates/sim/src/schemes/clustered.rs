@@ -36,6 +36,11 @@ pub const NATIVE: Definition = Definition {
 const KEYS: &[(&str, &str, &str)] = &[
     ("ways", "N", "ways of the second-level TLB that hold clusters (a quarter of them)"),
     ("least", "1..8", "fewest pages of a cluster; fewer go to the conventional ways (2)"),
+    (
+        "walked",
+        "both|cluster",
+        "the page that was walked goes to the conventional ways, too, or to its cluster alone (both)",
+    ),
 ];
 
 /// How it is set up; no ways: a quarter.
@@ -43,19 +48,26 @@ const KEYS: &[(&str, &str, &str)] = &[
 struct Clustered {
     ways: Option<u32>,
     least: u32,
+    both: bool,
 }
 
 impl Clustered {
     fn parse(text: &str) -> Result<Self, String> {
-        let mut clustered = Self { ways: None, least: 2 };
+        let known = || KEYS.iter().map(|k| k.0).collect::<Vec<_>>().join(", ");
+        let mut clustered = Self { ways: None, least: 2, both: true };
         for part in text.split('/').filter(|p| !p.is_empty()) {
             let (name, value) = part
                 .split_once('=')
-                .ok_or_else(|| format!("`{part}` is no `name=value`; there are: ways, least"))?;
+                .ok_or_else(|| format!("`{part}` is no `name=value`; there are: {}", known()))?;
             let done = match name {
                 "ways" => whole(value, 1, 1 << 16).map(|n| clustered.ways = Some(n)),
                 "least" => whole(value, 1, LINE_PAGES as u32).map(|n| clustered.least = n),
-                _ => return Err(format!("`{name}` cannot be set; there are: ways, least")),
+                "walked" => match value {
+                    "both" => Ok(clustered.both = true),
+                    "cluster" => Ok(clustered.both = false),
+                    _ => Err("neither both nor cluster".to_owned()),
+                },
+                _ => return Err(format!("`{name}` cannot be set; there are: {}", known())),
             };
             done.map_err(|what| format!("{name}={value}: {what}"))?;
         }
@@ -72,7 +84,7 @@ impl Clustered {
             shift: 0,
             buffer: 0,
             longest: LINE_PAGES as u32,
-            second_level: true,
+            second_level: self.both,
             cluster_ways,
             cluster_least: self.least,
         }
@@ -80,10 +92,11 @@ impl Clustered {
 }
 
 fn variant(text: &str) -> Result<String, String> {
-    let Clustered { ways, least } = Clustered::parse(text)?;
+    let Clustered { ways, least, both } = Clustered::parse(text)?;
     let ways = ways.map(|n| format!("ways={n}"));
     let least = (least != 2).then(|| format!("least={least}"));
-    Ok(ways.into_iter().chain(least).collect::<Vec<_>>().join("/"))
+    let walked = (!both).then(|| "walked=cluster".to_owned());
+    Ok(ways.into_iter().chain(least).chain(walked).collect::<Vec<_>>().join("/"))
 }
 
 fn build(request: Build) -> Result<Box<dyn AnyMachine>, MachineError> {
@@ -98,13 +111,17 @@ mod tests {
 
     #[test]
     fn names_are_read_back_as_they_are_written() {
-        for text in ["", "ways=4", "least=3", "ways=1/least=8"] {
+        for text in ["", "ways=4", "least=3", "ways=1/least=8/walked=cluster"] {
             assert_eq!(variant(text).unwrap(), text);
         }
-        assert_eq!(variant("least=2").unwrap(), "");
-        for (text, word) in
-            [("ways=0", "1 to"), ("least=9", "1 to 8"), ("fast", "`fast`"), ("a=1", "`a`")]
-        {
+        assert_eq!(variant("least=2/walked=both").unwrap(), "");
+        for (text, word) in [
+            ("ways=0", "1 to"),
+            ("least=9", "1 to 8"),
+            ("walked=no", "neither both"),
+            ("fast", "`fast`"),
+            ("a=1", "`a`"),
+        ] {
             assert!(variant(text).unwrap_err().contains(word));
         }
     }
