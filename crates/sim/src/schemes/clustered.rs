@@ -4,7 +4,7 @@
 //! `native-clustered` is the same on bare metal. Walks, faults and invalidations are those of `nested`
 //! and `native`.
 
-use super::colt::whole;
+use super::colt::{one_of, whole};
 use super::{Build, Definition};
 use crate::coalescing::machine;
 use crate::engine::AnyMachine;
@@ -62,11 +62,10 @@ impl Clustered {
             let done = match name {
                 "ways" => whole(value, 1, 1 << 16).map(|n| clustered.ways = Some(n)),
                 "least" => whole(value, 1, LINE_PAGES as u32).map(|n| clustered.least = n),
-                "walked" => match value {
-                    "both" => Ok(clustered.both = true),
-                    "cluster" => Ok(clustered.both = false),
-                    _ => Err("neither both nor cluster".to_owned()),
-                },
+                "walked" => {
+                    let words = [("both", true), ("cluster", false)];
+                    one_of(value, &words).map(|both| clustered.both = both)
+                }
                 _ => return Err(format!("`{name}` cannot be set; there are: {}", known())),
             };
             done.map_err(|what| format!("{name}={value}: {what}"))?;
@@ -118,7 +117,7 @@ mod tests {
         for (text, word) in [
             ("ways=0", "1 to"),
             ("least=9", "1 to 8"),
-            ("walked=no", "neither both"),
+            ("walked=no", "both, cluster"),
             ("fast", "`fast`"),
             ("a=1", "`a`"),
         ] {

@@ -90,28 +90,31 @@ pub(super) fn whole(value: &str, least: u32, most: u32) -> Result<u32, String> {
     n.ok_or_else(|| format!("not a whole number from {least} to {most}"))
 }
 
+/// What a word of some stands for.
+pub(super) fn one_of<T: Copy>(value: &str, words: &[(&str, T)]) -> Result<T, String> {
+    let known = || words.iter().map(|w| w.0).collect::<Vec<_>>().join(", ");
+    let found = words.iter().find(|w| w.0 == value).map(|w| w.1);
+    found.ok_or_else(|| format!("there are: {}", known()))
+}
+
 impl Colt {
     fn parse(text: &str) -> Result<Self, String> {
         let mut colt = Self::default();
         for part in text.split('/').filter(|p| !p.is_empty()) {
             let (name, value) = part.split_once('=').unwrap_or(("kind", part));
             let done = match name {
-                "kind" => match value {
-                    "sa" => Ok(colt.kind = Kind::Sa),
-                    "fa" => Ok(colt.kind = Kind::Fa),
-                    "all" => Ok(colt.kind = Kind::All),
-                    _ => Err("there are sa, fa and all".to_owned()),
-                },
+                "kind" => {
+                    let kinds = [("sa", Kind::Sa), ("fa", Kind::Fa), ("all", Kind::All)];
+                    one_of(value, &kinds).map(|kind| colt.kind = kind)
+                }
                 "shift" => whole(value, 0, LINE_SHIFT).map(|n| colt.shift = n),
                 "buffer" => whole(value, 1, 64).map(|n| colt.buffer = n),
                 "longest" => {
                     whole(value, LINE_PAGES as u32, 1 << 20).map(|n| colt.longest = n)
                 }
-                "second-level" => match value {
-                    "yes" => Ok(colt.second_level = true),
-                    "no" => Ok(colt.second_level = false),
-                    _ => Err("neither yes nor no".to_owned()),
-                },
+                "second-level" => {
+                    one_of(value, &[("yes", true), ("no", false)]).map(|b| colt.second_level = b)
+                }
                 _ => {
                     let names: Vec<&str> = KEYS.iter().map(|k| k.0).collect();
                     return Err(format!(
@@ -200,11 +203,11 @@ mod tests {
     #[test]
     fn what_is_wrong_is_named_with_what_there_is() {
         for (text, words) in [
-            ("xx", ["kind=xx", "sa, fa and all"]),
+            ("xx", ["kind=xx", "sa, fa, all"]),
             ("shift=4", ["shift=4", "0 to 3"]),
             ("buffer=0", ["buffer=0", "1 to 64"]),
             ("longest=7", ["longest=7", "8 to 1048576"]),
-            ("second-level=maybe", ["second-level=maybe", "neither yes nor no"]),
+            ("second-level=maybe", ["second-level=maybe", "yes, no"]),
             ("speed=9", ["`speed`", "buffer"]),
         ] {
             let e = variant(text).unwrap_err();
