@@ -204,7 +204,7 @@ fn machines_tell_runs_and_what_covers_them() {
     let native = &machine(&with, "native:thp")["coverage"];
     assert!(native.get("host").is_none() && native["processes"] == 1);
     let c = &machine(&with, "nested:thp+4k")["coverage"];
-    // The guest is the same; both together have its pages, and no fewer 2 MiB pages than the host allows.
+    // The guest is the same, and both together have its pages.
     assert_eq!(native["guest"], c["guest"]);
     let of = |d: &str, technique: &str| count(&c[d]["entries"][technique], "100");
     assert_eq!(of("guest", "4k"), count(&c["guest"], "pages"));

@@ -25,8 +25,8 @@ pub struct InspectArgs {
     /// The process
     #[arg(value_name = "PID", value_parser = clap::value_parser!(u32).range(1..))]
     pub pid: u32,
-    /// Look again every so many seconds, a line each, until the process ends or Ctrl-C; then the whole of
-    /// the last look
+    /// Look again every so many seconds, a line each, until the process ends or Ctrl-C; then the whole
+    /// of the last look
     #[arg(
         long,
         value_name = "SECONDS",
