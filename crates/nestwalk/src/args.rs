@@ -619,9 +619,11 @@ pub enum Publication {
     /// Agile Paging (ISCA 2016): figure 5 and table VI.
     Agile,
     /// Efficient Memory Virtualization (MICRO 2014): page sizes, direct segments, VMM, Guest and
-    /// Dual
-    /// Direct, and the escape filter.
+    /// Dual Direct, and the escape filter.
     Micro14,
+    /// Enhancing and Exploiting Contiguity (ISCA 2020): CA paging and its rivals, `SpOT`, RMM, `CoLT`,
+    /// anchors.
+    Isca20,
 }
 
 /// Tables that stay at a switch.

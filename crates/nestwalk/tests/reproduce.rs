@@ -137,6 +137,53 @@ fn direct_segments_for_virtual_machines_have_their_claims_checked() {
     assert_eq!(lab.read("out/results.csv").lines().count(), 31);
 }
 
+/// Every technique of contiguity with its counts, mappings by placement and set-up, what depends on
+/// what.
+#[test]
+fn contiguity_has_its_mappings_and_its_hardware() {
+    let lab = Lab::new();
+    let line = "reproduce isca20 --programs hashjoin,bt --accesses 100k --footprint 64MiB --verify --quiet \
+                --output out";
+    let results = lab.json(line);
+    for program in results["programs"].as_array().unwrap() {
+        assert_eq!(program["bars"].as_array().unwrap().len(), 13);
+        let walks = |name: &str| number(bar(program, name), "walks_percent");
+        let misses = |name: &str| count(bar(program, name), "l2_tlb_misses");
+        assert!(walks("4K+4K") > walks("4K") && walks("4K") > walks("THP"), "{program}");
+        assert!(walks("RMM") < 0.1 * walks("4K") && misses("CoLT") < misses("4K"), "{program}");
+        assert!(misses("vCoLT") < misses("4K+4K") && walks("DS") < 0.5, "{program}");
+        // Linux's single pages have no runs that policies make, and so on.
+        let lines = program["contiguity"].as_array().unwrap();
+        for setup in ["alone", "pressure", "four"] {
+            let of = |policy: &str| {
+                let found = lines.iter().find(|l| l["setup"] == setup && l["policy"] == policy);
+                found.unwrap_or_else(|| panic!("{setup} {policy}: {program}"))
+            };
+            let ranges = |policy: &str| count(&of(policy)["both"]["ranges"], "99");
+            assert!(ranges("ca") < ranges("linux"), "{setup}: {program}");
+            for policy in ["linux", "ca"] {
+                assert_eq!(count(of(policy), "bloat_bytes"), 0, "{setup} {policy}");
+                assert_eq!(count(of(policy), "migrated_pages"), 0, "{setup} {policy}");
+                for of_technique in of(policy)["both"].as_object().unwrap().values() {
+                    let shares = ["80", "90", "99", "100"].map(|s| count(of_technique, s));
+                    assert!(shares.is_sorted() && shares[0] > 0, "{of_technique}");
+                }
+            }
+            // Memory that a mapping got beforehand, in the host all of the guest's.
+            assert!(count(of("eager"), "bloat_bytes") > 64 << 20);
+            let four = if setup == "four" { 2 } else { 1 };
+            let mapped = count(of("ca"), "mapped_bytes") >> 20;
+            assert!((50 * four..=66 * four).contains(&mapped), "{setup}: {mapped} MiB");
+        }
+    }
+    let details = results["details"].as_array().unwrap();
+    assert_eq!(details.len(), 20);
+    assert!(results["checks"].as_array().unwrap().len() >= 8);
+    let table = lab.read("out/table.txt");
+    assert!(table.contains("Mappings, four") && table.contains("16.5 %"));
+    assert_eq!(lab.read("out/results.csv").lines().count(), 27);
+}
+
 /// A file that is no recording is found out before anything runs; one that is damaged further in ends
 /// the work, and what was found before it is printed.
 #[test]

@@ -31,6 +31,16 @@ pub enum GuestOutcome {
     },
 }
 
+impl GuestOutcome {
+    /// What a modelled kernel did, with whatever processes.
+    pub const fn modelled(&self) -> Option<&GuestStats> {
+        match self {
+            Self::Modelled(stats) | Self::Remapped { guest: stats, .. } => Some(stats),
+            Self::Observed { .. } => None,
+        }
+    }
+}
+
 /// The guest of some machines.
 pub(crate) enum Guest {
     Modelled(Box<ModelledGuest>),

@@ -3,6 +3,7 @@
 
 mod agile;
 mod bars;
+mod isca20;
 mod micro14;
 mod programs;
 mod series;
@@ -24,6 +25,7 @@ pub fn reproduce(args: &ReproduceArgs) -> Result<()> {
         Publication::Thesis => boxed(thesis::run(args)?),
         Publication::Agile => boxed(agile::run(args)?),
         Publication::Micro14 => boxed(micro14::run(args)?),
+        Publication::Isca20 => boxed(isca20::run(args)?),
     };
     if let Some(folder) = &output.output {
         for (name, format) in [

@@ -7,6 +7,7 @@ use crate::sources::{Kind, kind};
 use anyhow::{Context, Error, Result, anyhow, bail};
 use clap::Parser;
 use nestwalk_hw::Profile;
+use nestwalk_report::parse_bytes;
 use nestwalk_sim::compare::CompareError;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
@@ -22,6 +23,15 @@ pub struct Program {
     recorded: bool,
     /// Accesses at most, and of the warm-up.
     most: Option<u64>,
+    /// What one process has of the program's memory: times, parts.
+    share: (u64, u64),
+}
+
+/// What results tell beside the counts.
+#[derive(Clone, Copy)]
+struct Look {
+    series: Option<u64>,
+    contiguity: bool,
 }
 
 /// A built-in program: its name, and the words of `compare`.
@@ -99,7 +109,13 @@ fn recordings(folder: &Path) -> Result<Vec<Program>> {
         let (Some(stem), Some(path)) = (stem, path.to_str()) else {
             bail!("{}: not valid UTF-8", path.display());
         };
-        Ok(Program { name: stem.into(), words: vec![path.into()], recorded: true, most: None })
+        Ok(Program {
+            name: stem.into(),
+            words: vec![path.into()],
+            recorded: true,
+            most: None,
+            share: (1, 1),
+        })
     };
     paths.iter().map(|p| program(p)).collect()
 }
@@ -112,6 +128,7 @@ impl Program {
             words: words.split_whitespace().map(Into::into).collect(),
             recorded: kind(words) == Some(Kind::Sample),
             most: None,
+            share: (1, 1),
         }
     }
 
@@ -127,6 +144,21 @@ impl Program {
         self
     }
 
+    /// The same with more options of `compare`.
+    pub fn with(mut self, words: &str) -> Self {
+        self.words.extend(words.split_whitespace().map(Into::into));
+        self
+    }
+
+    /// The same in so many processes at once, which share so many times its memory.
+    pub fn copies(mut self, copies: usize, times: u64) -> Self {
+        if let Some(source) = self.words.first().cloned() {
+            (1..copies).for_each(|_| self.words.insert(0, source.clone()));
+        }
+        self.share = (times.max(1), copies.max(1) as u64);
+        self
+    }
+
     /// Runs it on these machines, beside the controls that they need.
     ///
     /// # Errors
@@ -139,7 +171,24 @@ impl Program {
         series: Option<u64>,
         stop: &AtomicBool,
     ) -> Result<Ran> {
-        self.session(args, (profile, &|_| ()), machines, series, stop)
+        let look = Look { series, contiguity: false };
+        self.session(args, (profile, &|_| ()), machines, look, stop)
+            .with_context(|| format!("program {}", self.name))
+    }
+
+    /// Runs it, and looks at contiguity at the end.
+    ///
+    /// # Errors
+    /// It cannot be run, or not to its end.
+    pub fn run_and_look(
+        &self,
+        args: &ReproduceArgs,
+        profile: &str,
+        machines: &[String],
+        stop: &AtomicBool,
+    ) -> Result<Ran> {
+        let look = Look { series: None, contiguity: true };
+        self.session(args, (profile, &|_| ()), machines, look, stop)
             .with_context(|| format!("program {}", self.name))
     }
 
@@ -155,7 +204,8 @@ impl Program {
         set: &dyn Fn(&mut Profile),
         stop: &AtomicBool,
     ) -> Result<Ran> {
-        self.session(args, (profile, set), machines, None, stop)
+        let look = Look { series: None, contiguity: false };
+        self.session(args, (profile, set), machines, look, stop)
             .with_context(|| format!("program {}", self.name))
     }
 
@@ -181,6 +231,10 @@ impl Program {
             if args.footprint.is_some() {
                 compare.footprint.clone_from(&args.footprint);
             }
+            if let (Some(text), (times, parts)) = (&compare.footprint, self.share) {
+                let bytes = parse_bytes(text).context("--footprint")?;
+                compare.footprint = Some((bytes.saturating_mul(times) / parts).to_string());
+            }
         }
         let mut experiment = Experiment::from_args(&compare)?;
         if !self.recorded {
@@ -199,18 +253,22 @@ impl Program {
         args: &ReproduceArgs,
         (profile, set): (&str, &dyn Fn(&mut Profile)),
         machines: &[String],
-        series: Option<u64>,
+        look: Look,
         stop: &AtomicBool,
     ) -> Result<Ran> {
         let mut experiment = self.compare(args, profile, machines)?;
         set(&mut experiment.profile);
         let machines = machines.len();
         let output = &args.output;
-        let work = Work { threads: output.threads()?, quiet: output.quiet, series };
+        let work = Work { threads: output.threads()?, quiet: output.quiet, series: look.series };
         if !output.quiet {
             eprintln!("{}: {machines} machines", self.name);
         }
-        let session = session::open(&experiment, &work)?.run(stop)?;
+        let mut opened = session::open(&experiment, &work)?;
+        if look.contiguity {
+            opened.look_at_contiguity();
+        }
+        let session = opened.run(stop)?;
         match session.outcome.error {
             Some(CompareError::Interrupted) => bail!("interrupted: there are no results"),
             Some(error) => return Err(error.into()),
