@@ -27,7 +27,7 @@ pub use filter::TooFine;
 pub use line::Line;
 pub use prediction::{PredictionError, PredictionTable, Trained};
 pub use profile::Profile;
-pub use range_tlb::{Range, RangeTlb};
+pub use range_tlb::{Range, RangeTlb, fitting};
 pub use segment::{Segment, SegmentError};
 pub use tlb::anchors::Anchor;
 pub use tlb::{Asid, Tlb, Translation};

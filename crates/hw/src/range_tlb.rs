@@ -3,6 +3,7 @@
 
 use crate::tlb::Asid;
 use nestwalk_tables::Permissions;
+use nestwalk_types::PageSize;
 
 /// A range translation: pages one after the other at frames one after the other.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -17,6 +18,19 @@ pub struct Range {
     pub permissions: Permissions,
     /// Stores need not set a dirty bit any more.
     pub dirty: bool,
+    /// The page in whose walk the range was found: what the first level gets, where one of that size
+    /// lies in the range, aligned on both sides.
+    pub page: PageSize,
+}
+
+/// The largest of a page size and 4 KiB of which a page around `page` lies in `first..end`, aligned on
+/// both sides; `offset` is page number less frame number.
+#[inline]
+pub const fn fitting(size: PageSize, page: u64, (first, end): (u64, u64), offset: u64) -> PageSize {
+    let pages = size.base_pages();
+    let start = page & !(pages - 1);
+    let aligned = offset & (pages - 1) == 0;
+    if aligned && start >= first && start + pages <= end { size } else { PageSize::SIZE_4K }
 }
 
 impl Range {
@@ -24,6 +38,11 @@ impl Range {
     #[inline]
     pub const fn frame(&self, page: u64) -> u64 {
         page.wrapping_sub(self.offset)
+    }
+    /// Size of the entry that the first level gets for a page.
+    #[inline]
+    pub const fn entry_size(&self, page: u64) -> PageSize {
+        fitting(self.page, page, (self.base, self.limit), self.offset)
     }
     #[inline]
     const fn covers(&self, page: u64) -> bool {
@@ -99,7 +118,20 @@ mod tests {
 
     fn range(base: u64, pages: u64) -> Range {
         let (limit, offset) = (base + pages, base.wrapping_sub(7 * base));
-        Range { base, limit, offset, permissions: Permissions::ALL, dirty: true }
+        let (permissions, page) = (Permissions::ALL, PageSize::SIZE_4K);
+        Range { base, limit, offset, permissions, dirty: true, page }
+    }
+
+    #[test]
+    fn large_entries_lie_in_the_range_and_are_aligned_on_both_sides() {
+        let size =
+            |page, range, offset: u64| fitting(PageSize::SIZE_2M, page, range, offset).base_pages();
+        assert_eq!(size(600, (512, 1024), 0), 512);
+        assert_eq!(size(600, (513, 1024), 0), 1);
+        assert_eq!(size(600, (512, 1023), 0), 1);
+        assert_eq!(size(600, (0, 4096), 512), 512);
+        assert_eq!(size(600, (0, 4096), 8), 1);
+        assert_eq!(size(600, (0, 4096), 512u64.wrapping_neg()), 512);
     }
 
     #[test]

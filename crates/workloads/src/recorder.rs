@@ -13,10 +13,10 @@ impl Site {
     /// The `index`-th access instruction of the program; `instructions` retire with it: itself and
     /// those since the access before.
     ///
-    /// Sites are 16 bytes apart, so that a predictor which drops low bits of the instruction
-    /// address still tells them apart.
+    /// Sites are 17 bytes apart: a predictor which drops low bits of the instruction address still tells
+    /// them apart, and one which indexes by low bits finds them spread, as instructions of x86 are.
     pub(crate) const fn new(index: u64, instructions: u32) -> Self {
-        Self { pc: Gva::new(0x40_1000 + 16 * index), instructions }
+        Self { pc: Gva::new(0x40_1000 + 17 * index), instructions }
     }
 }
 

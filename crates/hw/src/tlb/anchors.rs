@@ -25,22 +25,33 @@ pub struct Anchor {
     pub permissions: Permissions,
     /// Stores need not set a dirty bit any more.
     pub dirty: bool,
+    /// The page in whose walk the anchor was filled: 4 KiB, 2 MiB, 4 MiB or 1 GiB.
+    pub page: PageSize,
 }
 
+/// Page sizes by what an entry has for them.
+const SIZES: [PageSize; 4] =
+    [PageSize::SIZE_4K, PageSize::SIZE_2M, PageSize::SIZE_4M, PageSize::SIZE_1G];
+
 impl Anchor {
-    /// As an array holds it: where pages have sizes an anchor has its contiguity less one.
+    /// As an array holds it: where pages have sizes an anchor has its contiguity less one, and an index
+    /// of the size.
     fn packed(self) -> Translation {
         let page =
             Translation::new(self.frame, PageSize::SIZE_4K, self.permissions, self.dirty, false);
         let sizes = 63 << Translation::WHOLE_SHIFT | 63 << LOW_SHIFT;
         let length = u64::from(self.contiguity.clamp(1, 1 << LONGEST) - 1);
         let low = (length & 63) << LOW_SHIFT;
-        Translation(page.0 & !sizes | low | (length >> LOW) << Translation::WHOLE_SHIFT)
+        let size = SIZES.iter().position(|s| *s == self.page).unwrap_or(0) as u64;
+        let high = (size << (LONGEST - LOW) | length >> LOW) << Translation::WHOLE_SHIFT;
+        Translation(page.0 & !sizes | low | high)
     }
 
     fn unpacked(held: Translation) -> Self {
-        let length = (held.0 >> Translation::WHOLE_SHIFT) << LOW | held.0 >> LOW_SHIFT & 63;
+        let high = held.0 >> Translation::WHOLE_SHIFT;
+        let length = (high & ((1 << (LONGEST - LOW)) - 1)) << LOW | held.0 >> LOW_SHIFT & 63;
         Self {
+            page: SIZES[(high >> (LONGEST - LOW)) as usize & 3],
             frame: held.frame(),
             contiguity: length as u32 + 1,
             permissions: held.permissions(),
@@ -127,7 +138,8 @@ mod tests {
     }
     fn anchor(frame: u64, contiguity: u32) -> Anchor {
         let permissions = Permissions { write: true, user: true, execute: false };
-        Anchor { frame: Hpa::new(frame << 12), contiguity, permissions, dirty: true }
+        let page = SIZES[contiguity as usize % 4];
+        Anchor { frame: Hpa::new(frame << 12), contiguity, permissions, dirty: true, page }
     }
     const A: Asid = Asid::new(1, 3);
 

@@ -18,7 +18,7 @@ use crate::walk::Fault;
 use nestwalk_contiguity::{
     MAX_DISTANCE, MIN_DISTANCE, PageSizes, RunSet, anchors, best_anchors, compose,
 };
-use nestwalk_hw::{Anchor, Asid, Translation};
+use nestwalk_hw::{Anchor, Asid, Translation, fitting};
 use nestwalk_tables::look_up;
 use nestwalk_types::{Address, Gva, Hpa, PageSize};
 use std::borrow::Cow;
@@ -175,6 +175,7 @@ impl Anchors {
             contiguity: contiguity as u32,
             permissions: permissions_of(run),
             dirty: found.is_dirty(),
+            page: found.size(),
         };
         // A large page's own entry covers as much or more.
         (contiguity > found.size().base_pages()).then_some((space, shift, at, anchor))
@@ -237,9 +238,13 @@ impl Anchors {
         if distance >= u64::from(anchor.contiguity) {
             return None;
         }
-        let frame = anchor.frame.offset_by(distance << 12);
-        let (size, permissions) = (PageSize::SIZE_4K, anchor.permissions);
-        let found = Translation::new(frame, size, permissions, anchor.dirty, false);
+        let page = request.gva.page_number();
+        let first = page - distance;
+        let end = first + u64::from(anchor.contiguity);
+        let offset = first.wrapping_sub(anchor.frame.page_number());
+        let size = fitting(anchor.page, page, (first, end), offset);
+        let frame = anchor.frame.offset_by(distance << 12).align_down(size);
+        let found = Translation::new(frame, size, anchor.permissions, anchor.dirty, false);
         Some(found.splinter_of(runs.guest.largest_page()))
     }
 }

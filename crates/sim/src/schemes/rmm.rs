@@ -47,6 +47,7 @@ pub const NATIVE: Definition = Definition {
 static KEYS: &[Key] = &[
     ("entries", "N", "entries of the range TLB of each core (32)"),
     ("min", "PAGES", "shorter runs get no entry in a range table (8)"),
+    ("l1", "page|4k", "what the first level gets: a page as large as the walked one, or 4 KiB"),
 ];
 
 fn build(request: Build) -> Result<Box<dyn AnyMachine>, MachineError> {
@@ -68,11 +69,14 @@ pub struct RmmConfig {
     /// table entries. An entry for less would push longer ranges out of 32 entries for no more than
     /// what a few entries of the second level do.
     pub min: u64,
+    /// The first level gets pages of the size that the filling walk found, where the range has them;
+    /// otherwise 4 KiB.
+    pub large: bool,
 }
 
 impl Default for RmmConfig {
     fn default() -> Self {
-        Self { entries: 32, min: 8 }
+        Self { entries: 32, min: 8, large: true }
     }
 }
 
@@ -86,7 +90,14 @@ impl RmmConfig {
         parse(scheme, KEYS, text, |name, value| {
             match name {
                 "entries" => c.entries = whole(value, 1, 1 << 12)? as usize,
-                _ => c.min = whole(value, 1, 1 << 40)?,
+                "min" => c.min = whole(value, 1, 1 << 40)?,
+                _ => {
+                    c.large = match value {
+                        "page" => true,
+                        "4k" => false,
+                        _ => return Err("neither page nor 4k".into()),
+                    }
+                }
             }
             Ok(())
         })?;
@@ -98,6 +109,7 @@ impl RmmConfig {
         spelt([
             (self.entries != d.entries, format!("entries={}", self.entries)),
             (self.min != d.min, format!("min={}", self.min)),
+            (!self.large, "l1=4k".into()),
         ])
     }
 }
@@ -238,6 +250,7 @@ impl Rmm {
             offset: run.offset(),
             permissions: permissions_of(run),
             dirty: found.is_dirty(),
+            page: if self.config.large { found.size() } else { PageSize::SIZE_4K },
         };
         self.tlbs[core].fill(hardware.cores[core].asid, range);
     }
@@ -282,9 +295,9 @@ impl Unit for Rmm {
         let asid = platform.hardware.cores[request.core()].asid;
         let page = request.gva.page_number();
         let range = tlb.look_up(page, asid)?;
-        let frame = Hpa::new(range.frame(page) << 12);
-        let (size, permissions) = (PageSize::SIZE_4K, range.permissions);
-        let found = Translation::new(frame, size, permissions, range.dirty, false)
+        let size = range.entry_size(page);
+        let frame = Hpa::new(range.frame(page) << 12).align_down(size);
+        let found = Translation::new(frame, size, range.permissions, range.dirty, false)
             .splinter_of(runs.guest.largest_page());
         let needs = Translation::needs(request.write, request.fetch, request.user);
         if !found.serves(needs) {
@@ -353,10 +366,10 @@ mod tests {
 
     #[test]
     fn what_is_set_is_read_back() {
-        let all = "entries=8/min=512";
+        let all = "entries=8/min=512/l1=4k";
         assert_eq!(RmmConfig::parse("rmm", all).unwrap().spelt(), all);
         assert_eq!(RmmConfig::parse("rmm", "entries=32/min=8").unwrap().spelt(), "");
-        for (text, words) in [("entries=0", "from 1 to 4096"), ("mini=3", "rmm has no `mini`")] {
+        for (text, words) in [("entries=0", "from 1 to 4096"), ("mini=3", "no `mini`"), ("l1=2m", "neither")] {
             let message = RmmConfig::parse("rmm", text).unwrap_err();
             assert!(message.contains(words), "{message}");
         }
