@@ -199,7 +199,9 @@ mod tests {
     #[test]
     fn wrong_guesses_cost_confidence_and_at_none_the_offset_is_replaced() {
         let mut t = PredictionTable::new(32, 4).unwrap();
-        (0..4).for_each(|page| drop(train(&mut t, 5, page, 0)));
+        for page in 0..4 {
+            train(&mut t, 5, page, 0);
+        }
         for left in [2, 1, 0] {
             assert_eq!(train(&mut t, 5, 3, 64), Trained::Wrong);
             assert_eq!(t.confidence(Gva::new(5)), Some(left));

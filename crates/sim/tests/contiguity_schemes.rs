@@ -306,7 +306,7 @@ fn the_os_chooses_the_distance_by_the_runs_and_flushes() {
     }
     script.invalidate(Invalidation::All);
     for page in 0..1200 {
-        script.load(BASE + ((page % 500 * 16 + 1) % 4096 << 12));
+        script.load(BASE + (((page % 500 * 16 + 1) % 4096) << 12));
     }
     let c = added(&mut m, &by(&mut script, 0));
     assert_eq!(c.anchor_changes, 1);
