@@ -77,7 +77,7 @@ impl RangeTable {
             let page = self.page(node);
             let mut last = u64::MAX;
             let slot = search(&page.keys, key, |slot| {
-                let line = page.at + (slot as u64 * ENTRY_BYTES & !63);
+                let line = page.at + ((slot as u64 * ENTRY_BYTES) & !63);
                 if line != last {
                     reference(line);
                 }
