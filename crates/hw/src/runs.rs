@@ -141,8 +141,8 @@ impl Array {
     }
 }
 
-/// One level of TLB, an array per page size or per group of sizes, whose entries of base pages cover runs
-/// in aligned groups. With groups of one page it is a conventional TLB.
+/// One level of TLB, an array per page size or per group of sizes, whose entries of base pages cover
+/// runs in aligned groups. With groups of one page it is a conventional TLB.
 #[derive(Clone, Debug)]
 pub struct RunLevel {
     arrays: Vec<Array>,

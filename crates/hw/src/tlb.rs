@@ -135,7 +135,7 @@ impl Translation {
         }
         bits
     }
-    /// The translation of the base page that lies `pages` further on in memory, with the same attributes.
+    /// The translation of the base page that lies `pages` further on in memory, all else the same.
     #[inline]
     #[must_use]
     pub const fn step(self, pages: u64) -> Self {

@@ -11,7 +11,7 @@ use nestwalk_sim::coalescing::{CoalescingNative, CoalescingNested, machine_of};
 use nestwalk_sim::schemes::{Build, by_name};
 use nestwalk_sim::{AnyMachine, Counters, Cycles, Energy, Machine};
 use nestwalk_tables::{LEGACY32, LONG4, Mode, look_up};
-use nestwalk_types::{Gpa, Gva, PageSize, Protection, SplitMix64};
+use nestwalk_types::{Address, Gpa, Gva, PageSize, Protection, SplitMix64};
 use std::collections::BTreeSet;
 
 const SA: Shape = Shape {
@@ -61,7 +61,15 @@ fn small() -> Profile {
 }
 
 fn life(seed: u64, vcpus: u8, mode: &'static Mode, pages: &'static str) -> Life {
-    Life { seed, events: 140, vcpus, accesses_percent: 60, mode, pages, pcids: seed % 2 == 0 }
+    Life {
+        seed,
+        events: 140,
+        vcpus,
+        accesses_percent: 60,
+        mode,
+        pages,
+        pcids: seed.is_multiple_of(2),
+    }
 }
 
 fn kind(name: &str, variant: &str, setup: &Setup) -> Box<dyn AnyMachine> {
@@ -74,11 +82,11 @@ fn kind(name: &str, variant: &str, setup: &Setup) -> Box<dyn AnyMachine> {
 #[test]
 fn groups_of_one_page_count_as_conventional_tlbs() {
     let mut hits = 0;
-    for seed in 1..=8 {
+    for seed in 1..=8u64 {
         let (mode, pages) =
             [(&LONG4, "4k"), (&LONG4, "thp"), (&LONG4, "2m"), (&LEGACY32, "4m")][seed as usize % 4];
         let host_pages = ["4k", "thp"][seed as usize / 4 % 2];
-        let profile = if seed % 3 == 0 { Profile::load("zen2").unwrap() } else { small() };
+        let profile = if seed.is_multiple_of(3) { Profile::load("zen2").unwrap() } else { small() };
         let setup = Setup { guest_mode: mode, host_pages, vcpus: 3, ..Setup::new(profile) };
         for (coalescing, plain) in [("native-colt", "native"), ("colt", "nested")] {
             let mut one = kind(coalescing, "sa/shift=0", &setup);
@@ -98,10 +106,10 @@ fn groups_of_one_page_count_as_conventional_tlbs() {
 /// takes memory back.
 #[test]
 fn the_referee_approves_of_every_kind() {
-    for (vcpus, seed) in [(1, 21), (4, 22), (4, 23), (1, 24), (4, 25), (4, 26)] {
+    for (vcpus, seed) in [(1, 21u64), (4, 22), (4, 23), (1, 24), (4, 25), (4, 26)] {
         let (guest, host) =
             [("4k", "4k"), ("4k", "thp"), ("thp", "4k"), ("2m", "4k")][seed as usize % 4];
-        let profile = if seed % 2 == 0 { small() } else { Profile::load("zen2").unwrap() };
+        let profile = if seed.is_multiple_of(2) { small() } else { Profile::load("zen2").unwrap() };
         let setup = Setup { host_pages: host, vcpus: usize::from(vcpus), ..Setup::new(profile) };
         let events = life(seed, vcpus, &LONG4, guest).live();
         for (name, variant) in KINDS {
@@ -319,7 +327,7 @@ fn against_naive<M: Probe>(
         if walks > 0 {
             let mapped_gpas: BTreeSet<u64> = mapped
                 .iter()
-                .map(|g| s.entry(*g, 1).1.target::<Gpa>().page_number_of())
+                .map(|g| s.entry(*g, 1).1.target::<Gpa>().page_number())
                 .filter(|gfn| maps(machine, Gpa::new(gfn << 12)))
                 .collect();
             let world = &machine.platform().world;
@@ -332,15 +340,6 @@ fn against_naive<M: Probe>(
     }
     approve(machine);
     (covered.len() as u64, saved)
-}
-
-trait PageNumber {
-    fn page_number_of(&self) -> u64;
-}
-impl PageNumber for Gpa {
-    fn page_number_of(&self) -> u64 {
-        self.value() >> 12
-    }
 }
 
 /// With room for everything an access walks exactly if a naive coalescer has not covered its page.
@@ -369,7 +368,7 @@ fn count(machine: &mut dyn AnyMachine, s: &mut Script) -> Counters {
     machine.counters().since(&before)
 }
 
-/// A page whose accessed bit is clear may not be cached, whatever it continues; after it was used it may.
+/// A page whose accessed bit is clear may not be cached, whatever it continues; once used it may.
 #[test]
 fn unused_pages_are_not_coalesced() {
     let setup = Setup::new(bare_profile());
