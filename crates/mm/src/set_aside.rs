@@ -32,18 +32,18 @@ impl Record {
         self.first + self.frames
     }
 
-    /// The next frame from `at` on whose bit is `value`, or the end.
-    fn next(&self, at: u64, value: bool) -> u64 {
-        let mut at = at - self.first;
-        while at < self.frames {
-            let word = self.bits[(at >> 6) as usize];
-            let word = (if value { word } else { !word }) >> (at & 63);
+    /// The next frame from `at` on whose bit is `value`, or `end`.
+    fn next(&self, at: u64, end: u64, value: bool) -> u64 {
+        let (mut i, n) = (at - self.first, end - self.first);
+        while i < n {
+            let word = self.bits[(i >> 6) as usize];
+            let word = (if value { word } else { !word }) >> (i & 63);
             if word != 0 {
-                return (self.first + at + u64::from(word.trailing_zeros())).min(self.end());
+                return (self.first + i + u64::from(word.trailing_zeros())).min(end);
             }
-            at = ((at >> 6) + 1) << 6;
+            i = ((i >> 6) + 1) << 6;
         }
-        self.end()
+        end
     }
 
     /// The rows of held frames in a range.
@@ -51,8 +51,8 @@ impl Record {
         let (mut at, end) = (frames.start.max(self.first), frames.end.min(self.end()));
         let mut rows = Vec::new();
         while at < end {
-            let first = self.next(at, true).min(end);
-            at = self.next(first, false).min(end);
+            let first = self.next(at, end, true);
+            at = self.next(first, end, false);
             if first < at {
                 rows.push(first..at);
             }
@@ -76,7 +76,7 @@ impl Record {
     fn holds_all(&self, frames: &Range<u64>) -> bool {
         frames.start >= self.first
             && frames.end <= self.end()
-            && self.next(frames.start, false) >= frames.end
+            && self.next(frames.start, frames.end, false) == frames.end
     }
     /// Frames are held no more; the rows of them that were.
     fn release(&mut self, frames: &Range<u64>) -> Vec<Range<u64>> {
@@ -166,7 +166,8 @@ impl SetAside {
             self.queue.remove(&turn);
             return Some(Vec::new());
         };
-        let (first, end) = (record.next(record.first, true), record.end());
+        let end = record.end();
+        let first = record.next(record.first, end, true);
         let from = if end - first > 512 { first + (end - first) / 2 } else { first };
         let before = record.held;
         let rows = record.release(&(from..end));
@@ -315,8 +316,8 @@ mod tests {
                     let all = part.clone().all(|f| oracle.get(&f) == Some(id));
                     assert_eq!(m.aside.take(*reservation, &part), all);
                     if all {
-                        part.clone().for_each(|f| drop(oracle.remove(&f)));
-                        m.free_rows(vec![part]);
+                        oracle.retain(|f, _| !part.contains(f));
+                        m.free(Gpa::new(part.start << 12), order);
                     }
                 }
                 3 if !list.is_empty() => {
@@ -383,8 +384,7 @@ mod tests {
         assert_eq!(m.set_aside_frames(), 0);
         assert!(!m.break_reservation());
         assert_eq!(m.reservations_broken(), 4);
-        m.free_rows(vec![a.1..a.1 + 1]);
-        let _ = b;
+        m.free(Gpa::new(a.1 << 12), 0);
     }
 
     #[test]

@@ -50,10 +50,13 @@ impl CaConfig {
     pub const SMALL: Self = Self { entries: 64, small_limit: crate::MAX_ORDER, place_small: true };
 }
 
-/// The entries of a VMA: `(page, offset)`, offset as page minus frame.
+/// Page, and page minus frame.
+type Entry = (u64, i64);
+
+/// The entries of a VMA.
 #[derive(Clone, Debug, Default)]
 struct Ring {
-    entries: Vec<(u64, i64)>,
+    entries: Vec<Entry>,
     /// The entry to write next.
     next: usize,
 }
@@ -70,8 +73,7 @@ impl Ring {
     /// The offset for a page, and the next page above it that has an entry.
     fn look_up(&self, page: u64) -> (Option<i64>, Option<u64>) {
         // Of entries for the same page the kernel's loops take the first one in the ring.
-        let mut below: Option<(u64, i64)> = None;
-        let mut above: Option<(u64, i64)> = None;
+        let (mut below, mut above) = (None::<Entry>, None::<Entry>);
         for &(at, offset) in &self.entries {
             if at <= page && below.is_none_or(|b| at > b.0) {
                 below = Some((at, offset));
