@@ -277,8 +277,7 @@ impl HostMemory {
         let page = HostPage { frame, size, ..page };
         let (start, bytes) = (hva.align_down(size), size.bytes());
         self.space.unmap(&mut self.memory, start, bytes, &mut Unobserved)?;
-        let protection = Protection::READ_WRITE;
-        self.space.map(&mut self.memory, start, bytes, protection, &mut Unobserved)?;
+        self.space.stays_mapped(start, bytes, Protection::READ_WRITE)?;
         Ok(Some(page))
     }
 

@@ -299,6 +299,10 @@ fn a_host_that_pages_eagerly_knows_which_pages_the_guest_never_used() {
     assert!(!host.ensure(Gpa::new(5 * MIB)).unwrap().fresh);
     assert_eq!(host.placement_stats().untouched_bytes, 126 * MIB);
     assert_eq!(host.placement_stats().most_at_once, (128 * MIB) >> 12);
+    // What the host takes back comes when it is touched, not before.
+    assert!(host.discard(Gpa::new(5 * MIB)).unwrap().is_some());
+    assert_eq!(host.look_up(Gpa::new(5 * MIB)), None);
+    assert!(host.ensure(Gpa::new(5 * MIB)).unwrap().fresh);
 }
 
 #[test]

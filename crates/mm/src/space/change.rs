@@ -37,6 +37,22 @@ impl<I: Address, O: Address> AddressSpace<I, O> {
         Ok(())
     }
 
+    /// A range whose pages were taken back is a mapping still (`madvise(MADV_DONTNEED)`), with nothing in it
+    /// until it is touched, whatever the placement does for new mappings.
+    ///
+    /// # Errors
+    /// As [`AddressSpace::map`].
+    pub(crate) fn stays_mapped(
+        &mut self,
+        start: I,
+        bytes: u64,
+        protection: Protection,
+    ) -> Result<(), MmError> {
+        let (start, end) = self.range(start, bytes)?;
+        self.vmas.insert(start, end, protection);
+        Ok(())
+    }
+
     /// Maps, with `protection`, what is not mapped in the aligned block of `bytes` around an
     /// address, up to the mappings on both sides. False if the address is mapped already.
     ///
