@@ -1,5 +1,6 @@
 //! The host's memory: the VMM process maps guest RAM, and its page tables say where it is.
 
+use crate::daemons::{DaemonConfig, Daemons};
 use crate::error::MmError;
 use crate::fragmentation::Fragmentation;
 use crate::host_compaction::Compaction;
@@ -52,6 +53,8 @@ pub struct HostConfig {
     pub seed: u64,
     /// Bytes of the host kernel's image.
     pub kernel_bytes: u64,
+    /// When the host kernel's daemons run, if page sizes or placement ask for any.
+    pub daemons: DaemonConfig,
 }
 
 /// Bytes of a kernel's image unless configured: 32 MiB. An assumption, not a measurement; it only
@@ -67,6 +70,7 @@ pub struct HostMemory {
     /// Pages that have become larger where they are, which whoever maps them does not know yet.
     joined: Vec<(Gpa, PageSize)>,
     pub(crate) compaction: Option<Compaction>,
+    pub(crate) daemons: Daemons,
 }
 
 impl HostMemory {
@@ -85,8 +89,16 @@ impl HostMemory {
         let placement = PlacementKind::default();
         let kernel_bytes = KERNEL_BYTES;
         let fragmentation = fragmentation.into();
-        let config =
-            HostConfig { bytes, mode, policy, placement, fragmentation, seed, kernel_bytes };
+        let config = HostConfig {
+            bytes,
+            mode,
+            policy,
+            placement,
+            fragmentation,
+            seed,
+            kernel_bytes,
+            daemons: DaemonConfig::default(),
+        };
         Self::with_config(&config, slots)
     }
 
@@ -115,7 +127,9 @@ impl HostMemory {
             hva = (at.value() + bytes + 4096).next_multiple_of(GIB);
         }
         placed.sort_by_key(|s| s.gpa);
-        Ok(Self { memory, space, slots: placed, joined: Vec::new(), compaction: None })
+        let daemons = Daemons::new(&config.daemons, policy, placement);
+        let joined = Vec::new();
+        Ok(Self { memory, space, slots: placed, joined, compaction: None, daemons })
     }
 
     /// The guest has new memory at `start`: its last memslot grows if it ends there, else there is

@@ -206,6 +206,7 @@ mod tests {
             fragmentation: crate::Fragmentation::Blocks(FreeBlocks::by_name(name).unwrap()),
             seed: 2,
             kernel_bytes: KERNEL_BYTES,
+            daemons: crate::DaemonConfig::default(),
         };
         HostMemory::with_config(&config, &[(Gpa::new(0), 64 << 20)]).unwrap()
     }

@@ -4,6 +4,7 @@ use crate::buddy::{Buddy, MAX_ORDER};
 use crate::counts::FrameCounts;
 use crate::error::MmError;
 use crate::fragmentation::Fragmentation;
+use crate::others::OthersMoved;
 use crate::set_aside::{Pool, SetAside};
 use crate::size::Size;
 use nestwalk_types::{Address, PageSize, SplitMix64, mix64};
@@ -101,6 +102,8 @@ pub struct PhysicalMemory<O> {
     ranges: Vec<(O, u64)>,
     /// Frames of others that can be moved, ascending, as they lay at the beginning.
     pub(crate) movable: Vec<u64>,
+    /// Those that were moved since.
+    pub(crate) others_moved: OthersMoved,
     /// Frames that may be added.
     room: u64,
     frames: u64,
@@ -183,6 +186,7 @@ impl<O: Address> PhysicalMemory<O> {
             zones,
             ranges: ranges.to_vec(),
             movable: Vec::new(),
+            others_moved: OthersMoved::default(),
             room: room >> 12,
             frames: bytes >> 12,
             pinned: 0,

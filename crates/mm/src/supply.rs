@@ -64,7 +64,7 @@ impl<O: Address> PhysicalMemory<O> {
     }
 
     /// Empties processors' lists; false if they hold nothing.
-    fn drain(&mut self) -> bool {
+    pub(crate) fn drain(&mut self) -> bool {
         let held: u64 = self.zones.iter().map(|z| z.buddy.held_frames()).sum();
         for zone in &mut self.zones {
             let drained = zone.buddy.drain();

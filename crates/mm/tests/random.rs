@@ -5,8 +5,8 @@ mod common;
 
 use common::{Machine, config, frames_add_up, run};
 use nestwalk_mm::{
-    Dropped, GuestError, MmError, ModelledGuest, ObservedGuest, PLACEMENTS, PagePolicy,
-    PlacementKind,
+    DaemonConfig, Dropped, GuestError, KhugepagedConfig, MmError, ModelledGuest, ObservedGuest,
+    PLACEMENTS, PagePolicy, PlacementKind, RangerConfig,
 };
 use nestwalk_tables::{MODES, Mode};
 use nestwalk_types::{
@@ -271,6 +271,24 @@ fn placements() -> Vec<PlacementKind> {
     PLACEMENTS.iter().map(|p| p.1).filter(|p| !p.has_region()).collect()
 }
 
+/// Daemons that run every few accesses.
+fn daemons() -> impl Strategy<Value = DaemonConfig> {
+    let interval = prop::sample::select(vec![1u64, 5, 30]);
+    let limits =
+        (prop::sample::select(vec![511u64, 505, 0]), prop::sample::select(vec![0u64, 256]));
+    let pages = prop::sample::select(vec![0u64, 1, 600]);
+    (interval, limits, pages, any::<bool>()).prop_map(|(interval, (none, shared), pages, split)| {
+        let khugepaged = KhugepagedConfig {
+            interval,
+            alloc_interval: interval,
+            pages_to_scan: 1 + pages * 4,
+            max_ptes_none: none,
+            max_ptes_shared: shared,
+        };
+        DaemonConfig { khugepaged, ranger: RangerConfig { interval, pages, split } }
+    })
+}
+
 proptest! {
     #![proptest_config(ProptestConfig {
         cases: 1500, failure_persistence: None, ..ProptestConfig::default()
@@ -278,19 +296,20 @@ proptest! {
     #[test]
     fn the_output_alone_is_the_truth(
         mode in 0usize..4,
-        policy in 0usize..3,
+        policy in 0usize..4,
         placement in prop::sample::select(placements()),
         fragmentation in prop::sample::select(vec![0.0, 0.8, 1.0]),
         pcids: bool,
         zero_page: bool,
+        daemons in daemons(),
         vcpus in 1u8..4,
         ops in prop::collection::vec(op(3), 1..60),
     ) {
         let mode = MODES[mode];
         let large = PagePolicy::Explicit(mode.span(2));
-        let policy = [PagePolicy::Base, PagePolicy::Thp, large][policy];
+        let policy = [PagePolicy::Base, PagePolicy::Thp, large, PagePolicy::Khugepaged][policy];
         let config = nestwalk_mm::GuestConfig {
-            policy, placement, fragmentation: fragmentation.into(), pcids, zero_page, ..config(mode, 512)
+            policy, placement, fragmentation: fragmentation.into(), pcids, zero_page, daemons, ..config(mode, 512)
         };
         let guest = ModelledGuest::new(config).unwrap();
         let room = |guest: &ModelledGuest| {

@@ -13,7 +13,7 @@ use nestwalk_mm::{PLACEMENTS, PagePolicy, PlacementKind};
 use thiserror::Error;
 
 /// Page-size policies by name.
-pub static PAGES: &[&str] = &["4k", "thp", "2m", "4m", "1g"];
+pub static PAGES: &[&str] = &["4k", "thp", "khugepaged", "2m", "4m", "1g"];
 
 /// One dimension's policies.
 #[derive(Clone, Copy, PartialEq, Debug)]

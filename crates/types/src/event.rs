@@ -376,6 +376,14 @@ pub enum OsWork {
     Exit,
     /// A context switch.
     ContextSwitch,
+    /// A page that a daemon of the kernel looked at.
+    PageScanned,
+    /// A page, of any size, that a daemon unmapped to map it elsewhere; its copying is counted apart.
+    PageMigrated,
+    /// Small pages that a daemon made a large one of; their copying is counted apart.
+    Collapse,
+    /// Another processor that a daemon interrupted to have translations removed.
+    Shootdown,
 }
 
 impl Control {
@@ -385,13 +393,17 @@ impl Control {
 
 impl OsWork {
     /// All kinds, in the order of their counters.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 10] = [
         Self::PageFault,
         Self::PageCopied,
         Self::Fork,
         Self::Exec,
         Self::Exit,
         Self::ContextSwitch,
+        Self::PageScanned,
+        Self::PageMigrated,
+        Self::Collapse,
+        Self::Shootdown,
     ];
     /// Column name of the counter.
     pub const fn name(self) -> &'static str {
@@ -402,6 +414,10 @@ impl OsWork {
             Self::Exec => "execs",
             Self::Exit => "exits",
             Self::ContextSwitch => "context_switches",
+            Self::PageScanned => "pages_scanned",
+            Self::PageMigrated => "pages_migrated",
+            Self::Collapse => "collapses",
+            Self::Shootdown => "shootdowns",
         }
     }
     /// Index of the counter in [`OsWork::ALL`].

@@ -2,6 +2,7 @@
 
 use crate::bad_frames::BadFrames;
 use crate::balloon::Ballooned;
+use crate::daemons::{DaemonConfig, DaemonStats};
 use crate::error::MmError;
 use crate::fragmentation::Fragmentation;
 use crate::placement::{PagePolicy, PlacementKind};
@@ -39,6 +40,8 @@ pub struct GuestConfig {
     pub zero_page: bool,
     /// What becomes a primary region, if the placement has one.
     pub primary: PrimaryConfig,
+    /// When the kernel's daemons run, if page sizes or placement ask for any.
+    pub daemons: DaemonConfig,
 }
 
 impl GuestConfig {
@@ -58,6 +61,7 @@ impl GuestConfig {
             pcids: mode.levels >= 4,
             zero_page: false,
             primary: PrimaryConfig::default(),
+            daemons: DaemonConfig::default(),
         }
     }
 }
@@ -113,6 +117,8 @@ pub struct GuestStats {
     pub balloon: Ballooned,
     /// How pages were placed.
     pub placement: PlacementStats,
+    /// What the kernel's daemons have done.
+    pub daemons: DaemonStats,
 }
 
 /// Why the modelled guest cannot go on. What was processed before is in the output.

@@ -85,6 +85,8 @@ pub(super) struct Emit<'a, 'o> {
     pub work: &'a mut Work,
     pub invalidations: &'a mut u64,
     pub segment_loads: &'a mut u64,
+    /// Whoever changes something runs on none of these vCPUs, and interrupts each.
+    pub interrupts: bool,
 }
 
 impl Emit<'_, '_> {
@@ -154,6 +156,9 @@ impl Observer<Gva, Gpa> for Emit<'_, '_> {
         for index in 0..self.cpus.len() {
             if self.cpus[index].loaded == self.context {
                 self.invalidate_on(index, &flush);
+                if self.interrupts {
+                    self.work.add(OsWork::Shootdown, 1);
+                }
                 self.cpus[index].flushed(*self.generation);
                 self.cpus[index].forget_flushed(&flush);
             }

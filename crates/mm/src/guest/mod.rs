@@ -5,6 +5,7 @@
 
 mod config;
 mod cpu;
+mod daemons;
 mod emit;
 mod process;
 mod translate;
@@ -13,11 +14,13 @@ pub use config::{GuestConfig, GuestError, GuestStats};
 pub use cpu::DYNAMIC_PCIDS;
 pub use emit::Sink;
 
+use crate::daemons::Daemons;
 use crate::error::MmError;
 use crate::physical::{PhysicalMemory, pc_memory_map, reclaimed_memory_map};
 use crate::placement::PlacementKind;
 use crate::space::{AddressSpace, Memory, PrimaryConfig, SpaceConfig};
 use cpu::Cpu;
+use daemons::Clock;
 use emit::{Output, Work};
 use nestwalk_types::{Batch, Control, Gpa, GuestBatch, Gva, OsWork, ProcessId, VcpuId};
 use std::collections::BTreeMap;
@@ -54,6 +57,7 @@ pub struct ModelledGuest {
     contexts: u64,
     work: Work,
     stats: GuestStats,
+    clock: Clock,
 }
 
 impl ModelledGuest {
@@ -94,6 +98,7 @@ impl ModelledGuest {
             contexts: 0,
             work: Work::default(),
             stats: GuestStats::default(),
+            clock: Clock::new(Daemons::new(&config.daemons, policy, placement)),
         })
     }
 
@@ -140,6 +145,7 @@ impl ModelledGuest {
             primary_bytes: self.processes.values().map(|p| p.space.region_bytes()).sum(),
             balloon: self.memory.balloon,
             placement: self.memory.placement_stats(untouched),
+            daemons: self.clock.daemons.stats,
             ..self.stats
         }
     }
@@ -181,7 +187,7 @@ impl ModelledGuest {
                 self.control(index - 1, control, output)
             });
             if result.is_ok() {
-                result = self.translate(runs, output);
+                result = self.translate_on_time(runs, output);
             }
             if result.is_err() {
                 break;
@@ -250,17 +256,21 @@ impl ModelledGuest {
         }
     }
 
-    /// The vCPU that does the kernel's work for a process: the one of the latest event if the process
-    /// runs there, else the first on which it runs, else the one of the latest event.
     fn acting(&self, context: u64) -> VcpuId {
-        let runs = |i: usize| self.cpus.get(i).is_some_and(|c| c.loaded == context);
-        if runs(usize::from(self.current.0)) {
-            return self.current;
-        }
-        (0..self.cpus.len()).find(|&i| runs(i)).map_or(self.current, |i| VcpuId(i as u8))
+        acting(&self.cpus, self.current, context)
     }
 
     fn count(&mut self, work: OsWork) {
         self.work.add(work, 1);
     }
+}
+
+/// The vCPU that does the kernel's work for a process: the one of the latest event if the process runs
+/// there, else the first on which it runs, else the one of the latest event.
+fn acting(cpus: &[Cpu], current: VcpuId, context: u64) -> VcpuId {
+    let runs = |i: usize| cpus.get(i).is_some_and(|c| c.loaded == context);
+    if runs(usize::from(current.0)) {
+        return current;
+    }
+    (0..cpus.len()).find(|&i| runs(i)).map_or(current, |i| VcpuId(i as u8))
 }

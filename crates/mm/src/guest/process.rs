@@ -48,6 +48,7 @@ impl ModelledGuest {
                     work: &mut self.work,
                     invalidations: &mut self.stats.invalidations,
                     segment_loads: &mut self.stats.segment_loads,
+                    interrupts: false,
                 };
                 f(&mut process.space, &mut self.memory, &mut emit)
             }
@@ -75,6 +76,7 @@ impl ModelledGuest {
             work: &mut self.work,
             invalidations: &mut self.stats.invalidations,
             segment_loads: &mut self.stats.segment_loads,
+            interrupts: false,
         };
         match AddressSpace::new(self.space_config, &mut self.memory, &mut emit) {
             Ok(space) => Ok(Process { space, context, generation }),
@@ -254,6 +256,7 @@ impl ModelledGuest {
             work: &mut self.work,
             invalidations: &mut self.stats.invalidations,
             segment_loads: &mut self.stats.segment_loads,
+            interrupts: false,
         };
         space.destroy(&mut self.memory, &mut emit);
         self.cpus.iter_mut().filter(|c| c.loaded == context).for_each(Cpu::lose);

@@ -132,6 +132,9 @@ pub enum PlacementKind {
     Eager,
     /// See [`Ideal`].
     Ideal,
+    /// As [`FirstFit`]; afterwards a daemon moves each mapping's pages together, as Translation Ranger
+    /// does: see [`crate::RangerConfig`].
+    Ranger,
     /// See [`Reserve`].
     Reserve,
     /// See [`HugeTlb`].
@@ -161,6 +164,11 @@ pub const PLACEMENTS: &[(&str, PlacementKind, &str)] = &[
         PlacementKind::Ideal,
         "contiguous memory kept behind every mapping from its first touch",
     ),
+    (
+        "ranger",
+        PlacementKind::Ranger,
+        "Translation Ranger: as default, and a daemon moves pages together",
+    ),
     ("reserve", PlacementKind::Reserve, "4 KiB pages in reserved large blocks, joined when full"),
     ("hugetlb", PlacementKind::HugeTlb, "large pages from pools that are filled at the start"),
     ("primary", PlacementKind::Primary, "contiguous memory behind each process's largest mapping"),
@@ -187,7 +195,9 @@ impl PlacementKind {
     /// The policy of a new address space with these page sizes.
     pub fn build<O: Address>(self, pages: PagePolicy, mode: &Mode) -> Box<dyn Placement<O>> {
         match self {
-            Self::FirstFit | Self::Primary | Self::PrimaryBalloon => Box::new(FirstFit),
+            Self::FirstFit | Self::Ranger | Self::Primary | Self::PrimaryBalloon => {
+                Box::new(FirstFit)
+            }
             Self::Linux => Box::new(Linux),
             Self::Ca => Box::new(Ca::new(CaConfig::RELEASED)),
             Self::CaSmall => Box::new(Ca::new(CaConfig::SMALL)),

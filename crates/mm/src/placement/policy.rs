@@ -12,21 +12,24 @@ pub enum PagePolicy {
     Base,
     /// Transparent huge pages, "always": a level-2 leaf (2 MiB; 4 MiB in 2-level paging) where the
     /// VMA covers the aligned block, no table of base pages is there already, and a block is free;
-    /// otherwise 4 KiB (Linux, `mm/huge_memory.c`). Promotion afterwards (khugepaged) is not
-    /// modelled. Split on copy-on-write.
+    /// otherwise 4 KiB (Linux, `mm/huge_memory.c`). Split on copy-on-write.
     Thp,
+    /// As [`Self::Thp`], and a daemon collapses small pages into large ones afterwards, as Linux's
+    /// khugepaged does: see [`crate::KhugepagedConfig`].
+    Khugepaged,
     /// Like hugetlbfs: the largest of the mode's sizes up to this one that the VMA covers; the next
     /// smaller one, counted, if no block is free. Copy-on-write copies the whole page.
     Explicit(PageSize),
 }
 
 impl PagePolicy {
-    /// The policy of that name: `4k`, `thp`, `2m`, `4m`, `1g`.
+    /// The policy of that name: `4k`, `thp`, `khugepaged`, `2m`, `4m`, `1g`.
     pub fn by_name(name: &str) -> Option<Self> {
         let all = [PageSize::SIZE_2M, PageSize::SIZE_4M, PageSize::SIZE_1G];
         match name {
             "4k" => Some(Self::Base),
             "thp" => Some(Self::Thp),
+            "khugepaged" => Some(Self::Khugepaged),
             _ => all.into_iter().find(|s| s.short() == name).map(Self::Explicit),
         }
     }
@@ -35,14 +38,19 @@ impl PagePolicy {
         match self {
             Self::Base => "4k".into(),
             Self::Thp => "thp".into(),
+            Self::Khugepaged => "khugepaged".into(),
             Self::Explicit(size) => size.short(),
         }
+    }
+    /// Whether large pages are given as far as there are any, and programs know nothing of them.
+    pub const fn is_transparent(self) -> bool {
+        matches!(self, Self::Thp | Self::Khugepaged)
     }
     /// The largest page in this mode.
     pub fn largest(self, mode: &Mode) -> PageSize {
         match self {
             Self::Base => PageSize::SIZE_4K,
-            Self::Thp => mode.span(2),
+            Self::Thp | Self::Khugepaged => mode.span(2),
             Self::Explicit(size) => size,
         }
     }
@@ -93,7 +101,7 @@ mod tests {
 
     #[test]
     fn names_and_sizes() {
-        for name in ["4k", "thp", "2m", "4m", "1g"] {
+        for name in ["4k", "thp", "khugepaged", "2m", "4m", "1g"] {
             assert_eq!(PagePolicy::by_name(name).unwrap().name(), name);
         }
         assert_eq!(PagePolicy::by_name("3m"), None);

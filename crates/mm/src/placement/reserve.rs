@@ -49,7 +49,7 @@ impl Reserve {
 
 impl<O: Address> Placement<O> for Reserve {
     fn offers(&self, size: PageSize) -> bool {
-        size == PageSize::SIZE_4K || self.pages != PagePolicy::Thp
+        size == PageSize::SIZE_4K || !self.pages.is_transparent()
     }
     fn place(&mut self, memory: &mut PhysicalMemory<O>, request: &Request) -> Option<Placed<O>> {
         let page = request.page >> 12;

@@ -14,15 +14,19 @@
 //! Memory is anonymous and private: there is no page cache, no swapping and no NUMA.
 
 mod change;
+mod collapse;
 mod fault;
 mod fork;
 mod gather;
+mod migrate;
 mod promote;
 mod region;
 mod split;
 mod vma;
 
+pub(crate) use collapse::{Collapse, CollapseLimits};
 pub use gather::{FLUSH_CEILING, Flush, GATHER_PAGES};
+pub(crate) use migrate::{Block, Taken as TakenOut};
 pub use region::{Contiguous, PrimaryConfig};
 pub use vma::{Vma, VmaSet};
 
@@ -159,7 +163,7 @@ impl Counters {
         self.table_frames += 1;
         self.peak_table_frames = self.peak_table_frames.max(self.table_frames);
     }
-    fn add_data(&mut self, size: PageSize) {
+    pub(crate) fn add_data(&mut self, size: PageSize) {
         self.data_frames += size.base_pages();
         self.peak_data_frames = self.peak_data_frames.max(self.data_frames);
         self.most_at_once = self.most_at_once.max(size.base_pages());

@@ -27,7 +27,7 @@ impl<I: Address, O: Address> AddressSpace<I, O> {
     /// permissions (FreeBSD's `pmap_promote_pde`). The entry of the table is cleared and everything is
     /// invalidated before the leaf is stored, so that no TLB holds both sizes; the table is free then. The
     /// leaf is dirty if any page was; all were accessed when they were placed.
-    fn promote(
+    pub(crate) fn promote(
         &mut self,
         memory: &mut Memory<O>,
         address: u64,

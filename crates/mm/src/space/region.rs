@@ -163,6 +163,12 @@ impl<I: Address, O: Address> AddressSpace<I, O> {
             .is_some_and(|r| (r.first..r.end()).contains(&page) && !r.escaped.contains(&page))
     }
 
+    /// Whether a range has anything of the region.
+    pub(super) fn meets_region(&self, start: u64, bytes: u64) -> bool {
+        let (first, end) = (start >> 12, (start + bytes) >> 12);
+        self.region.as_ref().is_some_and(|r| first < r.end() && r.first < end)
+    }
+
     fn tell(&self, observer: &mut impl Observer<I, O>) {
         observer.segment(self.region().as_ref());
     }

@@ -39,6 +39,10 @@ pub struct Machine {
     /// The page cleared just now, and the entry that was taken out right after that.
     cleared: Option<(Gpa, PageSize)>,
     taken_out: Option<(Gpa, Entry)>,
+    /// Pages that are being moved, by where their entries are: what they hold.
+    moving: HashMap<Gpa, (PageSize, Vec<Option<u64>>)>,
+    /// The table that was unlinked last: where from, and the pages that it still mapped.
+    unlinked: Option<(Gpa, Vec<(u64, u64)>)>,
     pub counts: Counts,
     /// After each change every translation of the vCPU that goes on is checked.
     pub checks_all: bool,
@@ -68,6 +72,8 @@ impl Machine {
             tags: HashMap::new(),
             cleared: None,
             taken_out: None,
+            moving: HashMap::new(),
+            unlinked: None,
             counts: Counts::default(),
             checks_all: true,
         }
@@ -174,6 +180,7 @@ impl Machine {
         let same =
             old.is_present() && new.is_present() && old.0 & entry::FRAME == new.0 & entry::FRAME;
         assert!(!same || !old.has(entry::DIRTY) || new.has(entry::DIRTY), "lost a dirty bit");
+        self.moved(at, old, new);
         let Some((to, size)) = self.cleared else { return };
         match self.taken_out.take() {
             None if old.is_present() && !new.is_present() => self.taken_out = Some((at, old)),
@@ -188,6 +195,55 @@ impl Machine {
                 self.cleared = None;
             }
             _ => self.cleared = None,
+        }
+    }
+
+    /// What daemons do. A page is moved: entry 0, entry that is not present but not 0, entry in another
+    /// frame. A block is collapsed: entry of the table 0, page cleared, large entry.
+    fn moved(&mut self, at: Gpa, old: Entry, new: Entry) {
+        let size = |e: Entry| match e.has(entry::LARGE) {
+            true => self.mode.span(2),
+            false => PageSize::SIZE_4K,
+        };
+        if old.0 == 0 && new.0 != 0 && !new.is_present() {
+            let size = size(new);
+            let first = new.frame::<Gpa>(size).page_number();
+            let held = (0..size.base_pages()).map(|i| self.tags.get(&(first + i)).copied());
+            self.moving.insert(at, (size, held.collect()));
+        } else if new.is_present()
+            && let Some((size, held)) = self.moving.remove(&at)
+        {
+            let first = new.frame::<Gpa>(size).page_number();
+            for (i, tag) in held.into_iter().enumerate() {
+                match tag {
+                    Some(tag) => self.tags.insert(first + i as u64, tag),
+                    None => self.tags.remove(&(first + i as u64)),
+                };
+            }
+        } else if old.is_present() && new.0 == 0 && !old.has(entry::LARGE) {
+            let table = old.target::<Gpa>();
+            let small = |i: u64| {
+                let e = self.mirror.read(
+                    table.offset_by(i * u64::from(self.mode.entry_bytes)),
+                    self.mode.entry_bytes,
+                );
+                let e = Entry(e?);
+                e.is_present().then(|| (i, e.frame::<Gpa>(PageSize::SIZE_4K).page_number()))
+            };
+            let mapped = (0..self.mode.entries(1)).filter_map(small).collect();
+            self.unlinked = Some((at, mapped));
+        } else if new.is_present()
+            && new.has(entry::LARGE)
+            && self.cleared == Some((new.frame(size(new)), size(new)))
+            && let Some((there, mapped)) = self.unlinked.take()
+            && there == at
+        {
+            let first = new.frame::<Gpa>(size(new)).page_number();
+            for (i, frame) in mapped {
+                if let Some(tag) = self.tags.get(&frame).copied() {
+                    self.tags.insert(first + i, tag);
+                }
+            }
         }
     }
 

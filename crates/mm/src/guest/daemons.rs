@@ -1,0 +1,123 @@
+//! The guest kernel's daemons: when they run, and what they work on.
+
+use crate::daemons::{Daemons, Home, Watch};
+use crate::guest::cpu::Cpu;
+use crate::guest::emit::{Emit, Output, Work};
+use crate::guest::{GuestError, GuestStats, ModelledGuest, Process};
+use crate::space::{AddressSpace, Memory};
+use nestwalk_types::{Address, Gpa, Gva, OsWork, ProcessId, Run, VcpuId};
+use std::collections::BTreeMap;
+
+/// When daemons run: the guest's time, and what they work with.
+pub(super) struct Clock {
+    pub daemons: Daemons,
+    /// Instructions so far; counted only if a daemon needs them.
+    instructions: u64,
+    /// vCPU and page of the last run.
+    last: (VcpuId, u64),
+}
+
+impl Clock {
+    pub const fn new(daemons: Daemons) -> Self {
+        Self { daemons, instructions: 0, last: (VcpuId(0), u64::MAX) }
+    }
+}
+
+impl ModelledGuest {
+    /// Translates runs, with daemons at work between them when their time has come: before the next run
+    /// of another page, so that nothing depends on how accesses are cut into runs.
+    pub(super) fn translate_on_time(
+        &mut self,
+        runs: &[Run],
+        output: &mut Output<'_>,
+    ) -> Result<(), GuestError> {
+        if self.clock.daemons.due() == u64::MAX {
+            return self.translate(runs, output);
+        }
+        let mut from = 0;
+        for (i, run) in runs.iter().enumerate() {
+            let page = (run.vcpu, run.gva.page_number());
+            if self.clock.instructions >= self.clock.daemons.due() && page != self.clock.last {
+                self.translate(&runs[from..i], output)?;
+                from = i;
+                self.run_daemons(output);
+            }
+            self.clock.last = page;
+            self.clock.instructions += u64::from(run.instructions);
+        }
+        self.translate(&runs[from..], output)
+    }
+
+    /// Lets daemons work whose time has come.
+    fn run_daemons(&mut self, output: &mut Output<'_>) {
+        self.work.emit(output);
+        let ids = self.processes.iter().map(|(id, p)| (p.context, *id)).collect();
+        let mut home = GuestHome {
+            ids,
+            memory: &mut self.memory,
+            processes: &mut self.processes,
+            cpus: &mut self.cpus,
+            current: self.current,
+            output,
+            work: &mut self.work,
+            stats: &mut self.stats,
+            entry_bytes: self.config.mode.entry_bytes,
+        };
+        self.clock.daemons.run(self.clock.instructions, &mut home);
+        self.work.emit(output);
+    }
+}
+
+/// All processes of the guest. Address spaces are known by their context numbers.
+struct GuestHome<'g, 'o> {
+    ids: BTreeMap<u64, ProcessId>,
+    memory: &'g mut Memory<Gpa>,
+    processes: &'g mut BTreeMap<ProcessId, Process>,
+    cpus: &'g mut Vec<Cpu>,
+    current: VcpuId,
+    output: &'g mut Output<'o>,
+    work: &'g mut Work,
+    stats: &'g mut GuestStats,
+    entry_bytes: u8,
+}
+
+impl Home<Gva, Gpa> for GuestHome<'_, '_> {
+    fn spaces(&self) -> Vec<u64> {
+        self.ids.keys().copied().collect()
+    }
+    fn look(&self, id: u64) -> Option<&AddressSpace<Gva, Gpa>> {
+        Some(&self.processes.get(self.ids.get(&id)?)?.space)
+    }
+    fn memory(&self) -> &Memory<Gpa> {
+        self.memory
+    }
+    fn memory_mut(&mut self) -> &mut Memory<Gpa> {
+        self.memory
+    }
+
+    fn with<R>(
+        &mut self,
+        id: u64,
+        f: impl FnOnce(&mut AddressSpace<Gva, Gpa>, &mut Memory<Gpa>, &mut Watch<'_, Gva, Gpa>) -> R,
+    ) -> Option<R> {
+        let process = self.processes.get_mut(self.ids.get(&id)?)?;
+        let mut emit = Emit {
+            output: &mut *self.output,
+            vcpu: crate::guest::acting(self.cpus, self.current, process.context),
+            cpus: self.cpus,
+            context: process.context,
+            generation: &mut process.generation,
+            entry_bytes: self.entry_bytes,
+            work: self.work,
+            invalidations: &mut self.stats.invalidations,
+            segment_loads: &mut self.stats.segment_loads,
+            interrupts: true,
+        };
+        Some(f(&mut process.space, self.memory, &mut Watch(&mut emit)))
+    }
+
+    fn work(&mut self, work: OsWork, count: u64) {
+        self.work.add(work, count);
+    }
+    fn changed(&mut self, _: u64, _: u64, _: u64) {}
+}
