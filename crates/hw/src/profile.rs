@@ -163,6 +163,14 @@ pub struct SoftwareProfile {
     pub clear_page_ns: Sourced,
     /// A page that the guest's balloon driver allocates and the VMM takes back.
     pub balloon_page_ns: Sourced,
+    /// A kernel's daemon looks at a page: its entry and its descriptor.
+    pub scan_page_ns: Sourced,
+    /// A kernel's daemon unmaps a page, of any size, and maps it elsewhere, without the copying.
+    pub migrate_page_ns: Sourced,
+    /// A kernel's daemon makes a large page of small ones, without clearing and copying.
+    pub collapse_ns: Sourced,
+    /// A kernel's daemon interrupts another processor to have translations removed.
+    pub shootdown_ns: Sourced,
     /// The guest kernel's answer to a page fault, without the clearing of the page.
     pub guest_fault_ns: Sourced,
     /// The guest kernel's fork, without its table writes' exits.
@@ -446,6 +454,10 @@ impl Profile {
             ("software.host_fault_ns", &s.host_fault_ns),
             ("software.clear_page_ns", &s.clear_page_ns),
             ("software.balloon_page_ns", &s.balloon_page_ns),
+            ("software.scan_page_ns", &s.scan_page_ns),
+            ("software.migrate_page_ns", &s.migrate_page_ns),
+            ("software.collapse_ns", &s.collapse_ns),
+            ("software.shootdown_ns", &s.shootdown_ns),
             ("software.guest_fault_ns", &s.guest_fault_ns),
             ("software.guest_fork_ns", &s.guest_fork_ns),
             ("software.guest_exec_ns", &s.guest_exec_ns),

@@ -3,7 +3,7 @@
 use crate::daemons::{DaemonStats, Home, Watch};
 use crate::host::HostMemory;
 use crate::space::{AddressSpace, Memory, Unobserved};
-use nestwalk_types::{Address, Gpa, Hpa, Hva, OsWork};
+use nestwalk_types::{Gpa, Hpa, Hva, OsWork};
 
 /// What daemons did in one run.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -14,8 +14,6 @@ pub struct HostDaemonRun {
     pub changed: Vec<(Gpa, u64)>,
     /// What was done.
     pub did: DaemonStats,
-    /// Pages, of any size, that were unmapped to be mapped elsewhere.
-    pub unmapped: u64,
 }
 
 impl HostMemory {
@@ -35,12 +33,12 @@ impl HostMemory {
     pub fn run_daemons(&mut self, clock: u64) -> HostDaemonRun {
         let before = self.daemons.stats;
         let (memory, space) = (&mut self.memory, &mut self.space);
-        let mut home = HostHome { memory, space, changed: Vec::new(), unmapped: 0 };
+        let mut home = HostHome { memory, space, changed: Vec::new() };
         self.daemons.run(clock, &mut home);
-        let HostHome { changed, unmapped, .. } = home;
+        let changed = home.changed;
         let changed = changed.into_iter().filter_map(|(hva, bytes)| Some((self.gpa(hva)?, bytes)));
         let changed = changed.collect();
-        HostDaemonRun { changed, did: self.daemons.stats.since(&before), unmapped }
+        HostDaemonRun { changed, did: self.daemons.stats.since(&before) }
     }
 }
 
@@ -49,7 +47,6 @@ struct HostHome<'h> {
     memory: &'h mut Memory<Hpa>,
     space: &'h mut AddressSpace<Hva, Hpa>,
     changed: Vec<(Hva, u64)>,
-    unmapped: u64,
 }
 
 /// Its number.
@@ -75,11 +72,8 @@ impl Home<Hva, Hpa> for HostHome<'_> {
     ) -> Option<R> {
         (id == VMM).then(|| f(self.space, self.memory, &mut Watch(&mut Unobserved)))
     }
-    fn work(&mut self, work: OsWork, count: u64) {
-        if work == OsWork::PageMigrated {
-            self.unmapped += count;
-        }
-    }
+    /// The run says it as a whole.
+    fn work(&mut self, _: OsWork, _: u64) {}
     /// Addresses of the VMM process are in the lower half, which has no sign extension.
     fn changed(&mut self, _: u64, start: u64, bytes: u64) {
         self.changed.push((Hva::new(start), bytes));

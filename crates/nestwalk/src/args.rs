@@ -185,7 +185,7 @@ pub struct CompareArgs {
     /// workloads and patterns, all of a trace or program]
     #[arg(long, value_name = "COUNT")]
     pub accesses: Option<String>,
-    /// Page sizes of machines that do not name theirs: 4k, thp, 2m, 4m, 1g
+    /// Page sizes of machines that do not name theirs: 4k, thp, khugepaged, 2m, 4m, 1g
     #[arg(long, default_value = "4k")]
     pub page_size: String,
     /// Decides every random choice
@@ -243,6 +243,11 @@ pub struct CompareArgs {
     /// These frames of guest memory are faulty, by number (gPA / 4096), up to 64
     #[arg(long, value_name = "FRAME+FRAME", conflicts_with = "guest_bad")]
     pub guest_bad_at: Option<String>,
+    /// When daemons run (page sizes `khugepaged`, placement `ranger`), and how much they do, as in
+    /// ranger-interval-ms=2,ranger-pages=65536. Published intervals are seconds, which a short run does
+    /// not have: see `nestwalk schemes` for keys
+    #[arg(long, value_name = "KEY=VALUE,...")]
+    pub daemons: Option<String>,
     /// The guest does not use PCIDs: every switch empties its TLBs
     #[arg(long)]
     pub no_pcids: bool,

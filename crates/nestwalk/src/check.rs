@@ -125,6 +125,7 @@ pub fn experiment(e: &Experiment, recorded: Option<&GuestInfo>, origin: Origin) 
             .with_context(|| option.to_owned())?;
     }
     e.bad_frames()?;
+    e.daemons.check().map_err(|reason| anyhow!(reason)).with_context(|| name("daemons"))?;
     let trace_format = sources::trace_format(&e.trace_format);
     trace_format.with_context(|| name("trace_format"))?;
     let ways = [!e.sources.is_empty(), !e.lackey.is_empty(), e.guest.is_some()];

@@ -12,6 +12,7 @@ use nestwalk_mm::{
     BadFrames, FREE_BLOCKS, Fragmentation, FreeBlocks, LOW_MEMORY_BYTES, PagePolicy,
 };
 use nestwalk_report::{parse_bytes, parse_count};
+use nestwalk_sim::DaemonTimes;
 use nestwalk_sim::compare::Plan;
 use nestwalk_sim::spec::{Defaults, GuestSpec, MachineSpec};
 use nestwalk_tables::Mode;
@@ -102,6 +103,9 @@ pub struct Experiment {
     /// These frames of guest memory are faulty.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub guest_bad_at: Vec<u64>,
+    /// When daemons run, where page sizes or placement ask for any.
+    #[serde(default)]
+    pub daemons: DaemonTimes,
     /// The guest uses PCIDs.
     pub pcids: bool,
     /// Machines run that a filtered recording is not exact for.
@@ -228,6 +232,7 @@ impl Experiment {
             low_memory: low_memory(args)?,
             guest_bad: args.guest_bad,
             guest_bad_at: frames(args.guest_bad_at.as_deref())?,
+            daemons: daemons(args.daemons.as_deref())?,
             pcids: !args.no_pcids,
             approximate: args.approximate,
             profile: Profile::load(&args.profile).context("--profile")?,
@@ -297,6 +302,7 @@ impl Experiment {
                 in_memory(self.guest_fragmentation, &self.guest_free_blocks)?,
                 in_memory(self.host_fragmentation, &self.host_free_blocks)?,
             ),
+            daemons: self.daemons,
             pcids: self.pcids,
             seed: self.seed,
             verify: self.verify,
@@ -394,6 +400,11 @@ pub fn in_memory(degree: f64, blocks: &[u64]) -> Result<Fragmentation> {
 }
 
 /// Numbers of frames with `+` between them, each once.
+/// What `--daemons` says.
+fn daemons(text: Option<&str>) -> Result<DaemonTimes> {
+    DaemonTimes::parse(text.unwrap_or_default()).map_err(|e| anyhow!(e)).context("--daemons")
+}
+
 fn frames(text: Option<&str>) -> Result<Vec<u64>> {
     let Some(text) = text else { return Ok(Vec::new()) };
     let number = |word: &str| match word.strip_prefix("0x") {

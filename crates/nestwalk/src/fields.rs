@@ -52,6 +52,29 @@ pub static GUEST: &[Field] = &[
         "what compaction would have moved in place of self-ballooning, could all pages be moved",
     ),
     ("compaction_ms", "ms", "what that would have taken: copies, and an exit for each shootdown"),
+    ("daemon_runs", "count", "times that khugepaged or Translation Ranger woke up and worked"),
+    ("daemon_pages_scanned", "4 KiB pages", "daemons: pages looked at"),
+    ("daemon_pages_migrated", "4 KiB pages", "daemons: pages moved to free frames"),
+    (
+        "daemon_pages_exchanged",
+        "4 KiB pages",
+        "daemons: pages that changed places with others, those included",
+    ),
+    (
+        "daemon_pages_stuck",
+        "4 KiB pages",
+        "daemons: pages not in their places that could not be moved, at each look anew",
+    ),
+    ("daemon_collapses", "count", "daemons: large pages made of small ones in another place"),
+    ("daemon_bloat_pages", "4 KiB pages", "of these, pages that were not there before"),
+    ("daemon_joins", "count", "daemons: large pages made of small ones where they lay"),
+    ("daemon_splits", "count", "daemons: large pages split to be moved"),
+    ("daemon_interrupts", "count", "daemons: vCPUs interrupted to have translations removed"),
+    (
+        "daemon_ms",
+        "ms",
+        "what all of this took: scan_page_ns, migrate_page_ns, collapse_ns, shootdown_ns, copies",
+    ),
 ];
 
 /// What a modelled guest has more if its processes are those of a recorded guest.
@@ -143,11 +166,15 @@ pub static VM_EXITS: &[Field] = &[
 /// Keys of a machine's `guest_os_work`.
 pub static GUEST_OS_WORK: &[Field] = &[
     ("page_faults", "count", "page faults answered"),
-    ("pages_copied", "4 KiB pages", "copied for copy-on-write"),
+    ("pages_copied", "4 KiB pages", "copied for copy-on-write, or by daemons"),
     ("forks", "count", "processes forked"),
     ("execs", "count", "programs replaced"),
     ("exits", "count", "processes ended"),
     ("context_switches", "count", "switches from one process to another"),
+    ("pages_scanned", "4 KiB pages", "daemons: pages looked at"),
+    ("pages_migrated", "count", "daemons: pages, of any size, unmapped to be mapped elsewhere"),
+    ("collapses", "count", "daemons: large pages made of small ones in another place"),
+    ("shootdowns", "count", "daemons: vCPUs interrupted to have translations removed"),
 ];
 
 /// Keys of `refs_served`, `data_served` and `fetch_served`.

@@ -5,7 +5,7 @@ use nestwalk_mm::{
     Ballooned, DROP_REASONS, DroppedRun, GuestStats, LevelWrites, ObservedStats, RemapStats,
 };
 use nestwalk_report::{bytes, count};
-use nestwalk_sim::cost::{balloon_ns, compaction_ns};
+use nestwalk_sim::cost::{balloon_ns, compaction_ns, daemons_ns};
 use nestwalk_sim::{GuestOutcome, PlacementResult};
 use serde_json::{Map, Value, json};
 
@@ -51,6 +51,17 @@ fn modelled(s: &GuestStats, profile: &Profile) -> Value {
         "longest_run_after": s.balloon.longest_after,
         "compaction_pages": compaction_pages,
         "compaction_ms": compaction_ns(compaction_pages, profile) / 1e6,
+        "daemon_runs": s.daemons.runs,
+        "daemon_pages_scanned": s.daemons.scanned,
+        "daemon_pages_migrated": s.daemons.migrated,
+        "daemon_pages_exchanged": s.daemons.exchanged,
+        "daemon_pages_stuck": s.daemons.stuck,
+        "daemon_collapses": s.daemons.collapsed,
+        "daemon_bloat_pages": s.daemons.bloat,
+        "daemon_joins": s.daemons.joined,
+        "daemon_splits": s.daemons.split,
+        "daemon_interrupts": s.daemon_interrupts,
+        "daemon_ms": daemons_ns(&s.daemons, s.daemon_interrupts, profile) / 1e6,
     })
 }
 
@@ -104,14 +115,20 @@ fn levels(s: &ObservedStats) -> impl Iterator<Item = (usize, &LevelWrites)> {
 pub fn lines(name: &str, outcome: &GuestOutcome, profile: &Profile) -> String {
     match outcome {
         GuestOutcome::Modelled(stats) => {
-            format!("guest    {name}: {}\n{}", summary(stats), ballooned(stats, profile))
+            format!(
+                "guest    {name}: {}\n{}{}",
+                summary(stats),
+                ballooned(stats, profile),
+                of_daemons(stats, profile)
+            )
         }
         GuestOutcome::Remapped { guest, remap, .. } => {
             let share = 100.0 * remap.left_out as f64 / remap.accesses.max(1) as f64;
             format!(
                 "guest    {name}: {}; {share:.1} % of the recorded accesses are the kernel's and left \
-                 out\n",
-                summary(guest)
+                 out\n{}",
+                summary(guest),
+                of_daemons(guest, profile)
             )
         }
         GuestOutcome::Observed { stats, examples } => of_observed(name, stats, examples),
@@ -124,6 +141,24 @@ fn summary(s: &GuestStats) -> String {
         count(s.faults),
         bytes(s.peak_resident_bytes),
         bytes(s.peak_table_bytes)
+    )
+}
+
+/// What the kernel's daemons did, if there are any and they ran.
+fn of_daemons(s: &GuestStats, profile: &Profile) -> String {
+    let d = &s.daemons;
+    if d.runs == 0 {
+        return String::new();
+    }
+    format!(
+        "daemons  {} runs, {:.1} ms; {} pages moved, {} exchanged, {} stuck; {} large pages made, {} split\n",
+        count(d.runs),
+        daemons_ns(d, s.daemon_interrupts, profile) / 1e6,
+        count(d.migrated),
+        count(d.exchanged),
+        count(d.stuck),
+        count(d.collapsed + d.joined),
+        count(d.split)
     )
 }
 

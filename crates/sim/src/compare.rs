@@ -9,6 +9,7 @@
 
 use crate::contiguity::ContiguityResult;
 use crate::counters::Counters;
+use crate::daemons::DaemonTimes;
 use crate::engine::AnyMachine;
 use crate::guests::{self, Guest, GuestOutcome};
 use crate::placement::PlacementResult;
@@ -55,6 +56,8 @@ pub struct Plan {
     pub fragmentation: (Fragmentation, Fragmentation),
     /// Faulty frames of guest memory.
     pub bad_frames: BadFrames,
+    /// When daemons of guests and hosts run, where page sizes or placement ask for any.
+    pub daemons: DaemonTimes,
     /// The guest uses PCIDs, where its paging mode has them.
     pub pcids: bool,
     /// Decides fragmentation.
@@ -94,6 +97,7 @@ impl Plan {
             low_bytes: None,
             fragmentation: Default::default(),
             bad_frames: BadFrames::NONE,
+            daemons: DaemonTimes::default(),
             pcids: true,
             seed: 1,
             verify: false,
@@ -273,6 +277,7 @@ pub fn machine(plan: &Plan, spec: &MachineSpec) -> Result<Box<dyn AnyMachine>, C
                     // The host's memory is another machine's: its holes are elsewhere.
                     seed: plan.seed ^ 0x686f_7374,
                     kernel_bytes: KERNEL_BYTES,
+                    daemons: plan.daemons.config(&plan.profile),
                 };
                 let slots = match plan.low_bytes {
                     Some(low) => reclaimed_memory_map(plan.guest_bytes, low),

@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! program     = instructions * base_cpi + data_exposed * (latency beyond the first level)
-//! guest OS    = faults, clears, copies, forks, execs, exits, switches * their times, as far as the
-//!               stream does not show the guest kernel at work: `OsWork`, `PageCleared`
+//! guest OS    = faults, clears, copies, forks, execs, exits, switches, daemons' work * their times, as
+//!               far as the stream does not show the guest kernel at work: `OsWork`, `PageCleared`
 //! translation = walk_exposed * (walker cycles - those that correct guesses hid
 //!               + (second-level TLB hits + range TLB hits + anchor look-ups and hits)
 //!               * l2_tlb_hit_cycles + segment hits * their cycles)
@@ -17,6 +17,7 @@
 
 use crate::counters::{Counters, ExitReason};
 use nestwalk_hw::{Profile, ServedBy};
+use nestwalk_mm::DaemonStats;
 use nestwalk_types::OsWork;
 use serde::Serialize;
 
@@ -81,6 +82,39 @@ fn guest_os_ns(c: &Counters, profile: &Profile) -> f64 {
         + work(OsWork::Exec) * s.guest_exec_ns.value
         + work(OsWork::Exit) * s.guest_exit_ns.value
         + work(OsWork::ContextSwitch) * s.guest_switch_ns.value
+        + work(OsWork::PageScanned) * s.scan_page_ns.value
+        + work(OsWork::PageMigrated) * s.migrate_page_ns.value
+        + work(OsWork::Collapse) * s.collapse_ns.value
+        + work(OsWork::Shootdown) * s.shootdown_ns.value
+}
+
+/// What daemons of a kernel took for what they did, `interrupts` of other processors included. Pages
+/// that they fill are cleared, in a guest, before they are filled, as for copy-on-write.
+pub fn daemons_ns(did: &DaemonStats, interrupts: u64, profile: &Profile) -> f64 {
+    let s = &profile.software;
+    let filled = did.migrated + (did.collapsed << 9);
+    did.scanned as f64 * s.scan_page_ns.value
+        + did.unmapped as f64 * s.migrate_page_ns.value
+        + did.collapsed as f64 * s.collapse_ns.value
+        + interrupts as f64 * s.shootdown_ns.value
+        + (filled as f64 + 2.0 * did.copied as f64) * s.clear_page_ns.value
+}
+
+/// What it took the host to move memory: to look at pages, to copy them, and to call the vCPUs out of
+/// the guest. A part of [`Cycles::vmm`].
+pub fn host_moving_cycles(c: &Counters, profile: &Profile) -> f64 {
+    let s = &profile.software;
+    let exits = c.exits[ExitReason::HostMigration as usize] as f64;
+    (host_moving_ns(c, profile) + exits * s.exit_ns.value) * profile.core.frequency_mhz.value
+        / 1000.0
+}
+
+fn host_moving_ns(c: &Counters, profile: &Profile) -> f64 {
+    let s = &profile.software;
+    2.0 * c.pages_moved as f64 * s.clear_page_ns.value
+        + c.host_pages_scanned as f64 * s.scan_page_ns.value
+        + c.host_pages_unmapped as f64 * s.migrate_page_ns.value
+        + c.host_collapses as f64 * s.collapse_ns.value
 }
 
 /// What the balloon takes for so many pages, in the guest and in the VMM.
@@ -110,7 +144,7 @@ fn vmm_ns(c: &Counters, profile: &Profile) -> f64 {
             as f64
             * s.sync_entry_ns.value
         + c.host_faults as f64 * s.host_fault_ns.value
-        + 2.0 * c.pages_moved as f64 * s.clear_page_ns.value
+        + host_moving_ns(c, profile)
         + c.host_pages_cleared as f64 * s.clear_page_ns.value
         + balloon_ns(c.balloon_pages, profile)
 }

@@ -309,7 +309,7 @@ counters! {
     guest_segment_loads,
     /// Segments: loads of the VMM segment's registers, one for each entry into the VM.
     vmm_segment_loads,
-    /// Segments: pages (4 KiB) that the host copied to make memory contiguous.
+    /// Pages (4 KiB) that the host copied to make memory contiguous, or pages large.
     pages_moved,
     /// Self-ballooning: pages (4 KiB) that the guest gave to the VMM for contiguous memory.
     balloon_pages,
@@ -345,6 +345,18 @@ counters! {
     anchor_changes,
     /// Entries of range tables and anchors that system software stored.
     contiguity_updates,
+    /// Daemons of the host: pages (4 KiB) looked at.
+    host_pages_scanned,
+    /// Daemons of the host: pages, of any size, that were unmapped to be mapped elsewhere.
+    host_pages_unmapped,
+    /// Daemons of the host: pages (4 KiB) moved to free frames.
+    host_pages_migrated,
+    /// Daemons of the host: pages (4 KiB) that changed places with others, those included.
+    host_pages_exchanged,
+    /// Daemons of the host: large pages made of small ones in another place.
+    host_collapses,
+    /// Daemons of the host: large pages made of small ones where they lay.
+    host_joins,
 }
 
 impl Counters {

@@ -5,7 +5,7 @@
 //! another walk. Hardware never calls software.
 
 use crate::ahead::{GROUP, WORTHWHILE};
-use crate::counters::Counters;
+use crate::counters::{Counters, ExitReason};
 use crate::coverage::CoverageResult;
 use crate::hardware::{GUEST_VPID, Hardware, Request, Step};
 use crate::referee::{Referee, Verdict};
@@ -18,7 +18,7 @@ use crate::switching::sampler::{Cut, Recorded, Recorder};
 use crate::walk::Fault;
 use crate::world::World;
 use nestwalk_hw::{Caches, Profile, Translation};
-use nestwalk_mm::{HostMemory, PlacementStats};
+use nestwalk_mm::{HostDaemonRun, HostMemory, PlacementStats};
 use nestwalk_tables::Mode;
 use nestwalk_types::{
     Address, Control, FaultCode, Gpa, GuestBatch, Gva, Hpa, PageSize, Run, VcpuId,
@@ -209,6 +209,7 @@ impl<S: Scheme> Machine<S> {
     #[inline]
     fn run_on_time(&mut self, runs: &[Run], gpas: &[Gpa]) -> Result<(), MachineError> {
         let due = self.scheme.due().min(self.series.due()).min(self.samples_due());
+        let due = due.min(self.host_due());
         if due == u64::MAX {
             return self.run_group(runs, gpas);
         }
@@ -242,8 +243,16 @@ impl<S: Scheme> Machine<S> {
     }
 
     #[inline]
+    fn host_due(&self) -> u64 {
+        self.platform.world.host.as_ref().map_or(u64::MAX, HostMemory::daemons_due)
+    }
+
+    #[inline]
     fn tick(&mut self) -> Result<(), MachineError> {
         let clock = self.platform.clock;
+        if clock >= self.host_due() {
+            self.host_daemons()?;
+        }
         if clock >= self.series.due() {
             self.series.look(clock, &self.platform.counters);
         }
@@ -257,6 +266,41 @@ impl<S: Scheme> Machine<S> {
             self.scheme.tick(&mut self.platform)?;
             if let Some(recorder) = &mut self.recorder {
                 recorder.mode_is(clock, self.scheme.paging_mode());
+            }
+        }
+        Ok(())
+    }
+
+    /// The host's daemons work. For each page that they move the VMM is told, and calls every vCPU out of
+    /// the guest (KVM: `kvm_mmu_notifier_invalidate_range_start`, `kvm_flush_remote_tlbs`).
+    #[cold]
+    fn host_daemons(&mut self) -> Result<(), MachineError> {
+        let clock = self.platform.clock;
+        let Some(host) = &mut self.platform.world.host else { return Ok(()) };
+        let HostDaemonRun { changed, did } = host.run_daemons(clock);
+        let vcpus = self.platform.hardware.cores.len() as u64;
+        let counters = &mut self.platform.counters;
+        counters.exits[ExitReason::HostMigration as usize] += vcpus * changed.len() as u64;
+        counters.pages_moved += did.copied;
+        counters.host_pages_cleared += did.bloat;
+        counters.host_pages_scanned += did.scanned;
+        counters.host_pages_unmapped += did.unmapped;
+        counters.host_pages_migrated += did.migrated;
+        counters.host_pages_exchanged += did.exchanged;
+        counters.host_collapses += did.collapsed;
+        counters.host_joins += did.joined;
+        if let Some(referee) = &mut self.referee {
+            changed.iter().for_each(|(first, bytes)| referee.exchanged(*first, *bytes));
+        }
+        for (first, bytes) in changed {
+            let mut at = first;
+            while at < first.offset_by(bytes) {
+                let left = first.value() + bytes - at.value();
+                let fits = |s: &PageSize| at.offset_in(*s) == 0 && s.bytes() <= left;
+                let sizes = [PageSize::SIZE_1G, PageSize::SIZE_2M];
+                let size = sizes.into_iter().find(fits).unwrap_or(PageSize::SIZE_4K);
+                self.scheme.host_changed(&mut self.platform, at, size)?;
+                at = at.offset_by(size.bytes());
             }
         }
         Ok(())

@@ -149,6 +149,7 @@ fn modelled(plan: &Plan, spec: DimensionSpec) -> Result<ModelledGuest, CompareEr
         low_bytes: plan.low_bytes,
         fragmentation: plan.fragmentation.0,
         bad_frames: plan.bad_frames,
+        daemons: plan.daemons.config(&plan.profile),
         seed: plan.seed,
         pcids: plan.pcids && plan.guest_mode.levels >= 4,
         ..GuestConfig::new(plan.guest_mode, plan.guest_bytes)

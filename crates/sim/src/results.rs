@@ -1,7 +1,7 @@
 //! What a comparison found, as numbers with names, units and meanings.
 
 use crate::contiguity::ContiguityResult;
-use crate::cost::Cycles;
+use crate::cost::{Cycles, host_moving_cycles};
 use crate::counters::{Counters, Dimension, ExitReason, FULLY_NESTED};
 use crate::coverage::CoverageResult;
 use crate::energy::EnergyResult;
@@ -75,6 +75,13 @@ pub struct MachineResult {
     pub vmm_segment_loads: u64,
     pub pages_moved: u64,
     pub balloon_pages: u64,
+    pub host_pages_scanned: u64,
+    pub host_pages_unmapped: u64,
+    pub host_pages_migrated: u64,
+    pub host_pages_exchanged: u64,
+    pub host_collapses: u64,
+    pub host_joins: u64,
+    pub host_moving_cycles: f64,
     pub host_faults: u64,
     pub host_pages_cleared: u64,
     pub nested_fills: u64,
@@ -202,7 +209,11 @@ pub static FIELDS: &[(&str, &str, &str)] = &[
         "cycles",
         "the guest kernel's work; the same on every machine with this guest",
     ),
-    ("guest_os_work", "count", "the guest kernel's forks, execs, exits, copies and switches"),
+    (
+        "guest_os_work",
+        "count",
+        "the guest kernel's forks, execs, exits, copies and switches, and the work of its daemons",
+    ),
     ("pages_cleared", "4 KiB pages", "memory that the guest kernel cleared"),
     ("table_writes", "count", "entries that the guest kernel stored to its tables"),
     ("cr3_loads", "count", "loads of CR3"),
@@ -239,12 +250,39 @@ pub static FIELDS: &[(&str, &str, &str)] = &[
     (
         "pages_moved",
         "4 KiB pages",
-        "segments: pages that the host copied to make memory contiguous",
+        "pages that the host copied to make memory contiguous, or pages large",
     ),
     (
         "balloon_pages",
         "4 KiB pages",
         "self-ballooning: pages that the guest gave to the VMM for contiguous memory",
+    ),
+    ("host_pages_scanned", "4 KiB pages", "daemons of the host: pages looked at"),
+    (
+        "host_pages_unmapped",
+        "count",
+        "daemons of the host: pages, of any size, unmapped to be mapped elsewhere",
+    ),
+    ("host_pages_migrated", "4 KiB pages", "daemons of the host: moved to free frames"),
+    (
+        "host_pages_exchanged",
+        "4 KiB pages",
+        "daemons of the host: pages that changed places with others, those included",
+    ),
+    (
+        "host_collapses",
+        "count",
+        "daemons of the host: large pages made of small ones in another place (khugepaged)",
+    ),
+    (
+        "host_joins",
+        "count",
+        "daemons of the host: large pages made of small ones where they lay (Translation Ranger)",
+    ),
+    (
+        "host_moving_cycles",
+        "cycles",
+        "of vmm_cycles, what moving memory takes the host: looking, copying, calling vCPUs out",
     ),
     ("host_faults", "count", "page faults of the host kernel for guest RAM"),
     ("host_pages_cleared", "4 KiB pages", "memory that the host kernel cleared"),
@@ -406,6 +444,13 @@ impl MachineResult {
             vmm_segment_loads: c.vmm_segment_loads,
             pages_moved: c.pages_moved,
             balloon_pages: c.balloon_pages,
+            host_pages_scanned: c.host_pages_scanned,
+            host_pages_unmapped: c.host_pages_unmapped,
+            host_pages_migrated: c.host_pages_migrated,
+            host_pages_exchanged: c.host_pages_exchanged,
+            host_collapses: c.host_collapses,
+            host_joins: c.host_joins,
+            host_moving_cycles: host_moving_cycles(c, profile),
             host_faults: c.host_faults,
             host_pages_cleared: c.host_pages_cleared,
             nested_fills: c.nested_fills,

@@ -95,6 +95,8 @@ pub struct DaemonStats {
     pub migrated: u64,
     /// Pages moved to where another was, which came to where they were.
     pub exchanged: u64,
+    /// Pages, of any size, that were unmapped to be mapped elsewhere.
+    pub unmapped: u64,
     /// Pages that were not where they should be and could not be moved there, at each look anew.
     pub stuck: u64,
     /// Large pages made of small ones in another place (khugepaged).
@@ -220,6 +222,7 @@ impl DaemonStats {
             scanned: self.scanned - earlier.scanned,
             migrated: self.migrated - earlier.migrated,
             exchanged: self.exchanged - earlier.exchanged,
+            unmapped: self.unmapped - earlier.unmapped,
             stuck: self.stuck - earlier.stuck,
             collapsed: self.collapsed - earlier.collapsed,
             bloat: self.bloat - earlier.bloat,

@@ -161,6 +161,14 @@ impl<H> Pass<'_, H> {
         self.stats.scanned += pages;
     }
 
+    fn unmapped<I: Address, O: Address>(&mut self, pages: u64)
+    where
+        H: Home<I, O>,
+    {
+        self.stats.unmapped += pages;
+        self.home.work(OsWork::PageMigrated, pages);
+    }
+
     /// Brings a page to its place.
     fn place<I: Address, O: Address>(&mut self, vma: &Vma, page: Page) -> Moved
     where
@@ -224,7 +232,7 @@ impl<H> Pass<'_, H> {
         }
         self.stats.migrated += size.base_pages();
         self.stats.copied += size.base_pages();
-        self.home.work(OsWork::PageMigrated, 1);
+        self.unmapped(1);
         self.home.changed(page.id, page.at, size.bytes());
         self.owners.moved(target, page.id, page.at);
         Moved::Placed
@@ -316,7 +324,7 @@ impl<H> Pass<'_, H> {
             self.home.changed(page.id, page.at, page.size.bytes());
             self.owners.moved(frame, page.id, page.at);
         }
-        self.home.work(OsWork::PageMigrated, 2);
+        self.unmapped(2);
         Moved::Placed
     }
 
@@ -365,7 +373,7 @@ impl<H> Pass<'_, H> {
         }
         self.stats.exchanged += 2;
         self.stats.copied += 2;
-        self.home.work(OsWork::PageMigrated, 2);
+        self.unmapped(2);
         self.home.work(OsWork::PageCopied, 1);
         self.home.changed(page.id, page.at, size.bytes());
         self.owners.moved(target, page.id, page.at);

@@ -119,6 +119,8 @@ pub struct GuestStats {
     pub placement: PlacementStats,
     /// What the kernel's daemons have done.
     pub daemons: DaemonStats,
+    /// Times that they interrupted a vCPU to have translations removed.
+    pub daemon_interrupts: u64,
 }
 
 /// Why the modelled guest cannot go on. What was processed before is in the output.

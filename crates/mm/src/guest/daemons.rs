@@ -111,7 +111,7 @@ impl Home<Gva, Gpa> for GuestHome<'_, '_> {
             work: self.work,
             invalidations: &mut self.stats.invalidations,
             segment_loads: &mut self.stats.segment_loads,
-            interrupts: true,
+            interrupts: Some(&mut self.stats.daemon_interrupts),
         };
         Some(f(&mut process.space, self.memory, &mut Watch(&mut emit)))
     }

@@ -85,8 +85,8 @@ pub(super) struct Emit<'a, 'o> {
     pub work: &'a mut Work,
     pub invalidations: &'a mut u64,
     pub segment_loads: &'a mut u64,
-    /// Whoever changes something runs on none of these vCPUs, and interrupts each.
-    pub interrupts: bool,
+    /// A daemon is at work, which interrupts every vCPU that runs the process: how often, so far.
+    pub interrupts: Option<&'a mut u64>,
 }
 
 impl Emit<'_, '_> {
@@ -156,7 +156,8 @@ impl Observer<Gva, Gpa> for Emit<'_, '_> {
         for index in 0..self.cpus.len() {
             if self.cpus[index].loaded == self.context {
                 self.invalidate_on(index, &flush);
-                if self.interrupts {
+                if let Some(interrupts) = &mut self.interrupts {
+                    **interrupts += 1;
                     self.work.add(OsWork::Shootdown, 1);
                 }
                 self.cpus[index].flushed(*self.generation);

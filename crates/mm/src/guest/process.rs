@@ -48,7 +48,7 @@ impl ModelledGuest {
                     work: &mut self.work,
                     invalidations: &mut self.stats.invalidations,
                     segment_loads: &mut self.stats.segment_loads,
-                    interrupts: false,
+                    interrupts: None,
                 };
                 f(&mut process.space, &mut self.memory, &mut emit)
             }
@@ -76,7 +76,7 @@ impl ModelledGuest {
             work: &mut self.work,
             invalidations: &mut self.stats.invalidations,
             segment_loads: &mut self.stats.segment_loads,
-            interrupts: false,
+            interrupts: None,
         };
         match AddressSpace::new(self.space_config, &mut self.memory, &mut emit) {
             Ok(space) => Ok(Process { space, context, generation }),
@@ -256,7 +256,7 @@ impl ModelledGuest {
             work: &mut self.work,
             invalidations: &mut self.stats.invalidations,
             segment_loads: &mut self.stats.segment_loads,
-            interrupts: false,
+            interrupts: None,
         };
         space.destroy(&mut self.memory, &mut emit);
         self.cpus.iter_mut().filter(|c| c.loaded == context).for_each(Cpu::lose);

@@ -12,7 +12,7 @@ use nestwalk_mm::PLACEMENTS;
 use nestwalk_policy::POLICIES;
 use nestwalk_report::{Align, Table, count};
 use nestwalk_sim::spec::PAGES;
-use nestwalk_sim::{FIELDS, SCHEMES};
+use nestwalk_sim::{DAEMON_KEYS, FIELDS, SCHEMES};
 use nestwalk_types::Source;
 use nestwalk_workloads::WORKLOADS;
 use std::io::Write;
@@ -43,8 +43,11 @@ pub fn schemes() -> Result<()> {
     out += &section("scheme", SCHEMES.iter().map(|s| own(s.name, s.summary)).collect());
     out += &section("policy", POLICIES.iter().map(|p| own(p.name, p.summary)).collect());
     out += &section("placement", PLACEMENTS.iter().map(|p| own(p.0, p.2)).collect());
-    let pages = "base pages; transparent 2 MiB; explicit 2 MiB, 4 MiB (2-level paging), 1 GiB";
+    let pages = "base pages; transparent 2 MiB, and with khugepaged; explicit 2 MiB, 4 MiB (2-level \
+                 paging), 1 GiB";
     out += &section("page sizes", vec![own(&PAGES.join(" "), pages)]);
+    let keys = DAEMON_KEYS.iter().map(|k| (k.0.to_owned(), format!("{} (default {})", k.2, k.1)));
+    out += &section("--daemons", keys.collect());
     let mut profiles = Vec::new();
     for (name, _) in BUILT_IN {
         profiles.push(own(name, &Profile::load(name)?.description));

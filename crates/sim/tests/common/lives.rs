@@ -32,6 +32,11 @@ impl Life {
 
     /// The same on a guest that is configured otherwise.
     pub fn live_on(&self, mut guest: ModelledGuest) -> Vec<GuestBatch> {
+        self.live_with(&mut guest)
+    }
+
+    /// The same, and the guest is left as it is at the end.
+    pub fn live_with(&self, guest: &mut ModelledGuest) -> Vec<GuestBatch> {
         let mut r = SplitMix64::new(self.seed);
         let (mut builder, mut batch) = (BatchBuilder::new(), Batch::default());
         let mut out = Vec::new();

@@ -55,6 +55,7 @@ impl Setup {
             fragmentation: 0.0.into(),
             seed: 1,
             kernel_bytes: KERNEL_BYTES,
+            daemons: nestwalk_mm::DaemonConfig::default(),
         };
         HostMemory::with_config(&config, &[(Gpa::new(0), self.guest_bytes)]).unwrap()
     }

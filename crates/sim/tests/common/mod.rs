@@ -240,6 +240,7 @@ pub fn machine_with(
             fragmentation: 0.0.into(),
             seed: 1,
             kernel_bytes: KERNEL_BYTES,
+            daemons: nestwalk_mm::DaemonConfig::default(),
         };
         HostMemory::with_config(&config, &[(Gpa::new(0), guest_bytes)]).unwrap()
     });

@@ -39,7 +39,11 @@ impl DirectMmu {
         }
         for &gfn in &known {
             let info = self.info.at(gfn);
-            *self.guest_frames.at(info.machine - 1) = 0;
+            // Another page may be there by now, if several have changed places.
+            let behind = self.guest_frames.at(info.machine - 1);
+            if *behind == gfn + 1 {
+                *behind = 0;
+            }
             info.machine = 0;
         }
         platform.counters = counted;
