@@ -289,6 +289,7 @@ fn results(workload: &str, footprint: u64, accesses: u64, machines: &str) -> Vec
         host_bytes: 4 << 30,
         low_bytes: None,
         bad_frames: nestwalk_mm::BadFrames::NONE,
+        daemons: nestwalk_sim::DaemonTimes::default(),
         fragmentation: Default::default(),
         pcids: true,
         seed: 1,

@@ -49,6 +49,7 @@ fn plan(machines: &str, mode: &'static Mode, vcpus: u8, threads: usize) -> Plan 
         host_bytes: 8 << 30,
         low_bytes: None,
         bad_frames: nestwalk_mm::BadFrames::NONE,
+        daemons: nestwalk_sim::DaemonTimes::default(),
         fragmentation: Default::default(),
         pcids: true,
         seed: 1,

@@ -217,6 +217,7 @@ fn plan(machines: &str, vcpus: usize, threads: usize) -> Plan {
         host_bytes: 4 << 30,
         low_bytes: None,
         bad_frames: nestwalk_mm::BadFrames::NONE,
+        daemons: nestwalk_sim::DaemonTimes::default(),
         fragmentation: (0.3.into(), 0.2.into()),
         pcids: true,
         seed: 9,
