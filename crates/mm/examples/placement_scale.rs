@@ -31,6 +31,7 @@ fn host(placement: PlacementKind, fragmentation: Fragmentation) {
         placement,
         fragmentation,
         seed: 1,
+        daemons: nestwalk_mm::DaemonConfig::default(),
         kernel_bytes: KERNEL_BYTES,
     };
     let slots = [(Gpa::new(0), TIB / 2)];

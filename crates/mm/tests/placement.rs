@@ -5,7 +5,8 @@ mod aged;
 
 use aged::{Aged, memory, populate};
 use nestwalk_mm::{
-    GuestConfig, GuestStats, HostConfig, HostMemory, ModelledGuest, PagePolicy, PlacementKind,
+    DaemonConfig, GuestConfig, GuestStats, HostConfig, HostMemory, ModelledGuest, PagePolicy,
+    PlacementKind,
 };
 use nestwalk_tables::{LONG4, entry};
 use nestwalk_types::{
@@ -292,6 +293,7 @@ fn a_host_that_pages_eagerly_knows_which_pages_the_guest_never_used() {
         placement: PlacementKind::Eager,
         fragmentation: 0.0.into(),
         seed: 1,
+        daemons: DaemonConfig::default(),
         kernel_bytes: 0,
     };
     let mut host = HostMemory::with_config(&config, &[(Gpa::new(0), 128 * MIB)]).unwrap();
