@@ -1,6 +1,6 @@
-//! A host of 1 TiB whose free memory is fragmented: seconds until it is there, memory that this process
-//! needs, and nanoseconds per allocation, by placement. Run with
-//! `cargo run --release -p nestwalk-mm --example placement_scale`.
+//! A host of 1 TiB whose free memory is fragmented: seconds until it is there, memory that this
+//! process needs, and nanoseconds per allocation, by placement. Run with `cargo run --release -p
+//! nestwalk-mm --example placement_scale`.
 
 use nestwalk_mm::{
     Fragmentation, FreeBlocks, HostConfig, HostMemory, KERNEL_BYTES, PLACEMENTS, PagePolicy,

@@ -8,11 +8,11 @@
 //! last-block tag          2               3
 //! ```
 //!
-//! A range is a maximal row of free blocks. The lengths at both ends are boundary tags, so a block that
-//! becomes free finds its neighbours' ranges at once. The tags of first blocks are the leaves of a
-//! maximum tree: the range around any block, the next range, the first one that is long enough and the
-//! longest are each found in a number of steps that grows with the logarithm of memory, where the
-//! kernel walks a list.
+//! A range is a maximal row of free blocks. The lengths at both ends are boundary tags, so a
+//! block that becomes free finds its neighbours' ranges at once. The tags of first blocks are the
+//! leaves of a maximum tree: the range around any block, the next range, the first one that is
+//! long enough and the longest are each found in a number of steps that grows with the logarithm
+//! of memory, where the kernel walks a list.
 
 use crate::buddy::LINUX_MAX_ORDER;
 use std::ops::Range;
@@ -63,7 +63,8 @@ impl ContiguityMap {
         }
     }
 
-    /// The first range that begins at `from` or later and has at least `least` blocks, which is not 0.
+    /// The first range that begins at `from` or later and has at least `least` blocks, which is
+    /// not 0.
     fn next(&self, from: usize, least: u32) -> Option<usize> {
         if from >= self.leaves {
             return None;
@@ -168,13 +169,14 @@ impl ContiguityMap {
         }
     }
 
-    /// Next-fit placement of `pages` pages (`capaging_next_fit_placement`): from the rover on, the first
-    /// range with as many, rounded up to blocks; of the range that the rover is in, what follows the
-    /// rover counts. If none is long enough, the longest. Returns the first frame; the rover is then
-    /// behind what was placed, or at the next range if that used all of it. Nothing is allocated.
+    /// Next-fit placement of `pages` pages (`capaging_next_fit_placement`): from the rover on,
+    /// the first range with as many, rounded up to blocks; of the range that the rover is in,
+    /// what follows the rover counts. If none is long enough, the longest. Returns the first
+    /// frame; the rover is then behind what was placed, or at the next range if that used all of
+    /// it. Nothing is allocated.
     ///
-    /// The released kernel's walk never looks at the range before the rover's, since it uses that as the
-    /// head of the circular list; here every range counts.
+    /// The released kernel's walk never looks at the range before the rover's, since it uses that
+    /// as the head of the circular list; here every range counts.
     pub fn next_fit(&mut self, pages: u64) -> Option<u64> {
         let wanted = pages.div_ceil(1 << LINUX_MAX_ORDER).min(u64::from(u32::MAX)) as u32;
         if wanted == 0 {

@@ -1,35 +1,36 @@
-//! The order in which Linux hands free blocks out: free lists per order, last in, first out, and lists of
-//! single pages per processor in front of them (Linux 4.19, `mm/page_alloc.c`).
+//! The order in which Linux hands free blocks out: free lists per order, last in, first out, and
+//! lists of single pages per processor in front of them (Linux 4.19, `mm/page_alloc.c`).
 //!
 //! ```text
 //! list of an order    head | blocks freed or split off since | blocks free from the beginning | tail
 //!                            a stack, newest first             highest address first            a queue
 //! ```
 //!
-//! - At boot, `__free_pages_memory` frees memory upwards in blocks of 4 MiB, each to the head of its list,
-//!   so the list begins with the highest address. (Kernels since 5.10 free to the tail at boot.)
-//! - `__free_one_page` puts what was freed, after merging, to the head; to the tail if the buddy of the
-//!   block one order up is free, so that both soon merge. `expand` puts the upper halves of what it splits
-//!   to the head.
-//! - Single pages go through a list per processor (`rmqueue_pcplist`, `free_unref_page_commit`): filled by
-//!   a batch from the free lists when it is empty, in the order in which they come; freed pages to its
-//!   head; a batch from its tail goes back when it holds six batches.
+//! - At boot, `__free_pages_memory` frees memory upwards in blocks of 4 MiB, each to the head of
+//!   its list, so the list begins with the highest address. (Kernels since 5.10 free to the tail
+//!   at boot.)
+//! - `__free_one_page` puts what was freed, after merging, to the head; to the tail if the buddy
+//!   of the block one order up is free, so that both soon merge. `expand` puts the upper halves
+//!   of what it splits to the head.
+//! - Single pages go through a list per processor (`rmqueue_pcplist`, `free_unref_page_commit`):
+//!   filled by a batch from the free lists when it is empty, in the order in which they come;
+//!   freed pages to its head; a batch from its tail goes back when it holds six batches.
 //!
 //! Blocks that were free from the beginning are listed nowhere: they are the free blocks below a
-//! position in the allocator's bitmap. The stacks and queues are checked when they are read: a block that
-//! was merged or taken meanwhile is passed over. So memory is needed for what has changed only. One
-//! inexactness follows: a block that goes to the tail while an older mention of it stands in the stack is
-//! found there.
+//! position in the allocator's bitmap. The stacks and queues are checked when they are read: a
+//! block that was merged or taken meanwhile is passed over. So memory is needed for what has
+//! changed only. One inexactness follows: a block that goes to the tail while an older mention of
+//! it stands in the stack is found there.
 
 use crate::buddy::{Buddy, FreeError, LINUX_MAX_ORDER};
-use std::collections::{HashSet, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::ops::Range;
 
 const LISTS: usize = LINUX_MAX_ORDER as usize + 1;
 
-/// Pages that move between a processor's list and the free lists at a time (`zone_batchsize`, Linux 4.19): a
-/// quarter of a thousandth of the zone, or of 1 MiB if that is less, times 1.5, rounded down to a power
-/// of two, less one: 63 from 1 GiB on.
+/// Pages that move between a processor's list and the free lists at a time (`zone_batchsize`,
+/// Linux 4.19): a quarter of a thousandth of the zone, or of 1 MiB if that is less, times 1.5,
+/// rounded down to a power of two, less one: 63 from 1 GiB on.
 pub(crate) fn batch(zone_frames: u64) -> u64 {
     let quarter = ((zone_frames / 1024).min(256) / 4).max(1);
     (1 << (quarter + quarter / 2).ilog2()) - 1
@@ -83,8 +84,8 @@ impl Buddy {
         self.lists.as_ref().map_or(0, |l| l.held)
     }
 
-    /// A block was freed and merged from order `from` to this: `blocks` are those of the highest order that
-    /// it is, is made of, or lies in.
+    /// A block was freed and merged from order `from` to this: `blocks` are those of the highest
+    /// order that it is, is made of, or lies in.
     pub(crate) fn list_freed(
         &mut self,
         frame: u64,
@@ -132,7 +133,7 @@ impl Buddy {
         }
         let (head, tail) =
             (std::mem::take(&mut lists.heads[i]), std::mem::take(&mut lists.tails[i]));
-        let mut seen = HashSet::new();
+        let mut seen = BTreeSet::new();
         let mut keep = |f: &u32| self.is_listed(*f, order) && seen.insert(*f);
         // The newest mention counts: the last one of the stack.
         let mut head: Vec<u32> = head.into_iter().rev().filter(&mut keep).collect();
@@ -165,8 +166,8 @@ impl Buddy {
         None
     }
 
-    /// The highest block of a list's order that is free and has a number below `end`. Those of the highest
-    /// order may be parts of larger ones.
+    /// The highest block of a list's order that is free and has a number below `end`. Those of
+    /// the highest order may be parts of larger ones.
     fn last_free_block(&self, order: u32, end: u64) -> Option<u64> {
         if order < LINUX_MAX_ORDER {
             return self.free_of(order).last_below(end);

@@ -221,9 +221,10 @@ impl HostMemory {
         HostPage { frame, size: PageSize::SIZE_4K, ..page }
     }
 
-    /// The pages that have become larger since this was last asked, with their sizes. Their addresses are
-    /// as before. Whoever maps parts of them in tables of its own takes these out before the guest runs on,
-    /// so that the next use finds the whole page (Linux: `mmu_notifier_invalidate_range`).
+    /// The pages that have become larger since this was last asked, with their sizes. Their
+    /// addresses are as before. Whoever maps parts of them in tables of its own takes these out
+    /// before the guest runs on, so that the next use finds the whole page (Linux:
+    /// `mmu_notifier_invalidate_range`).
     pub fn take_joined(&mut self) -> Vec<(Gpa, PageSize)> {
         std::mem::take(&mut self.joined)
     }
@@ -233,8 +234,8 @@ impl HostMemory {
         !self.joined.is_empty()
     }
 
-    /// The vCPU whose thread the host's kernel works for from now on: it runs on the processor of that
-    /// number.
+    /// The vCPU whose thread the host's kernel works for from now on: it runs on the processor of
+    /// that number.
     #[inline]
     pub fn set_cpu(&mut self, vcpu: u8) {
         self.memory.physical.set_cpu(vcpu);
@@ -261,8 +262,8 @@ impl HostMemory {
         Some(self.as_known(gpa, page))
     }
 
-    /// Tells every host page behind guest RAM by ascending gPA, as far as it lies in a slot: the first
-    /// gPA, the frame's address, bytes.
+    /// Tells every host page behind guest RAM by ascending gPA, as far as it lies in a slot: the
+    /// first gPA, the frame's address, bytes.
     pub fn each_page(&self, tell: &mut dyn FnMut(Gpa, Hpa, u64)) {
         let (memory, mode, root) =
             (&self.memory.tables, self.space.config().mode, self.space.root());
@@ -277,15 +278,16 @@ impl HostMemory {
         }
     }
 
-    /// The host takes the page behind `gpa` back, as a balloon or `madvise(MADV_DONTNEED)` does: the
-    /// next touch finds another one. Returns the page, or `None` if there was none. Whoever maps it in
-    /// tables of its own owes their invalidation before the guest runs on.
+    /// The host takes the page behind `gpa` back, as a balloon or `madvise(MADV_DONTNEED)` does:
+    /// the next touch finds another one. Returns the page, or `None` if there was none. Whoever
+    /// maps it in tables of its own owes their invalidation before the guest runs on.
     ///
     /// # Errors
     /// Splitting or making the mapping again fails for want of memory.
     pub fn discard(&mut self, gpa: Gpa) -> Result<Option<HostPage>, MmError> {
         let (Some(page), Some(hva)) = (self.look_up(gpa), self.hva(gpa)) else { return Ok(None) };
-        // Of a segment, whose pages may be larger than the policy's, a page of the policy's size goes.
+        // Of a segment, whose pages may be larger than the policy's, a page of the policy's size
+        // goes.
         let size = page.size.min(self.largest_page());
         let frame = page.frame.offset_by(gpa.offset_in(page.size)).align_down(size);
         let page = HostPage { frame, size, ..page };
@@ -306,8 +308,8 @@ impl HostMemory {
         self.memory.counters.add_table();
         Some(table)
     }
-    /// `2^order` contiguous frames for a table of the VMM that is longer than a page. Each may be given
-    /// back by itself.
+    /// `2^order` contiguous frames for a table of the VMM that is longer than a page. Each may be
+    /// given back by itself.
     pub fn alloc_tables(&mut self, order: u32) -> Option<Hpa> {
         let first = self.memory.physical.alloc(order)?;
         (0..1u64 << order).for_each(|_| self.memory.counters.add_table());

@@ -339,8 +339,8 @@ impl<O: Address> PhysicalMemory<O> {
         self.zones.iter_mut().map(|z| &mut z.buddy).find(|b| b.range().contains(&frame))
     }
 
-    /// A free block of `2^order` frames, or `None`. For blocks of up to 32 KiB, what has been set aside is
-    /// given up before that.
+    /// A free block of `2^order` frames, or `None`. For blocks of up to 32 KiB, what has been set
+    /// aside is given up before that.
     #[inline]
     pub fn alloc(&mut self, order: u32) -> Option<O> {
         let frame = self.zones.iter_mut().find_map(|z| z.buddy.alloc(order));

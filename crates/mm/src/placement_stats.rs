@@ -1,4 +1,5 @@
-//! What placement came to: how pages were placed, what is held and not used, how fragmented memory is.
+//! What placement came to: how pages were placed, what is held and not used, how fragmented
+//! memory is.
 
 use crate::physical::PhysicalMemory;
 use crate::space::{AddressSpace, Memory};
@@ -25,8 +26,8 @@ pub struct PlacementStats {
     pub untouched_bytes: u64,
     /// Most 4 KiB pages that one fault, or one mapping of memory, allocated and cleared.
     pub most_at_once: u64,
-    /// Share of free memory that no 2 MiB page could use at the start, 0 to 1: [`PhysicalMemory::fmfi`] of
-    /// order 9.
+    /// Share of free memory that no 2 MiB page could use at the start, 0 to 1:
+    /// [`PhysicalMemory::fmfi`] of order 9.
     pub fmfi_start: f64,
     /// The same now.
     pub fmfi_end: f64,
@@ -60,8 +61,8 @@ impl<O: Address> Memory<O> {
 }
 
 impl<I: Address, O: Address> AddressSpace<I, O> {
-    /// Frames of leaves that were never used: see [`PlacementStats::untouched_bytes`]. Looks at every
-    /// leaf.
+    /// Frames of leaves that were never used: see [`PlacementStats::untouched_bytes`]. Looks at
+    /// every leaf.
     pub(crate) fn untouched_frames(&self, memory: &Memory<O>) -> u64 {
         self.untouched_below(memory, self.root(), self.config().mode.levels)
     }

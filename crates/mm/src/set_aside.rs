@@ -1,5 +1,6 @@
-//! Frames that are set aside: taken from the buddy allocator and not yet given to a page. Reservations are
-//! for pages that are expected somewhere; pools are for whoever asks for their size.
+//! Frames that are set aside: taken from the buddy allocator and not yet given to a page.
+//! Reservations are for pages that are expected somewhere; pools are for whoever asks for their
+//! size.
 
 use crate::physical::PhysicalMemory;
 use nestwalk_types::Address;
@@ -86,8 +87,9 @@ impl Record {
     }
 }
 
-/// All reservations of a memory. Under pressure the one from which nothing was taken for the longest
-/// time is broken first, as FreeBSD does (`vm_reserv_reclaim_inactive`: the head of `partpopq`).
+/// All reservations of a memory. Under pressure the one from which nothing was taken for the
+/// longest time is broken first, as FreeBSD does (`vm_reserv_reclaim_inactive`: the head of
+/// `partpopq`).
 #[derive(Clone, Debug, Default)]
 pub(crate) struct SetAside {
     records: Vec<Option<Record>>,
@@ -128,7 +130,8 @@ impl SetAside {
         self.insert(record)
     }
 
-    /// Takes frames for a page. False, and nothing is taken, unless the reservation holds all of them.
+    /// Takes frames for a page. False, and nothing is taken, unless the reservation holds all of
+    /// them.
     pub fn take(&mut self, reservation: Reservation, frames: &Range<u64>) -> bool {
         let Some(Some(record)) = self.records.get_mut(reservation.0) else { return false };
         if !record.holds_all(frames) {
@@ -158,8 +161,8 @@ impl SetAside {
         Some(record)
     }
 
-    /// Takes frames back from the reservation whose turn it is: the upper half of its frames, or all if
-    /// that is no more than 2 MiB. `None` if nothing is held.
+    /// Takes frames back from the reservation whose turn it is: the upper half of its frames, or
+    /// all if that is no more than 2 MiB. `None` if nothing is held.
     fn break_first(&mut self) -> Option<Vec<Range<u64>>> {
         let (&turn, &slot) = self.queue.first_key_value()?;
         let Some(Some(record)) = self.records.get_mut(slot) else {
@@ -182,8 +185,8 @@ impl SetAside {
     }
 }
 
-/// Large pages of one size that are kept for those who ask for that size (Linux, `mm/hugetlb.c`): taken at
-/// the beginning, given and taken back last in, first out.
+/// Large pages of one size that are kept for those who ask for that size (Linux, `mm/hugetlb.c`):
+/// taken at the beginning, given and taken back last in, first out.
 #[derive(Clone, Debug)]
 pub(crate) struct Pool {
     pub order: u32,
@@ -223,8 +226,8 @@ impl<O: Address> PhysicalMemory<O> {
         }
     }
 
-    /// Frames in the middle of a reservation are needed no more: it becomes two, one of which may be
-    /// empty.
+    /// Frames in the middle of a reservation are needed no more: it becomes two, one of which may
+    /// be empty.
     pub(crate) fn cut_reservation(
         &mut self,
         reservation: Reservation,
@@ -269,8 +272,8 @@ impl<O: Address> PhysicalMemory<O> {
         let pool = self.pools.iter_mut().find(|p| p.order == order && p.members.contains(&frame));
         pool.map(|p| p.free.push(frame)).is_some()
     }
-    /// A page that is split leaves its pool: its parts are ordinary memory when they are freed. (Linux
-    /// splits no such page and refuses to unmap a part of it.)
+    /// A page that is split leaves its pool: its parts are ordinary memory when they are freed.
+    /// (Linux splits no such page and refuses to unmap a part of it.)
     pub(crate) fn leave_pool(&mut self, frame: u64, order: u32) {
         if let Some(pool) = self.pools.iter_mut().find(|p| p.order == order) {
             pool.members.remove(&frame);

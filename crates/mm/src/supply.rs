@@ -1,5 +1,5 @@
-//! What placements need of physical memory beside a free block: a certain block, contiguous room, the
-//! order in which Linux hands blocks out, and memory when there is none.
+//! What placements need of physical memory beside a free block: a certain block, contiguous room,
+//! the order in which Linux hands blocks out, and memory when there is none.
 
 use crate::physical::PhysicalMemory;
 use nestwalk_types::Address;
@@ -8,8 +8,8 @@ use nestwalk_types::Address;
 const COSTLY_ORDER: u32 = 3;
 
 impl<O: Address> PhysicalMemory<O> {
-    /// The processor on which the kernel runs from now on: single pages come from and go to its list, if
-    /// the memory has such lists.
+    /// The processor on which the kernel runs from now on: single pages come from and go to its
+    /// list, if the memory has such lists.
     pub fn set_cpu(&mut self, cpu: u8) {
         self.cpu = usize::from(cpu);
     }
@@ -35,8 +35,8 @@ impl<O: Address> PhysicalMemory<O> {
     pub(crate) fn alloc_in(&mut self, zone: usize, order: u32) -> Option<u64> {
         self.zones.get_mut(zone)?.buddy.alloc(order)
     }
-    /// Takes the block at `frame` if it lies in the zone, is free as a whole, and is part of no free block
-    /// above the order `limit`.
+    /// Takes the block at `frame` if it lies in the zone, is free as a whole, and is part of no
+    /// free block above the order `limit`.
     pub(crate) fn take_in(&mut self, zone: usize, frame: u64, order: u32, limit: u32) -> bool {
         let Some(zone) = self.zones.get_mut(zone) else { return false };
         let buddy = &mut zone.buddy;
@@ -73,8 +73,8 @@ impl<O: Address> PhysicalMemory<O> {
         held > 0
     }
 
-    /// No block is free: lists of processors are emptied, then reservations are broken, until there is
-    /// one.
+    /// No block is free: lists of processors are emptied, then reservations are broken, until
+    /// there is one.
     #[cold]
     pub(crate) fn alloc_in_need(&mut self, order: u32) -> Option<u64> {
         if order > COSTLY_ORDER {

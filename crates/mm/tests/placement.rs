@@ -1,4 +1,5 @@
-//! What each placement policy promises, seen from a guest's tables; and how contiguous memory becomes.
+//! What each placement policy promises, seen from a guest's tables; and how contiguous memory
+//! becomes.
 
 #[path = "common/aged.rs"]
 mod aged;
@@ -276,8 +277,9 @@ fn copies_are_placed_by_the_same_policy() {
     let first = t.frame(0);
     t.control(Control::Fork { parent: P, child: ProcessId(2) });
     t.stores(0..100);
-    // The target is the child's now, so there is a new place; but of two entries for page 0 the kernel's
-    // loop finds the old one, so page 1 gets a new place too. The other copies follow that.
+    // The target is the child's now, so there is a new place; but of two entries for page 0 the
+    // kernel's loop finds the old one, so page 1 gets a new place too. The other copies follow
+    // that.
     assert!(t.frame(0) != first);
     assert!((1..100).all(|p| t.frame(p) == t.frame(1) + p - 1));
     let p = t.stats().placement;

@@ -282,8 +282,9 @@ pub trait Scheme: Send {
         Ok(())
     }
 
-    /// Pages of the host have become one larger page of `size` at `at`, where they are. As if the host had
-    /// taken them back, what maps them is dropped, so that the next use maps the whole page.
+    /// Pages of the host have become one larger page of `size` at `at`, where they are. As if the
+    /// host had taken them back, what maps them is dropped, so that the next use maps the whole
+    /// page.
     ///
     /// # Errors
     /// The machine cannot go on.

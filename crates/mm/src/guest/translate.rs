@@ -10,7 +10,8 @@ use nestwalk_types::{
 };
 
 impl ModelledGuest {
-    /// Gives each run its address; what the kernel must do before goes to the output before the run.
+    /// Gives each run its address; what the kernel must do before goes to the output before the
+    /// run.
     pub(super) fn translate(
         &mut self,
         runs: &[Run],
@@ -149,8 +150,8 @@ impl ModelledGuest {
         output: &mut Output<'_>,
     ) -> Result<Mapped<Gpa>, GuestError> {
         let gva = run.gva;
-        // Without NX, that is with 4-byte entries, a fetch is a load to the kernel, too (SDM vol. 3A,
-        // "Page-Fault Exceptions": the I/D flag).
+        // Without NX, that is with 4-byte entries, a fetch is a load to the kernel, too (SDM vol.
+        // 3A, "Page-Fault Exceptions": the I/D flag).
         let fetch = run.flags.is_fetch() && self.config.mode.entry_bytes == 8;
         let access = Access { write: run.flags.is_store(), execute: fetch };
         let block = self.config.policy.implicit_block(self.config.mode);
@@ -159,8 +160,8 @@ impl ModelledGuest {
             self.with(id, run.vcpu, output, |space, memory, emit| {
                 let implicit = space.map_around(memory, gva, block, Protection::ALL, emit)?;
                 let present = space.look_up(memory, gva).is_ok();
-                // A placement that makes pages present when they are mapped has done so now, and the mapping is
-                // one that was there before the access.
+                // A placement that makes pages present when they are mapped has done so now, and
+                // the mapping is one that was there before the access.
                 let delivered = !(implicit && present);
                 if delivered {
                     let code = FaultCode { present, write: access.write, user, fetch };

@@ -1,24 +1,25 @@
-//! CA paging (contiguity-aware paging): a mapping's pages lie at one distance from their frames, as long
-//! as the frames are free (Alverti et al., "Enhancing and Exploiting Contiguity for Fast Memory
-//! Virtualization", ISCA 2020; the released kernel, Linux 4.19 with changes: `mm/mempolicy.c` and
-//! `mm/page_alloc.c`).
+//! CA paging (contiguity-aware paging): a mapping's pages lie at one distance from their frames,
+//! as long as the frames are free (Alverti et al., "Enhancing and Exploiting Contiguity for Fast
+//! Memory Virtualization", ISCA 2020; the released kernel, Linux 4.19 with changes:
+//! `mm/mempolicy.c` and `mm/page_alloc.c`).
 //!
 //! ```text
 //! ring of a VMA   { page, offset = page - frame } x 64, the oldest overwritten
-//! fault           offset of the entry with the largest page <= the faulting one, else the smallest above
+//! fault           offset of the entry with the largest page <= the faulting one, else the next above
 //!                 none: next-fit placement of the whole VMA; offset = first page - first frame
 //!                 target = page - offset, rounded up to the request's alignment
 //! target free     it is taken
-//! else, large     next-fit placement of what is unmapped; its first frame; a new entry if not at target
+//! else, large     next-fit placement of what is unmapped; an entry if not at target
 //! else, 4 KiB     whatever the buddy allocator gives; no new entry
 //! ```
 //!
-//! `contiguity_map.rs` has the map and next-fit placement. Guest and host each have their own. A copy for
-//! copy-on-write is placed by the same routine. Memory has no page cache here, so the part for files is
-//! left out.
+//! `contiguity_map.rs` has the map and next-fit placement. Guest and host each have their own. A
+//! copy for copy-on-write is placed by the same routine. Memory has no page cache here, so the
+//! part for files is left out.
 //!
-//! Of several threads that fault in a VMA at once, the first may place and make entries; the others use
-//! what there is ([`Ca::place_as`]). Faults in this model come one after the other, so all of them may.
+//! Of several threads that fault in a VMA at once, the first may place and make entries; the
+//! others use what there is ([`Ca::place_as`]). Faults in this model come one after the other, so
+//! all of them may.
 
 use crate::buddy::LINUX_MAX_ORDER;
 use crate::physical::PhysicalMemory;
@@ -41,12 +42,12 @@ pub struct CaConfig {
 }
 
 impl CaConfig {
-    /// As released: tuned for transparent large pages. Where all memory is free, a 4 KiB request finds its
-    /// target in a block of 4 MiB, must not split it, and gets a frame elsewhere.
+    /// As released: tuned for transparent large pages. Where all memory is free, a 4 KiB request
+    /// finds its target in a block of 4 MiB, must not split it, and gets a frame elsewhere.
     pub const RELEASED: Self =
         Self { entries: 64, small_limit: LINUX_MAX_ORDER - 1, place_small: false };
-    /// 4 KiB pages are treated as large ones are: a variant of this project, to see what the rules for
-    /// them cost.
+    /// 4 KiB pages are treated as large ones are: a variant of this project, to see what the
+    /// rules for them cost.
     pub const SMALL: Self = Self { entries: 64, small_limit: crate::MAX_ORDER, place_small: true };
 }
 
@@ -99,8 +100,8 @@ impl Ca {
         Self { config, vmas: BTreeMap::new() }
     }
 
-    /// Parts of VMAs beyond these borders are VMAs of their own, with the same entries: the kernel copies
-    /// them when it splits a VMA (`vm_area_dup`).
+    /// Parts of VMAs beyond these borders are VMAs of their own, with the same entries: the
+    /// kernel copies them when it splits a VMA (`vm_area_dup`).
     fn cut(&mut self, at: u64) {
         let found = self.vmas.range_mut(..at).next_back();
         if let Some((_, (end, ring))) = found
@@ -111,8 +112,8 @@ impl Ca {
         }
     }
 
-    /// The entries of the VMA from `start` to `end`. VMAs that were merged keep those of the lowest one
-    /// (`vma_merge` extends a VMA and frees the others with what they have).
+    /// The entries of the VMA from `start` to `end`. VMAs that were merged keep those of the
+    /// lowest one (`vma_merge` extends a VMA and frees the others with what they have).
     fn ring(&mut self, start: u64, end: u64) -> &mut Ring {
         let known = self.vmas.get(&start).is_some_and(|v| v.0 == end);
         if !known {
@@ -127,8 +128,8 @@ impl Ca {
         &mut self.vmas.entry(start).or_default().1
     }
 
-    /// Places a page for a thread that may make placements and entries, or may not because another one
-    /// is in the middle of it.
+    /// Places a page for a thread that may make placements and entries, or may not because
+    /// another one is in the middle of it.
     pub fn place_as<O: Address>(
         &mut self,
         memory: &mut PhysicalMemory<O>,
@@ -140,7 +141,8 @@ impl Ca {
         let (page, order) = (request.page >> 12, size.order());
         let ring = self.ring(vma_start, vma_end);
         let (mut offset, above) = ring.look_up(page);
-        // The kernel leaves this undefined for the first fault of a VMA, whose target is free as a rule.
+        // The kernel leaves this undefined for the first fault of a VMA, whose target is free as
+        // a rule.
         let unmapped = above.unwrap_or(vma_end >> 12) - page;
         let unmapped = if may_place { unmapped } else { 0 };
         if offset.is_none() && may_place {

@@ -15,8 +15,8 @@ struct State {
 }
 
 impl State {
-    /// `used` are frames and orders in use. The first MiB is the firmware's, so the first whole block is
-    /// at frame 1024.
+    /// `used` are frames and orders in use. The first MiB is the firmware's, so the first whole
+    /// block is at frame 1024.
     fn new(config: CaConfig, vma: (u64, u64), used: &[(u64, u32)]) -> Self {
         let mut memory = PhysicalMemory::new(&[(Gpa::new(0), 64 << 20)], 0).unwrap();
         for &(frame, order) in used {
@@ -60,8 +60,8 @@ fn pages_go_to_their_targets_in_any_order() {
 #[test]
 fn a_small_page_does_not_break_the_largest_blocks() {
     let mut s = State::new(CaConfig::RELEASED, (0x8000, 0x9000), &[]);
-    // The target is in a free block of 4 MiB or more: the lowest of the smallest blocks instead, which is
-    // behind the first MiB. No new entry.
+    // The target is in a free block of 4 MiB or more: the lowest of the smallest blocks instead,
+    // which is behind the first MiB. No new entry.
     assert_eq!(s.fault(0x8003, SMALL), (256, Outcome::Elsewhere));
     assert_eq!(s.entries(), [(0x8003, 0x8000 - BLOCK as i64)]);
     // With half of it in use the rest is no larger than 2 MiB, and may be split.
@@ -82,7 +82,8 @@ fn a_target_that_is_taken_by_a_small_page() {
     assert_eq!(s.fault(0x8000, LARGE_PAGE), (2 * BLOCK, Outcome::Target));
     // Someone takes a frame of the next target.
     assert!(s.memory.alloc_at(Gpa::new((2 * BLOCK + 600) << 12), 0));
-    // What is unmapped from there, 1536 pages, is placed at the rover, behind the two blocks of the VMA.
+    // What is unmapped from there, 1536 pages, is placed at the rover, behind the two blocks of
+    // the VMA.
     assert_eq!(s.fault(0x8200, LARGE_PAGE), (4 * BLOCK, Outcome::Again));
     let first = (0x8000, 0x8000 - 2 * BLOCK as i64);
     assert_eq!(s.entries(), [first, (0x8200, 0x8200 - 4 * BLOCK as i64)]);
@@ -118,8 +119,8 @@ fn a_target_between_two_large_pages_is_rounded_up() {
     assert_eq!(s.fault(0x8200, LARGE_PAGE), (BLOCK + 512, Outcome::Again));
     let entries = [(0x8200, 0x8100 - BLOCK as i64), (0x8200, 0x8200 - BLOCK as i64 - 512)];
     assert_eq!(s.entries(), entries);
-    // The kernel's loop takes the first of two entries for one page, so the next one is rounded again, and
-    // has an entry of its own then; from there on all is well.
+    // The kernel's loop takes the first of two entries for one page, so the next one is rounded
+    // again, and has an entry of its own then; from there on all is well.
     assert_eq!(s.fault(0x8400, LARGE_PAGE), (BLOCK + 1024, Outcome::Again));
     assert_eq!(s.fault(0x8600, LARGE_PAGE), (BLOCK + 1536, Outcome::Target));
 }
@@ -146,8 +147,9 @@ fn several_vmas_take_turns_around_memory() {
     assert_eq!(s.fault(0x8000, LARGE_PAGE).0, BLOCK);
     s.vma = (0x20000, 0x20000 + 6 * BLOCK);
     assert_eq!(s.fault(0x20000, LARGE_PAGE).0, 7 * BLOCK);
-    // Three blocks are left before the end of memory; five are not, so the rover goes round. The range
-    // that begins at block 1 has lost that to the first VMA: it has five, which the first VMA expects.
+    // Three blocks are left before the end of memory; five are not, so the rover goes round. The
+    // range that begins at block 1 has lost that to the first VMA: it has five, which the first
+    // VMA expects.
     s.vma = (0x40000, 0x40000 + 5 * BLOCK);
     assert_eq!(s.fault(0x40000, LARGE_PAGE).0, 2 * BLOCK);
     // None has eight: the longest.

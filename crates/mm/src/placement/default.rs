@@ -4,9 +4,9 @@ use crate::physical::PhysicalMemory;
 use crate::placement::{Outcome, Placed, Placement, Request};
 use nestwalk_types::Address;
 
-/// The smallest block that fits, of these the one with the lowest address. It has no history, which makes
-/// runs comparable, and neighbours of what was just allocated come next, which is kinder to contiguity
-/// than Linux is: see [`crate::Linux`].
+/// The smallest block that fits, of these the one with the lowest address. It has no history,
+/// which makes runs comparable, and neighbours of what was just allocated come next, which is
+/// kinder to contiguity than Linux is: see [`crate::Linux`].
 #[derive(Clone, Copy, Debug, Default)]
 pub struct FirstFit;
 

@@ -1,11 +1,12 @@
 //! Eager paging: all memory of a mapping when it is mapped, in as few blocks as the allocator has
 //! (Karakostas et al., "Redundant Memory Mappings for Fast Access to Large Memories", ISCA 2015).
 //!
-//! While pages are left, the largest free block is taken that is not larger than what is left. Where the
-//! page-size policy has large pages, smaller blocks come first until the address is aligned to one, so
-//! that blocks can be mapped by them: chosen here. The paper pages on demand where memory is too
-//! fragmented, by a threshold that is not known; here never. What does not fit into free memory, less a
-//! share for page tables, is paged on demand, and so are copies after a fork.
+//! While pages are left, the largest free block is taken that is not larger than what is left.
+//! Where the page-size policy has large pages, smaller blocks come first until the address is
+//! aligned to one, so that blocks can be mapped by them: chosen here. The paper pages on demand
+//! where memory is too fragmented, by a threshold that is not known; here never. What does not
+//! fit into free memory, less a share for page tables, is paged on demand, and so are copies
+//! after a fork.
 
 use crate::physical::PhysicalMemory;
 use crate::placement::{Outcome, Placed, Placement, Request};

@@ -1,18 +1,18 @@
-//! Pools of large pages that are reserved at the start (Linux, `mm/hugetlb.c`; `hugepages=` on the kernel's
-//! command line).
+//! Pools of large pages that are reserved at the start (Linux, `mm/hugetlb.c`; `hugepages=` on
+//! the kernel's command line).
 
 use crate::physical::PhysicalMemory;
 use crate::placement::{Outcome, PagePolicy, Placed, Placement, Request};
 use nestwalk_tables::Mode;
 use nestwalk_types::{Address, PageSize};
 
-/// Share of free memory that goes into the pool of the largest size, and of what is left then into that
-/// of the next: chosen here, since an administrator would.
+/// Share of free memory that goes into the pool of the largest size, and of what is left then
+/// into that of the next: chosen here, since an administrator would.
 pub const POOL_PERCENT: u64 = 75;
 
-/// Pages of the sizes `2m`, `4m` and `1g` come from pools; `4k` and `thp` know no pool and get what is
-/// left. An empty pool means the next smaller size, counted as a fallback, where a program on Linux could
-/// not have mapped the memory.
+/// Pages of the sizes `2m`, `4m` and `1g` come from pools; `4k` and `thp` know no pool and get
+/// what is left. An empty pool means the next smaller size, counted as a fallback, where a
+/// program on Linux could not have mapped the memory.
 #[derive(Clone, Debug)]
 pub struct HugeTlb {
     sizes: Vec<PageSize>,

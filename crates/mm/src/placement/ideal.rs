@@ -1,15 +1,16 @@
-//! Ideal contiguity: what a placement could do that knows how large each mapping is and where all free
-//! memory lies, and keeps it from others.
+//! Ideal contiguity: what a placement could do that knows how large each mapping is and where all
+//! free memory lies, and keeps it from others.
 //!
-//! At the first touch of a mapping frames are set aside for all of it: the shortest run of free frames that
-//! is long enough, on addresses that allow large pages if there is such a one; else the longest runs, one
-//! after the other, so that as few as possible are needed. They are handed out when pages are touched. So
-//! nothing is prepared that the program could notice, and it is not an upper bound of what is possible
-//! with migration.
+//! At the first touch of a mapping frames are set aside for all of it: the shortest run of free
+//! frames that is long enough, on addresses that allow large pages if there is such a one; else
+//! the longest runs, one after the other, so that as few as possible are needed. They are handed
+//! out when pages are touched. So nothing is prepared that the program could notice, and it is
+//! not an upper bound of what is possible with migration.
 //!
-//! An eighth of free memory stays for page tables and others. Where memory is too small for all mappings,
-//! reservations are broken, by halves, those used longest ago first; pages without one are placed as by
-//! [`crate::FirstFit`]. A mapping that grows goes on behind its frames if they are free.
+//! An eighth of free memory stays for page tables and others. Where memory is too small for all
+//! mappings, reservations are broken, by halves, those used longest ago first; pages without one
+//! are placed as by [`crate::FirstFit`]. A mapping that grows goes on behind its frames if they
+//! are free.
 
 use crate::physical::PhysicalMemory;
 use crate::placement::reservations::{Claim, Reservations};

@@ -1,10 +1,10 @@
-//! What Linux's allocator gives: blocks in the order of its free lists, single pages from the list of the
-//! processor on which the fault is (Linux 4.19; `free_lists.rs` has the lists).
+//! What Linux's allocator gives: blocks in the order of its free lists, single pages from the
+//! list of the processor on which the fault is (Linux 4.19; `free_lists.rs` has the lists).
 //!
-//! Not modelled: migration types (everything here is movable; page tables and the kernel's own memory,
-//! which Linux keeps in other page blocks, take the lowest address of the smallest block), NUMA nodes,
-//! watermarks and reclaim, and compaction. As with `defrag` at `madvise`, a large page that is not free is
-//! not waited for.
+//! Not modelled: migration types (everything here is movable; page tables and the kernel's own
+//! memory, which Linux keeps in other page blocks, take the lowest address of the smallest
+//! block), NUMA nodes, watermarks and reclaim, and compaction. As with `defrag` at `madvise`, a
+//! large page that is not free is not waited for.
 
 use crate::physical::PhysicalMemory;
 use crate::placement::{Outcome, Placed, Placement, Request};

@@ -88,8 +88,8 @@ pub trait Placement<O: Address>: Debug + Send {
     fn mapped(&mut self, memory: &mut PhysicalMemory<O>, start: u64, end: u64) {
         let _ = (memory, start, end);
     }
-    /// Pages of a new mapping are made present when it is mapped, before [`Placement::filled`], as far as
-    /// the policy has frames for them.
+    /// Pages of a new mapping are made present when it is mapped, before [`Placement::filled`],
+    /// as far as the policy has frames for them.
     fn fills(&self) -> bool {
         false
     }
@@ -102,8 +102,8 @@ pub trait Placement<O: Address>: Debug + Send {
     fn filled(&mut self, memory: &mut PhysicalMemory<O>) {
         let _ = memory;
     }
-    /// The size of the page that the pages around this one, just mapped, may be joined to, since all of
-    /// them are in their places. An address space joins them if it finds the same.
+    /// The size of the page that the pages around this one, just mapped, may be joined to, since
+    /// all of them are in their places. An address space joins them if it finds the same.
     fn complete(&self, memory: &PhysicalMemory<O>, page: u64) -> Option<PageSize> {
         let _ = (memory, page);
         None
@@ -143,8 +143,8 @@ pub enum PlacementKind {
     /// process, a *primary region*: see [`crate::PrimaryConfig`]. A guest's; a host has segments of
     /// its own.
     Primary,
-    /// As [`Self::Primary`]; where no run of free frames is long enough, the guest exchanges scattered
-    /// free pages for contiguous new memory: self-ballooning (MICRO 2014).
+    /// As [`Self::Primary`]; where no run of free frames is long enough, the guest exchanges
+    /// scattered free pages for contiguous new memory: self-ballooning (MICRO 2014).
     PrimaryBalloon,
 }
 

@@ -1,16 +1,17 @@
-//! Reservation-based large pages (Navarro et al., "Practical, Transparent Operating System Support for
-//! Superpages", OSDI 2002; FreeBSD, `sys/vm/vm_reserv.c`).
+//! Reservation-based large pages (Navarro et al., "Practical, Transparent Operating System
+//! Support for Superpages", OSDI 2002; FreeBSD, `sys/vm/vm_reserv.c`).
 //!
-//! The first touch of an aligned block of 2 MiB that a mapping covers reserves a free block of that size;
-//! pages of 4 KiB get their places in it when they are touched. When the last one is there, the pages are
-//! joined to one leaf of 2 MiB, if their permissions are the same. Under pressure the reservation that was
-//! used longest ago is broken and its unused frames are given to others.
+//! The first touch of an aligned block of 2 MiB that a mapping covers reserves a free block of
+//! that size; pages of 4 KiB get their places in it when they are touched. When the last one is
+//! there, the pages are joined to one leaf of 2 MiB, if their permissions are the same. Under
+//! pressure the reservation that was used longest ago is broken and its unused frames are given
+//! to others.
 //!
 //! - `4k`: reserved and never joined. `thp`: joined when full, and no large page at first touch.
-//! - `2m`, `4m`, `1g`: the program asks for large pages at once, so nothing is reserved where they fit; what
-//!   is touched in smaller pages is.
-//! - Not modelled: reservations of several sizes (the paper's 64 KiB and 512 KiB; FreeBSD on x86 has 2 MiB
-//!   alone), joining clean pages read-only to find out whether all get dirty.
+//! - `2m`, `4m`, `1g`: the program asks for large pages at once, so nothing is reserved where
+//!   they fit; what is touched in smaller pages is.
+//! - Not modelled: reservations of several sizes (the paper's 64 KiB and 512 KiB; FreeBSD on x86
+//!   has 2 MiB alone), joining clean pages read-only to find out whether all get dirty.
 
 use crate::physical::PhysicalMemory;
 use crate::placement::reservations::{Claim, Reservations};

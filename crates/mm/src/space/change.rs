@@ -37,8 +37,8 @@ impl<I: Address, O: Address> AddressSpace<I, O> {
         Ok(())
     }
 
-    /// A range whose pages were taken back is a mapping still (`madvise(MADV_DONTNEED)`), with nothing in it
-    /// until it is touched, whatever the placement does for new mappings.
+    /// A range whose pages were taken back is a mapping still (`madvise(MADV_DONTNEED)`), with
+    /// nothing in it until it is touched, whatever the placement does for new mappings.
     ///
     /// # Errors
     /// As [`AddressSpace::map`].
@@ -57,7 +57,8 @@ impl<I: Address, O: Address> AddressSpace<I, O> {
     /// address, up to the mappings on both sides. False if the address is mapped already.
     ///
     /// # Errors
-    /// An address outside of the mode's range; no frame, if the placement makes pages present at once.
+    /// An address outside of the mode's range; no frame, if the placement makes pages present at
+    /// once.
     pub fn map_around(
         &mut self,
         memory: &mut Memory<O>,
@@ -308,7 +309,8 @@ impl<I: Address, O: Address> AddressSpace<I, O> {
         }
     }
 
-    /// Unmaps everything (`exit_mmap`); the root stays. Whatever is owed, everything is invalidated.
+    /// Unmaps everything (`exit_mmap`); the root stays. Whatever is owed, everything is
+    /// invalidated.
     pub fn clear(&mut self, memory: &mut Memory<O>, observer: &mut impl Observer<I, O>) {
         let all = Range { start: 0, end: self.config.mode.address_mask() + 1 };
         let levels = self.config.mode.levels;

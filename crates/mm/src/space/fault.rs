@@ -86,8 +86,8 @@ impl<I: Address, O: Address> AddressSpace<I, O> {
         }
     }
 
-    /// A range was mapped, which was in no mapping before: the placement learns of it, and makes its
-    /// pages present if it is one that does.
+    /// A range was mapped, which was in no mapping before: the placement learns of it, and makes
+    /// its pages present if it is one that does.
     ///
     /// # Errors
     /// No frame for a page or a table.

@@ -17,8 +17,8 @@ const BASE: u64 = 0x7000_0000_0000;
 #[derive(Clone, Copy)]
 pub struct Aged {
     pub name: &'static str,
-    /// Others hold pieces of so many MiB, with free memory of so many MiB between them: the least and the
-    /// most of each; `None` if nobody holds any.
+    /// Others hold pieces of so many MiB, with free memory of so many MiB between them: the least
+    /// and the most of each; `None` if nobody holds any.
     pub neighbours: Option<((u64, u64), (u64, u64))>,
     /// The share of 2 MiB blocks with frames in use for good: see `PhysicalMemory::fragment`.
     pub degree: f64,
