@@ -118,8 +118,8 @@ mod tests {
                 assert_eq!(line.run(shift), longest, "{line:?} {shift}");
             }
             let (pages, places) = line.cluster();
-            for i in 0..8 {
-                let frame = if i == usize::from(index) { Some(own) } else { map[i].map(|p| p.0) };
+            for (i, other) in map.iter().enumerate() {
+                let frame = if i == usize::from(index) { Some(own) } else { other.map(|p| p.0) };
                 let inside = frame.filter(|f| f / 8 == own / 8);
                 assert_eq!(pages >> i & 1 == 1, inside.is_some());
                 assert_eq!(places >> (3 * i) & 7, inside.map_or(0, |f| (f % 8) as u32));
