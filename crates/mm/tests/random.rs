@@ -273,7 +273,7 @@ fn placements() -> Vec<PlacementKind> {
 
 /// Daemons that run every few accesses.
 fn daemons() -> impl Strategy<Value = DaemonConfig> {
-    let interval = prop::sample::select(vec![1u64, 5, 30]);
+    let interval = prop::sample::select(vec![2u64, 15, 60]);
     let limits =
         (prop::sample::select(vec![511u64, 505, 0]), prop::sample::select(vec![0u64, 256]));
     let pages = prop::sample::select(vec![0u64, 1, 600]);

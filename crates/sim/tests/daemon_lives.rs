@@ -95,7 +95,7 @@ impl Case {
         let aged = FreeBlocks::by_name(["aged", "bad"][self.seed as usize / 2 % 2]).unwrap();
         let aged = FreeBlocks { immovable: (1, 8), ..aged };
         let config = HostConfig {
-            bytes: if self.recorded { 2 * GIB } else { GIB },
+            bytes: if self.recorded { 4 * GIB } else { GIB },
             mode: &LONG4,
             policy: PagePolicy::by_name(self.host.0).unwrap(),
             placement: self.host.1,
