@@ -40,15 +40,15 @@ pub const ALL: [Setup; 3] = [
     Setup { name: "alone", what: "alone, memory fresh", words: "", copies: 1, times: 1 },
     Setup {
         name: "pressure",
-        what: "one of 64 blocks of 2 MiB has something that cannot be moved, in guest and host",
-        words: "--guest-fragmentation 0.015625 --host-fragmentation 0.015625",
+        what: "one of 256 blocks of 2 MiB has something that cannot be moved, in guest and host",
+        words: "--guest-fragmentation 0.00390625 --host-fragmentation 0.00390625",
         copies: 1,
         times: 1,
     },
     Setup {
         name: "four",
         what: "four at once with twice the memory in all, under the same pressure",
-        words: "--guest-fragmentation 0.015625 --host-fragmentation 0.015625",
+        words: "--guest-fragmentation 0.00390625 --host-fragmentation 0.00390625",
         copies: 4,
         times: 2,
     },

@@ -157,11 +157,14 @@ fn checks(found: &Isca20) -> String {
             c.unit.into(),
             plain(c.worst.1),
             c.worst.0.clone(),
-            format!("{} to {}", plain(c.bounds[0]), plain(c.bounds[1])),
-            if c.within { "yes" } else { "NO" }.into(),
+            c.bounds.map_or("-".into(), |[low, high]| format!("{} to {}", plain(low), plain(high))),
+            c.within.map_or("-", |within| if within { "yes" } else { "NO" }).into(),
         ]);
     }
-    format!("{}\n", table.render())
+    format!(
+        "{}Without bounds: it depends on how much memory programs have, 30 to 167 GB in the paper.\n\n",
+        table.render()
+    )
 }
 
 fn details(found: &Isca20) -> String {
