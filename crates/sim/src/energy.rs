@@ -1,8 +1,8 @@
 //! The energy model: counted events and the profile's numbers become nanojoules.
 //!
 //! ```text
-//! TLBs            = look-ups and fills of both levels, of CoLT's buffer beside the first, and of anchors
-//!                   in the second
+//! TLBs            = look-ups and fills of both levels, of CoLT's buffer beside the first,
+//!                   and of anchors in the second
 //! walk caches     = look-ups of the paging-structure caches of both dimensions
 //! nested TLB      = its look-ups
 //! segments        = base-bound checks, each with a look-up of its escape filter; of range TLBs one
