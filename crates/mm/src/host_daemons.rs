@@ -8,17 +8,17 @@ use nestwalk_types::{Gpa, Hpa, Hva, OsWork};
 /// What daemons did in one run.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct HostDaemonRun {
-    /// Guest memory whose host pages have moved or have another size now, `(first address, bytes)`, in the
-    /// order in which that happened, each with one notification of the VMM. Whoever maps it in tables of
-    /// its own, or has it in a TLB, owes their invalidation before the guest runs on.
+    /// Guest memory whose host pages have moved or have another size now, `(first address, bytes)`,
+    /// in the order in which that happened, each with one notification of the VMM. Whoever maps it
+    /// in tables of its own, or has it in a TLB, owes their invalidation before the guest runs on.
     pub changed: Vec<(Gpa, u64)>,
     /// What was done.
     pub did: DaemonStats,
 }
 
 impl HostMemory {
-    /// When the host's daemons are to run next, in instructions since the beginning; `u64::MAX` if there
-    /// are none.
+    /// When the host's daemons are to run next, in instructions since the beginning; `u64::MAX` if
+    /// there are none.
     #[inline]
     pub fn daemons_due(&self) -> u64 {
         self.daemons.due()

@@ -1,5 +1,5 @@
-//! Frames that others have, who are no processes of the model, but whose pages can be moved: those of an
-//! aged memory ([`crate::Fragmentation::Blocks`]).
+//! Frames that others have, who are no processes of the model, but whose pages can be moved: those
+//! of an aged memory ([`crate::Fragmentation::Blocks`]).
 
 use crate::physical::PhysicalMemory;
 use nestwalk_types::Address;
@@ -49,8 +49,8 @@ impl<O: Address> PhysicalMemory<O> {
         }
     }
 
-    /// As [`PhysicalMemory::alloc_at`]; processors' lists are emptied first if they may hold a part of the
-    /// block (`drain_all_pages`).
+    /// As [`PhysicalMemory::alloc_at`]; processors' lists are emptied first if they may hold a part
+    /// of the block (`drain_all_pages`).
     pub(crate) fn take_drained(&mut self, at: O, order: u32) -> bool {
         self.alloc_at(at, order)
             || (self.zones.iter().any(|z| z.buddy.held_frames() > 0) && {

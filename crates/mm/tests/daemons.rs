@@ -28,8 +28,8 @@ fn collapsing(mode: &'static Mode, khugepaged: KhugepagedConfig) -> Pair {
     Pair::new(GuestConfig { policy, daemons, ..config(mode, 512) })
 }
 
-/// The first `pages` pages of a block are touched while the mapping is too short for a large page; then
-/// the mapping covers the block.
+/// The first `pages` pages of a block are touched while the mapping is too short for a large page;
+/// then the mapping covers the block.
 fn grown(p: &mut Pair, pages: u64) {
     let block = p.guest.config().mode.span(2).base_pages();
     p.map(BASE, block - 1, Protection::ALL);
@@ -97,8 +97,8 @@ fn khugepaged_keeps_linux_s_limits() {
     assert_eq!(collapsed(limits(511, 256), 2, false), (1, 512));
     assert_eq!(collapsed(limits(510, 256), 2, false), (1, 512));
     assert_eq!(collapsed(limits(509, 256), 2, false), (0, 512));
-    // Pages that a fork shares are copied for the process, as far as they are few. The child's pages
-    // have not been accessed.
+    // Pages that a fork shares are copied for the process, as far as they are few. The child's
+    // pages have not been accessed.
     assert_eq!(collapsed(limits(511, 2), 2, true), (1, 1024));
     assert_eq!(collapsed(limits(511, 1), 2, true), (0, 1024));
     // Never: no time has been set.
@@ -146,7 +146,8 @@ fn ranging(policy: &str, ranger: RangerConfig) -> GuestConfig {
         policy: PagePolicy::by_name(policy).unwrap(),
         placement: PlacementKind::Ranger,
         daemons: DaemonConfig { ranger, ..DaemonConfig::default() },
-        // Anchors begin where the zone does: with the zone below 4 GiB that is where firmware and kernel are.
+        // Anchors begin where the zone does: with the zone below 4 GiB that is where firmware and
+        // kernel are.
         ..config_of(4096)
     }
 }
@@ -186,7 +187,8 @@ fn a_page_is_moved_in_linux_s_order() {
     let controls = p.load(BASE + 0x64000 + 64);
     assert_eq!(letters(&controls), "", "the same page: the daemon waits");
     let controls = p.load(BASE + 0x65000);
-    // Entry 0, INVLPG, the entry that says it is being moved; page filled; its entry; the daemon's work.
+    // Entry 0, INVLPG, the entry that says it is being moved; page filled; its entry; the daemon's
+    // work.
     assert_eq!(letters(&controls)[..9].to_owned(), "0IwCwWWWW");
     let writes: Vec<Entry> = writes(&controls);
     assert!(!writes[1].is_present() && writes[1].frame::<Gpa>(PageSize::SIZE_4K) == old);
@@ -232,8 +234,9 @@ fn processes_between_each_other_become_contiguous() {
         }
         let (after, s) = (needed(&p), stats(&p));
         assert!(s.runs >= 2 && s.migrated + s.exchanged > 2500, "{s:?}");
-        // All that is left are pages whose places page tables have, which cannot be moved. (A large page
-        // from the zone below 4 GiB has its mapping's place begin there, where the firmware's memory is.)
+        // All that is left are pages whose places page tables have, which cannot be moved. (A large
+        // page from the zone below 4 GiB has its mapping's place begin there, where the firmware's
+        // memory is.)
         assert!(after <= if policy == "4k" { 20 } else { 270 }, "{before} {after} {s:?}");
         assert_eq!(s.joined > 0, policy == "thp", "{s:?}");
         frames_add_up(&p.guest);

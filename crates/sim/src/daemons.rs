@@ -4,8 +4,8 @@ use nestwalk_hw::Profile;
 use nestwalk_mm::{DaemonConfig, KhugepagedConfig, RangerConfig};
 use serde::{Deserialize, Serialize};
 
-/// Parameters of khugepaged and of Translation Ranger, of guests and hosts alike. The defaults are the
-/// published ones: seconds, which few programs here run for.
+/// Parameters of khugepaged and of Translation Ranger, of guests and hosts alike. The defaults are
+/// the published ones: seconds, which few programs here run for.
 #[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct DaemonTimes {
@@ -131,8 +131,8 @@ impl DaemonTimes {
         Ok(())
     }
 
-    /// The same in instructions, at the base CPI of the profile: the time of a program that never waits
-    /// for memory, so intervals are rather too short than too long.
+    /// The same in instructions, at the base CPI of the profile: the time of a program that never
+    /// waits for memory, so intervals are rather too short than too long.
     pub fn config(&self, profile: &Profile) -> DaemonConfig {
         let core = &profile.core;
         let per_ms = core.frequency_mhz.value * 1000.0 / core.base_cpi.value;

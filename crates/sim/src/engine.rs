@@ -271,8 +271,8 @@ impl<S: Scheme> Machine<S> {
         Ok(())
     }
 
-    /// The host's daemons work. For each page that they move the VMM is told, and calls every vCPU out of
-    /// the guest (KVM: `kvm_mmu_notifier_invalidate_range_start`, `kvm_flush_remote_tlbs`).
+    /// The host's daemons work. For each page that they move the VMM is told, and calls every vCPU
+    /// out of the guest (KVM: `kvm_mmu_notifier_invalidate_range_start`, `kvm_flush_remote_tlbs`).
     #[cold]
     fn host_daemons(&mut self) -> Result<(), MachineError> {
         let clock = self.platform.clock;

@@ -1,5 +1,5 @@
-//! The referee watches machines whose guests and hosts have daemons that move pages all the time: all
-//! schemes, random lives, one vCPU and four.
+//! The referee watches machines whose guests and hosts have daemons that move pages all the time:
+//! all schemes, random lives, one vCPU and four.
 
 mod common;
 

@@ -67,9 +67,9 @@ impl Anchors {
         if anchor.zone.contains(&frame) { Place::At(frame) } else { Place::Beyond }
     }
 
-    /// Where a page belongs. A mapping without an anchor gets one that begins with the mapping; one that
-    /// has grown at its end has its last anchor's extended; one that has grown at its beginning gets
-    /// another one for all of it.
+    /// Where a page belongs. A mapping without an anchor gets one that begins with the mapping; one
+    /// that has grown at its end has its last anchor's extended; one that has grown at its
+    /// beginning gets another one for all of it.
     pub fn of(&mut self, id: u64, vma: &Vma, page: u64, zone: &Range<u64>, large: u32) -> Place {
         if let Some(place) = self.find(id, page) {
             return place;
@@ -91,8 +91,9 @@ impl Anchors {
         place
     }
 
-    /// The lowest place in the zone that no anchor's pages overlap; the beginning of the zone if there is
-    /// none. It is congruent to the mapping modulo the largest page that may fit into that.
+    /// The lowest place in the zone that no anchor's pages overlap; the beginning of the zone if
+    /// there is none. It is congruent to the mapping modulo the largest page that may fit into
+    /// that.
     fn choose(&self, vma: &Vma, zone: &Range<u64>, large: u32) -> u64 {
         let (page, pages) = (vma.start >> 12, (vma.end - vma.start) >> 12);
         let order = [18, large].into_iter().find(|o| pages >= 1 << o).unwrap_or(0);

@@ -17,8 +17,8 @@ impl Khugepaged {
         Self { config, cursor: (0, 0) }
     }
 
-    /// Scans (`khugepaged_do_scan`): every aligned block of a large page that a mapping covers, up to so
-    /// many pages, and none twice. False if no block of free frames was left.
+    /// Scans (`khugepaged_do_scan`): every aligned block of a large page that a mapping covers, up
+    /// to so many pages, and none twice. False if no block of free frames was left.
     pub fn run<I: Address, O: Address>(
         &mut self,
         home: &mut impl Home<I, O>,

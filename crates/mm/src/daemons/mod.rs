@@ -1,8 +1,9 @@
-//! Daemons of a kernel that move pages while programs run: Linux's khugepaged and Translation Ranger.
+//! Daemons of a kernel that move pages while programs run: Linux's khugepaged and Translation
+//! Ranger.
 //!
 //! The same daemons serve a guest and a host. What they work on is a [`Home`]: address spaces, the
-//! memory behind them, and whoever must learn of changes. Time is instructions; a daemon sleeps for its
-//! interval, does a bounded amount of work at once, and sleeps again.
+//! memory behind them, and whoever must learn of changes. Time is instructions; a daemon sleeps for
+//! its interval, does a bounded amount of work at once, and sleeps again.
 
 mod anchors;
 mod khugepaged;
@@ -47,8 +48,9 @@ impl KhugepagedConfig {
     pub const ALLOC_INTERVAL_MS: f64 = 60_000.0;
 }
 
-/// Translation Ranger (Yan, Lustig, Nellans, Bhattacharjee, ISCA 2019; `mm/mem_defrag.c` of the patches
-/// "Generating physically contiguous memory after page allocation", linux-mm, February 2019).
+/// Translation Ranger (Yan, Lustig, Nellans, Bhattacharjee, ISCA 2019; `mm/mem_defrag.c` of the
+/// patches "Generating physically contiguous memory after page allocation", linux-mm, February
+/// 2019).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct RangerConfig {
     /// Instructions from a run to the next; `u64::MAX` for never.
@@ -63,8 +65,8 @@ pub struct RangerConfig {
 impl RangerConfig {
     /// As released, but for time: never.
     pub const RELEASED: Self = Self { interval: u64::MAX, pages: 0, split: true };
-    /// Milliseconds from a run to the next in the scripts of the evaluation of CA paging (ISCA 2020)
-    /// that run Translation Ranger (`kmem_defragd/scan_sleep_millisecs`).
+    /// Milliseconds from a run to the next in the scripts of the evaluation of CA paging (ISCA
+    /// 2020) that run Translation Ranger (`kmem_defragd/scan_sleep_millisecs`).
     pub const INTERVAL_MS: f64 = 3_000.0;
 }
 
@@ -156,7 +158,8 @@ pub(crate) trait Home<I: Address, O: Address> {
     ) -> Option<R>;
     /// Something was done that takes time.
     fn work(&mut self, work: OsWork, count: u64);
-    /// What is mapped in a range (without sign extension) lies elsewhere now, or is mapped otherwise.
+    /// What is mapped in a range (without sign extension) lies elsewhere now, or is mapped
+    /// otherwise.
     fn changed(&mut self, id: u64, start: u64, bytes: u64);
 }
 

@@ -88,7 +88,8 @@ impl Ranger {
 }
 
 impl<H> Pass<'_, H> {
-    /// The mappings of an address space from an address on. Returns where to go on if the budget is spent.
+    /// The mappings of an address space from an address on. Returns where to go on if the budget is
+    /// spent.
     fn space<I: Address, O: Address>(&mut self, id: u64, from: u64, budget: u64) -> Option<u64>
     where
         H: Home<I, O>,
@@ -109,7 +110,8 @@ impl<H> Pass<'_, H> {
         None
     }
 
-    /// A part of a mapping, up to the next border of a large page. Returns where the next part begins.
+    /// A part of a mapping, up to the next border of a large page. Returns where the next part
+    /// begins.
     fn block<I: Address, O: Address>(&mut self, id: u64, vma: &Vma, at: u64, size: PageSize) -> u64
     where
         H: Home<I, O>,

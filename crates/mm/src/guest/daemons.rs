@@ -24,8 +24,8 @@ impl Clock {
 }
 
 impl ModelledGuest {
-    /// Translates runs, with daemons at work between them when their time has come: before the next run
-    /// of another page, so that nothing depends on how accesses are cut into runs.
+    /// Translates runs, with daemons at work between them when their time has come: before the next
+    /// run of another page, so that nothing depends on how accesses are cut into runs.
     pub(super) fn translate_on_time(
         &mut self,
         runs: &[Run],

@@ -28,10 +28,11 @@ pub(crate) enum Collapse {
 }
 
 impl<I: Address, O: Address> AddressSpace<I, O> {
-    /// Collapses the small pages of the large page's block around `first` (Linux, `mm/khugepaged.c`,
-    /// `hpage_collapse_scan_pmd` and `collapse_huge_page`). The mapping must cover the block, at least one
-    /// page must have been accessed. The entry of the table is cleared and everything invalidated, the
-    /// pages are copied, then the large leaf is stored; the small pages and the table are free.
+    /// Collapses the small pages of the large page's block around `first` (Linux,
+    /// `mm/khugepaged.c`, `hpage_collapse_scan_pmd` and `collapse_huge_page`). The mapping must
+    /// cover the block, at least one page must have been accessed. The entry of the table is
+    /// cleared and everything invalidated, the pages are copied, then the large leaf is stored; the
+    /// small pages and the table are free.
     ///
     /// Linux keeps the table for a later split; here the split allocates one.
     pub(crate) fn collapse(

@@ -78,15 +78,15 @@ impl<I: Address, O: Address> AddressSpace<I, O> {
         }
     }
 
-    /// Whether the kernel could move what is mapped there: a page that nobody shares, and that is not in
-    /// the primary region, whose segment says where it is.
+    /// Whether the kernel could move what is mapped there: a page that nobody shares, and that is
+    /// not in the primary region, whose segment says where it is.
     pub(crate) fn can_move(&self, memory: &Memory<O>, page: u64, frame: O, size: PageSize) -> bool {
         !memory.is_shared(frame, size) && !self.in_region(page)
     }
 
-    /// Takes a page out of its frame (Linux, `try_to_migrate_one`): its entry is cleared and invalidated,
-    /// then says that the page is being moved: it is not present and tells where the page was. `None`,
-    /// and nothing is done, unless a page of that size is mapped there.
+    /// Takes a page out of its frame (Linux, `try_to_migrate_one`): its entry is cleared and
+    /// invalidated, then says that the page is being moved: it is not present and tells where the
+    /// page was. `None`, and nothing is done, unless a page of that size is mapped there.
     pub(crate) fn take_out(
         &self,
         memory: &mut Memory<O>,
@@ -107,7 +107,8 @@ impl<I: Address, O: Address> AddressSpace<I, O> {
     }
 
     /// Puts a page that was taken out into a frame (Linux, `remove_migration_pte`). It keeps its
-    /// permissions, and was accessed and stored to as before. What the frames count is the caller's.
+    /// permissions, and was accessed and stored to as before. What the frames count is the
+    /// caller's.
     pub(crate) fn put_in(
         &self,
         memory: &mut Memory<O>,
