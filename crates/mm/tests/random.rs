@@ -273,7 +273,7 @@ fn placements() -> Vec<PlacementKind> {
 
 /// Daemons that run every few accesses.
 fn daemons() -> impl Strategy<Value = DaemonConfig> {
-    let interval = prop::sample::select(vec![2u64, 15, 60]);
+    let interval = prop::sample::select(vec![5u64, 40, 150]);
     let limits =
         (prop::sample::select(vec![511u64, 505, 0]), prop::sample::select(vec![0u64, 256]));
     let pages = prop::sample::select(vec![0u64, 1, 600]);
@@ -291,7 +291,7 @@ fn daemons() -> impl Strategy<Value = DaemonConfig> {
 
 proptest! {
     #![proptest_config(ProptestConfig {
-        cases: 1500, failure_persistence: None, ..ProptestConfig::default()
+        cases: 900, failure_persistence: None, ..ProptestConfig::default()
     })]
     #[test]
     fn the_output_alone_is_the_truth(

@@ -99,7 +99,11 @@ impl Case {
             mode: &LONG4,
             policy: PagePolicy::by_name(self.host.0).unwrap(),
             placement: self.host.1,
-            fragmentation: Fragmentation::Blocks(aged),
+            // A large memory takes long to age.
+            fragmentation: match self.recorded {
+                true => Fragmentation::Degree(0.5),
+                false => Fragmentation::Blocks(aged),
+            },
             seed: self.seed,
             kernel_bytes: KERNEL_BYTES,
             daemons: daemons(45, [0, 100][self.seed as usize / 2 % 2]),
