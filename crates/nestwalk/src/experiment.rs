@@ -87,8 +87,8 @@ pub struct Experiment {
     pub guest_fragmentation: f64,
     /// Degree of fragmentation of host memory.
     pub host_fragmentation: f64,
-    /// Free blocks of each order in guest memory at the start, by proportion, 11 numbers, and of the page
-    /// blocks those that hold what cannot be moved, and all, if any do; empty to go by the degree.
+    /// Free blocks of each order in guest memory at the start, by proportion, 11 numbers, and of the
+    /// page blocks those that hold what cannot be moved, and all, if any do; empty to go by the degree.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub guest_free_blocks: Vec<u64>,
     /// The same of host memory.

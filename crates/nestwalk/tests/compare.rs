@@ -18,9 +18,11 @@ const NAMED: [&str; 4] = [
     "machines[].walks_switched.",
 ];
 
-/// Paths of all keys of a value; elements of arrays are `[]`.
+/// Paths of all keys of a value; elements of arrays are `[]`. What covers memory is documented as one,
+/// with its techniques and shares.
 fn keys(prefix: &str, value: &Value, out: &mut BTreeSet<String>) {
     match value {
+        Value::Object(_) if prefix.contains(".coverage.") && prefix.ends_with(".entries.") => {}
         Value::Object(map) => {
             for (key, value) in map {
                 let key = if NAMED.contains(&prefix) && key != "observed" { "*" } else { key };
@@ -71,6 +73,11 @@ fn json_has_the_documented_fields_and_no_others() {
         ),
         format!("compare gups forkstorm {SMALL} --populate no --vcpus 2 --verify"),
         format!("compare gups {SMALL} --verify --machines ds,vmm-direct,guest-direct,dual-direct"),
+        format!(
+            "compare gups {SMALL} --verify --populate no --machines native:khugepaged@reserve,native:4k@ranger \
+             --daemons khugepaged-interval-ms=0.001,ranger-interval-ms=0.001"
+        ),
+        format!("compare gups {SMALL} --verify --machines spot,rmm,anchor,native-colt,clustered --contiguity"),
         "compare gups --footprint 64MiB --guest-memory 256MiB --accesses 200k --populate no --quiet \
          --verify --host-fragmentation bad --machines vmm-direct/start=paged/compact=40000000"
             .into(),
@@ -79,17 +86,24 @@ fn json_has_the_documented_fields_and_no_others() {
     recording::write(&lab, "guest.nwt", Filter::RUNS);
     let recorded = lab.json("compare guest.nwt --machines nested,nested:4k --quiet");
     keys("", &recorded, &mut found);
-    for line in lines {
-        let results = lab.json(&line);
+    for line in &lines {
+        let results = lab.json(line);
         assert_eq!(results["complete"], true);
         for m in results["machines"].as_array().unwrap() {
             let mut own = BTreeSet::new();
             keys("machines[].", m, &mut own);
             // The ideal machine has no referee: there is nothing to be wrong.
             for path in documented.iter().filter(|p| p.matches('.').count() == 1) {
-                let optional = (path == "machines[].referee" && m["scheme"] == "ideal")
-                    || (path == "machines[].switching" && m["scheme"] != "switching")
-                    || (path == "machines[].segments" && !has_segments(&m["scheme"]));
+                let scheme = &m["scheme"];
+                let optional = match path.as_str() {
+                    "machines[].referee" => scheme == "ideal",
+                    "machines[].switching" => scheme != "switching",
+                    "machines[].segments" => !has_segments(scheme),
+                    "machines[].contiguity" => !uses_contiguity(scheme),
+                    "machines[].coverage" => scheme == "ideal" || !line.contains("--contiguity"),
+                    "machines[].host_placement" => m["host_placement"].is_null(),
+                    _ => false,
+                };
                 if path.starts_with("machines[].") && !optional {
                     assert!(own.contains(path), "{} lacks {path}", m["name"]);
                 }
@@ -109,6 +123,11 @@ fn json_has_the_documented_fields_and_no_others() {
 
 fn has_segments(scheme: &Value) -> bool {
     scheme.as_str().is_some_and(|s| s == "ds" || s.ends_with("-direct"))
+}
+
+fn uses_contiguity(scheme: &Value) -> bool {
+    let scheme = scheme.as_str().unwrap_or_default();
+    ["spot", "rmm", "anchor"].contains(&scheme.strip_prefix("native-").unwrap_or(scheme))
 }
 
 #[test]

@@ -26,7 +26,10 @@ fn names_that_do_not_exist_are_answered_with_those_that_do() {
             "compare gups --machines nestde",
             &["--machines", "`nestde`", "ideal, native, nested, shadow"],
         ),
-        ("compare gups --machines nested:8k", &["`nested:8k`", "`8k`", "4k, thp, khugepaged, 2m, 4m, 1g"]),
+        (
+            "compare gups --machines nested:8k",
+            &["`nested:8k`", "`8k`", "4k, thp, khugepaged, 2m, 4m, 1g"],
+        ),
         ("compare gups --machines nested@near", &["`near`", "default"]),
         ("compare gups --machines native:4k+2m", &["native:4k+2m", "not virtualized"]),
         ("compare gups --machines nested,nested:4k", &["nested:4k+4k", "twice"]),

@@ -166,8 +166,8 @@ macro_rules! counters {
             pub data: [u64; ServedBy::COUNT],
             /// Instruction lines fetched, by where they were served.
             pub fetch: [u64; ServedBy::COUNT],
-            /// References that nothing waits for, by where they were served: to range tables and anchors,
-            /// and to where wrong guesses led.
+            /// References that nothing waits for, by where they were served: to range tables and
+            /// anchors, and to where wrong guesses led.
             pub background: [u64; ServedBy::COUNT],
             /// VM exits by reason, in the order of [`ExitReason::ALL`].
             pub exits: [u64; ExitReason::ALL.len()],

@@ -194,8 +194,8 @@ pub struct PageTableBytes {
 /// The hooks with a body do what bare hardware does; a scheme overrides those where its hypervisor
 /// takes part. The guest's tables in `platform.world` are always up to date when a hook is called.
 pub trait Scheme: Send {
-    /// Base pages share TLB entries: cores have TLBs of their own for that ([`crate::coalescing`]), which
-    /// are looked up in place of the others.
+    /// Base pages share TLB entries: cores have TLBs of their own for that ([`crate::coalescing`]),
+    /// which are looked up in place of the others.
     const COALESCES: bool = false;
 
     /// Walks for one access; the TLBs have missed. Reads tables and sets accessed and dirty bits,

@@ -25,8 +25,8 @@ impl<I: Address, O: Address> AddressSpace<I, O> {
 
     /// Replaces a full leaf table by a leaf of the same frames, if these are in order and have the same
     /// permissions (FreeBSD's `pmap_promote_pde`). The entry of the table is cleared and everything is
-    /// invalidated before the leaf is stored, so that no TLB holds both sizes; the table is free then. The
-    /// leaf is dirty if any page was; all were accessed when they were placed.
+    /// invalidated before the leaf is stored, so that no TLB holds both sizes; the table is free then.
+    /// The leaf is dirty if any page was; all were accessed when they were placed.
     pub(crate) fn promote(
         &mut self,
         memory: &mut Memory<O>,

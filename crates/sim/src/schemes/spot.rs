@@ -64,9 +64,9 @@ pub struct SpotConfig {
     pub entries: u32,
     /// Its ways. The paper's are 4.
     pub ways: u32,
-    /// Cycles of a wrong guess beyond the walk. The paper's number is not known. Assumed: the pipeline is
-    /// flushed as after a mispredicted branch, 15 to 20 cycles on Intel's cores since Haswell (Fog, The
-    /// microarchitecture of Intel, AMD and VIA CPUs).
+    /// Cycles of a wrong guess beyond the walk. The paper's number is not known. Assumed: the pipeline
+    /// is flushed as after a mispredicted branch, 15 to 20 cycles on Intel's cores since Haswell (Fog,
+    /// The microarchitecture of Intel, AMD and VIA CPUs).
     pub penalty: u64,
     /// Pages that a run must exceed to be marked. The authors' later code has 32.
     pub contiguous: u64,

@@ -80,8 +80,8 @@ pub struct Line {
     pub bloat_bytes: u64,
     /// Pages that daemons of the guest and of the host moved.
     pub migrated_pages: u64,
-    /// The most 4 KiB pages that one fault or mapping of the guest allocated and cleared, and how long it
-    /// took, microseconds.
+    /// The most 4 KiB pages that one fault or mapping of the guest allocated and cleared, and how long
+    /// it took, microseconds.
     pub most_at_once: u64,
     pub most_at_once_us: f64,
 }
