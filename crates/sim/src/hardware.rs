@@ -230,6 +230,14 @@ impl Hardware {
         self.forget_nested();
     }
 
+    /// Drops all partial walks of linear addresses on all cores; complete translations stay.
+    pub fn forget_partial_walks(&mut self) {
+        for core in &mut self.cores {
+            let vpid = core.asid.vpid();
+            core.walk_cache.invalidate_vpid(vpid);
+        }
+    }
+
     /// Drops all guest-physical mappings on all cores.
     pub fn forget_nested(&mut self) {
         for core in &mut self.cores {

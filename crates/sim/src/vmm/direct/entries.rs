@@ -401,7 +401,11 @@ impl DirectMmu {
         true
     }
 
+    /// The small tables of a large entry are given back. Their frame may be another table's before the
+    /// guest invalidates anything, which it need not do if the entry permits more than before: partial
+    /// walks to it go at once, as Xen flushes before a frame gets another type (`tlbflush_timestamp`).
     fn drop_split(&mut self, platform: &mut Platform, table: Hpa, changed: &mut Changed) {
+        platform.hardware.forget_partial_walks();
         let Some(piece) = self.pieces.remove(&table.page_number()) else { return };
         let bytes = u64::from(self.mode.entry_bytes);
         for offset in (0..4096 / bytes).map(|i| i * bytes) {
