@@ -150,12 +150,17 @@ impl Program {
         self
     }
 
-    /// The same in so many processes at once, which share so many times its memory.
-    pub fn copies(mut self, copies: usize, times: u64) -> Self {
+    /// The same in so many processes at once.
+    pub fn copies(mut self, copies: usize) -> Self {
         if let Some(source) = self.words.first().cloned() {
             (1..copies).for_each(|_| self.words.insert(0, source.clone()));
         }
-        self.share = (times.max(1), copies.max(1) as u64);
+        self
+    }
+
+    /// The same with another part of its memory for each process: so many times it, in so many parts.
+    pub const fn memory(mut self, times: u64, parts: u64) -> Self {
+        self.share = (times, parts);
         self
     }
 

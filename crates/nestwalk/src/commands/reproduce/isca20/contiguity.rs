@@ -97,7 +97,12 @@ pub fn run(
     let words = format!("{} {DAEMONS}", setup.words);
     let machines: Vec<String> =
         POLICIES.iter().map(|(p, _)| format!("nested:thp+thp@{p}+{p}")).collect();
-    let program = program.clone().with(&words).copies(setup.copies, setup.times).at_most(ACCESSES);
+    let program = program
+        .clone()
+        .with(&words)
+        .copies(setup.copies)
+        .memory(setup.times, setup.copies as u64)
+        .at_most(ACCESSES);
     let ran = program.run_and_look(args, profile, &machines, stop)?;
     let guests = &ran.session.outcome.guests;
     let lines = POLICIES.iter().enumerate().map(|(i, (policy, _))| {
