@@ -270,6 +270,9 @@ pub struct CompareArgs {
     /// dimension and for both together, and how many entries of each technique cover them
     #[arg(long)]
     pub contiguity: bool,
+    /// With --contiguity: what it was every so many instructions, set-up included
+    #[arg(long, value_name = "INSTRUCTIONS", requires = "contiguity")]
+    pub contiguity_every: Option<String>,
     /// Where results go.
     #[command(flatten)]
     pub output: OutputArgs,
@@ -388,6 +391,9 @@ pub struct RunArgs {
     /// A table of contiguity, too, as for `compare`
     #[arg(long)]
     pub contiguity: bool,
+    /// With --contiguity: what it was every so many instructions, set-up included
+    #[arg(long, value_name = "INSTRUCTIONS", requires = "contiguity")]
+    pub contiguity_every: Option<String>,
     /// Where results go.
     #[command(flatten)]
     pub output: OutputArgs,

@@ -310,6 +310,7 @@ impl Experiment {
             mappings: None,
             series: None,
             contiguity: false,
+            contiguity_every: None,
             samples: None,
         })
     }

@@ -314,6 +314,7 @@ pub static PARTS: &[(&str, &[Field])] = &[
     ("coverage.guest", nestwalk_sim::DIMENSION_FIELDS),
     ("coverage.host", nestwalk_sim::DIMENSION_FIELDS),
     ("coverage.both", nestwalk_sim::DIMENSION_FIELDS),
+    ("coverage.over_time[]", nestwalk_sim::POINT_FIELDS),
     ("referee", REFEREE),
 ];
 

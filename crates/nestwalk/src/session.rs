@@ -68,9 +68,10 @@ impl Opened {
         self.plan.samples = Some(cut);
     }
 
-    /// Results tell what the tables say of contiguity at the end.
-    pub fn look_at_contiguity(&mut self) {
+    /// Results tell what the tables say of contiguity at the end, and every so many instructions.
+    pub fn look_at_contiguity(&mut self, every: Option<u64>) {
         self.plan.contiguity = true;
+        self.plan.contiguity_every = every;
     }
 
     /// Runs it until its end, or until `stop` is set.

@@ -257,6 +257,42 @@ pub fn coverage(results: &[MachineResult]) -> String {
     if any { format!("\n{}", table.render()) } else { String::new() }
 }
 
+/// Contiguity at moments of the run, a row for each; empty unless it was asked for.
+pub fn coverage_over_time(results: &[MachineResult]) -> String {
+    let mut table = Table::new().column("contiguity over time:\nentries for 99 %", Align::Left);
+    for title in [
+        "instructions",
+        "memory",
+        "guest\nranges",
+        "host\nranges",
+        "both\nranges",
+        "guest\noffsets",
+        "both\noffsets",
+    ] {
+        table = table.column(title, Align::Right);
+    }
+    let mut any = false;
+    for r in results {
+        for (i, p) in r.coverage.iter().flat_map(|c| &c.over_time).enumerate() {
+            any = true;
+            let virtualized = r.coverage.as_ref().is_some_and(|c| c.both.is_some());
+            let of_host = |n| if virtualized { count(n) } else { NONE.into() };
+            table.row(vec![
+                if i == 0 { r.name.clone() } else { String::new() },
+                count(p.instructions),
+                bytes(p.pages << 12),
+                count(p.guest_ranges_99),
+                of_host(p.host_ranges_99),
+                of_host(p.both_ranges_99),
+                count(p.guest_offsets_99),
+                of_host(p.both_offsets_99),
+            ]);
+        }
+    }
+    table.drop_columns_of(NONE);
+    if any { format!("\n{}", table.render()) } else { String::new() }
+}
+
 /// What the referee found, a line per machine that it watched.
 pub fn referee(results: &[MachineResult]) -> String {
     let mut out = String::new();

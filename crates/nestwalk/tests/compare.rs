@@ -77,7 +77,10 @@ fn json_has_the_documented_fields_and_no_others() {
             "compare gups {SMALL} --verify --populate no --machines native:khugepaged@reserve,native:4k@ranger \
              --daemons khugepaged-interval-ms=0.001,ranger-interval-ms=0.001"
         ),
-        format!("compare gups {SMALL} --verify --machines spot,rmm,anchor,native-colt,clustered --contiguity"),
+        format!(
+            "compare gups {SMALL} --verify --machines spot,rmm,anchor,native-colt,clustered \
+             --contiguity --contiguity-every 5k"
+        ),
         "compare gups --footprint 64MiB --guest-memory 256MiB --accesses 200k --populate no --quiet \
          --verify --host-fragmentation bad --machines vmm-direct/start=paged/compact=40000000"
             .into(),

@@ -74,6 +74,8 @@ pub struct Plan {
     pub series: Option<u64>,
     /// Results tell what each machine's tables say of contiguity at the end, but for `ideal`'s.
     pub contiguity: bool,
+    /// And what it was every so many instructions of the stream.
+    pub contiguity_every: Option<u64>,
     /// Every machine in shadow or nested mode records samples of the region of interest, cut so.
     pub samples: Option<Cut>,
 }
@@ -105,6 +107,7 @@ impl Plan {
             mappings: None,
             series: None,
             contiguity: false,
+            contiguity_every: None,
             samples: None,
         }
     }
@@ -250,6 +253,9 @@ fn set_up(plan: &Plan, source: &dyn Source) -> Result<(Vec<Group>, Vec<Seat>), C
         let mut machine = machine(plan, spec)?;
         if let Some(every) = plan.series {
             machine.record_series(every);
+        }
+        if let Some(every) = plan.contiguity_every {
+            machine.look_at_coverage(every);
         }
         if let Some(cut) = plan.samples {
             machine.record_samples(cut, &plan.profile);

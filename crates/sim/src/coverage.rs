@@ -22,6 +22,77 @@ pub struct CoverageResult {
     pub host: Option<DimensionResult>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub both: Option<DimensionResult>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub over_time: Vec<CoveragePoint>,
+}
+
+/// What it was at a moment. Meanings: [`POINT_FIELDS`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+#[allow(missing_docs, reason = "documented in POINT_FIELDS, which a test compares with this")]
+pub struct CoveragePoint {
+    pub instructions: u64,
+    pub pages: u64,
+    pub guest_ranges_99: u64,
+    pub host_ranges_99: u64,
+    pub both_ranges_99: u64,
+    pub guest_offsets_99: u64,
+    pub both_offsets_99: u64,
+}
+
+/// Looks at the tables every so many instructions, from the beginning of the stream.
+#[derive(Clone, Debug)]
+pub struct Looks {
+    every: u64,
+    due: u64,
+    points: Vec<CoveragePoint>,
+}
+
+impl Default for Looks {
+    fn default() -> Self {
+        Self { every: u64::MAX, due: u64::MAX, points: Vec::new() }
+    }
+}
+
+impl Looks {
+    /// Looks every so many instructions.
+    pub fn new(every: u64) -> Self {
+        Self { every: every.max(1), due: every.max(1), points: Vec::new() }
+    }
+    /// When the next look is due, by the machine's clock.
+    #[inline]
+    pub const fn due(&self) -> u64 {
+        self.due
+    }
+    /// Looks, if it is due; of several moments that have passed only at the last.
+    pub fn look(&mut self, clock: u64, world: &World) {
+        if clock >= self.due {
+            self.due = (clock - clock % self.every).saturating_add(self.every);
+            self.points.push(CoveragePoint::of(clock, &CoverageResult::of(world)));
+        }
+    }
+    /// What was seen.
+    pub fn points(&self) -> &[CoveragePoint] {
+        &self.points
+    }
+}
+
+impl CoveragePoint {
+    fn of(instructions: u64, all: &CoverageResult) -> Self {
+        let for_99 = |d: Option<&DimensionResult>, technique: &str| {
+            let shares = d.and_then(|d| d.entries.get(technique));
+            shares.and_then(|s| s.get(&99)).copied().unwrap_or(0)
+        };
+        let (guest, host, both) = (Some(&all.guest), all.host.as_ref(), all.both.as_ref());
+        Self {
+            instructions,
+            pages: all.guest.pages,
+            guest_ranges_99: for_99(guest, "ranges"),
+            host_ranges_99: for_99(host, "ranges"),
+            both_ranges_99: for_99(both, "ranges"),
+            guest_offsets_99: for_99(guest, "offsets"),
+            both_offsets_99: for_99(both, "offsets"),
+        }
+    }
 }
 
 /// Of one dimension. Meanings: [`DIMENSION_FIELDS`].
@@ -41,6 +112,18 @@ pub static COVERAGE_FIELDS: &[(&str, &str, &str)] = &[
     ("guest", "", "gVA to gPA, of all programs; on bare metal all that there is"),
     ("host", "", "gPA to hPA, of all memory that the host has behind the guest"),
     ("both", "", "gVA to hPA: what hardware for virtual machines can use"),
+    ("over_time", "", "with --contiguity-every: what it was at moments of the run"),
+];
+
+/// Name, unit and meaning of each field of [`CoveragePoint`], in its order.
+pub static POINT_FIELDS: &[(&str, &str, &str)] = &[
+    ("instructions", "count", "the moment: instructions since the stream began, set-up included"),
+    ("pages", "4 KiB pages", "what programs have mapped"),
+    ("guest_ranges_99", "count", "ranges that cover 99 % of it, from gVA to gPA"),
+    ("host_ranges_99", "count", "of what the host has behind the guest, from gPA to hPA"),
+    ("both_ranges_99", "count", "of what programs have mapped, from gVA to hPA"),
+    ("guest_offsets_99", "count", "offsets that cover 99 % of it, from gVA to gPA"),
+    ("both_offsets_99", "count", "from gVA to hPA"),
 ];
 
 /// Name, unit and meaning of each field of [`DimensionResult`], in its order.
@@ -162,6 +245,7 @@ impl CoverageResult {
             guest: DimensionResult::of(&programs),
             host: host.map(|host| DimensionResult::of(&[host])),
             both,
+            over_time: Vec::new(),
         }
     }
 }
@@ -200,7 +284,13 @@ mod tests {
     fn every_field_is_documented_in_order() {
         let dimension = DimensionResult::of(&[]);
         let both = (Some(dimension.clone()), Some(dimension.clone()));
-        let result = CoverageResult { host: both.0, both: both.1, ..CoverageResult::default() };
+        let point = CoveragePoint::default();
+        let result = CoverageResult {
+            host: both.0,
+            both: both.1,
+            over_time: vec![point],
+            ..CoverageResult::default()
+        };
         let keys = |value: serde_json::Value| -> Vec<String> {
             value.as_object().unwrap().keys().cloned().collect()
         };
@@ -215,5 +305,8 @@ mod tests {
         of_dimension.sort();
         assert_eq!(of_result, sorted(COVERAGE_FIELDS));
         assert_eq!(of_dimension, sorted(DIMENSION_FIELDS));
+        let mut of_point = keys(serde_json::to_value(point).unwrap());
+        of_point.sort();
+        assert_eq!(of_point, sorted(POINT_FIELDS));
     }
 }

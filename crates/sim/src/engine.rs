@@ -6,7 +6,7 @@
 
 use crate::ahead::{GROUP, WORTHWHILE};
 use crate::counters::{Counters, ExitReason};
-use crate::coverage::CoverageResult;
+use crate::coverage::{CoverageResult, Looks};
 use crate::hardware::{GUEST_VPID, Hardware, Request, Step};
 use crate::referee::{Referee, Verdict};
 use crate::scheme::{
@@ -72,6 +72,8 @@ pub trait AnyMachine: Send {
     fn series(&self) -> Vec<Counters> {
         Vec::new()
     }
+    /// Looks at contiguity every so many instructions of the stream.
+    fn look_at_coverage(&mut self, _every: u64) {}
     /// Records samples from the region of interest on, if the machine is in one of the paging modes
     /// between which policies choose.
     fn record_samples(&mut self, _cut: Cut, _profile: &Profile) {}
@@ -144,6 +146,7 @@ pub struct Machine<S> {
     /// vCPU and page of the last run, kept where the scheme has something due.
     last: (VcpuId, u64),
     series: Series,
+    looks: Looks,
     recorder: Option<Box<Recorder>>,
 }
 
@@ -169,6 +172,7 @@ impl<S: Scheme> Machine<S> {
             fresh: Vec::new(),
             last: (VcpuId(0), u64::MAX),
             series: Series::default(),
+            looks: Looks::default(),
             recorder: None,
         })
     }
@@ -209,6 +213,7 @@ impl<S: Scheme> Machine<S> {
     #[inline]
     fn run_on_time(&mut self, runs: &[Run], gpas: &[Gpa]) -> Result<(), MachineError> {
         let due = self.scheme.due().min(self.series.due()).min(self.samples_due());
+        let due = due.min(self.looks.due());
         let due = due.min(self.host_due());
         if due == u64::MAX {
             return self.run_group(runs, gpas);
@@ -255,6 +260,9 @@ impl<S: Scheme> Machine<S> {
         }
         if clock >= self.series.due() {
             self.series.look(clock, &self.platform.counters);
+        }
+        if clock >= self.looks.due() {
+            self.looks.look(clock, &self.platform.world);
         }
         // Before the scheme, which may end the mode that the sample is of.
         if clock >= self.samples_due()
@@ -707,6 +715,10 @@ impl<S: Scheme> AnyMachine for Machine<S> {
         self.referee.as_ref().map(|r| r.verdict(&self.platform))
     }
 
+    fn look_at_coverage(&mut self, every: u64) {
+        self.looks = Looks::new(every);
+    }
+
     fn record_series(&mut self, every: u64) {
         self.series = Series::new(every);
     }
@@ -741,7 +753,8 @@ impl<S: Scheme> AnyMachine for Machine<S> {
     }
 
     fn coverage(&self) -> Option<CoverageResult> {
-        Some(CoverageResult::of(&self.platform.world))
+        let over_time = self.looks.points().to_vec();
+        Some(CoverageResult { over_time, ..CoverageResult::of(&self.platform.world) })
     }
 
     fn watch(&mut self, run: &Run) -> Result<Vec<Step>, MachineError> {

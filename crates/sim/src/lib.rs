@@ -31,7 +31,9 @@ pub mod world;
 pub use compare::{CompareError, Outcome, Plan, Progress, compare};
 pub use cost::Cycles;
 pub use counters::{Counters, Dimension, ExitReason};
-pub use coverage::{COVERAGE_FIELDS, CoverageResult, DIMENSION_FIELDS, DimensionResult};
+pub use coverage::{
+    COVERAGE_FIELDS, CoveragePoint, CoverageResult, DIMENSION_FIELDS, DimensionResult, POINT_FIELDS,
+};
 pub use daemons::{DAEMON_KEYS, DaemonTimes};
 pub use energy::{ENERGY_FIELDS, Energy, EnergyResult};
 pub use engine::{AnyMachine, Machine};

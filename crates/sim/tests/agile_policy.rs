@@ -298,6 +298,7 @@ fn results(workload: &str, footprint: u64, accesses: u64, machines: &str) -> Vec
         mappings: None,
         series: None,
         contiguity: false,
+        contiguity_every: None,
         samples: None,
     };
     let populate = Populate::Yes;

@@ -58,6 +58,7 @@ fn plan(machines: &str, mode: &'static Mode, vcpus: u8, threads: usize) -> Plan 
         mappings: None,
         series: None,
         contiguity: false,
+        contiguity_every: None,
         samples: None,
     }
 }

@@ -206,6 +206,7 @@ fn plan(machines: &str, vcpus: usize, threads: usize) -> Plan {
         mappings: None,
         series: None,
         contiguity: false,
+        contiguity_every: None,
         samples: None,
     }
 }

@@ -6,7 +6,7 @@ use crate::experiment::{Experiment, VERSION};
 use crate::session::{self, Session, Work};
 use crate::{outcome, show};
 use anyhow::{Context, Result, anyhow, bail};
-use nestwalk_report::count;
+use nestwalk_report::{count, parse_count};
 use nestwalk_sim::compare::{CompareError, Outcome};
 use nestwalk_types::SourceInfo;
 use serde_json::{Value, json};
@@ -15,16 +15,42 @@ use std::path::Path;
 
 /// `nestwalk compare`.
 pub fn compare(args: &CompareArgs) -> Result<()> {
-    experiment(&Experiment::from_args(args)?, &args.output, [args.energy, args.contiguity])
+    experiment(
+        &Experiment::from_args(args)?,
+        &args.output,
+        &Tables::of(args.energy, args.contiguity, args.contiguity_every.as_deref())?,
+    )
 }
 
 /// `nestwalk run`.
 pub fn run(args: &RunArgs) -> Result<()> {
-    experiment(&Experiment::from_file(&args.file)?, &args.output, [args.energy, args.contiguity])
+    experiment(
+        &Experiment::from_file(&args.file)?,
+        &args.output,
+        &Tables::of(args.energy, args.contiguity, args.contiguity_every.as_deref())?,
+    )
 }
 
-fn experiment(experiment: &Experiment, output: &OutputArgs, tables: [bool; 2]) -> Result<()> {
-    let [energy, contiguity] = tables;
+/// What is told beside the counts.
+struct Tables {
+    energy: bool,
+    contiguity: bool,
+    /// Instructions between two looks at contiguity.
+    every: Option<u64>,
+}
+
+impl Tables {
+    fn of(energy: bool, contiguity: bool, every: Option<&str>) -> Result<Self> {
+        let every = every.map(parse_count).transpose().context("--contiguity-every")?;
+        if every == Some(0) {
+            bail!("--contiguity-every 0: at least 1 instruction is needed");
+        }
+        Ok(Self { energy, contiguity, every })
+    }
+}
+
+fn experiment(experiment: &Experiment, output: &OutputArgs, tables: &Tables) -> Result<()> {
+    let Tables { energy, contiguity, every } = *tables;
     let threads = output.threads()?;
     let mut opened =
         session::open(experiment, &Work { threads, quiet: output.quiet, series: None })?;
@@ -33,7 +59,7 @@ fn experiment(experiment: &Experiment, output: &OutputArgs, tables: [bool; 2]) -
         opened.record_samples(samples.cut);
     }
     if contiguity {
-        opened.look_at_contiguity();
+        opened.look_at_contiguity(every);
     }
     // A place that cannot be written to is found out before the work, not after it.
     if let Some(folder) = &output.output {
@@ -185,6 +211,7 @@ impl Results<'_> {
             out += &show::energy(&self.outcome.machines);
         }
         out += &show::coverage(&self.outcome.machines);
+        out += &show::coverage_over_time(&self.outcome.machines);
         out += &show::referee(&self.outcome.machines);
         out
     }

@@ -271,7 +271,7 @@ impl Program {
         }
         let mut opened = session::open(&experiment, &work)?;
         if look.contiguity {
-            opened.look_at_contiguity();
+            opened.look_at_contiguity(None);
         }
         let session = opened.run(stop)?;
         match session.outcome.error {
