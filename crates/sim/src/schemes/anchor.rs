@@ -7,12 +7,12 @@
 //! change rewrites the anchors and flushes the TLBs.
 
 use super::{Build, Definition};
-use crate::engine::{AnyMachine, Machine};
+use crate::engine::AnyMachine;
 use crate::hardware::Request;
 use crate::scheme::{MachineError, Platform};
 use crate::vmm::contiguous::options::{Key, parse, spelt, whole};
 use crate::vmm::contiguous::{
-    Base, Contiguous, Runs, Scope, SpaceId, Touched, Unit, background, permissions_of,
+    Base, Runs, Scope, SpaceId, Touched, Unit, background, machine, permissions_of,
 };
 use crate::walk::Fault;
 use nestwalk_contiguity::{
@@ -55,13 +55,8 @@ static KEYS: &[Key] = &[
 ];
 
 fn build(request: Build) -> Result<Box<dyn AnyMachine>, MachineError> {
-    let mut request = request;
     let unit = Anchors::new(&request)?;
-    if request.host.is_some() {
-        let scheme = Contiguous::nested(&mut request, unit)?;
-        return Ok(Box::new(Machine::new(scheme, request)?));
-    }
-    Ok(Box::new(Machine::new(Contiguous::native(&request, unit), request)?))
+    machine(request, unit)
 }
 
 /// How anchors are set up.

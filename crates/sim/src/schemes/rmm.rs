@@ -7,12 +7,12 @@
 //! guest memory; a range TLB entry is the intersection of a range of each.
 
 use super::{Build, Definition};
-use crate::engine::{AnyMachine, Machine};
+use crate::engine::AnyMachine;
 use crate::hardware::Request;
 use crate::scheme::{MachineError, Platform};
 use crate::vmm::contiguous::options::{Key, parse, spelt, whole};
 use crate::vmm::contiguous::{
-    Base, Contiguous, Node, RangeTable, Runs, Scope, SpaceId, Touched, Unit, background,
+    Base, Node, RangeTable, Runs, Scope, SpaceId, Touched, Unit, background, machine,
     permissions_of,
 };
 use crate::walk::Fault;
@@ -51,13 +51,8 @@ static KEYS: &[Key] = &[
 ];
 
 fn build(request: Build) -> Result<Box<dyn AnyMachine>, MachineError> {
-    let mut request = request;
     let unit = Rmm::new(&request)?;
-    if request.host.is_some() {
-        let scheme = Contiguous::nested(&mut request, unit)?;
-        return Ok(Box::new(Machine::new(scheme, request)?));
-    }
-    Ok(Box::new(Machine::new(Contiguous::native(&request, unit), request)?))
+    machine(request, unit)
 }
 
 /// How RMM is set up.

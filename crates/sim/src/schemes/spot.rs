@@ -7,11 +7,11 @@
 //! comes of a guess: what the program uses is the walk's translation.
 
 use super::{Build, Definition};
-use crate::engine::{AnyMachine, Machine};
+use crate::engine::AnyMachine;
 use crate::hardware::Request;
 use crate::scheme::{MachineError, Platform};
 use crate::vmm::contiguous::options::{Key, parse, spelt, whole};
-use crate::vmm::contiguous::{Base, Contiguous, Runs, Unit, background};
+use crate::vmm::contiguous::{Base, Runs, Unit, background, machine};
 use crate::walk::Fault;
 use nestwalk_hw::{PredictionTable, Trained, Translation};
 use nestwalk_types::{Address, Hpa};
@@ -48,13 +48,8 @@ static KEYS: &[Key] = &[
 ];
 
 fn build(request: Build) -> Result<Box<dyn AnyMachine>, MachineError> {
-    let mut request = request;
     let unit = Spot::new(&request)?;
-    if request.host.is_some() {
-        let scheme = Contiguous::nested(&mut request, unit)?;
-        return Ok(Box::new(Machine::new(scheme, request)?));
-    }
-    Ok(Box::new(Machine::new(Contiguous::native(&request, unit), request)?))
+    machine(request, unit)
 }
 
 /// How SpOT is set up.

@@ -9,4 +9,4 @@ mod scheme;
 
 pub use guest::{GuestRuns, SpaceId, Touched, permissions_of};
 pub use range_table::{Node, RangeTable};
-pub use scheme::{Base, Contiguous, Runs, Scope, Unit, background};
+pub use scheme::{Base, Contiguous, Runs, Scope, Unit, background, machine};

@@ -3,6 +3,7 @@
 
 use super::guest::{GuestRuns, SpaceId, Touched};
 use crate::counters::Counters;
+use crate::engine::{AnyMachine, Machine};
 use crate::hardware::{Hardware, Request};
 use crate::scheme::{Answer, ContiguityState, MachineError, PageTableBytes, Platform, Scheme};
 use crate::schemes::Build;
@@ -208,6 +209,21 @@ pub struct Contiguous<B, U> {
     pub unit: U,
     /// The runs.
     pub runs: Runs,
+}
+
+/// A machine with the unit: over nested paging if there is a host, else on bare metal.
+///
+/// # Errors
+/// There is no frame for the root of nested tables.
+pub fn machine<U: Unit + 'static>(
+    mut build: Build,
+    unit: U,
+) -> Result<Box<dyn AnyMachine>, MachineError> {
+    if build.host.is_some() {
+        let scheme = Contiguous::nested(&mut build, unit)?;
+        return Ok(Box::new(Machine::new(scheme, build)?));
+    }
+    Ok(Box::new(Machine::new(Contiguous::native(&build, unit), build)?))
 }
 
 impl<U: Unit> Contiguous<Nested, U> {
