@@ -186,25 +186,29 @@ impl ShadowMmu {
                 let gfn = guest.target::<Gpa>().page_number();
                 (gfn, level - 1, None, self.quadrant(gva, level - 1))
             };
+            let spte = self.spte_at(page, self.mode.index(request.gva.value(), level));
+            // A page that is linked already is neither got nor compared: an out-of-sync one stays so
+            // until the guest flushes (`kvm_mmu_get_child_sp` returns `-EEXIST`).
+            if let Some(child) =
+                self.linked(spte).filter(|c| self.pages[*c as usize].role() == role)
+            {
+                page = child;
+                continue;
+            }
             let child = self.page(platform, role)?;
             // Making room for the child may have dropped the page that we stand on.
             if !self.pages[page as usize].live || self.pages[page as usize].obsolete {
                 self.hardware_root(platform, request.core())?;
                 return self.fetch(platform, request, walk, target);
             }
-            let spte = self.spte_at(page, self.mode.index(request.gva.value(), level));
             let table = self.pages[child as usize].table;
-            let old = Entry(self.memory.read(spte, 8).unwrap_or(0));
-            let same = old.is_present() && !old.has(LARGE) && old.target::<Hpa>() == table;
-            if !same {
-                self.drop_entry(spte);
-                let mut pointer = Entry::table(table);
-                if !direct {
-                    pointer =
-                        Entry(pointer.0 & !(WRITE | USER) | guest.0 & (WRITE | USER | NO_EXECUTE));
-                }
-                self.link(spte, child, pointer);
+            self.drop_entry(spte);
+            let mut pointer = Entry::table(table);
+            if !direct {
+                pointer =
+                    Entry(pointer.0 & !(WRITE | USER) | guest.0 & (WRITE | USER | NO_EXECUTE));
             }
+            self.link(spte, child, pointer);
             page = child;
         }
         self.pages[page as usize].flood = 0;

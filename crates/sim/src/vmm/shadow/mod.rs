@@ -98,6 +98,12 @@ struct ShadowPage {
     obsolete: bool,
 }
 
+impl ShadowPage {
+    const fn role(&self) -> Role {
+        (self.gfn, self.level, self.split, self.quadrant)
+    }
+}
+
 /// A root that a vCPU holds.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Root {

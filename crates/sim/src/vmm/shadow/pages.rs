@@ -89,7 +89,7 @@ impl ShadowMmu {
         platform.counters.shadow_zaps += 1;
         let (table, role) = {
             let p = &self.pages[page as usize];
-            (p.table, (p.gfn, p.level, p.split, p.quadrant))
+            (p.table, p.role())
         };
         for index in 0..512 {
             self.drop_entry(table.offset_by(index * 8));
@@ -211,6 +211,13 @@ impl ShadowMmu {
         }
         self.memory.write(spte, 8, entry.0);
         self.rmap.add(gfn, spte);
+    }
+
+    /// The lower shadow page that an entry points to.
+    pub(super) fn linked(&self, spte: Hpa) -> Option<PageId> {
+        let entry = self.memory.read(spte, 8).map(Entry)?;
+        let leads_down = entry.is_present() && !entry.has(LARGE) && !entry.has(SWITCH);
+        leads_down.then(|| self.by_table[&entry.target::<Hpa>().page_number()])
     }
 
     /// Points an entry to a lower shadow page.
