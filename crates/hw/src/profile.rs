@@ -108,10 +108,14 @@ pub struct CoreProfile {
     pub frequency_mhz: Sourced,
     /// Cycles per instruction when every reference hits the first level.
     pub base_cpi: Sourced,
-    /// Extra cycles of a first-level TLB miss that the second level serves.
+    /// Cycles of a look-up of the second-level TLB, which every first-level miss pays, before the walk if
+    /// it misses.
     pub l2_tlb_hit_cycles: Sourced,
     /// Cycles to look the walk caches up, once per walk.
     pub walk_cache_cycles: Sourced,
+    /// Cycles to look the nested TLB up, once per guest-physical address that a walk translates, if the
+    /// processor has one.
+    pub nested_tlb_cycles: Sourced,
     /// Share of the walker's cycles by which the program is delayed, 0 to 1: what out-of-order
     /// execution and several walkers do not hide.
     pub walk_exposed: Sourced,
@@ -434,6 +438,7 @@ impl Profile {
             ("core.base_cpi", &c.base_cpi),
             ("core.l2_tlb_hit_cycles", &c.l2_tlb_hit_cycles),
             ("core.walk_cache_cycles", &c.walk_cache_cycles),
+            ("core.nested_tlb_cycles", &c.nested_tlb_cycles),
             ("core.walk_exposed", &c.walk_exposed),
             ("core.data_exposed", &c.data_exposed),
             ("caches.memory_cycles", &self.caches.memory_cycles),

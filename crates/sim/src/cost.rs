@@ -5,7 +5,7 @@
 //! guest OS    = faults, clears, copies, forks, execs, exits, switches, daemons' work * their times, as
 //!               far as the stream does not show the guest kernel at work: `OsWork`, `PageCleared`
 //! translation = walk_exposed * (walker cycles - those that correct guesses hid
-//!               + (second-level TLB hits + range TLB hits + anchor look-ups and hits)
+//!               + (first-level TLB misses that no segment served + anchor look-ups)
 //!               * l2_tlb_hit_cycles + segment hits * their cycles)
 //!               + loads of segment registers * their cycles + delay by wrong guesses
 //! VMM         = exits and the work behind them * their times
@@ -28,7 +28,7 @@ pub struct Cycles {
     pub program: f64,
     /// The guest kernel's work, the same on every machine with this guest.
     pub guest_os: f64,
-    /// Delay by page walks and second-level TLB hits.
+    /// Delay by page walks and look-ups of the second-level TLB.
     pub translation: f64,
     /// The VMM's and the host kernel's work.
     pub vmm: f64,
@@ -48,9 +48,7 @@ impl Cycles {
                 * (beyond_l1(&c.data, profile) + beyond_l1(&c.fetch, profile));
         let translation = core.walk_exposed.value
             * (c.walk_cycles.saturating_sub(c.hidden_walk_cycles) as f64
-                // Anchors are looked up after regular entries, in the same array.
-                + (c.l2_tlb_hits + c.range_hits + c.anchor_hits + c.anchor_lookups) as f64
-                    * core.l2_tlb_hit_cycles.value
+                + second_level_lookups(c) as f64 * core.l2_tlb_hit_cycles.value
                 + c.segment_hits as f64 * profile.segment.hit_cycles.value)
             + (c.guest_segment_loads + c.vmm_segment_loads) as f64
                 * profile.segment.load_cycles.value
@@ -63,6 +61,14 @@ impl Cycles {
             vmm: vmm_ns(c, profile) * per_ns,
         }
     }
+}
+
+/// Look-ups of the second-level TLB that somebody waits for: one for each first-level miss, since a walk
+/// begins only when the second level has missed, too, and one more for an anchor, which is looked up
+/// after the regular entry, in the same array. Where a segment answers, nobody waits for the second
+/// level; an entry of the first level that cannot serve is followed by a walk at once.
+pub const fn second_level_lookups(c: &Counters) -> u64 {
+    c.l1_tlb_misses.saturating_sub(c.segment_hits) + c.anchor_lookups
 }
 
 /// Latency of references beyond that of the first level, in cycles.

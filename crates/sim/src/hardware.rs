@@ -64,6 +64,8 @@ pub struct Hardware {
     pub latency: [u64; ServedBy::COUNT],
     /// Cycles to look the walk caches up.
     pub walk_cache_cycles: u64,
+    /// Cycles to look the nested TLB up.
+    pub nested_tlb_cycles: u64,
     /// Costs of the walk under way.
     pub tally: Tally,
     /// References of the walk under way, if somebody watches.
@@ -118,6 +120,7 @@ impl Hardware {
             latency: [c.l1d.cycles, c.l2.cycles, c.llc.cycles, c.memory_cycles.value as u32]
                 .map(u64::from),
             walk_cache_cycles: profile.core.walk_cache_cycles.value as u64,
+            nested_tlb_cycles: profile.core.nested_tlb_cycles.value as u64,
             tally: Tally::default(),
             steps: None,
             profile: profile.clone(),

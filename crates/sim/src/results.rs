@@ -318,7 +318,11 @@ pub static FIELDS: &[(&str, &str, &str)] = &[
     ),
     ("fetch_served", "count", "where instruction lines were served"),
     ("program_cycles", "cycles", "instructions and their exposed data latency"),
-    ("translation_cycles", "cycles", "delay by walks and second-level TLB hits, after overlap"),
+    (
+        "translation_cycles",
+        "cycles",
+        "delay by walks and look-ups of the second-level TLB, after overlap",
+    ),
     ("total_cycles", "cycles", "program + guest OS + translation + VMM"),
     ("ideal_cycles", "cycles", "total of the ideal machine with the same guest"),
     ("walk_overhead_percent", "% of ideal", "everything above ideal that is not the VMM's"),

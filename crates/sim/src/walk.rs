@@ -256,12 +256,14 @@ pub fn translate_nested_watched(
 ) -> Result<Translation, Fault> {
     let host = Asid::new(hardware.cores[core].asid.vpid(), 0);
     let needs = Translation::needs(write, false, false);
-    if let Some(tlb) = &mut hardware.cores[core].nested_tlb
-        && let Some(hit) = tlb.look_up(gpa, host)
-        && hit.serves(needs)
-    {
-        counters.nested_tlb_hits += 1;
-        return Ok(hit);
+    if let Some(tlb) = &mut hardware.cores[core].nested_tlb {
+        hardware.tally.cycles += hardware.nested_tlb_cycles;
+        if let Some(hit) = tlb.look_up(gpa, host)
+            && hit.serves(needs)
+        {
+            counters.nested_tlb_hits += 1;
+            return Ok(hit);
+        }
     }
     counters.nested_walks += 1;
     let mode = nested.mode;

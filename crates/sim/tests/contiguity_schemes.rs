@@ -77,7 +77,7 @@ fn the_third_walk_of_an_instruction_is_hidden_and_no_other_earlier() {
         let references = c.references.total();
         assert_eq!(references, if name == "spot" { 24 } else { 4 }, "the walk happens");
         let profile = bare_profile();
-        let lookups = profile.core.l2_tlb_hit_cycles.value * c.l2_tlb_hits as f64;
+        let lookups = profile.core.l2_tlb_hit_cycles.value * c.l1_tlb_misses as f64;
         let delay = Cycles::of(&c, &profile).translation;
         assert!((delay - profile.core.walk_exposed.value * lookups).abs() < 1e-9, "{delay}");
     }
@@ -127,7 +127,8 @@ fn a_wrong_guess_costs_the_walk_the_penalty_and_a_reference_and_is_not_seen() {
         assert_eq!((c.hidden_walk_cycles, c.background.iter().sum::<u64>()), (0, 1));
         let profile = bare_profile();
         let translation = Cycles::of(&c, &profile).translation;
-        let walk = profile.core.walk_exposed.value * c.walk_cycles as f64;
+        let lookup = profile.core.l2_tlb_hit_cycles.value * c.l1_tlb_misses as f64;
+        let walk = profile.core.walk_exposed.value * (c.walk_cycles as f64 + lookup);
         assert!((translation - walk - penalty as f64).abs() < 1e-6, "{translation}");
         // From 3 to 2: it still predicts; from 2 to 1: it does no more.
         loads(&mut script, &[71]);

@@ -1,0 +1,301 @@
+//! More misses never cost less, on any scheme with any built-in profile: with fewer ways in one
+//! structure the same accesses never take fewer cycles, and neither do as many accesses that are spread
+//! evenly over more pages.
+//!
+//! Guest pages are of 4 KiB, and policies are frozen, so that nothing but hardware differs.
+
+mod common;
+
+use nestwalk_hw::Profile;
+use nestwalk_hw::profile::{ArrayProfile, BUILT_IN, TlbProfile};
+use nestwalk_mm::{
+    DaemonConfig, GuestConfig, HostConfig, HostMemory, KERNEL_BYTES, ModelledGuest, PagePolicy,
+    PlacementKind,
+};
+use nestwalk_sim::scheme::MachineError;
+use nestwalk_sim::schemes::{Build, Definition};
+use nestwalk_sim::{Counters, Cycles, SCHEMES};
+use nestwalk_tables::LONG4;
+use nestwalk_types::{
+    AccessKind, Batch, BatchBuilder, Control, GuestBatch, Gva, ProcessId, Protection, SplitMix64,
+    VcpuId,
+};
+use std::collections::BTreeSet;
+
+const BASE: u64 = 0x4000_0000;
+const GIB: u64 = 1 << 30;
+/// Accesses of a stream, each a run.
+const ACCESSES: u64 = 24_000;
+
+/// What freezes the policies of a scheme that has any.
+fn frozen(scheme: &str) -> &'static str {
+    match scheme {
+        "agile" => "interval=1000000000000/back=never",
+        "switching" => "obey=no/start=nested",
+        _ => "",
+    }
+}
+
+/// What a guest makes of `stream` over a mapping of `pages`, each touched before.
+fn events(pages: u64, stream: impl FnOnce(&mut dyn FnMut(u64, u64, AccessKind))) -> GuestBatch {
+    let mut guest = ModelledGuest::new(GuestConfig {
+        policy: PagePolicy::by_name("4k").unwrap(),
+        ..GuestConfig::new(&LONG4, 3 * GIB)
+    })
+    .unwrap();
+    let mut b = BatchBuilder::new();
+    let (process, start) = (ProcessId(0), Gva::new(BASE));
+    let (bytes, protection) = (pages << 12, Protection::ALL);
+    b.control(Control::Map { process, start, bytes, protection });
+    b.control(Control::Switch { vcpu: VcpuId(0), process });
+    b.control(Control::Populate { process, start, bytes });
+    let mut access = |page: u64, line: u64, kind: AccessKind| {
+        let gva = Gva::new(BASE + (page << 12) + (line << 6));
+        let pc = Gva::new(0x40_0000 + 17 * (page % 32));
+        b.access(VcpuId(0), pc, gva, 8, kind, 3);
+    };
+    // Host pages and shadow entries are there before anything is counted.
+    (0..pages).for_each(|page| access(page, page & 63, AccessKind::Store));
+    b.control(Control::RegionOfInterest);
+    let mut access = |page: u64, line: u64, kind: AccessKind| {
+        let gva = Gva::new(BASE + (page << 12) + (line << 6));
+        b.access(VcpuId(0), Gva::new(0x40_0000 + 17 * (page % 32)), gva, 8, kind, 3);
+    };
+    stream(&mut access);
+    let (mut batch, mut out) = (Batch::default(), GuestBatch::default());
+    b.take_into(&mut batch);
+    guest.process(&batch, &mut out).unwrap();
+    out
+}
+
+/// Pages of different heat, so that every structure keeps something and loses something.
+fn skewed(pages: u64, seed: u64) -> GuestBatch {
+    events(pages, |access| {
+        let mut r = SplitMix64::new(seed);
+        for _ in 0..ACCESSES {
+            let reach = [8, 48, 300, 1200, pages][r.below(5) as usize].min(pages);
+            let kind = match r.below(8) {
+                0 => AccessKind::Fetch,
+                1 | 2 => AccessKind::Store,
+                _ => AccessKind::Load,
+            };
+            access(r.below(reach), r.below(64), kind);
+        }
+    })
+}
+
+fn uniform(pages: u64, seed: u64) -> GuestBatch {
+    events(pages, |access| {
+        let mut r = SplitMix64::new(seed);
+        // Each page has one line, so that data caches are not what changes most.
+        (0..ACCESSES).for_each(|_| {
+            let page = r.below(pages);
+            access(page, page & 63, AccessKind::Load);
+        });
+    })
+}
+
+/// What a machine counts; `None` if the scheme cannot be had with so few ways.
+fn counters(scheme: &Definition, profile: &Profile, events: &GuestBatch) -> Option<Counters> {
+    let guest_bytes = 3 * GIB;
+    let host = scheme.virtualized.then(|| {
+        let config = HostConfig {
+            bytes: 4 * GIB,
+            mode: &LONG4,
+            policy: PagePolicy::by_name("4k").unwrap(),
+            placement: PlacementKind::default(),
+            fragmentation: 0.0.into(),
+            seed: 1,
+            kernel_bytes: KERNEL_BYTES,
+            daemons: DaemonConfig::default(),
+        };
+        HostMemory::with_config(&config, &[(nestwalk_types::Gpa::new(0), guest_bytes)]).unwrap()
+    });
+    let built = (scheme.build)(Build {
+        name: scheme.name.into(),
+        variant: (scheme.variant)(frozen(scheme.name)).unwrap(),
+        profile: profile.clone(),
+        guest_mode: &LONG4,
+        nested_mode: &LONG4,
+        vcpus: 1,
+        guest_bytes,
+        host,
+        verify: false,
+    });
+    let mut machine = match built {
+        Ok(machine) => machine,
+        Err(MachineError::Variant { .. }) => return None,
+        Err(e) => panic!("{}: {e}", scheme.name),
+    };
+    machine.run(events).unwrap();
+    Some(machine.counters().clone())
+}
+
+/// A profile whose structure of this name has fewer ways, and as many sets.
+type Narrowed = (String, Profile);
+
+fn narrowed(profile: &Profile) -> Vec<Narrowed> {
+    let mut all = Vec::new();
+    let mut with = |what: String, change: &dyn Fn(&mut Profile)| {
+        let mut p = profile.clone();
+        change(&mut p);
+        all.push((what, p));
+    };
+    let fewer = |entries: &mut u32, ways: &mut u32, to: u32| {
+        *entries = *entries / *ways * to;
+        *ways = to;
+    };
+    type Level = fn(&mut Profile) -> &mut Vec<TlbProfile>;
+    let levels: [(&str, Level); 3] = [
+        ("l1d_tlb", |p| &mut p.l1d_tlb),
+        ("l1i_tlb", |p| &mut p.l1i_tlb),
+        ("l2_tlb", |p| &mut p.l2_tlb),
+    ];
+    for (name, level) in levels {
+        let ways = level(&mut profile.clone())[0].ways;
+        for to in [ways - 1, ways / 2, 1] {
+            with(format!("{name} with {to} ways"), &|p| {
+                let array = &mut level(p)[0];
+                fewer(&mut array.entries, &mut array.ways, to);
+            });
+        }
+    }
+    type Array = fn(&mut Profile) -> Option<&mut ArrayProfile>;
+    let arrays: [(&str, Array); 7] = [
+        ("walk_cache.pde", |p| p.walk_cache.pde.as_mut()),
+        ("walk_cache.pdpte", |p| p.walk_cache.pdpte.as_mut()),
+        ("walk_cache.pml4e", |p| p.walk_cache.pml4e.as_mut()),
+        ("nested_walk_cache.pde", |p| p.nested_walk_cache.pde.as_mut()),
+        ("nested_walk_cache.pdpte", |p| p.nested_walk_cache.pdpte.as_mut()),
+        ("nested_walk_cache.pml4e", |p| p.nested_walk_cache.pml4e.as_mut()),
+        ("nested_tlb", |p| p.nested_tlb.as_mut()),
+    ];
+    for (name, array) in arrays {
+        let Some(ways) = array(&mut profile.clone()).map(|a| a.ways).filter(|w| *w > 1) else {
+            continue;
+        };
+        for to in [ways - 1, 1] {
+            with(format!("{name} with {to} ways"), &|p| {
+                if let Some(a) = array(p) {
+                    fewer(&mut a.entries, &mut a.ways, to);
+                }
+            });
+        }
+    }
+    let caches = [("l1d", profile.caches.l1d.ways), ("l2", profile.caches.l2.ways)];
+    for (name, ways) in caches {
+        with(format!("caches.{name} with {} ways", ways - 1), &|p| {
+            let level = if name == "l1d" { &mut p.caches.l1d } else { &mut p.caches.l2 };
+            fewer(&mut level.kib, &mut level.ways, ways - 1);
+        });
+    }
+    all
+}
+
+type Price = fn(&Counters, &Profile) -> f64;
+
+fn price(c: &Counters, profile: &Profile) -> f64 {
+    Cycles::of(c, profile).total()
+}
+
+/// What fewer ways did.
+#[derive(Default)]
+struct Told {
+    /// Where they cost less.
+    cheaper: Vec<String>,
+    /// Structures of which fewer ways cost more somewhere: what was tried is in use.
+    dearer: BTreeSet<String>,
+}
+
+impl Told {
+    fn try_all(
+        &mut self,
+        scheme: &Definition,
+        profile: &Profile,
+        events: &GuestBatch,
+        price: Price,
+    ) {
+        let whole = price(&counters(scheme, profile, events).unwrap(), profile);
+        for (what, narrow) in narrowed(profile) {
+            let Some(c) = counters(scheme, &narrow, events) else { continue };
+            let cycles = price(&c, profile);
+            if cycles < whole {
+                let (scheme, profile) = (scheme.name, &profile.name);
+                self.cheaper.push(format!("{scheme} on {profile}, {what}: {cycles} < {whole}"));
+            } else if cycles > whole {
+                self.dearer.extend(what.split(' ').next().map(String::from));
+            }
+        }
+    }
+}
+
+#[test]
+fn fewer_ways_never_cost_less() {
+    let events = [skewed(600, 1), skewed(5000, 2), uniform(5000, 3)];
+    let mut told = Told::default();
+    for (name, _) in BUILT_IN {
+        let profile = Profile::load(name).unwrap();
+        for scheme in SCHEMES {
+            for events in &events {
+                told.try_all(scheme, &profile, events, price);
+            }
+        }
+    }
+    assert_eq!(told.cheaper, Vec::<String>::new());
+    let in_use = [
+        "caches.l1d",
+        "caches.l2",
+        "l1d_tlb",
+        "l1i_tlb",
+        "l2_tlb",
+        "nested_tlb",
+        "nested_walk_cache.pde",
+        "walk_cache.pde",
+    ];
+    in_use.iter().for_each(|s| assert!(told.dearer.contains(*s), "{s}: {:?}", told.dearer));
+}
+
+/// As many accesses, spread evenly over more pages.
+fn cheaper_with_more_pages(price: Price) -> Vec<String> {
+    let pages = [16, 48, 64, 96, 256, 1024, 1536, 2048, 3072, 6144, 16_384];
+    let streams: Vec<(u64, GuestBatch)> = pages.map(|n| (n, uniform(n, 5))).into();
+    let mut told = Vec::new();
+    for (name, _) in BUILT_IN {
+        let profile = Profile::load(name).unwrap();
+        for scheme in SCHEMES {
+            let mut most: f64 = 0.0;
+            for (pages, events) in &streams {
+                let cycles = price(&counters(scheme, &profile, events).unwrap(), &profile);
+                if cycles < 0.99 * most {
+                    told.push(format!(
+                        "{} on {name}, {pages} pages: {cycles} < {most}",
+                        scheme.name
+                    ));
+                }
+                most = most.max(cycles);
+            }
+        }
+    }
+    told
+}
+
+#[test]
+fn more_pages_never_cost_less() {
+    assert_eq!(cheaper_with_more_pages(price), Vec::<String>::new());
+}
+
+/// A price that forgets the look-up of the second level before a walk, as it once was.
+fn forgetful(c: &Counters, profile: &Profile) -> f64 {
+    let forgotten = c.l2_tlb_misses as f64 * profile.core.l2_tlb_hit_cycles.value;
+    price(c, profile) - profile.core.walk_exposed.value * forgotten
+}
+
+#[test]
+fn a_price_that_forgets_the_second_level_is_caught() {
+    let profile = Profile::load("cascade-lake-6252").unwrap();
+    let native = SCHEMES.iter().find(|s| s.name == "native").unwrap();
+    // Walks of one reference that hits the first-level cache cost less than that look-up.
+    let mut told = Told::default();
+    told.try_all(native, &profile, &uniform(2000, 3), forgetful);
+    assert!(told.cheaper.iter().any(|t| t.contains("l2_tlb")), "{:?}", told.cheaper);
+}
