@@ -123,6 +123,23 @@ pub struct CoreProfile {
     pub data_exposed: Sourced,
 }
 
+/// What an interrupt from vCPU to vCPU costs in exits, as far as the processor does not deliver it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct InterruptProfile {
+    /// Exits of the vCPU that sends it: 1 where the store to the interrupt controller is emulated.
+    pub sender_exits: Sourced,
+    /// Exits of the running vCPU that receives it: 1 where it is called out of the guest for it.
+    pub receiver_exits: Sourced,
+}
+
+impl InterruptProfile {
+    /// Exits of the sender and of the receiver, whole numbers.
+    pub fn exits(&self) -> [u64; 2] {
+        [&self.sender_exits, &self.receiver_exits].map(|n| n.value as u64)
+    }
+}
+
 /// Registers of direct segments.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -173,8 +190,12 @@ pub struct SoftwareProfile {
     pub migrate_page_ns: Sourced,
     /// A kernel's daemon makes a large page of small ones, without clearing and copying.
     pub collapse_ns: Sourced,
-    /// A kernel's daemon interrupts another processor to have translations removed.
+    /// A kernel interrupts another processor, and waits for it, to have translations removed.
     pub shootdown_ns: Sourced,
+    /// Work of an emulated store to the interrupt controller, beyond the exit.
+    pub interrupt_ns: Sourced,
+    /// The lock of the shadow tables moves from one processor to another that waits for it.
+    pub lock_handoff_ns: Sourced,
     /// The guest kernel's answer to a page fault, without the clearing of the page.
     pub guest_fault_ns: Sourced,
     /// The guest kernel's fork, without its table writes' exits.
@@ -211,6 +232,8 @@ pub struct Profile {
     pub nested_tlb: Option<ArrayProfile>,
     /// Data caches.
     pub caches: CacheProfile,
+    /// Interrupts between vCPUs.
+    pub interrupts: InterruptProfile,
     /// Direct segments, for schemes that have them.
     pub segment: SegmentProfile,
     /// Energies of events, and powers.
@@ -442,6 +465,8 @@ impl Profile {
             ("core.walk_exposed", &c.walk_exposed),
             ("core.data_exposed", &c.data_exposed),
             ("caches.memory_cycles", &self.caches.memory_cycles),
+            ("interrupts.sender_exits", &self.interrupts.sender_exits),
+            ("interrupts.receiver_exits", &self.interrupts.receiver_exits),
             ("segment.check_cycles", &self.segment.check_cycles),
             ("segment.hit_cycles", &self.segment.hit_cycles),
             ("segment.load_cycles", &self.segment.load_cycles),
@@ -463,6 +488,8 @@ impl Profile {
             ("software.migrate_page_ns", &s.migrate_page_ns),
             ("software.collapse_ns", &s.collapse_ns),
             ("software.shootdown_ns", &s.shootdown_ns),
+            ("software.interrupt_ns", &s.interrupt_ns),
+            ("software.lock_handoff_ns", &s.lock_handoff_ns),
             ("software.guest_fault_ns", &s.guest_fault_ns),
             ("software.guest_fork_ns", &s.guest_fork_ns),
             ("software.guest_exec_ns", &s.guest_exec_ns),

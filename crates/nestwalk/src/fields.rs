@@ -155,6 +155,13 @@ pub static VM_EXITS: &[Field] = &[
     ("interval", "count", "agile: the end of an interval, when tables are looked through"),
     ("mode_switch", "count", "a vCPU called out of the guest because the paging mode changes"),
     ("host_migration", "count", "a vCPU called out of the guest because host pages have moved"),
+    (
+        "remote_flush",
+        "count",
+        "another running vCPU called out of the guest to have its TLBs flushed",
+    ),
+    ("interrupt_sent", "count", "a vCPU's store to the interrupt controller to interrupt another"),
+    ("interrupt_received", "count", "a vCPU called out of the guest for an interrupt of another"),
     ("mmu_update", "count", "direct paging: hypercall that updates entries of tables"),
     ("pin", "count", "direct paging: hypercall that makes pages tables, or tables pages"),
     ("base_pointer", "count", "direct paging: hypercall that loads a root"),

@@ -8,7 +8,7 @@
 //!               + (first-level TLB misses that no segment served + anchor look-ups)
 //!               * l2_tlb_hit_cycles + segment hits * their cycles)
 //!               + loads of segment registers * their cycles + delay by wrong guesses
-//! VMM         = exits and the work behind them * their times
+//! VMM         = exits and the work behind them * their times + waiting for the shadow tables' lock
 //! ```
 //!
 //! Overheads follow the papers (Agile Paging, ISCA 2016, Table IV): relative to what the same
@@ -16,6 +16,7 @@
 //! is not the VMM's, so that what page tables displace from the caches counts as translation.
 
 use crate::counters::{Counters, ExitReason};
+use crate::lock::waiting_ns;
 use nestwalk_hw::{Profile, ServedBy};
 use nestwalk_mm::DaemonStats;
 use nestwalk_types::OsWork;
@@ -30,8 +31,10 @@ pub struct Cycles {
     pub guest_os: f64,
     /// Delay by page walks and look-ups of the second-level TLB.
     pub translation: f64,
-    /// The VMM's and the host kernel's work.
+    /// The VMM's and the host kernel's work, and waiting for the lock of the shadow tables.
     pub vmm: f64,
+    /// Of these, waiting for the lock.
+    pub lock_wait: f64,
 }
 
 impl Cycles {
@@ -54,12 +57,11 @@ impl Cycles {
                 * profile.segment.load_cycles.value
             + c.misprediction_cycles as f64;
         let per_ns = core.frequency_mhz.value / 1000.0;
-        Self {
-            program,
-            guest_os: guest_os_ns(c, profile) * per_ns,
-            translation,
-            vmm: vmm_ns(c, profile) * per_ns,
-        }
+        let guest_os = guest_os_ns(c, profile) * per_ns;
+        let vmm = vmm_ns(c, profile);
+        let total_ns = (program + guest_os + translation) / per_ns + vmm;
+        let lock_wait = waiting_ns(c, locked_ns(c, profile), total_ns, profile) * per_ns;
+        Self { program, guest_os, translation, vmm: vmm * per_ns + lock_wait, lock_wait }
     }
 }
 
@@ -151,8 +153,25 @@ fn vmm_ns(c: &Counters, profile: &Profile) -> f64 {
             * s.sync_entry_ns.value
         + c.host_faults as f64 * s.host_fault_ns.value
         + host_moving_ns(c, profile)
+        + remote_flush_ns(c, profile)
+        + exits(ExitReason::InterruptSent) * s.interrupt_ns.value
         + c.host_pages_cleared as f64 * s.clear_page_ns.value
         + balloon_ns(c.balloon_pages, profile)
+}
+
+/// What the VMM does while it holds the lock of the shadow tables; exits are not among it.
+fn locked_ns(c: &Counters, profile: &Profile) -> f64 {
+    let s = &profile.software;
+    let exits = |r: ExitReason| c.exits[r as usize] as f64;
+    (c.shadow_fills as f64 + exits(ExitReason::TableUnsync)) * s.shadow_fill_ns.value
+        + exits(ExitReason::TableWrite) * s.emulate_write_ns.value
+        + (c.sync_entries + c.shadow_prefetches) as f64 * s.sync_entry_ns.value
+        + remote_flush_ns(c, profile)
+}
+
+/// What a VMM that asks for flushes waits for the processors that it interrupts, beyond their exits.
+fn remote_flush_ns(c: &Counters, profile: &Profile) -> f64 {
+    c.exits[ExitReason::RemoteFlush as usize] as f64 * profile.software.shootdown_ns.value
 }
 
 /// The hypervisor of a guest that asks it: system calls and faults, no exits of the processor's.

@@ -1,7 +1,7 @@
 //! What is counted, once, with its unit; everything reported is derived from these.
 
 use nestwalk_hw::ServedBy;
-use nestwalk_types::OsWork;
+use nestwalk_types::{OsWork, VcpuId};
 use serde::Serialize;
 
 /// Whose table a walker's reference read.
@@ -51,6 +51,33 @@ impl References {
     }
 }
 
+/// Counts by vCPU; those of vCPUs that are not there are 0.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct PerVcpu(Vec<u64>);
+
+impl PerVcpu {
+    /// One more of a vCPU.
+    pub fn add(&mut self, vcpu: VcpuId) {
+        let index = usize::from(vcpu.0);
+        if index >= self.0.len() {
+            self.0.resize(index + 1, 0);
+        }
+        self.0[index] += 1;
+    }
+    /// Of each vCPU up to the last that has any.
+    pub fn each(&self) -> &[u64] {
+        &self.0
+    }
+    /// Of all vCPUs.
+    pub fn total(&self) -> u64 {
+        self.0.iter().sum()
+    }
+    fn since(&self, earlier: &Self) -> Self {
+        let before = |i: usize| earlier.0.get(i).copied().unwrap_or(0);
+        Self(self.0.iter().enumerate().map(|(i, n)| n - before(i)).collect())
+    }
+}
+
 fn less<const N: usize>(now: &[u64; N], earlier: &[u64; N]) -> [u64; N] {
     std::array::from_fn(|i| now[i] - earlier[i])
 }
@@ -84,6 +111,12 @@ pub enum ExitReason {
     ModeSwitch,
     /// The VMM calls a vCPU out of the guest because host pages behind it have moved.
     HostMigration,
+    /// The VMM calls another running vCPU out of the guest to have its TLBs flushed.
+    RemoteFlush,
+    /// The guest kernel interrupts another vCPU: the store to the interrupt controller.
+    InterruptSent,
+    /// The guest kernel interrupts another vCPU, which is called out of the guest for it.
+    InterruptReceived,
     /// Direct paging: the hypercall that updates entries of tables.
     MmuUpdate,
     /// Direct paging: the hypercall that makes pages tables, or tables pages, by pin or unpin.
@@ -100,7 +133,7 @@ pub enum ExitReason {
 
 impl ExitReason {
     /// All reasons in the order of their counters.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 20] = [
         Self::EptViolation,
         Self::TrueFault,
         Self::HiddenFault,
@@ -112,6 +145,9 @@ impl ExitReason {
         Self::Interval,
         Self::ModeSwitch,
         Self::HostMigration,
+        Self::RemoteFlush,
+        Self::InterruptSent,
+        Self::InterruptReceived,
         Self::MmuUpdate,
         Self::Pin,
         Self::BasePointer,
@@ -133,6 +169,9 @@ impl ExitReason {
             Self::Interval => "interval",
             Self::ModeSwitch => "mode_switch",
             Self::HostMigration => "host_migration",
+            Self::RemoteFlush => "remote_flush",
+            Self::InterruptSent => "interrupt_sent",
+            Self::InterruptReceived => "interrupt_received",
             Self::MmuUpdate => "mmu_update",
             Self::Pin => "pin",
             Self::BasePointer => "base_pointer",
@@ -177,6 +216,8 @@ macro_rules! counters {
             pub walks_switched: [u64; FULLY_NESTED + 1],
             /// Guest kernel work by kind, in the order of [`OsWork::ALL`].
             pub os_work: [u64; OsWork::ALL.len()],
+            /// How often each vCPU took the lock of the shadow tables, which one holds at a time.
+            pub lock_visits: PerVcpu,
         }
         impl Counters {
             /// Names and values of the plain counters, in order.
@@ -196,6 +237,7 @@ macro_rules! counters {
                     exits: less(&self.exits, &earlier.exits),
                     walks_switched: less(&self.walks_switched, &earlier.walks_switched),
                     os_work: less(&self.os_work, &earlier.os_work),
+                    lock_visits: self.lock_visits.since(&earlier.lock_visits),
                 }
             }
         }
@@ -263,6 +305,8 @@ counters! {
     nested_fills,
     /// Entries that the VMM stored to shadow tables, prefetched ones not included.
     shadow_fills,
+    /// Flushes of all cores' linear and combined translations that the VMM asked for.
+    remote_flushes,
     /// Shadow entries filled ahead of a fault.
     shadow_prefetches,
     /// Entries compared while out-of-sync shadow tables were brought in step.

@@ -21,7 +21,7 @@ use nestwalk_hw::{Caches, Profile, Translation};
 use nestwalk_mm::{HostDaemonRun, HostMemory, PlacementStats};
 use nestwalk_tables::Mode;
 use nestwalk_types::{
-    Address, Control, FaultCode, Gpa, GuestBatch, Gva, Hpa, PageSize, Run, VcpuId,
+    Address, Control, FaultCode, Gpa, GuestBatch, Gva, Hpa, OsWork, PageSize, Run, VcpuId,
 };
 
 /// Walks that one access may need: each answered fault maps one more page, and a nested walk meets
@@ -164,6 +164,8 @@ impl<S: Scheme> Machine<S> {
                 counters: Counters::default(),
                 clock: 0,
                 moved: Vec::new(),
+                vcpu: VcpuId(0),
+                interrupt_exits: build.profile.interrupts.exits(),
             },
             scheme,
             referee: build.verify.then(|| Referee::new(&build.name)),
@@ -511,6 +513,7 @@ impl<S: Scheme> Machine<S> {
         if let Some(host) = &mut self.platform.world.host {
             host.set_cpu(request.vcpu.0);
         }
+        self.platform.vcpu = request.vcpu;
         let answer = self.scheme.answer(&mut self.platform, request, fault)?;
         self.host_joined()?;
         Ok(answer)
@@ -579,8 +582,10 @@ impl<S: Scheme> Machine<S> {
         }
     }
 
-    fn known(&self, vcpu: VcpuId) -> Result<(), MachineError> {
+    /// The event is of this vCPU.
+    fn known(&mut self, vcpu: VcpuId) -> Result<(), MachineError> {
         if usize::from(vcpu.0) < self.platform.hardware.cores.len() {
+            self.platform.vcpu = vcpu;
             Ok(())
         } else {
             Err(self.no_such_vcpu(vcpu))
@@ -600,6 +605,10 @@ impl<S: Scheme> Machine<S> {
             }
             Control::OsWork { work, count } => {
                 platform.counters.os_work[work.index()] += u64::from(count);
+                let virtual_machine = platform.world.host.is_some() && S::EMULATES_INTERRUPTS;
+                if work == OsWork::Shootdown && virtual_machine {
+                    platform.interrupted(u64::from(count));
+                }
             }
             Control::TableWrite { vcpu, gpa, value } => {
                 self.known(vcpu)?;

@@ -16,6 +16,7 @@ pub mod energy;
 pub mod engine;
 pub mod guests;
 pub mod hardware;
+pub mod lock;
 pub mod placement;
 pub mod referee;
 pub mod results;

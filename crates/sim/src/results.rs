@@ -57,6 +57,7 @@ pub struct MachineResult {
     pub vm_exits: BTreeMap<&'static str, u64>,
     pub vm_exits_total: u64,
     pub vmm_cycles: f64,
+    pub lock_wait_cycles: f64,
     pub guest_faults: u64,
     pub guest_os_cycles: f64,
     pub guest_os_work: BTreeMap<&'static str, u64>,
@@ -86,6 +87,7 @@ pub struct MachineResult {
     pub host_pages_cleared: u64,
     pub nested_fills: u64,
     pub shadow_fills: u64,
+    pub remote_flushes: u64,
     pub shadow_prefetches: u64,
     pub sync_entries: u64,
     pub shadow_pages: u64,
@@ -203,6 +205,7 @@ pub static FIELDS: &[(&str, &str, &str)] = &[
     ("vm_exits", "count", "exits to the hypervisor by reason"),
     ("vm_exits_total", "count", "exits of all reasons"),
     ("vmm_cycles", "cycles", "the hypervisor's and the host kernel's work"),
+    ("lock_wait_cycles", "cycles", "of these, waiting for the lock of the shadow tables"),
     ("guest_faults", "count", "page faults delivered to the guest kernel"),
     (
         "guest_os_cycles",
@@ -288,6 +291,7 @@ pub static FIELDS: &[(&str, &str, &str)] = &[
     ("host_pages_cleared", "4 KiB pages", "memory that the host kernel cleared"),
     ("nested_fills", "count", "entries stored to nested tables"),
     ("shadow_fills", "count", "entries stored to shadow tables on a fault"),
+    ("remote_flushes", "count", "flushes of all cores' translations that the hypervisor asked for"),
     ("shadow_prefetches", "count", "entries stored to shadow tables ahead of a fault"),
     (
         "sync_entries",
@@ -426,6 +430,7 @@ impl MachineResult {
             vm_exits: exits.filter(|(_, n)| *n > 0).collect(),
             vm_exits_total: c.exits_total(),
             vmm_cycles: cycles.vmm,
+            lock_wait_cycles: cycles.lock_wait,
             guest_faults: c.guest_faults,
             guest_os_cycles: cycles.guest_os,
             guest_os_work: OsWork::ALL
@@ -459,6 +464,7 @@ impl MachineResult {
             host_pages_cleared: c.host_pages_cleared,
             nested_fills: c.nested_fills,
             shadow_fills: c.shadow_fills,
+            remote_flushes: c.remote_flushes,
             shadow_prefetches: c.shadow_prefetches,
             sync_entries: c.sync_entries,
             shadow_pages: c.shadow_pages,

@@ -1,6 +1,6 @@
 //! What a scheme is: a walker, and the software that answers its faults.
 
-use crate::counters::Counters;
+use crate::counters::{Counters, ExitReason};
 use crate::hardware::{Hardware, Request};
 use crate::switching::SwitchingResult;
 use crate::walk::Fault;
@@ -28,6 +28,50 @@ pub struct Platform {
     /// Ranges (first address, bytes) of guest memory whose host memory software has exchanged since
     /// the engine last looked: what was known of their frames is void.
     pub moved: Vec<(Gpa, u64)>,
+    /// The vCPU whose event software deals with.
+    pub vcpu: VcpuId,
+    /// Exits of the sender and of the receiver of an interrupt from vCPU to vCPU.
+    pub interrupt_exits: [u64; 2],
+}
+
+impl Platform {
+    /// The VMM has every core drop its linear and combined translations. Other vCPUs that run are called
+    /// out of the guest for it (`kvm_flush_remote_tlbs`).
+    pub fn flush_remote(&mut self) {
+        self.hardware.invalidate_everywhere();
+        self.call_others_out();
+    }
+
+    /// As [`Platform::flush_remote`], with the guest-physical translations.
+    pub fn flush_remote_nested(&mut self) {
+        self.hardware.invalidate_nested_everywhere();
+        self.call_others_out();
+    }
+
+    /// A vCPU runs from when it has loaded a root.
+    fn call_others_out(&mut self) {
+        let running = self.world.roots.iter().filter(|root| **root != Gpa::new(0)).count() as u64;
+        self.counters.remote_flushes += 1;
+        self.counters.exits[ExitReason::RemoteFlush as usize] += running.saturating_sub(1);
+    }
+
+    /// An exit whose answer changes shadow tables: one vCPU does that at a time (KVM's `mmu_lock`).
+    pub fn locked_exit(&mut self, reason: ExitReason) {
+        self.counters.exit(reason);
+        self.lock();
+    }
+
+    /// The current vCPU takes the lock of the shadow tables.
+    pub fn lock(&mut self) {
+        self.counters.lock_visits.add(self.vcpu);
+    }
+
+    /// The guest's kernel interrupted other vCPUs so many times.
+    pub fn interrupted(&mut self, times: u64) {
+        let [sent, received] = self.interrupt_exits;
+        self.counters.exits[ExitReason::InterruptSent as usize] += times * sent;
+        self.counters.exits[ExitReason::InterruptReceived as usize] += times * received;
+    }
 }
 
 /// How software answered a fault.
@@ -194,6 +238,10 @@ pub struct PageTableBytes {
 /// The hooks with a body do what bare hardware does; a scheme overrides those where its hypervisor
 /// takes part. The guest's tables in `platform.world` are always up to date when a hook is called.
 pub trait Scheme: Send {
+    /// Interrupts between vCPUs go through an interrupt controller that the hypervisor emulates, as far
+    /// as the processor does not. Guests of Xen send events by hypercalls instead, and have their TLBs
+    /// flushed by the hypervisor.
+    const EMULATES_INTERRUPTS: bool = true;
     /// Base pages share TLB entries: cores have TLBs of their own for that ([`crate::coalescing`]),
     /// which are looked up in place of the others.
     const COALESCES: bool = false;

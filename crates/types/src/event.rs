@@ -382,7 +382,7 @@ pub enum OsWork {
     PageMigrated,
     /// Small pages that a daemon made a large one of; their copying is counted apart.
     Collapse,
-    /// Another processor that a daemon interrupted to have translations removed.
+    /// Another processor that the kernel interrupted to have translations removed.
     Shootdown,
 }
 

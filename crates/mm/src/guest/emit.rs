@@ -85,7 +85,7 @@ pub(super) struct Emit<'a, 'o> {
     pub work: &'a mut Work,
     pub invalidations: &'a mut u64,
     pub segment_loads: &'a mut u64,
-    /// A daemon is at work, which interrupts every vCPU that runs the process: how often, so far.
+    /// A daemon is at work, on a processor of its own: how often it interrupted vCPUs so far.
     pub interrupts: Option<&'a mut u64>,
 }
 
@@ -149,8 +149,9 @@ impl Observer<Gva, Gpa> for Emit<'_, '_> {
             }
         }
     }
-    /// Every vCPU that runs the process pays now. Any other finds at its next switch to the process
-    /// that the generation of its PCID is old, and flushes then.
+    /// Every vCPU that runs the process pays now; all but the one that does the kernel's work are
+    /// interrupted for it (`flush_tlb_mm_range`, `on_each_cpu_mask`). Any other finds at its next switch
+    /// to the process that the generation of its PCID is old, and flushes then.
     fn invalidate(&mut self, flush: Flush<Gva>) {
         *self.generation += 1;
         for index in 0..self.cpus.len() {
@@ -158,6 +159,8 @@ impl Observer<Gva, Gpa> for Emit<'_, '_> {
                 self.invalidate_on(index, &flush);
                 if let Some(interrupts) = &mut self.interrupts {
                     **interrupts += 1;
+                }
+                if self.interrupts.is_some() || index != usize::from(self.vcpu.0) {
                     self.work.add(OsWork::Shootdown, 1);
                 }
                 self.cpus[index].flushed(*self.generation);

@@ -141,7 +141,7 @@ impl Scheme for Shadow {
         at: Gpa,
         size: PageSize,
     ) -> Result<(), MachineError> {
-        self.mmu.host_changed(platform, at, size);
+        self.mmu.host_changed(at, size);
         platform.hardware.invalidate_everywhere();
         Ok(())
     }

@@ -290,7 +290,7 @@ impl Scheme for Switching {
         at: Gpa,
         size: PageSize,
     ) -> Result<(), MachineError> {
-        self.shadow.mmu.host_changed(platform, at, size);
+        self.shadow.mmu.host_changed(at, size);
         if let Some(nested) = &mut self.nested {
             nested.mmu.host_changed(platform, at, size);
         }

@@ -117,6 +117,8 @@ fn is_kernel_half(gva: Gva) -> bool {
 }
 
 impl Scheme for XenPv {
+    const EMULATES_INTERRUPTS: bool = false;
+
     #[inline]
     fn walk(&mut self, platform: &mut Platform, request: &Request) -> Result<Translation, Fault> {
         // The kernel works on its own memory while it is in lazy mode; any other access shows that

@@ -134,7 +134,7 @@ impl NestedMmu {
             Ok((_, old)) if level > 1 && old.is_present() && !old.has(LARGE) => {
                 // A table of smaller pages, which the host has joined (KVM, `mmu_set_spte`).
                 self.free_tables(old.target(), level - 1, host);
-                platform.hardware.invalidate_nested_everywhere();
+                platform.flush_remote_nested();
             }
             Ok(_) | Err(MapError::Occupied(_)) => {}
             Err(MapError::OutOfMemory) => {

@@ -265,6 +265,9 @@ impl AgileMmu {
             }
             if start != old {
                 platform.hardware.invalidate_everywhere();
+                // It loads its registers when it enters the guest again.
+                let called_out = v != usize::from(platform.vcpu.0);
+                platform.counters.exits[ExitReason::RemoteFlush as usize] += u64::from(called_out);
             }
         }
         Ok(())
@@ -329,7 +332,7 @@ impl AgileMmu {
 
     /// The store that made it so exits, too, and dirties the page.
     fn make_nested(&mut self, platform: &mut Platform, gfn: u64) -> Result<(), MachineError> {
-        platform.counters.exit(ExitReason::TableWrite);
+        platform.locked_exit(ExitReason::TableWrite);
         if self.shadow.make_nested(platform, gfn)?.is_some() {
             platform.counters.tables_nested += 1;
             self.map_nested(platform, Gpa::new(gfn << 12))?;
@@ -405,12 +408,12 @@ impl AgileMmu {
         at: Gpa,
         size: PageSize,
     ) -> Result<(), MachineError> {
-        self.shadow.host_changed(platform, at, size);
-        self.nested.host_changed(platform, at, size);
         let first = at.page_number();
         for gfn in first..first + size.base_pages() {
-            self.shadow.drop_switches(platform, gfn);
+            self.shadow.clear_switches(gfn);
         }
+        self.shadow.host_changed(at, size);
+        self.nested.host_changed(platform, at, size);
         self.restart(platform)?;
         platform.hardware.invalidate_nested_everywhere();
         Ok(())

@@ -13,7 +13,7 @@ impl ShadowMmu {
         let gfn = at.page_number();
         let Some(&first) = self.by_guest.get(&gfn) else { return };
         if self.is_protected(first) {
-            platform.counters.exit(ExitReason::TableWrite);
+            platform.locked_exit(ExitReason::TableWrite);
             self.emulate(platform, first, at, Entry(new));
             self.settle(platform);
         } else {
@@ -90,8 +90,9 @@ impl ShadowMmu {
                 self.unsync(platform, first);
                 return;
             }
-            platform.counters.exit(ExitReason::TableWrite);
+            platform.locked_exit(ExitReason::TableWrite);
             self.emulate(platform, first, Gpa::new(gfn << 12), Entry(0));
+            self.settle(platform);
         }
     }
 
@@ -121,7 +122,7 @@ impl ShadowMmu {
         if self.kernel_mapped.get(word).is_some_and(|w| w >> (gfn & 63) & 1 == 1) {
             return Ok(gpa.align_down(PageSize::SIZE_4K).offset_by(0x1000));
         }
-        platform.counters.exit(ExitReason::HiddenFault);
+        platform.locked_exit(ExitReason::HiddenFault);
         platform.counters.shadow_fills += 1;
         let (_, size) = super::super::host_page(platform, gpa)?;
         let first = gpa.align_down(size).page_number();
@@ -224,11 +225,13 @@ impl ShadowMmu {
         let current_pcid = platform.hardware.cores[v].asid.pcid();
         match what {
             Invalidation::Page(gva) => {
+                platform.lock();
                 for root in roots.iter().filter(|r| r.pcid == current_pcid) {
                     self.invalidate_page(platform, root.page, gva);
                 }
             }
             Invalidation::PageInPcid(gva, pcid) => {
+                platform.lock();
                 for root in roots.iter().filter(|r| r.pcid == pcid) {
                     self.invalidate_page(platform, root.page, gva);
                 }

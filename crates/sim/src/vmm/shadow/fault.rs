@@ -109,7 +109,7 @@ impl ShadowMmu {
         } else {
             ExitReason::HiddenFault
         };
-        platform.counters.exit(reason);
+        platform.locked_exit(reason);
         platform.counters.shadow_fills += u64::from(reason != ExitReason::TableUnsync);
         if old.is_present() {
             // The hardware may hold the read-only translation on any core.

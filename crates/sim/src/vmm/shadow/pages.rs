@@ -177,7 +177,7 @@ impl ShadowMmu {
     /// (`kvm_flush_remote_tlbs`).
     pub(super) fn settle(&mut self, platform: &mut Platform) {
         if std::mem::take(&mut self.flush_owed) {
-            platform.hardware.invalidate_everywhere();
+            platform.flush_remote();
         }
     }
 
@@ -263,6 +263,10 @@ impl ShadowMmu {
 
     /// Brings all leaf pages below a root in step (`mmu_sync_roots`).
     pub(super) fn sync_root(&mut self, platform: &mut Platform, root: PageId) {
+        if self.unsync.is_empty() {
+            return;
+        }
+        platform.lock();
         let mut waiting = std::mem::take(&mut self.unsync);
         waiting.retain(|&page| {
             let p = &self.pages[page as usize];
@@ -292,13 +296,13 @@ impl ShadowMmu {
         (0..regions).any(|i| self.shadowed_in_2m.contains_key(&((gfn >> 9) + i)))
     }
 
-    /// Drops every entry that maps a guest frame: what a change of the host's mapping asks for.
-    pub fn drop_gfn(&mut self, platform: &mut Platform, gfn: u64) -> usize {
+    /// Drops every entry that maps a guest frame: what a change of the host's mapping asks for. The flush
+    /// is owed.
+    pub fn drop_gfn(&mut self, gfn: u64) -> usize {
         let entries = self.rmap.entries(gfn);
         for spte in &entries {
             self.drop_entry(*spte);
         }
-        self.settle(platform);
         entries.len()
     }
 }

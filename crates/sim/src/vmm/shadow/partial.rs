@@ -184,7 +184,8 @@ impl ShadowMmu {
     /// A nested table is shadowed again, as faults come by: the entries that led to it go.
     pub fn make_shadowed(&mut self, platform: &mut Platform, gfn: u64) {
         self.partial.nested.remove(&gfn);
-        self.drop_switches(platform, gfn);
+        self.clear_switches(gfn);
+        self.settle(platform);
     }
 
     /// A nested table is below another: it is remembered on its own only while entries lead to it.
@@ -203,13 +204,12 @@ impl ShadowMmu {
     }
 
     /// Drops the switching entries that lead to a guest frame: what a change of the host's mapping asks
-    /// for. They are made anew as faults come by.
-    pub fn drop_switches(&mut self, platform: &mut Platform, gfn: u64) {
+    /// for. They are made anew as faults come by. The flush is owed.
+    pub fn clear_switches(&mut self, gfn: u64) {
         for spte in self.partial.switches.remove(&gfn).unwrap_or_default() {
             self.memory.write(spte, 8, 0);
             self.flush_owed = true;
         }
-        self.settle(platform);
     }
 
     /// Shadows a leaf table ahead of all faults: what the guest has used of it and the host has
@@ -354,7 +354,7 @@ impl ShadowMmu {
             self.drop_entry(spte);
             self.partial.nested.insert(gfn, level - 1);
             self.store_switch(platform, spte, entry, gfn)?;
-            platform.counters.exit(ExitReason::HiddenFault);
+            platform.locked_exit(ExitReason::HiddenFault);
             platform.counters.shadow_fills += 1;
             self.settle(platform);
             return Ok(true);

@@ -67,7 +67,7 @@ impl ShadowMmu {
     /// The first store to a leaf table since it was in step exits; from then on stores are free.
     pub(super) fn unsync(&mut self, platform: &mut Platform, first: PageId) {
         if self.mark_unsync(first) {
-            platform.counters.exit(ExitReason::TableUnsync);
+            platform.locked_exit(ExitReason::TableUnsync);
             // The entry by which the store came; the VMM finds it in the same exit.
             for spte in self.rmap.entries(self.pages[first as usize].gfn) {
                 let entry = Entry(self.memory.read(spte, 8).unwrap_or(0));

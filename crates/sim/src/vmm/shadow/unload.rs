@@ -43,13 +43,14 @@ impl ShadowMmu {
 
     /// The host took the page behind these guest frames back: no entry may map it any more. The
     /// caller owes the flush.
-    pub fn host_changed(&mut self, platform: &mut Platform, at: Gpa, size: PageSize) {
+    pub fn host_changed(&mut self, at: Gpa, size: PageSize) {
         let first = at.page_number();
         for gfn in first..first + size.base_pages() {
-            self.drop_gfn(platform, gfn);
+            self.drop_gfn(gfn);
             if let Some(word) = self.kernel_mapped.get_mut((gfn >> 6) as usize) {
                 *word &= !(1 << (gfn & 63));
             }
         }
+        self.flush_owed = false;
     }
 }
