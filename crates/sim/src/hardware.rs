@@ -27,6 +27,8 @@ pub struct Core {
     pub coalesced: Option<Box<Coalesced>>,
     /// Tag of the current address space.
     pub asid: Asid,
+    /// PCIDs that were loaded so far, each once.
+    pcids: Vec<u16>,
 }
 
 /// One reference of a walk, for those who watch.
@@ -151,6 +153,7 @@ impl Hardware {
             nested_tlb,
             coalesced: None,
             asid: Asid::new(vpid, 0),
+            pcids: vec![0],
         });
     }
 
@@ -197,6 +200,9 @@ impl Hardware {
     pub fn load_cr3(&mut self, vcpu: VcpuId, pcid: u16, keep: bool) {
         let core = &mut self.cores[usize::from(vcpu.0)];
         core.asid = core.asid.with_pcid(pcid);
+        if !core.pcids.contains(&pcid) {
+            core.pcids.push(pcid);
+        }
         if !keep {
             core.invalidate_asid(core.asid);
         }
@@ -223,6 +229,25 @@ impl Hardware {
         for core in &mut self.cores {
             let vpid = core.asid.vpid();
             core.invalidate_vpid(vpid, true);
+        }
+    }
+
+    /// Drops all linear and combined mappings of the VM on one vCPU's core, whatever their PCID, global
+    /// ones included: INVVPID, single-context.
+    pub fn invalidate_vcpu(&mut self, vcpu: VcpuId) {
+        let core = &mut self.cores[usize::from(vcpu.0)];
+        core.invalidate_vpid(core.asid.vpid(), true);
+    }
+
+    /// Drops the mappings of one linear address on one vCPU's core, whatever their PCID: INVVPID,
+    /// individual-address. Unlike INVLPG it leaves partial walks of other addresses alone (SDM vol. 3C,
+    /// "Operations that Invalidate Cached Mappings").
+    pub fn invalidate_address(&mut self, vcpu: VcpuId, mode: &Mode, gva: Gva) {
+        let core = &mut self.cores[usize::from(vcpu.0)];
+        for i in 0..core.pcids.len() {
+            let asid = core.asid.with_pcid(core.pcids[i]);
+            core.invalidate_page_in_tlbs(gva, asid, true);
+            core.walk_cache.invalidate_address(mode, gva, asid);
         }
     }
 
@@ -277,13 +302,17 @@ impl Core {
     /// One page of one address space, every part of it if it is a large one, and all walk-cache
     /// entries of the address space, as INVLPG does.
     pub fn invalidate_page(&mut self, gva: Gva, asid: Asid, global: bool) {
+        self.invalidate_page_in_tlbs(gva, asid, global);
+        self.walk_cache.invalidate_asid(asid);
+    }
+    /// As [`Core::invalidate_page`], without the walk cache.
+    fn invalidate_page_in_tlbs(&mut self, gva: Gva, asid: Asid, global: bool) {
         self.l1d.invalidate_page(gva, asid, global);
         self.l1i.invalidate_page(gva, asid, global);
         self.l2.invalidate_page(gva, asid, global);
         if let Some(coalesced) = &mut self.coalesced {
             coalesced.invalidate_page(gva, asid, global);
         }
-        self.walk_cache.invalidate_asid(asid);
     }
     /// The entries for one address from the TLBs only: what an access that could not use them, or a
     /// fault, removes. Other parts of a large page stay.

@@ -230,7 +230,12 @@ impl AgileMmu {
         }
         self.starts[v] = start;
         if start == Start::Shadow {
-            self.shadow.take_up_root(platform, vcpu, pcid, keep)?;
+            let known = self.shadow.take_up_root(platform, vcpu, pcid, keep)?;
+            // As KVM does with tables that may be out of sync: what the guest invalidated in a PCID
+            // whose root was not at hand is dropped now.
+            if self.config.out_of_sync && !known {
+                platform.hardware.invalidate_vcpu(vcpu);
+            }
         }
         platform.hardware.load_cr3(vcpu, pcid, keep);
         Ok(())
@@ -277,9 +282,9 @@ impl AgileMmu {
     pub fn invalidate(&mut self, platform: &mut Platform, vcpu: VcpuId, what: Invalidation) {
         if self.config.out_of_sync {
             self.shadow.invalidate(platform, vcpu, what);
-        } else {
-            platform.hardware.invalidate(vcpu, what);
         }
+        // Roots that are nested are none of the shadow's.
+        platform.hardware.invalidate(vcpu, what);
     }
 
     /// The guest stored to one of its tables; the mirror has the new entry already.

@@ -6,6 +6,16 @@ use crate::scheme::{MachineError, Platform};
 use nestwalk_tables::Entry;
 use nestwalk_tables::entry::{LARGE, PRESENT};
 use nestwalk_types::{Address, Gpa, Gva, Hpa, Invalidation, PageSize, VcpuId};
+use std::collections::VecDeque;
+
+/// What the VMM drops from the TLBs of the vCPU that exited.
+enum Flush {
+    Nothing,
+    /// One address (INVVPID, individual-address).
+    Address(Gva),
+    /// Everything (INVVPID, single-context).
+    Vpid,
+}
 
 impl ShadowMmu {
     /// The guest stored to one of its tables; the mirror has the new entry already.
@@ -96,48 +106,6 @@ impl ShadowMmu {
         }
     }
 
-    /// Makes sure that the kernel's own mapping of a whole page has shadow entries.
-    ///
-    /// # Errors
-    /// As [`ShadowMmu::page_written`].
-    pub fn map_page_for_kernel(
-        &mut self,
-        platform: &mut Platform,
-        gpa: Gpa,
-        size: PageSize,
-    ) -> Result<(), MachineError> {
-        let end = gpa.value() + size.bytes();
-        let mut at = gpa;
-        while at.value() < end {
-            at = self.map_for_kernel(platform, at)?;
-        }
-        Ok(())
-    }
-
-    /// Makes sure that the kernel's own mapping of `gpa` has a shadow entry. Returns the end of the
-    /// host page.
-    fn map_for_kernel(&mut self, platform: &mut Platform, gpa: Gpa) -> Result<Gpa, MachineError> {
-        let gfn = gpa.page_number();
-        let word = (gfn >> 6) as usize;
-        if self.kernel_mapped.get(word).is_some_and(|w| w >> (gfn & 63) & 1 == 1) {
-            return Ok(gpa.align_down(PageSize::SIZE_4K).offset_by(0x1000));
-        }
-        platform.locked_exit(ExitReason::HiddenFault);
-        platform.counters.shadow_fills += 1;
-        let (_, size) = super::super::host_page(platform, gpa)?;
-        let first = gpa.align_down(size).page_number();
-        let last = first + size.base_pages();
-        if (last >> 6) as usize >= self.kernel_mapped.len() {
-            self.kernel_mapped.resize((last >> 6) as usize + 1, 0);
-        }
-        if size == PageSize::SIZE_4K {
-            self.kernel_mapped[word] |= 1 << (gfn & 63);
-        } else {
-            self.kernel_mapped[(first >> 6) as usize..(last >> 6) as usize].fill(u64::MAX);
-        }
-        Ok(Gpa::new(last << 12))
-    }
-
     /// The guest loaded CR3.
     ///
     /// # Errors
@@ -150,12 +118,18 @@ impl ShadowMmu {
         keep: bool,
     ) -> Result<(), MachineError> {
         platform.counters.exit(ExitReason::Cr3Load);
-        self.take_up_root(platform, vcpu, pcid, keep)?;
+        let known = self.take_up_root(platform, vcpu, pcid, keep)?;
         platform.hardware.load_cr3(vcpu, pcid, keep);
+        // The VPID as a whole, whatever the PCID: `kvm_set_cr3` and `fast_cr3_switch` for a load that
+        // flushes, `kvm_mmu_load` for a root that was not at hand.
+        if !keep || !known {
+            platform.hardware.invalidate_vcpu(vcpu);
+        }
         Ok(())
     }
 
-    /// The shadow of the root in CR3 is the vCPU's from now on.
+    /// The shadow of the root in CR3 is the vCPU's from now on. Returns whether it was at hand: the
+    /// current root of this PCID, or one of the previous ones.
     ///
     /// # Errors
     /// No frame for a root.
@@ -165,45 +139,47 @@ impl ShadowMmu {
         vcpu: VcpuId,
         pcid: u16,
         keep: bool,
-    ) -> Result<(), MachineError> {
+    ) -> Result<bool, MachineError> {
         let v = usize::from(vcpu.0);
         let gfn = platform.world.roots[v].page_number();
+        let known;
         if let Some(mut root) = self.roots[v].current
             && root.gfn == gfn
             && !self.pages[root.page as usize].obsolete
         {
+            known = root.pcid == pcid;
             root.pcid = pcid;
             self.roots[v].current = Some(root);
-            if !keep {
+            if !keep || !known {
                 self.sync_root(platform, root.page);
             }
         } else {
-            self.switch_root(platform, v, (gfn, pcid), keep)?;
+            known = self.switch_root(platform, v, (gfn, pcid), keep)?;
         }
         self.settle(platform);
-        Ok(())
+        Ok(known)
     }
 
-    /// Takes up a previous root, or loads one (`fast_cr3_switch`).
+    /// Takes up a previous root, or loads one (`fast_cr3_switch`). Returns whether it was a previous one.
     fn switch_root(
         &mut self,
         platform: &mut Platform,
         v: usize,
         (gfn, pcid): (u64, u16),
         keep: bool,
-    ) -> Result<(), MachineError> {
+    ) -> Result<bool, MachineError> {
         let cached = self.roots[v]
             .previous
             .iter()
             .position(|r| r.gfn == gfn && r.pcid == pcid && !self.pages[r.page as usize].obsolete);
-        let root = match cached.and_then(|i| self.roots[v].previous.remove(i)) {
+        let (root, known) = match cached.and_then(|i| self.roots[v].previous.remove(i)) {
             Some(root) => {
                 if !keep {
                     self.sync_root(platform, root.page);
                 }
-                root
+                (root, true)
             }
-            None => self.take_root(platform, gfn, pcid)?,
+            None => (self.take_root(platform, gfn, pcid)?, false),
         };
         if let Some(old) = self.roots[v].current.replace(root) {
             self.roots[v].previous.push_front(old);
@@ -213,42 +189,77 @@ impl ShadowMmu {
         {
             self.release(platform, oldest.page);
         }
-        Ok(())
+        Ok(known)
     }
 
-    /// The guest invalidated translations.
+    /// The guest invalidated translations: KVM's `kvm_mmu_invlpg`, `kvm_mmu_invpcid_gva` and
+    /// `handle_invpcid`.
+    ///
+    /// What of a PCID no root at hand has needs no flush: the load that takes such a root up flushes
+    /// the whole VPID.
     pub fn invalidate(&mut self, platform: &mut Platform, vcpu: VcpuId, what: Invalidation) {
         platform.counters.exit(ExitReason::Invalidation);
         let v = usize::from(vcpu.0);
         let roots: Vec<Root> =
             self.roots[v].current.into_iter().chain(self.roots[v].previous.clone()).collect();
-        let current_pcid = platform.hardware.cores[v].asid.pcid();
+        let mut flush = Flush::Nothing;
         match what {
+            // Whatever the PCID: which mappings are global in some root, KVM does not look at.
             Invalidation::Page(gva) => {
                 platform.lock();
-                for root in roots.iter().filter(|r| r.pcid == current_pcid) {
+                for root in &roots {
                     self.invalidate_page(platform, root.page, gva);
                 }
+                flush = Flush::Address(gva);
             }
             Invalidation::PageInPcid(gva, pcid) => {
                 platform.lock();
                 for root in roots.iter().filter(|r| r.pcid == pcid) {
                     self.invalidate_page(platform, root.page, gva);
+                    flush = Flush::Address(gva);
                 }
             }
             Invalidation::Pcid(pcid) => {
-                for root in roots.iter().filter(|r| r.pcid == pcid) {
-                    self.sync_root(platform, root.page);
+                if platform.hardware.cores[v].asid.pcid() == pcid {
+                    self.sync_current(platform, v);
+                    flush = Flush::Vpid;
                 }
+                self.forget_previous(platform, v, |root| root.pcid == pcid);
             }
+            // No shadow entry is global, so that both types are one (`kvm_mmu_unload`).
             Invalidation::AllButGlobal | Invalidation::All => {
-                for root in &roots {
-                    self.sync_root(platform, root.page);
-                }
+                self.sync_current(platform, v);
+                self.forget_previous(platform, v, |_| true);
+                flush = Flush::Vpid;
             }
         }
         self.settle(platform);
-        platform.hardware.invalidate(vcpu, what);
+        match flush {
+            Flush::Nothing => {}
+            Flush::Address(gva) => platform.hardware.invalidate_address(vcpu, self.mode, gva),
+            Flush::Vpid => platform.hardware.invalidate_vcpu(vcpu),
+        }
+    }
+
+    fn sync_current(&mut self, platform: &mut Platform, v: usize) {
+        if let Some(root) = self.roots[v].current {
+            self.sync_root(platform, root.page);
+        }
+    }
+
+    /// Previous roots of a vCPU are given up.
+    fn forget_previous(
+        &mut self,
+        platform: &mut Platform,
+        v: usize,
+        which: impl Fn(&Root) -> bool,
+    ) {
+        let previous = std::mem::take(&mut self.roots[v].previous);
+        let (gone, kept): (VecDeque<Root>, _) = previous.into_iter().partition(which);
+        self.roots[v].previous = kept;
+        for root in gone {
+            self.release(platform, root.page);
+        }
     }
 
     /// INVLPG: an out-of-sync leaf is dropped and read anew (`FNAME(invlpg)`).

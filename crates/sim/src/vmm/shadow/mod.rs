@@ -20,9 +20,10 @@
 //! recorded guest's stream shows the kernel's own mapping, by which it stores, too: shadow entries of
 //! that are read-only and small where they map a protected table (`protect`), and a run that meets
 //! one counts no exit of its own. The stream of a modelled guest does not show that mapping; the first
-//! use of a frame through it counts as a hidden fault.
+//! store through it to what no shadow entry maps counts as a hidden fault (`direct_map`).
 
 mod before;
+mod direct_map;
 mod events;
 mod fault;
 mod pages;
@@ -164,8 +165,8 @@ pub struct ShadowMmu {
     unsync: Vec<PageId>,
     roots: Vec<Roots>,
     rmap: Rmap,
-    /// Guest frames that the guest kernel's own mapping has a shadow entry for, 64 to a word.
-    kernel_mapped: Vec<u64>,
+    /// What of the guest kernel's own mapping has a shadow entry.
+    direct_map: direct_map::DirectMap,
     /// Entries were dropped or narrowed that hardware may still hold.
     flush_owed: bool,
     /// An entry that allows stores for the next walk only, and what it is otherwise.
@@ -194,7 +195,7 @@ impl ShadowMmu {
             unsync: Vec::new(),
             roots: vec![Roots::default(); vcpus],
             rmap: Rmap::default(),
-            kernel_mapped: Vec::new(),
+            direct_map: direct_map::DirectMap::default(),
             flush_owed: false,
             emulated: None,
             rules: Rules::default(),

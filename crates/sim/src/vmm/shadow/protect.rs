@@ -105,6 +105,7 @@ impl ShadowMmu {
         let older = self.by_guest.insert(gfn, page);
         self.pages[page as usize].next_same = older.unwrap_or(NONE);
         *self.shadowed_in_2m.entry(gfn >> 9).or_default() += 1;
+        self.direct_map.protect(gfn);
         self.write_protect(gfn);
         if level > 1 {
             let mut other = self.pages[page as usize].next_same;

@@ -47,9 +47,7 @@ impl ShadowMmu {
         let first = at.page_number();
         for gfn in first..first + size.base_pages() {
             self.drop_gfn(gfn);
-            if let Some(word) = self.kernel_mapped.get_mut((gfn >> 6) as usize) {
-                *word &= !(1 << (gfn & 63));
-            }
+            self.direct_map.host_changed(gfn);
         }
         self.flush_owed = false;
     }
