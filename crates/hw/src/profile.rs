@@ -121,6 +121,11 @@ pub struct CoreProfile {
     pub walk_exposed: Sourced,
     /// Share of data references' latency beyond the first level by which the program is delayed.
     pub data_exposed: Sourced,
+    /// 1 if it has the erratum iTLB multihit, 0 if not: a fetch may hit two entries of the instruction
+    /// TLB after a page changed its size.
+    pub itlb_multihit: Sourced,
+    /// 1 if nested paging always has accessed and dirty flags, 0 if the hypervisor may leave them off.
+    pub nested_ad_always: Sourced,
 }
 
 /// What an interrupt from vCPU to vCPU costs in exits, as far as the processor does not deliver it.
@@ -447,6 +452,15 @@ impl Profile {
                 return Err(wrong(key, "the source is empty; every number names one".into()));
             }
         }
+        let flags = [
+            ("core.itlb_multihit", &self.core.itlb_multihit),
+            ("core.nested_ad_always", &self.core.nested_ad_always),
+        ];
+        for (key, flag) in flags {
+            if flag.value != 0.0 && flag.value != 1.0 {
+                return Err(wrong(key, format!("{} must be 0 or 1", flag.value)));
+            }
+        }
         if self.core.frequency_mhz.value < 1.0 || self.core.base_cpi.value <= 0.0 {
             return Err(wrong("core", "frequency_mhz and base_cpi must be above 0".into()));
         }
@@ -464,6 +478,8 @@ impl Profile {
             ("core.nested_tlb_cycles", &c.nested_tlb_cycles),
             ("core.walk_exposed", &c.walk_exposed),
             ("core.data_exposed", &c.data_exposed),
+            ("core.itlb_multihit", &c.itlb_multihit),
+            ("core.nested_ad_always", &c.nested_ad_always),
             ("caches.memory_cycles", &self.caches.memory_cycles),
             ("interrupts.sender_exits", &self.interrupts.sender_exits),
             ("interrupts.receiver_exits", &self.interrupts.receiver_exits),

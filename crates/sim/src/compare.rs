@@ -299,6 +299,7 @@ pub fn machine(plan: &Plan, spec: &MachineSpec) -> Result<Box<dyn AnyMachine>, C
     Ok((spec.scheme.build)(Build {
         name: spec.name.clone(),
         variant: spec.variant.clone(),
+        vmm: spec.vmm,
         profile: plan.profile.clone(),
         guest_mode: plan.guest_mode,
         nested_mode: plan.host_mode,

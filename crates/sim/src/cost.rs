@@ -148,7 +148,11 @@ fn vmm_ns(c: &Counters, profile: &Profile) -> f64 {
         + exits(ExitReason::TableWrite) * s.emulate_write_ns.value
         + exits(ExitReason::TableUnsync) * s.shadow_fill_ns.value
         + (exits(ExitReason::Cr3Load) + exits(ExitReason::Invalidation)) * s.context_exit_ns.value
-        + (c.sync_entries + c.shadow_prefetches + c.dirty_bits_scanned + c.contiguity_updates)
+        + (c.sync_entries
+            + c.shadow_prefetches
+            + c.nested_prefetches
+            + c.dirty_bits_scanned
+            + c.contiguity_updates)
             as f64
             * s.sync_entry_ns.value
         + c.host_faults as f64 * s.host_fault_ns.value

@@ -301,8 +301,10 @@ counters! {
     host_faults,
     /// Pages (4 KiB) that the host kernel cleared.
     host_pages_cleared,
-    /// Entries that the VMM stored to nested tables.
+    /// Entries that the VMM stored to nested tables, prefetched ones not included.
     nested_fills,
+    /// Nested entries filled beside that of a page which is executed, ahead of a violation.
+    nested_prefetches,
     /// Entries that the VMM stored to shadow tables, prefetched ones not included.
     shadow_fills,
     /// Flushes of all cores' linear and combined translations that the VMM asked for.

@@ -15,6 +15,7 @@ use crate::scheme::{
 use crate::series::Series;
 use crate::switching::SwitchingResult;
 use crate::switching::sampler::{Cut, Recorded, Recorder};
+use crate::vmm::options::{VmmKind, VmmOptions, VmmRules};
 use crate::walk::Fault;
 use crate::world::World;
 use nestwalk_hw::{Caches, Profile, Translation};
@@ -35,6 +36,8 @@ pub struct Build {
     pub name: String,
     /// What kind of its scheme, as [`crate::Definition::variant`] gives it back.
     pub variant: String,
+    /// What its VMM may do differently.
+    pub vmm: VmmOptions,
     /// Its hardware and costs.
     pub profile: Profile,
     /// Paging mode of the guest.
@@ -49,6 +52,17 @@ pub struct Build {
     pub host: Option<HostMemory>,
     /// The referee watches.
     pub verify: bool,
+}
+
+impl Build {
+    /// What the VMM's options come to on this processor.
+    ///
+    /// # Errors
+    /// The processor has no such choice.
+    pub fn rules(&self, kind: VmmKind) -> Result<VmmRules, MachineError> {
+        let wrong = |reason| MachineError::Variant { machine: self.name.clone(), reason };
+        self.vmm.rules(kind, &self.profile).map_err(wrong)
+    }
 }
 
 /// A machine whatever its scheme. Called once per batch.

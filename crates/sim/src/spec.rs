@@ -9,6 +9,7 @@
 //! placement. So nothing but the host has policies, and a single placement is the host's.
 
 use crate::schemes::{Definition, SCHEMES, by_name};
+use crate::vmm::options::VmmOptions;
 use nestwalk_mm::{PLACEMENTS, PagePolicy, PlacementKind};
 use thiserror::Error;
 
@@ -95,6 +96,8 @@ pub struct MachineSpec {
     pub scheme: &'static Definition,
     /// What kind of the scheme; empty if there is only one.
     pub variant: String,
+    /// What its VMM may do differently.
+    pub vmm: VmmOptions,
     /// The guest.
     pub guest: GuestSpec,
     /// Policies of the host; `None` if the scheme has none.
@@ -202,8 +205,9 @@ impl MachineSpec {
             scheme: scheme.into(),
             known: SCHEMES.iter().map(|s| s.name).collect::<Vec<_>>().join(", "),
         })?;
-        let variant = (scheme.variant)(variant)
-            .map_err(|reason| SpecError::Variant { name: name.into(), reason })?;
+        let wrong = |reason| SpecError::Variant { name: name.into(), reason };
+        let (vmm, variant) = VmmOptions::take(scheme.vmm, variant).map_err(wrong)?;
+        let variant = (scheme.variant)(&variant).map_err(wrong)?;
         let halves = |text: Option<&str>| match text.map(|t| t.split_once('+').ok_or(t)) {
             None => (None, None),
             Some(Ok((guest, host))) => (Some(guest.to_owned()), Some(host.to_owned())),
@@ -253,8 +257,9 @@ impl MachineSpec {
         }
         let host = scheme.virtualized.then_some(host);
         let guest = if observed { GuestSpec::Observed } else { GuestSpec::Modelled(guest) };
-        let name = full_name(scheme, &variant, guest, host);
-        Ok(Self { name, scheme, variant, guest, host })
+        let kind = [variant.clone(), vmm.spelt()].into_iter().filter(|p| !p.is_empty());
+        let name = full_name(scheme, &kind.collect::<Vec<_>>().join("/"), guest, host);
+        Ok(Self { name, scheme, variant, vmm, guest, host })
     }
 
     /// Reads a list of names and adds the controls that are missing: `native` and `ideal` for every
@@ -285,7 +290,8 @@ impl MachineSpec {
             for &guest in &guests {
                 let name = full_name(scheme, "", guest, None);
                 if !asked.iter().any(|s| s.name == name) {
-                    all.push(Self { name, scheme, variant: String::new(), guest, host: None });
+                    let (variant, vmm) = (String::new(), VmmOptions::default());
+                    all.push(Self { name, scheme, variant, vmm, guest, host: None });
                 }
             }
         }
@@ -294,13 +300,14 @@ impl MachineSpec {
     }
 }
 
+/// `kind`: what follows the scheme's name.
 fn full_name(
     scheme: &Definition,
-    variant: &str,
+    kind: &str,
     guest: GuestSpec,
     host: Option<DimensionSpec>,
 ) -> String {
-    let kind = if variant.is_empty() { String::new() } else { format!("/{variant}") };
+    let kind = if kind.is_empty() { String::new() } else { format!("/{kind}") };
     let mut name = format!("{}{kind}:{}", scheme.name, guest.pages());
     if let Some(host) = host {
         name += &format!("+{}", host.pages.name());

@@ -22,10 +22,12 @@ pub enum Fault {
         /// It was present: a matter of permission.
         protection: bool,
     },
-    /// The nested tables have no entry for a guest-physical address.
+    /// The nested tables have no entry for a guest-physical address, or it forbids the access.
     Nested {
         /// The address.
         gpa: Gpa,
+        /// It was to be fetched from.
+        fetch: bool,
     },
 }
 
@@ -177,6 +179,30 @@ pub fn walk_1d_marking<A: Address>(
     }
 }
 
+/// Why a guest-physical address is translated.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Purpose {
+    /// The program stores there.
+    pub write: bool,
+    /// It fetches from there.
+    pub fetch: bool,
+    /// Level of the guest table that lies there, 0 for the page of the access.
+    pub on_behalf: u8,
+}
+
+impl Purpose {
+    /// The walker reads an entry of a guest table of this level.
+    #[inline]
+    pub const fn table(level: Level) -> Self {
+        Self { write: false, fetch: false, on_behalf: level }
+    }
+    /// The page of the access.
+    #[inline]
+    pub const fn page(write: bool, fetch: bool) -> Self {
+        Self { write, fetch, on_behalf: 0 }
+    }
+}
+
 /// The nested tables of a VM.
 pub struct NestedTables<'a> {
     /// Their paging mode.
@@ -185,23 +211,24 @@ pub struct NestedTables<'a> {
     pub memory: &'a mut TableMemory<Hpa>,
     /// The root table (EPT pointer, nCR3).
     pub root: Hpa,
+    /// Entries have accessed and dirty flags, which the walker sets; then its accesses to guest tables
+    /// are writes (SDM vol. 3C, "Accessed and Dirty Flags for EPT").
+    pub ad: bool,
 }
 
 /// What translates guest-physical addresses for the walker of the guest's tables.
 pub trait HostDimension {
-    /// Translates one; `on_behalf` is the level of the guest table that lies there, 0 for the page
-    /// of the access.
+    /// Translates one.
     ///
     /// # Errors
-    /// [`Fault::Nested`] if nothing maps it.
+    /// [`Fault::Nested`] if nothing maps it, or what does forbids the access.
     fn translate(
         &mut self,
         hardware: &mut Hardware,
         counters: &mut Counters,
         core: usize,
         gpa: Gpa,
-        write: bool,
-        on_behalf: u8,
+        purpose: Purpose,
     ) -> Result<Translation, Fault>;
 }
 
@@ -213,19 +240,16 @@ impl HostDimension for NestedTables<'_> {
         counters: &mut Counters,
         core: usize,
         gpa: Gpa,
-        write: bool,
-        on_behalf: u8,
+        purpose: Purpose,
     ) -> Result<Translation, Fault> {
-        translate_nested(hardware, counters, self, core, gpa, write, on_behalf)
+        translate_nested(hardware, counters, self, core, gpa, purpose)
     }
 }
 
 /// Translates a guest-physical address: nested TLB, nested walk caches, nested tables.
 ///
-/// `on_behalf` is the level of the guest table that lies there, 0 for the page of the access.
-///
 /// # Errors
-/// [`Fault::Nested`] if no nested entry maps it.
+/// [`Fault::Nested`] if no nested entry maps it, or the one that does forbids the access.
 #[inline(always)]
 pub fn translate_nested(
     hardware: &mut Hardware,
@@ -233,29 +257,30 @@ pub fn translate_nested(
     nested: &mut NestedTables<'_>,
     core: usize,
     gpa: Gpa,
-    write: bool,
-    on_behalf: u8,
+    purpose: Purpose,
 ) -> Result<Translation, Fault> {
-    let what = (gpa, write, on_behalf);
-    translate_nested_watched(hardware, counters, nested, core, what, &mut ())
+    translate_nested_watched(hardware, counters, nested, core, (gpa, purpose), &mut ())
 }
 
-/// As [`translate_nested`] of address, store and `on_behalf`; `watch` is told of the leaf entry, unless
-/// the nested TLB has served.
+/// As [`translate_nested`]; `watch` is told of the leaf entry, unless the nested TLB has served.
+///
+/// Tables above leaves allow everything, as hypervisors make them: the leaf alone is asked.
 ///
 /// # Errors
-/// [`Fault::Nested`] if no nested entry maps it.
+/// As [`translate_nested`].
 #[inline]
 pub fn translate_nested_watched(
     hardware: &mut Hardware,
     counters: &mut Counters,
     nested: &mut NestedTables<'_>,
     core: usize,
-    (gpa, write, on_behalf): (Gpa, bool, u8),
+    (gpa, purpose): (Gpa, Purpose),
     watch: &mut impl Watch<Hpa>,
 ) -> Result<Translation, Fault> {
     let host = Asid::new(hardware.cores[core].asid.vpid(), 0);
-    let needs = Translation::needs(write, false, false);
+    let Purpose { fetch, on_behalf, .. } = purpose;
+    let write = purpose.write || (on_behalf > 0 && nested.ad);
+    let needs = Translation::needs(write, fetch, false);
     if let Some(tlb) = &mut hardware.cores[core].nested_tlb {
         hardware.tally.cycles += hardware.nested_tlb_cycles;
         if let Some(hit) = tlb.look_up(gpa, host)
@@ -278,26 +303,30 @@ pub fn translate_nested_watched(
         let entry = Entry(nested.memory.entry(held, at, mode.entry_bytes));
         hardware.reference(core, Dimension::Nested, (level, on_behalf), at, entry.0);
         if !entry.is_present() {
-            return Err(Fault::Nested { gpa });
+            return Err(Fault::Nested { gpa, fetch });
         }
         if is_leaf(mode, level, entry) {
+            let permissions = Permissions::ALL.and(entry);
+            if !permissions.allow(write, fetch, false) {
+                return Err(Fault::Nested { gpa, fetch });
+            }
             let wanted = if write { ACCESSED | DIRTY } else { ACCESSED };
-            if !entry.has(wanted) {
+            if nested.ad && !entry.has(wanted) {
                 nested.memory.set_bits(at, wanted);
             }
             if level == 1 {
                 watch.leaf(nested.memory, held, at, mode.entry_bytes);
             }
             let size = mode.span(level);
-            let permissions = Permissions::ALL.and(entry);
-            let dirty = write || entry.has(DIRTY);
+            // Without flags there is none that a store would have to set.
+            let dirty = write || !nested.ad || entry.has(DIRTY);
             let found = Translation::new(entry.frame(size), size, permissions, dirty, false);
             if let Some(tlb) = &mut hardware.cores[core].nested_tlb {
                 tlb.fill(gpa, host, found);
             }
             return Ok(found);
         }
-        if !entry.has(ACCESSED) {
+        if nested.ad && !entry.has(ACCESSED) {
             nested.memory.set_bits(at, ACCESSED);
         }
         table = entry.target();
@@ -364,7 +393,7 @@ fn start_2d<H: HostDimension>(
     let table = if guest.mode.root_in_registers {
         Hpa::new(0)
     } else {
-        nested.translate(hardware, counters, core, home, false, level)?.apply(home)
+        nested.translate(hardware, counters, core, home, Purpose::table(level))?.apply(home)
     };
     let home = home.value();
     Ok((level, Pointer { table, home, ..Pointer::default() }))
@@ -410,7 +439,7 @@ fn continue_2d<const FILL: bool, H: HostDimension, W: Watch<Gpa>>(
         let home: Gpa = entry.target();
         held = guest.memory.child(held, mode.index(request.gva.value(), level), home);
         level -= 1;
-        let table = nested.translate(hardware, counters, core, home, false, level)?.apply(home);
+        let table = nested.translate(hardware, counters, core, home, Purpose::table(level))?.apply(home);
         let switched = pointer.switched;
         pointer = Pointer { table, home: home.value(), handle: held, permissions, switched };
         if FILL {
@@ -430,7 +459,8 @@ fn finish_2d<H: HostDimension>(
     found: &Found<Gpa>,
 ) -> Result<Translation, Fault> {
     let gpa = found.frame.offset_by(request.gva.offset_in(found.size));
-    let host = nested.translate(hardware, counters, request.core(), gpa, request.write, 0)?;
+    let purpose = Purpose::page(request.write, request.fetch);
+    let host = nested.translate(hardware, counters, request.core(), gpa, purpose)?;
     let size = found.size.min(host.size());
     counters.splintered += u64::from(size < found.size);
     Ok(Translation::new(

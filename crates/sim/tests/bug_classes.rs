@@ -154,7 +154,7 @@ impl Scheme for Logged {
         request: &Request,
         fault: Fault,
     ) -> Result<Answer, MachineError> {
-        if let Fault::Nested { gpa } = fault {
+        if let Fault::Nested { gpa, .. } = fault {
             self.1.push(gpa);
         }
         self.0.answer(platform, request, fault)

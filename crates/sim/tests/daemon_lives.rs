@@ -116,6 +116,7 @@ impl Case {
         let build = Build {
             name: scheme.into(),
             variant: (definition.variant)("").unwrap(),
+            vmm: nestwalk_sim::vmm::options::VmmOptions::default(),
             profile: Profile::load("zen2").unwrap(),
             guest_mode: self.mode,
             nested_mode: &LONG4,

@@ -7,7 +7,7 @@ use crate::hardware::{Hardware, Request};
 use crate::scheme::{Answer, MachineError, PageTableBytes, Platform, Scheme};
 use crate::schemes::nested::Nested;
 use crate::walk::{
-    Fault, HostDimension, NestedTables, Tables, translate_nested_watched, walk_2d_watched,
+    Fault, HostDimension, NestedTables, Purpose, Tables, translate_nested_watched, walk_2d_watched,
 };
 use nestwalk_hw::Translation;
 use nestwalk_types::{Gpa, PageSize, Run, VcpuId};
@@ -47,11 +47,10 @@ impl HostDimension for Watched<'_> {
         counters: &mut Counters,
         core: usize,
         gpa: Gpa,
-        write: bool,
-        on_behalf: u8,
+        purpose: Purpose,
     ) -> Result<Translation, Fault> {
-        let (tables, what) = (&mut self.tables, (gpa, write, on_behalf));
-        if on_behalf > 0 {
+        let (tables, what) = (&mut self.tables, (gpa, purpose));
+        if purpose.on_behalf > 0 {
             return translate_nested_watched(hardware, counters, tables, core, what, &mut ());
         }
         let found = translate_nested_watched(hardware, counters, tables, core, what, self.line)?;

@@ -13,6 +13,7 @@ use crate::vmm::agile::{AgileConfig, AgileMmu, VmShape};
 use crate::walk::agile::{AgileFault, AgileTables, Start, walk_agile};
 use crate::walk::{Fault, Tables};
 use crate::world::World;
+use crate::vmm::options::VmmKind;
 use nestwalk_hw::Translation;
 use nestwalk_tables::Mode;
 use nestwalk_types::{Address, Gpa, Hpa, Invalidation, PageSize, Run, VcpuId};
@@ -24,6 +25,7 @@ pub const DEFINITION: Definition = Definition {
     virtualized: true,
     flushes_by_itself: true,
     primary_region: false,
+    vmm: VmmKind::Agile,
     keys: crate::vmm::agile::KEYS,
     variant,
     build,
@@ -56,11 +58,14 @@ impl Agile {
     /// # Errors
     /// There is no host, or no frame.
     pub fn new(config: AgileConfig, request: &mut Build) -> Result<Self, MachineError> {
+        let core = &request.profile.core;
         let shape = VmShape {
             guest_mode: request.guest_mode,
             nested_mode: request.nested_mode,
             vcpus: request.vcpus,
             guest_pages: request.guest_bytes >> 12,
+            rules: request.rules(VmmKind::Agile)?,
+            instructions_per_s: (core.frequency_mhz.value * 1e6 / core.base_cpi.value) as u64,
         };
         let mmu = AgileMmu::new(config, &shape, &mut request.host)?;
         Ok(Self { mmu, fault_in_guest: false, hints: LeafHints::default() })

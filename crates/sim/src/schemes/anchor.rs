@@ -15,6 +15,7 @@ use crate::vmm::contiguous::{
     Base, Runs, Scope, SpaceId, Touched, Unit, background, machine, permissions_of,
 };
 use crate::walk::Fault;
+use crate::vmm::options::VmmKind;
 use nestwalk_contiguity::{
     MAX_DISTANCE, MIN_DISTANCE, PageSizes, RunSet, anchors, best_anchors, compose,
 };
@@ -35,6 +36,7 @@ pub const DEFINITION: Definition = Definition {
     // A change of the distance.
     flushes_by_itself: true,
     primary_region: false,
+    vmm: VmmKind::Nested,
     keys: KEYS,
     variant: |text| AnchorConfig::parse(NAME, text).map(|c| c.spelt()),
     build,
@@ -45,6 +47,7 @@ pub const NATIVE: Definition = Definition {
     name: NATIVE_NAME,
     summary: "bare metal with anchor entries in the second-level TLB (hybrid coalescing)",
     virtualized: false,
+    vmm: VmmKind::Other,
     ..DEFINITION
 };
 

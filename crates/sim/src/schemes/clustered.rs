@@ -9,6 +9,7 @@ use super::{Build, Definition};
 use crate::coalescing::machine;
 use crate::engine::AnyMachine;
 use crate::scheme::MachineError;
+use crate::vmm::options::VmmKind;
 use nestwalk_hw::line::LINE_PAGES;
 use nestwalk_hw::{Profile, Shape};
 use nestwalk_types::PageSize;
@@ -20,6 +21,7 @@ pub const DEFINITION: Definition = Definition {
     virtualized: true,
     flushes_by_itself: false,
     primary_region: false,
+    vmm: VmmKind::Nested,
     keys: KEYS,
     variant,
     build,
@@ -30,6 +32,7 @@ pub const NATIVE: Definition = Definition {
     name: "native-clustered",
     summary: "bare metal, with second-level TLB entries of up to 8 pages in 8 frames, in any order",
     virtualized: false,
+    vmm: VmmKind::Other,
     ..DEFINITION
 };
 

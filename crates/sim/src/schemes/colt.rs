@@ -8,6 +8,7 @@ use super::{Build, Definition};
 use crate::coalescing::machine;
 use crate::engine::AnyMachine;
 use crate::scheme::MachineError;
+use crate::vmm::options::VmmKind;
 use nestwalk_hw::Shape;
 use nestwalk_hw::line::{LINE_PAGES, LINE_SHIFT};
 use std::fmt;
@@ -19,6 +20,7 @@ pub const DEFINITION: Definition = Definition {
     virtualized: true,
     flushes_by_itself: false,
     primary_region: false,
+    vmm: VmmKind::Nested,
     keys: KEYS,
     variant,
     build,
@@ -29,6 +31,7 @@ pub const NATIVE: Definition = Definition {
     name: "native-colt",
     summary: "bare metal, with TLB entries of up to 8 consecutive pages (CoLT)",
     virtualized: false,
+    vmm: VmmKind::Other,
     ..DEFINITION
 };
 

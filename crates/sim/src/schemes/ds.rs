@@ -10,6 +10,7 @@ use crate::scheme::{Answer, MachineError, Platform, Scheme, SegmentInfo, Segment
 use crate::vmm::segments::{Check, DS, GuestSegments, SegmentConfig};
 use crate::walk::segments::{Found, covered};
 use crate::walk::{Fault, Tables, walk_1d};
+use crate::vmm::options::VmmKind;
 use nestwalk_hw::Translation;
 use nestwalk_types::{Gpa, GuestSegment, Gva, Hpa, Run, VcpuId};
 
@@ -22,6 +23,7 @@ pub const DEFINITION: Definition = Definition {
     virtualized: false,
     flushes_by_itself: false,
     primary_region: true,
+    vmm: VmmKind::Other,
     keys: DS,
     variant,
     build,

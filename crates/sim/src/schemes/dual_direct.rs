@@ -6,6 +6,7 @@ use super::{Build, Definition};
 use crate::engine::AnyMachine;
 use crate::scheme::MachineError;
 use crate::vmm::segments::{SegmentConfig, SegmentedVm, DUAL};
+use crate::vmm::options::VmmKind;
 
 const NAME: &str = "dual-direct";
 
@@ -16,6 +17,7 @@ pub const DEFINITION: Definition = Definition {
     virtualized: true,
     flushes_by_itself: false,
     primary_region: true,
+    vmm: VmmKind::Nested,
     keys: DUAL,
     variant,
     build,

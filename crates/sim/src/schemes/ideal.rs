@@ -10,6 +10,7 @@ use crate::engine::{AnyMachine, program_references};
 use crate::hardware::Step;
 use crate::referee::Verdict;
 use crate::scheme::{MachineError, PageTableBytes};
+use crate::vmm::options::VmmKind;
 use nestwalk_hw::{Caches, ServedBy};
 use nestwalk_types::{Control, Gpa, GuestBatch, Hpa, Run};
 
@@ -20,6 +21,7 @@ pub const DEFINITION: Definition = Definition {
     virtualized: false,
     flushes_by_itself: false,
     primary_region: false,
+    vmm: VmmKind::Other,
     keys: &[],
     variant: no_variants,
     build,

@@ -3,6 +3,7 @@
 use crate::engine::AnyMachine;
 pub use crate::engine::Build;
 use crate::scheme::MachineError;
+use crate::vmm::options::VmmKind;
 
 /// What a scheme is known by.
 #[derive(Clone, Copy, Debug)]
@@ -18,6 +19,8 @@ pub struct Definition {
     pub flushes_by_itself: bool,
     /// It has registers for a segment of the guest, whose kernel must keep a primary region for that.
     pub primary_region: bool,
+    /// Which options of KVM its VMM has, beside its own keys.
+    pub vmm: VmmKind,
     /// What may be set after the name: key, values, meaning.
     pub keys: &'static [(&'static str, &'static str, &'static str)],
     /// Reads what follows the name and a `/`, empty if nothing does: gives it back with nothing left to

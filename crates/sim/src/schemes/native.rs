@@ -10,6 +10,7 @@ use crate::engine::{AnyMachine, Machine};
 use crate::hardware::Request;
 use crate::scheme::{Answer, MachineError, Platform, Scheme};
 use crate::walk::{Fault, Tables, walk_1d};
+use crate::vmm::options::VmmKind;
 use nestwalk_hw::Translation;
 use nestwalk_types::{Gpa, Hpa, Run};
 
@@ -20,6 +21,7 @@ pub const DEFINITION: Definition = Definition {
     virtualized: false,
     flushes_by_itself: false,
     primary_region: false,
+    vmm: VmmKind::Other,
     keys: &[],
     variant: no_variants,
     build,

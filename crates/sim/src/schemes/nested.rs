@@ -11,6 +11,7 @@ use crate::hardware::Request;
 use crate::scheme::{Answer, MachineError, PageTableBytes, Platform, Scheme};
 use crate::vmm::nested_mmu::NestedMmu;
 use crate::walk::{Fault, Tables, walk_2d};
+use crate::vmm::options::VmmKind;
 use nestwalk_hw::Translation;
 use nestwalk_policy::Mode as PagingMode;
 use nestwalk_types::{Address, Gpa, Hpa, PageSize, Run, VcpuId};
@@ -22,6 +23,7 @@ pub const DEFINITION: Definition = Definition {
     virtualized: true,
     flushes_by_itself: false,
     primary_region: false,
+    vmm: VmmKind::Nested,
     keys: &[(
         "lived",
         "short or long",
@@ -64,7 +66,8 @@ impl Nested {
     /// # Errors
     /// There is no host, or no frame.
     pub fn new(request: &mut Build) -> Result<Self, MachineError> {
-        Ok(Self::with(NestedMmu::new(request.nested_mode, &mut request.host)?))
+        let rules = request.rules(VmmKind::Nested)?;
+        Ok(Self::with(NestedMmu::new(request.nested_mode, &mut request.host, rules)?))
     }
 
     /// With these tables.
@@ -114,8 +117,8 @@ impl Scheme for Nested {
     ) -> Result<Answer, MachineError> {
         match fault {
             Fault::Linear { .. } => Ok(Answer::GuestFault),
-            Fault::Nested { gpa } => {
-                self.mmu.violation(platform, request.vcpu, Some(request), gpa)?;
+            Fault::Nested { gpa, fetch } => {
+                self.mmu.violation(platform, request.vcpu, Some(request), (gpa, fetch))?;
                 Ok(Answer::Retry)
             }
         }

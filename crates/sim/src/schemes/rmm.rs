@@ -16,6 +16,7 @@ use crate::vmm::contiguous::{
     permissions_of,
 };
 use crate::walk::Fault;
+use crate::vmm::options::VmmKind;
 use nestwalk_contiguity::{MappedRun, RunSet};
 use nestwalk_hw::{HPA_LIMIT, Range, RangeTlb, Translation};
 use nestwalk_types::{Address, Hpa, PageSize};
@@ -31,6 +32,7 @@ pub const DEFINITION: Definition = Definition {
     virtualized: true,
     flushes_by_itself: false,
     primary_region: false,
+    vmm: VmmKind::Nested,
     keys: KEYS,
     variant: |text| RmmConfig::parse(NAME, text).map(|c| c.spelt()),
     build,
@@ -41,6 +43,7 @@ pub const NATIVE: Definition = Definition {
     name: NATIVE_NAME,
     summary: "bare metal with a range TLB and range tables (RMM)",
     virtualized: false,
+    vmm: VmmKind::Other,
     ..DEFINITION
 };
 

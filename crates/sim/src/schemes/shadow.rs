@@ -7,9 +7,10 @@ use crate::counters::Dimension;
 use crate::engine::{AnyMachine, Machine};
 use crate::hardware::Request;
 use crate::scheme::{Answer, MachineError, PageTableBytes, Platform, Scheme};
-use crate::vmm::shadow::ShadowMmu;
+use crate::vmm::shadow::{Rules, ShadowMmu};
 use crate::walk::{Fault, Tables, walk_1d};
 use crate::world::World;
+use crate::vmm::options::{VmmKind, VmmRules};
 use nestwalk_hw::Translation;
 use nestwalk_policy::Mode as PagingMode;
 use nestwalk_tables::Mode;
@@ -22,13 +23,14 @@ pub const DEFINITION: Definition = Definition {
     virtualized: true,
     flushes_by_itself: true,
     primary_region: false,
+    vmm: VmmKind::Shadow,
     keys: &[],
     variant: no_variants,
     build,
 };
 
 fn build(request: Build) -> Result<Box<dyn AnyMachine>, MachineError> {
-    Ok(Box::new(Machine::new(Shadow::new(&request), request)?))
+    Ok(Box::new(Machine::new(Shadow::new(&request)?, request)?))
 }
 
 /// The shadow tables of the VM.
@@ -40,10 +42,15 @@ pub struct Shadow {
 
 impl Shadow {
     /// Without shadow tables yet.
-    pub fn new(request: &Build) -> Self {
+    ///
+    /// # Errors
+    /// The processor has not what is asked for.
+    pub fn new(request: &Build) -> Result<Self, MachineError> {
         let guest_pages = request.guest_bytes >> 12;
+        let VmmRules { nx_huge_pages, .. } = request.rules(VmmKind::Shadow)?;
+        let rules = Rules { nx_huge_pages, ..Rules::default() };
         let mmu = ShadowMmu::new(request.guest_mode, request.vcpus, guest_pages);
-        Self { mmu, hints: LeafHints::default() }
+        Ok(Self { mmu: mmu.with_rules(rules), hints: LeafHints::default() })
     }
 }
 

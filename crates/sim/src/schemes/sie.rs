@@ -13,6 +13,7 @@ use super::{Build, Definition};
 use crate::engine::{AnyMachine, Machine};
 use crate::scheme::MachineError;
 use crate::vmm::nested_mmu::NestedMmu;
+use crate::vmm::options::VmmKind;
 use nestwalk_tables::SIE;
 
 /// The catalogue's entry.
@@ -22,6 +23,7 @@ pub const DEFINITION: Definition = Definition {
     virtualized: true,
     flushes_by_itself: false,
     primary_region: false,
+    vmm: VmmKind::Other,
     keys: &[],
     variant,
     build,

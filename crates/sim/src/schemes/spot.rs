@@ -13,6 +13,7 @@ use crate::scheme::{MachineError, Platform};
 use crate::vmm::contiguous::options::{Key, parse, spelt, whole};
 use crate::vmm::contiguous::{Base, Runs, Unit, background, machine};
 use crate::walk::Fault;
+use crate::vmm::options::VmmKind;
 use nestwalk_hw::{PredictionTable, Trained, Translation};
 use nestwalk_types::{Address, Hpa};
 
@@ -26,6 +27,7 @@ pub const DEFINITION: Definition = Definition {
     virtualized: true,
     flushes_by_itself: false,
     primary_region: false,
+    vmm: VmmKind::Nested,
     keys: KEYS,
     variant: |text| SpotConfig::parse(NAME, text).map(|c| c.spelt()),
     build,
@@ -36,6 +38,7 @@ pub const NATIVE: Definition = Definition {
     name: NATIVE_NAME,
     summary: "bare metal whose walks are hidden behind guesses by offset (SpOT)",
     virtualized: false,
+    vmm: VmmKind::Other,
     ..DEFINITION
 };
 

@@ -55,6 +55,7 @@ use crate::vmm::nested_mmu::NestedMmu;
 use crate::walk::Fault;
 use crate::world::World;
 use crate::{ExitReason, counters::Counters};
+use crate::vmm::options::{VmmKind, VmmRules};
 use nestwalk_hw::Translation;
 use nestwalk_policy::{Mode as PagingMode, Outcome, Policy, Sample};
 use nestwalk_tables::Mode;
@@ -67,6 +68,7 @@ pub const DEFINITION: Definition = Definition {
     virtualized: true,
     flushes_by_itself: true,
     primary_region: false,
+    vmm: VmmKind::Nested,
     keys: crate::switching::options::KEYS,
     variant,
     build,
@@ -88,6 +90,7 @@ pub struct Switching {
     /// In nested mode, and while its tables are kept.
     nested: Option<Nested>,
     nested_mode: &'static Mode,
+    rules: VmmRules,
     keep_nested: bool,
     lived_long: bool,
     tlb: TlbHandling,
@@ -127,9 +130,10 @@ impl Switching {
         };
         Ok(Self {
             mode: options.start,
-            shadow: Shadow::new(request),
+            shadow: Shadow::new(request)?,
             nested,
             nested_mode: request.nested_mode,
+            rules: request.rules(VmmKind::Nested)?,
             keep_nested: options.keep_nested,
             lived_long: options.lived_long,
             tlb: options.tlb,
@@ -191,7 +195,7 @@ impl Switching {
             platform.hardware.invalidate_everywhere();
         }
         if self.nested.is_none() {
-            let mmu = NestedMmu::new(self.nested_mode, &mut platform.world.host)?;
+            let mmu = NestedMmu::new(self.nested_mode, &mut platform.world.host, self.rules)?;
             self.nested = Some(Nested::with(mmu));
         }
         forget_walks(platform);

@@ -12,6 +12,7 @@ use crate::hardware::Request;
 use crate::scheme::{Answer, MachineError, PageTableBytes, Platform, Scheme};
 use crate::vmm::direct::{DirectMmu, config};
 use crate::walk::{Fault, Tables, walk_1d_marking};
+use crate::vmm::options::VmmKind;
 use nestwalk_hw::Translation;
 use nestwalk_types::{Address, Gpa, Gva, Hpa, Invalidation, PageSize, Run, VcpuId};
 
@@ -22,6 +23,7 @@ pub const DEFINITION: Definition = Definition {
     virtualized: true,
     flushes_by_itself: true,
     primary_region: false,
+    vmm: VmmKind::Other,
     keys: config::KEYS,
     variant,
     build,

@@ -5,6 +5,7 @@ pub mod agile;
 pub mod contiguous;
 pub mod direct;
 pub mod nested_mmu;
+pub mod options;
 pub mod rmap;
 pub mod segments;
 pub mod shadow;

@@ -1,13 +1,22 @@
 //! Nested tables (EPT, NPT): built page by page as the guest touches its memory.
+//!
+//! With `nx_huge_pages` (Linux 4.19.84, 5.4 and later; `is_nx_huge_page_enabled`) a large entry forbids
+//! fetches. A fetch from one is a violation, whose answer drops it (`drop_large_spte`), flushes, and maps
+//! the page alone by an executable entry of 4 KiB, with its neighbours in an aligned group of 8
+//! (`direct_pte_prefetch`). From then on what that large entry would map is mapped by 4 KiB
+//! (`disallowed_hugepage_adjust`). KVM's recovery thread, which zaps a sixtieth of these tables each
+//! minute so that they may become large again, is left out: simulated programs run for less.
 
 use crate::counters::ExitReason;
 use crate::hardware::Request;
 use crate::scheme::{MachineError, Platform};
+use crate::vmm::options::VmmRules;
 use crate::walk::NestedTables;
 use nestwalk_mm::HostMemory;
 use nestwalk_tables::entry::{ACCESSED, DIRTY, LARGE};
 use nestwalk_tables::{Entry, Level, MapError, Mode, TableMemory, TableOwner, look_up, store};
 use nestwalk_types::{Address, Gpa, Hpa, PageSize, Protection, VcpuId};
+use rustc_hash::FxHashSet;
 
 /// The nested tables of one VM.
 pub struct NestedMmu {
@@ -16,7 +25,14 @@ pub struct NestedMmu {
     root: Hpa,
     /// Guest-physical addresses below this have entries.
     limit: u64,
+    rules: VmmRules,
+    /// Levels above 1, and numbers of pages of such a level, that hold something executed: no large
+    /// entry maps them any more.
+    executed: FxHashSet<(Level, u64)>,
 }
+
+/// Entries in the group that KVM fills together.
+const PREFETCH: u64 = 8;
 
 /// Nested tables take their frames from the host; nobody watches their entries.
 struct FromHost<'a>(&'a mut HostMemory);
@@ -33,16 +49,20 @@ impl NestedMmu {
     ///
     /// # Errors
     /// There is no host, or no frame.
-    pub fn new(mode: &'static Mode, host: &mut Option<HostMemory>) -> Result<Self, MachineError> {
+    pub fn new(
+        mode: &'static Mode,
+        host: &mut Option<HostMemory>,
+        rules: VmmRules,
+    ) -> Result<Self, MachineError> {
         let no_frame = MachineError::NoTableFrame { what: "nested root table" };
         let root = host.as_mut().and_then(HostMemory::alloc_table).ok_or(no_frame)?;
         let mut memory = TableMemory::new();
         memory.insert(root, None);
-        Ok(Self { mode, memory, root, limit: u64::MAX })
+        Ok(Self { mode, memory, root, limit: u64::MAX, rules, executed: FxHashSet::default() })
     }
 
     /// An empty root table with an entry for each piece of the guest's memory that one covers, in
-    /// contiguous frames of the host.
+    /// contiguous frames of the host. No entry has flags.
     ///
     /// # Errors
     /// There is no host, or no such frames.
@@ -65,7 +85,8 @@ impl NestedMmu {
         let root = root.ok_or(MachineError::NoTableFrame { what })?;
         let mut memory = TableMemory::new();
         (0..pages).for_each(|page| memory.insert(root.offset_by(page << 12), None));
-        Ok(Self { mode, memory, root, limit })
+        let (rules, executed) = (VmmRules::PLAIN, FxHashSet::default());
+        Ok(Self { mode, memory, root, limit, rules, executed })
     }
 
     /// Whether there are entries for new memory.
@@ -88,7 +109,8 @@ impl NestedMmu {
     /// What the hardware walks.
     #[inline]
     pub fn tables(&mut self) -> NestedTables<'_> {
-        NestedTables { mode: self.mode, memory: &mut self.memory, root: self.root }
+        let (mode, root, ad) = (self.mode, self.root, self.rules.ept_ad);
+        NestedTables { mode, memory: &mut self.memory, root, ad }
     }
 
     /// Bytes of nested tables.
@@ -97,7 +119,8 @@ impl NestedMmu {
     }
 
     /// Answers an EPT violation on a vCPU: asks the host for the page and maps it. `request` is the
-    /// access that met it; `None` is a store of the guest kernel through its own mapping.
+    /// access that met it; `None` is a store of the guest kernel through its own mapping. `fetch`: the
+    /// page itself was to be fetched from.
     ///
     /// # Errors
     /// Host memory is exhausted, or the address is no guest memory.
@@ -106,11 +129,14 @@ impl NestedMmu {
         platform: &mut Platform,
         vcpu: VcpuId,
         request: Option<&Request>,
-        gpa: Gpa,
+        (gpa, fetch): (Gpa, bool),
     ) -> Result<PageSize, MachineError> {
         platform.counters.exit(ExitReason::EptViolation);
         let linear = request.map(|r| (platform.world.mode, r.gva));
         platform.hardware.after_ept_violation(vcpu, (self.mode, gpa), linear);
+        if fetch && self.rules.nx_huge_pages {
+            return self.map_executed(platform, gpa);
+        }
         self.map(platform, gpa)
     }
 
@@ -122,13 +148,78 @@ impl NestedMmu {
         let (host_frame, host_size) = super::host_page(platform, gpa)?;
         // A segment's pages may be larger in the host's own tables than the policy has them.
         let allowed = platform.world.host.as_ref().map_or(host_size, HostMemory::largest_page);
-        let (level, size) = super::largest_leaf(self.mode, host_size.min(allowed));
+        let (mut level, mut size) = super::largest_leaf(self.mode, host_size.min(allowed));
+        while level > 1 && self.is_executed(level, gpa) {
+            let smaller = PageSize::from_shift(size.shift() as u8 - 1);
+            (level, size) = super::largest_leaf(self.mode, smaller);
+        }
         let frame = host_frame.offset_by(gpa.offset_in(host_size)).align_down(size);
+        self.store_leaf(platform, gpa, level, frame)?;
+        platform.counters.nested_fills += 1;
+        if level == 1 && size < host_size {
+            self.prefetch(platform, gpa, host_frame, host_size)?;
+        }
+        Ok(size)
+    }
+
+    fn is_executed(&self, level: Level, gpa: Gpa) -> bool {
+        !self.executed.is_empty()
+            && self.executed.contains(&(level, gpa.value() >> self.mode.span(level).shift()))
+    }
+
+    /// Maps a page that is executed: by 4 KiB, in place of the large entry that may be there.
+    fn map_executed(
+        &mut self,
+        platform: &mut Platform,
+        gpa: Gpa,
+    ) -> Result<PageSize, MachineError> {
+        for level in (2..=self.mode.levels).filter(|l| self.mode.may_be_leaf(*l)) {
+            self.executed.insert((level, gpa.value() >> self.mode.span(level).shift()));
+        }
+        let large = look_up(&self.memory, self.mode, self.root, gpa)
+            .is_ok_and(|leaf| leaf.size > PageSize::SIZE_4K);
+        if large {
+            self.unmap_range(platform, gpa, 1);
+            platform.flush_remote_nested();
+        }
+        self.map(platform, gpa)
+    }
+
+    /// Fills the neighbours of a small entry that the same large host page is behind.
+    fn prefetch(
+        &mut self,
+        platform: &mut Platform,
+        gpa: Gpa,
+        host_frame: Hpa,
+        host_size: PageSize,
+    ) -> Result<(), MachineError> {
+        let first = gpa.page_number() & !(PREFETCH - 1);
+        for page in first..first + PREFETCH {
+            let near = Gpa::new(page << 12);
+            if look_up(&self.memory, self.mode, self.root, near).is_err() {
+                let frame = host_frame.offset_by(near.offset_in(host_size));
+                self.store_leaf(platform, near, 1, frame)?;
+                platform.counters.nested_prefetches += 1;
+            }
+        }
+        Ok(())
+    }
+
+    fn store_leaf(
+        &mut self,
+        platform: &mut Platform,
+        gpa: Gpa,
+        level: Level,
+        frame: Hpa,
+    ) -> Result<(), MachineError> {
         let Some(host) = &mut platform.world.host else {
             return Err(MachineError::NoTableFrame { what: "nested table" });
         };
+        let forbidden = level > 1 && self.rules.nx_huge_pages;
+        let allowed = if forbidden { Protection::READ_WRITE } else { Protection::ALL };
         // KVM marks writable entries accessed and dirty when it makes them (`set_spte`).
-        let leaf = Entry::leaf(frame, Protection::ALL, level > 1).with(ACCESSED | DIRTY);
+        let flags = if self.rules.ept_ad { ACCESSED | DIRTY } else { 0 };
+        let leaf = Entry::leaf(frame, allowed, level > 1).with(flags);
         let mut owner = FromHost(host);
         match store(&mut self.memory, self.mode, self.root, gpa, level, leaf, &mut owner) {
             Ok((_, old)) if level > 1 && old.is_present() && !old.has(LARGE) => {
@@ -141,8 +232,7 @@ impl NestedMmu {
                 return Err(MachineError::NoTableFrame { what: "nested table" });
             }
         }
-        platform.counters.nested_fills += 1;
-        Ok(size)
+        Ok(())
     }
 
     /// Frees a table that is linked no more, and those below it.
@@ -216,7 +306,7 @@ impl NestedMmu {
         while at.value() < end {
             let page = match look_up(&self.memory, self.mode, self.root, at) {
                 Ok(leaf) => leaf.size,
-                Err(_) => self.violation(platform, vcpu, None, at)?,
+                Err(_) => self.violation(platform, vcpu, None, (at, false))?,
             };
             at = at.align_down(page).offset_by(page.bytes());
         }

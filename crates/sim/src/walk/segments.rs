@@ -18,7 +18,7 @@
 //! Data only: a segment permits loads and stores (ISCA 2013), so instruction fetches take no notice
 //! of guest segments. A VMM segment is below the guest's permissions and serves everything.
 
-use super::{Fault, HostDimension, NestedTables, translate_nested};
+use super::{Fault, HostDimension, NestedTables, Purpose, translate_nested};
 use crate::counters::Counters;
 use crate::hardware::Hardware;
 use nestwalk_hw::{EscapeFilter, FilterError, FilterGeometry, Segment, SegmentError, Translation};
@@ -166,20 +166,19 @@ impl HostDimension for Flattened<'_> {
         counters: &mut Counters,
         core: usize,
         gpa: Gpa,
-        write: bool,
-        on_behalf: u8,
+        purpose: Purpose,
     ) -> Result<Translation, Fault> {
         counters.vmm_segment_checks += 1;
         hardware.tally.cycles += self.walker.check_cycles;
         let found = self.vmm.look(gpa);
         if let Found::Inside(hpa) = found {
-            let whole = on_behalf == 0 && self.walker.whole_pages;
+            let whole = purpose.on_behalf == 0 && self.walker.whole_pages;
             let size = if whole { self.vmm.page_size(gpa) } else { PageSize::SIZE_4K };
             let (frame, all) = (hpa.align_down(size), Permissions::ALL);
             return Ok(Translation::new(frame, size, all, true, false));
         }
         count_escape(counters, &found);
-        translate_nested(hardware, counters, &mut self.nested, core, gpa, write, on_behalf)
+        translate_nested(hardware, counters, &mut self.nested, core, gpa, purpose)
     }
 }
 
@@ -200,10 +199,10 @@ pub fn walk_flat_guest<G: Address>(
     hardware: &mut Hardware,
     counters: &mut Counters,
     nested: &mut NestedTables<'_>,
-    (core, gva, gpa, write): (usize, G, Gpa, bool),
+    (core, gva, gpa, purpose): (usize, G, Gpa, Purpose),
     guest: (&SegmentUnit<G, Gpa>, Walker),
 ) -> Result<Translation, Fault> {
-    let host = translate_nested(hardware, counters, nested, core, gpa, write, 0)?;
+    let host = translate_nested(hardware, counters, nested, core, gpa, purpose)?;
     let (unit, walker) = guest;
     let size = if walker.whole_pages { unit.page_size(gva) } else { PageSize::SIZE_4K };
     let size = size.min(host.size());

@@ -64,6 +64,7 @@ impl Setup {
         Build {
             name: name.into(),
             variant: String::new(),
+            vmm: nestwalk_sim::vmm::options::VmmOptions::default(),
             profile: self.profile.clone(),
             guest_mode: self.guest_mode,
             nested_mode: self.host_mode,

@@ -247,6 +247,7 @@ pub fn machine_with(
     (definition.build)(Build {
         name: scheme.into(),
         variant: (definition.variant)("").unwrap(),
+        vmm: nestwalk_sim::vmm::options::VmmOptions::default(),
         profile: profile.clone(),
         guest_mode,
         nested_mode: host_mode,

@@ -28,6 +28,7 @@ mod tests;
 pub use config::{AgileConfig, Back, KEYS};
 
 use super::nested_mmu::NestedMmu;
+use super::options::VmmRules;
 use super::shadow::{PREVIOUS_ROOTS, Rules, ShadowMmu};
 use crate::counters::ExitReason;
 use crate::hardware::Request;
@@ -50,6 +51,10 @@ pub struct VmShape {
     pub vcpus: usize,
     /// Size of guest memory in 4 KiB pages.
     pub guest_pages: u64,
+    /// What the VMM does differently.
+    pub rules: VmmRules,
+    /// Instructions in a second, if each takes the least that it can.
+    pub instructions_per_s: u64,
 }
 
 /// Stores to one guest table.
@@ -100,13 +105,14 @@ impl AgileMmu {
             out_of_sync: config.out_of_sync,
             hardware_ad: config.hardware_ad,
             previous_roots: config.cr3_cache.saturating_sub(1).max(PREVIOUS_ROOTS),
+            nx_huge_pages: shape.rules.nx_huge_pages,
         };
         let shadow = ShadowMmu::new(shape.guest_mode, shape.vcpus, shape.guest_pages);
         let start = if config.start_nested { Start::Nested } else { Start::Shadow };
         let idle = config.writes == 0 && !config.start_nested;
         Ok(Self {
             shadow: shadow.with_rules(rules),
-            nested: NestedMmu::new(shape.nested_mode, host)?,
+            nested: NestedMmu::new(shape.nested_mode, host, shape.rules)?,
             config,
             starts: vec![start; shape.vcpus],
             cr3_cache: vec![VecDeque::new(); shape.vcpus],
@@ -152,8 +158,8 @@ impl AgileMmu {
         request: &Request,
         met: AgileFault,
     ) -> Result<Answer, MachineError> {
-        if let Fault::Nested { gpa } = met.fault {
-            self.nested.violation(platform, request.vcpu, Some(request), gpa)?;
+        if let Fault::Nested { gpa, fetch } = met.fault {
+            self.nested.violation(platform, request.vcpu, Some(request), (gpa, fetch))?;
             return Ok(Answer::Retry);
         }
         if met.nested {

@@ -18,6 +18,7 @@ fn machine(mode: &'static Mode, host_pages: &str, variant: &str, vcpus: usize) -
     let mut build = Build {
         variant: variant.into(),
         name: format!("agile/{variant}"),
+        vmm: crate::vmm::options::VmmOptions::default(),
         profile: Profile::load("zen2").unwrap(),
         guest_mode: mode,
         nested_mode: &LONG4,

@@ -22,6 +22,9 @@ pub trait Base: Scheme {
     fn host_leaf(&mut self, gpa: Gpa) -> Option<(u64, u64, u64)>;
 }
 
+/// Bytes of a group of pages that a violation may map together.
+const GROUP_BYTES: u64 = 8 << 12;
+
 impl Base for Native {
     fn host_leaf(&mut self, _gpa: Gpa) -> Option<(u64, u64, u64)> {
         None
@@ -319,9 +322,23 @@ impl<B: Base, U: Unit> Scheme for Contiguous<B, U> {
         request: &Request,
         fault: Fault,
     ) -> Result<Answer, MachineError> {
+        let before = match fault {
+            Fault::Nested { gpa, .. } => self.base.host_leaf(gpa),
+            Fault::Linear { .. } => None,
+        };
         let answer = self.base.answer(platform, request, fault)?;
-        if let Fault::Nested { gpa } = fault {
-            self.follow_host(gpa, 1);
+        if let Fault::Nested { gpa, .. } = fault {
+            // A large entry over a page that is executed has gone, and a group of small ones came.
+            if let Some((first, _, pages)) = before
+                && let Some(host) = &mut self.runs.host
+                && host.unmap(first, pages) > 0
+            {
+                self.runs.host_touched.push((first, pages));
+                for core in 0..platform.hardware.cores.len() {
+                    self.unit.invalidate(platform, core, Scope::Everything);
+                }
+            }
+            self.follow_host(Gpa::new(gpa.value() & !(GROUP_BYTES - 1)), GROUP_BYTES);
             self.tell(platform)?;
         }
         Ok(answer)

@@ -11,10 +11,11 @@ use crate::scheme::{
 };
 use crate::schemes::Build;
 use crate::vmm::nested_mmu::NestedMmu;
+use crate::vmm::options::VmmKind;
 use crate::walk::segments::{
     Flattened, Found, SegmentUnit, Walker, count_escape, covered, walk_flat_guest,
 };
-use crate::walk::{Fault, Tables, walk_2d};
+use crate::walk::{Fault, Purpose, Tables, walk_2d};
 use nestwalk_hw::Translation;
 use nestwalk_mm::{SegmentChange, SegmentRequest, Slot};
 use nestwalk_types::{Address, Gpa, GuestSegment, Gva, Hpa, PageSize, Run, VcpuId};
@@ -74,8 +75,9 @@ impl SegmentedVm {
             whole_pages: config.whole_pages,
         };
         let core = &request.profile.core;
+        let rules = request.rules(VmmKind::Nested)?;
         Ok(Self {
-            nested: NestedMmu::new(request.nested_mode, &mut request.host)?,
+            nested: NestedMmu::new(request.nested_mode, &mut request.host, rules)?,
             config,
             guest,
             vmm,
@@ -364,7 +366,7 @@ impl Scheme for SegmentedVm {
                 return Ok(covered(hpa));
             }
             let mut nested = self.nested.tables();
-            let access = (core, gva, gpa, request.write);
+            let access = (core, gva, gpa, Purpose::page(request.write, request.fetch));
             let guest = (guest.unit(core), self.walker);
             return walk_flat_guest(hardware, counters, &mut nested, access, guest);
         }
@@ -415,8 +417,8 @@ impl Scheme for SegmentedVm {
     ) -> Result<Answer, MachineError> {
         match fault {
             Fault::Linear { .. } => Ok(Answer::GuestFault),
-            Fault::Nested { gpa } => {
-                self.nested.violation(platform, request.vcpu, Some(request), gpa)?;
+            Fault::Nested { gpa, fetch } => {
+                self.nested.violation(platform, request.vcpu, Some(request), (gpa, fetch))?;
                 // The entry that ends the exit restores the registers.
                 platform.counters.vmm_segment_loads +=
                     u64::from(self.vmm.as_ref().is_some_and(SegmentUnit::is_on));

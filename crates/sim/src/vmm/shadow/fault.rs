@@ -1,7 +1,7 @@
 //! Faults of the hardware on shadow tables: the guest's own, or the shadow's.
 
 use super::protect::GUEST_WRITE;
-use super::{Access, PREFETCH, PageId, ShadowMmu};
+use super::{Access, PREFETCH, PageId, SWITCH, ShadowMmu};
 use crate::counters::ExitReason;
 use crate::hardware::Request;
 use crate::scheme::{Answer, MachineError, Platform};
@@ -83,6 +83,14 @@ impl ShadowMmu {
             (target, target_size) = largest_leaf(self.mode, smaller);
         }
         self.hardware_root(platform, request.core())?;
+        // `lpage_disallowed` and `disallowed_hugepage_adjust`.
+        while self.rules.nx_huge_pages
+            && target > 1
+            && (request.fetch || self.has_table(request, target))
+        {
+            let smaller = PageSize::from_shift(target_size.shift() as u8 - 1);
+            (target, target_size) = largest_leaf(self.mode, smaller);
+        }
         let emulated = request.write && self.emulates(gpa.page_number());
         let page = self.fetch(platform, request, &walk, target)?;
         let index = self.mode.index(request.gva.value(), target);
@@ -120,6 +128,20 @@ impl ShadowMmu {
         self.prefetch(platform, page, index, &walk);
         self.settle(platform);
         Ok(Answer::Retry)
+    }
+
+    /// Whether the shadow's entry of `level` for the address points to a table.
+    fn has_table(&self, request: &Request, level: Level) -> bool {
+        let mut table = self.walk_root(request.core());
+        for l in (level..=self.mode.levels).rev() {
+            let at = self.mode.entry_at(table, request.gva.value(), l);
+            let entry = Entry(self.memory.read(at, 8).unwrap_or(0));
+            if !entry.is_present() || entry.has(LARGE) || entry.has(SWITCH) {
+                return false;
+            }
+            table = entry.target();
+        }
+        true
     }
 
     /// Walks the guest's tables; `None` if they do not allow the access. Sets the guest's accessed
@@ -237,7 +259,9 @@ impl ShadowMmu {
         }
         // A piece of a large page is found by the permissions of the whole; a clear D bit is one.
         let hardware_ad = self.rules.hardware_ad && level >= walk.leaf;
-        with_permissions(Entry(leaf), walk.entries[walk.leaf as usize], hardware_ad)
+        let leaf = with_permissions(Entry(leaf), walk.entries[walk.leaf as usize], hardware_ad);
+        let forbidden = self.rules.nx_huge_pages && level > 1;
+        leaf.with(if forbidden { NO_EXECUTE } else { 0 })
     }
 
     /// What a guest's entry must have for a shadow of it to be made ahead of a fault.

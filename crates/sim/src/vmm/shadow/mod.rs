@@ -131,12 +131,14 @@ pub struct Rules {
     pub hardware_ad: bool,
     /// Roots remembered besides the current one.
     pub previous_roots: usize,
+    /// Large entries forbid fetches, and what is executed is mapped by 4 KiB (`nx_huge_pages`).
+    pub nx_huge_pages: bool,
 }
 
 impl Default for Rules {
     /// KVM's.
     fn default() -> Self {
-        Self { out_of_sync: true, hardware_ad: false, previous_roots: PREVIOUS_ROOTS }
+        Self { out_of_sync: true, hardware_ad: false, previous_roots: PREVIOUS_ROOTS, nx_huge_pages: false }
     }
 }
 

@@ -274,6 +274,7 @@ fn machine(mode: &'static Mode, host_pages: &str, guest_bytes: u64) -> Machine<S
     let build = Build {
         variant: String::new(),
         name: "shadow".into(),
+        vmm: crate::vmm::options::VmmOptions::default(),
         profile: Profile::load("zen2").unwrap(),
         guest_mode: mode,
         nested_mode: &LONG4,
