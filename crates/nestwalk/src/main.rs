@@ -16,7 +16,8 @@ use args::{Args, Command};
 use clap::Parser;
 use std::process::ExitCode;
 
-/// 0: done. 2: something was wrong; the message says what, where, and what would be right.
+/// 0: done. 1: done, but the command that was run in a guest or traced failed. 2: something was wrong;
+/// the message says what, where, and what would be right.
 fn main() -> ExitCode {
     let args = Args::parse();
     let result = match args.command {
@@ -24,8 +25,14 @@ fn main() -> ExitCode {
             Ok(status) => return status,
             Err(error) => Err(error),
         },
-        Command::Compare(options) => commands::compare::compare(&options),
-        Command::Run(options) => commands::compare::run(&options),
+        Command::Compare(options) => match commands::compare::compare(&options) {
+            Ok(status) => return status,
+            Err(error) => Err(error),
+        },
+        Command::Run(options) => match commands::compare::run(&options) {
+            Ok(status) => return status,
+            Err(error) => Err(error),
+        },
         Command::Walk(options) => commands::walk::walk(&options),
         Command::Trace(command) => commands::trace::trace(&command),
         Command::Govern(options) => commands::govern::govern(&options),

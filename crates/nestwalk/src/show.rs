@@ -31,7 +31,7 @@ pub fn machines(results: &[MachineResult]) -> String {
         .column("shadow\nrefs/walk", right)
         .column("served by\nL1/L2/LLC/mem %", right)
         .column("cycles\n/walk", right)
-        .column("walk\novh. %", right)
+        .column("transl.\novh. %", right)
         .column("VM\nexits", right)
         .column("VMM\novh. %", right)
         .column("total\novh. %", right)
@@ -56,7 +56,7 @@ pub fn machines(results: &[MachineResult]) -> String {
             per_walk(r.shadow_refs, r.walks),
             or_none(refs, served),
             or_none(r.walks, format!("{:.0}", r.cycles_per_walk)),
-            unless_ideal(format!("{:.1}", r.walk_overhead_percent)),
+            unless_ideal(format!("{:.1}", r.translation_overhead_percent)),
             or_none(r.vm_exits_total, count(r.vm_exits_total)),
             or_none(r.vm_exits_total, format!("{:.1}", r.vmm_overhead_percent)),
             unless_ideal(format!("{:.1}", r.overhead_percent)),
@@ -66,6 +66,29 @@ pub fn machines(results: &[MachineResult]) -> String {
     }
     table.drop_columns_of(NONE);
     table.render()
+}
+
+/// What came before counting, which the table leaves out: a line, empty if nothing did.
+pub fn set_up(results: &[MachineResult], populated: bool) -> String {
+    let cost = |r: &MachineResult| {
+        let faults = count(r.setup_guest_faults);
+        format!("{} {:.1} ({faults} page faults)", r.name, r.setup_overhead_percent)
+    };
+    let costs: Vec<String> =
+        results.iter().filter(|r| r.setup_guest_faults > 0).map(cost).collect();
+    if costs.is_empty() {
+        return String::new();
+    }
+    let (what, instead) = if populated {
+        ("memory was populated before counting", "; --populate no counts it")
+    } else {
+        ("memory was touched before counting, by the warm-up", "")
+    };
+    format!(
+        "note     {what}: the table has no first touches. They took kernel and hypervisor, in % of the \
+         ideal run time: {}{instead}\n",
+        costs.join(", ")
+    )
 }
 
 /// VM exits by reason, a row per machine that has any.

@@ -324,7 +324,7 @@ fn overheads_are_shares_of_ideal_cycles() {
         assert!(close(n("ideal_cycles"), ideal));
         assert!(close(n("overhead_percent"), 100.0 * (n("total_cycles") - ideal) / ideal));
         assert!(close(n("vmm_overhead_percent"), 100.0 * n("vmm_cycles") / ideal));
-        let sum = n("walk_overhead_percent") + n("vmm_overhead_percent");
+        let sum = n("translation_overhead_percent") + n("vmm_overhead_percent");
         assert!(close(n("overhead_percent"), sum), "{}", m["name"]);
         let parts = ["program_cycles", "guest_os_cycles", "translation_cycles", "vmm_cycles"];
         assert!(close(n("total_cycles"), parts.map(n).iter().sum()), "{}", m["name"]);
@@ -336,6 +336,72 @@ fn overheads_are_shares_of_ideal_cycles() {
             assert_eq!((count(m, "walks"), count(m, "l1_tlb_misses")), (0, 0));
         }
     }
+}
+
+/// What populating left out of the table is said, with what it would have cost each machine: the verdict
+/// of a program that begins with its first touches may be another.
+#[test]
+fn populated_memory_is_told_with_what_its_first_touch_costs() {
+    let lab = Lab::new();
+    let gups = "compare gups --footprint 16MiB --accesses 50k --machines shadow,nested";
+    let results = lab.json(gups);
+    let of = |name: &str, key: &str| number(machine(&results, name), key);
+    // The pages of the footprint, each once, and few more.
+    let faults = of("native:4k", "setup_guest_faults");
+    assert!((4096.0..4200.0).contains(&faults), "{faults}");
+    assert_eq!(faults, of("shadow:4k+4k", "setup_guest_faults"));
+    let costs =
+        ["native:4k", "nested:4k+4k", "shadow:4k+4k"].map(|m| of(m, "setup_overhead_percent"));
+    assert!(costs[0] > 0.0 && costs[0] < costs[1] && costs[1] < costs[2], "{costs:?}");
+    let table = lab.ok(gups);
+    let note = table.lines().find(|l| l.starts_with("note     memory was populated")).unwrap();
+    let shadow = format!("shadow:4k+4k {:.1} (", costs[2]);
+    assert!(note.contains(&shadow) && note.ends_with("--populate no counts it"), "{note}");
+    // What is counted by itself needs no note.
+    let cold = lab.json(&format!("{gups} --populate no"));
+    assert_eq!(number(machine(&cold, "shadow:4k+4k"), "setup_overhead_percent"), 0.0);
+    assert!(!lab.ok(&format!("{gups} --populate no")).contains("before counting"));
+}
+
+/// Hits of the second-level TLB cost cycles where nothing walks; the column's name holds both.
+#[test]
+fn the_column_of_translation_says_what_it_holds() {
+    let lab = Lab::new();
+    let uniform = "compare uniform --footprint 1MiB --accesses 200k --machines native";
+    let results = lab.json(uniform);
+    let native = machine(&results, "native:4k");
+    assert_eq!((count(native, "walks"), native.get("walk_overhead_percent")), (0, None));
+    assert!(number(native, "translation_overhead_percent") > 1.0);
+    let table = lab.ok(uniform);
+    assert!(table.contains("transl.") && !table.contains("walk  "), "{table}");
+}
+
+/// Options of KVM's are read, named, and refused where there is no such choice.
+#[test]
+fn options_of_the_hypervisor_are_part_of_a_machines_name() {
+    let lab = Lab::new();
+    let small = "compare gups --footprint 1MiB --accesses 2k --machines";
+    let table = lab.ok(&format!(
+        "{small} nested/eptad=off/lived=long/nx_huge_pages=off:4k+2m,shadow/nx_huge_pages=auto,agile/eptad=on"
+    ));
+    for name in [
+        "nested/lived=long/eptad=off/nx_huge_pages=off:4k+2m",
+        "shadow:4k+4k",
+        "agile/eptad=on:4k+4k",
+    ] {
+        assert!(table.contains(name), "{name}: {table}");
+    }
+    for (machine, words) in [
+        ("nested/eptad=maybe", ["eptad=maybe", "on, off"]),
+        ("nested/nx_huge_pages=1", ["nx_huge_pages=1", "auto, on, off"]),
+        ("shadow/eptad=off", ["shadow/eptad=off", "leave `/eptad=off` out"]),
+        ("nested/eptad=off --profile zen2", ["eptad=off", "zen2 always has"]),
+    ] {
+        let message = lab.refused(&format!("{small} {machine}"));
+        assert!(words.iter().all(|w| message.contains(w)), "{message}");
+    }
+    let explained = lab.ok("explain agile");
+    assert!(explained.contains("eptad=on|off") && explained.contains("nx_huge_pages=auto|on|off"));
 }
 
 #[test]

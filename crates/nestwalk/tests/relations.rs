@@ -90,7 +90,7 @@ fn nested_walks_are_longer_and_their_tables_larger() {
         for key in ["l1_tlb_misses", "l2_tlb_misses", "walks", "guest_refs"] {
             assert_eq!(count(native, key), count(nested, key), "{workload} {key}");
         }
-        for key in ["refs_per_walk", "cycles_per_walk", "walk_overhead_percent"] {
+        for key in ["refs_per_walk", "cycles_per_walk", "translation_overhead_percent"] {
             assert!(number(nested, key) > number(native, key), "{workload} {key}");
         }
         let bytes = &nested["page_table_bytes"];

@@ -460,6 +460,9 @@ fn results(plan: &Plan, seats: &[Seat]) -> Vec<MachineResult> {
                 seat.machine.page_table_bytes(),
                 seat.machine.verdict(),
             );
+            if let Some(before) = seat.machine.before() {
+                result.set_up(before, &plan.profile);
+            }
             let placed = seat.machine.host_placement();
             result.host_placement = placed.map(|p| PlacementResult::new(&p, &plan.profile));
             result.segments = seat.machine.segments();

@@ -152,8 +152,7 @@ fn vmm_ns(c: &Counters, profile: &Profile) -> f64 {
             + c.shadow_prefetches
             + c.nested_prefetches
             + c.dirty_bits_scanned
-            + c.contiguity_updates)
-            as f64
+            + c.contiguity_updates) as f64
             * s.sync_entry_ns.value
         + c.host_faults as f64 * s.host_fault_ns.value
         + host_moving_ns(c, profile)

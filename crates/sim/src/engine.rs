@@ -76,6 +76,10 @@ pub trait AnyMachine: Send {
     fn run(&mut self, batch: &GuestBatch) -> Result<(), MachineError>;
     /// What was counted since the region of interest began.
     fn counters(&self) -> &Counters;
+    /// What was counted before it began; `None` if nothing was.
+    fn before(&self) -> Option<&Counters> {
+        None
+    }
     /// Memory that tables take now.
     fn page_table_bytes(&self) -> PageTableBytes;
     /// What the referee found, if there was one.
@@ -162,6 +166,8 @@ pub struct Machine<S> {
     series: Series,
     looks: Looks,
     recorder: Option<Box<Recorder>>,
+    /// What was counted before the region of interest.
+    before: Option<Box<Counters>>,
 }
 
 impl<S: Scheme> Machine<S> {
@@ -190,6 +196,7 @@ impl<S: Scheme> Machine<S> {
             series: Series::default(),
             looks: Looks::default(),
             recorder: None,
+            before: None,
         })
     }
 
@@ -610,7 +617,7 @@ impl<S: Scheme> Machine<S> {
         let platform = &mut self.platform;
         match *control {
             Control::RegionOfInterest => {
-                platform.counters = Counters::default();
+                self.before = Some(Box::new(std::mem::take(&mut platform.counters)));
                 self.series.counting_begins(platform.clock);
                 self.scheme.counting_begins(platform);
                 if let Some(recorder) = &mut self.recorder {
@@ -728,6 +735,10 @@ impl<S: Scheme> AnyMachine for Machine<S> {
 
     fn counters(&self) -> &Counters {
         &self.platform.counters
+    }
+
+    fn before(&self) -> Option<&Counters> {
+        self.before.as_deref()
     }
 
     fn page_table_bytes(&self) -> PageTableBytes {

@@ -439,7 +439,8 @@ fn continue_2d<const FILL: bool, H: HostDimension, W: Watch<Gpa>>(
         let home: Gpa = entry.target();
         held = guest.memory.child(held, mode.index(request.gva.value(), level), home);
         level -= 1;
-        let table = nested.translate(hardware, counters, core, home, Purpose::table(level))?.apply(home);
+        let table =
+            nested.translate(hardware, counters, core, home, Purpose::table(level))?.apply(home);
         let switched = pointer.switched;
         pointer = Pointer { table, home: home.value(), handle: held, permissions, switched };
         if FILL {

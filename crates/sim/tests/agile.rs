@@ -24,10 +24,12 @@ const S4K: PageSize = PageSize::SIZE_4K;
 const S2M: PageSize = PageSize::SIZE_2M;
 const GVA: u64 = 0x4000_0000;
 const DATA: u64 = 0x5000_0000;
+/// Instructions in an interval; the default's second is longer than these programs.
+const INTERVAL: u64 = 2_000_000;
 
 fn agile(setup: &Setup, variant: &str) -> Machine<Agile> {
     let mut build = setup.build("agile", true);
-    let config = AgileConfig::parse(variant).unwrap();
+    let config = AgileConfig::parse(&format!("interval={INTERVAL}/{variant}")).unwrap();
     Machine::new(Agile::new(config, &mut build).unwrap(), build).unwrap()
 }
 
@@ -43,7 +45,7 @@ fn nested_at(setup: &Setup, level: u8, size: PageSize) -> (Machine<Agile>, Scrip
     s.load(GVA);
     m.count(&s.take());
     // The stores that made the tables are long ago.
-    m.platform.clock += AgileConfig::default().interval;
+    m.platform.clock += INTERVAL;
     if level > 0 {
         // Another entry of that table, which holds nothing before and after.
         let other = GVA ^ (1 << mode.span(level).shift());
@@ -210,7 +212,7 @@ fn the_dirty_bit_of_a_split_page_is_kept() {
             for _ in 0..10 {
                 s.load(GVA + round * 0x1000);
             }
-            m.platform.clock += AgileConfig::default().interval;
+            m.platform.clock += INTERVAL;
             m.count(&s.take());
             assert!(!Script::machine_entry(&m.platform.world, at).has(DIRTY), "{variant} {round}");
         }
@@ -267,7 +269,7 @@ fn the_cr3_cache_follows_the_roots() {
     s.root = first;
     let (at, _) = s.entry(GVA + (1 << 39), 4);
     s.root = second;
-    m.platform.clock += AgileConfig::default().interval;
+    m.platform.clock += INTERVAL;
     s.write(at, 0);
     s.write(at, 0);
     s.load(GVA);

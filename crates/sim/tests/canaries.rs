@@ -186,7 +186,7 @@ fn spoilt(scheme: &str, wrong: Wrong, host_pages: &'static str) -> Box<dyn AnyMa
             Box::new(Machine::new(Spoilt { inner, wrong }, build).unwrap())
         }
         _ => {
-            let inner = Shadow::new(&build);
+            let inner = Shadow::new(&build).unwrap();
             Box::new(Machine::new(Spoilt { inner, wrong }, build).unwrap())
         }
     }
@@ -472,13 +472,13 @@ impl Scheme for NeverTold {
 fn a_shadow_that_is_not_kept_in_step_is_caught() {
     for life in [moved_page(), moved_page_and_cr3()] {
         let build = setup("4k").build("shadow", true);
-        let never = NeverInStep(Shadow::new(&build));
+        let never = NeverInStep(Shadow::new(&build).unwrap());
         let machine = Box::new(Machine::new(never, build).unwrap());
         assert!(violations(machine, &[life]) > 0);
     }
     for life in [moved_page(), moved_table()] {
         let build = setup("4k").build("shadow", true);
-        let never = NeverTold(Shadow::new(&build));
+        let never = NeverTold(Shadow::new(&build).unwrap());
         let machine = Box::new(Machine::new(never, build).unwrap());
         assert!(violations(machine, &[life]) > 0);
     }

@@ -348,7 +348,7 @@ fn the_quota_holds() {
     let mut build = setup.build("shadow", true);
     // Two per cent of 1 MiB is less than the minimum.
     build.guest_bytes = 1 << 20;
-    let mut m = Machine::new(Shadow::new(&build), build).unwrap();
+    let mut m = Machine::new(Shadow::new(&build).unwrap(), build).unwrap();
     let mut s = Script::new(&LONG4);
     let regions = 200u64;
     for i in 0..regions {
@@ -390,7 +390,7 @@ fn the_quota_holds() {
         let setup = Setup { vcpus: 3, ..setup.clone() };
         let mut build = setup.build("shadow", true);
         build.guest_bytes = 1 << 20;
-        let mut m = Machine::new(Shadow::new(&build), build).unwrap();
+        let mut m = Machine::new(Shadow::new(&build).unwrap(), build).unwrap();
         for events in life.live() {
             m.run(&events).unwrap();
             assert!(m.scheme.mmu.bytes() / 4096 <= QUOTA_MIN);

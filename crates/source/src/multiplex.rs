@@ -302,6 +302,7 @@ impl Source for Multiplex {
             approximations,
             guest: None,
             total: infos.iter().map(|i| i.total).sum(),
+            failed: infos.iter().find_map(|i| i.failed.clone()),
         }
     }
 

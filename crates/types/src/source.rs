@@ -38,6 +38,8 @@ pub struct SourceInfo {
     pub guest: Option<GuestInfo>,
     /// Accesses or bytes in all, if known: what progress is measured against.
     pub total: Option<u64>,
+    /// The command that the source ran has ended, and failed: how. What came of it is whole all the same.
+    pub failed: Option<String>,
 }
 
 /// What a stream with the page tables of a real guest says of that guest.

@@ -76,6 +76,7 @@ impl<K: Kernel + 'static> Driver<K> {
             approximations,
             guest: None,
             total: spec.accesses,
+            failed: None,
         };
         Box::new(Self {
             kernel,

@@ -8,6 +8,6 @@ mod summary;
 
 pub use check::{Agreement, Check};
 pub use decoder::REGION_OF_INTEREST;
-pub use running::{Live, LiveOptions, PAGING, plugin};
+pub use running::{Live, LiveOptions, PAGING, failure, plugin};
 pub use stream::{Next, Stream};
 pub use summary::{Summary, Unseen};

@@ -111,6 +111,7 @@ impl Live {
             approximations: Vec::new(),
             guest: Some(about),
             total: None,
+            failed: None,
         }
     }
 
@@ -194,11 +195,17 @@ fn arguments(
     Ok(arguments)
 }
 
+/// What is said of a guest's command that failed; `None` if it did not.
+pub fn failure(status: u8) -> Option<String> {
+    (status != 0).then(|| format!("the guest's command failed: exit status {status}"))
+}
+
 impl Source for Live {
     fn info(&self) -> SourceInfo {
         let mut info = self.info.clone();
         if let Some(outcome) = &self.outcome {
             info.description += &format!(", exit status {}", outcome.status);
+            info.failed = failure(outcome.status);
         }
         if let Some(a) = self.agreement() {
             info.description += &format!(

@@ -1,10 +1,11 @@
 //! `capture`: a real Linux guest runs a command and is recorded.
 
 use crate::args::{CaptureArgs, Format};
+use crate::commands::compare::of_command;
 use crate::guest::RealGuest;
 use crate::progress::Meter;
 use anyhow::{Context, Result, bail};
-use nestwalk_capture::live::{Agreement, Live, Summary, plugin};
+use nestwalk_capture::live::{Agreement, Live, Summary, failure, plugin};
 use nestwalk_capture::{Boot, Cache, prepare};
 use nestwalk_report::{bytes, count};
 use nestwalk_sim::compare::Progress;
@@ -18,7 +19,7 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-/// `nestwalk capture`. The exit code is that of the command.
+/// `nestwalk capture`. The exit code is 1 if the command failed.
 ///
 /// # Errors
 /// A piece is missing, the guest dies, or the trace cannot be written.
@@ -81,7 +82,10 @@ pub fn capture(args: &CaptureArgs) -> Result<ExitCode> {
     {
         bail!("the check found disagreements with QEMU: the recording cannot be trusted");
     }
-    Ok(ExitCode::from(report.status.unwrap_or(2)))
+    let failed = report
+        .status
+        .map_or_else(|| Some("the guest ended before its command".to_owned()), failure);
+    Ok(of_command(failed.as_deref()))
 }
 
 /// Writes everything that comes, until the guest has ended.

@@ -12,9 +12,10 @@ use nestwalk_types::SourceInfo;
 use serde_json::{Value, json};
 use std::io::{ErrorKind, Write};
 use std::path::Path;
+use std::process::ExitCode;
 
 /// `nestwalk compare`.
-pub fn compare(args: &CompareArgs) -> Result<()> {
+pub fn compare(args: &CompareArgs) -> Result<ExitCode> {
     experiment(
         &Experiment::from_args(args)?,
         &args.output,
@@ -23,7 +24,7 @@ pub fn compare(args: &CompareArgs) -> Result<()> {
 }
 
 /// `nestwalk run`.
-pub fn run(args: &RunArgs) -> Result<()> {
+pub fn run(args: &RunArgs) -> Result<ExitCode> {
     experiment(
         &Experiment::from_file(&args.file)?,
         &args.output,
@@ -49,7 +50,7 @@ impl Tables {
     }
 }
 
-fn experiment(experiment: &Experiment, output: &OutputArgs, tables: &Tables) -> Result<()> {
+fn experiment(experiment: &Experiment, output: &OutputArgs, tables: &Tables) -> Result<ExitCode> {
     let Tables { energy, contiguity, every } = *tables;
     let threads = output.threads()?;
     let mut opened =
@@ -78,7 +79,20 @@ fn experiment(experiment: &Experiment, output: &OutputArgs, tables: &Tables) -> 
     for line in sampled?.iter().filter(|_| !output.quiet) {
         eprintln!("nestwalk: {line}");
     }
-    verdict(outcome)
+    verdict(outcome)?;
+    Ok(of_command(info.failed.as_deref()))
+}
+
+/// The exit code of a run that went well, by how the command did that it was a run of. What went wrong is
+/// the last that is told; 2 is kept for errors of this program.
+pub fn of_command(failed: Option<&str>) -> ExitCode {
+    match failed {
+        None => ExitCode::SUCCESS,
+        Some(how) => {
+            eprintln!("nestwalk: {how}; the results are those of its run");
+            ExitCode::from(1)
+        }
+    }
 }
 
 fn print(text: &str) -> Result<()> {
@@ -202,6 +216,7 @@ impl Results<'_> {
         for line in &info.approximations {
             out += &format!("note     {line}\n");
         }
+        out += &show::set_up(&self.outcome.machines, self.experiment.populate);
         out.push('\n');
         out += &show::machines(&self.outcome.machines);
         out += &show::exits(&self.outcome.machines);

@@ -73,7 +73,7 @@ pub fn explain(args: &ExplainArgs) -> Result<()> {
         } else {
             "Runs without a hypervisor: there is no host dimension.\n"
         };
-        for (key, values, meaning) in s.keys {
+        for (key, values, meaning) in s.keys.iter().chain(s.vmm.keys()) {
             out += &format!("  {key}={values}: {meaning}\n");
         }
         if name == "switching" {

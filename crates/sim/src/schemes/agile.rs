@@ -78,8 +78,9 @@ impl Scheme for Agile {
         let core = request.core();
         let (start, root) = (self.mmu.start(core), self.mmu.shadow_root(core));
         let hardware_ad = self.mmu.config().hardware_ad;
-        let mode = self.mmu.shadow.mode();
-        let (memory, homes) = self.mmu.shadow.tables_and_homes();
+        let (shadow, nested) = self.mmu.tables();
+        let mode = shadow.mode();
+        let (memory, homes) = shadow.tables_and_homes();
         let world = &mut platform.world;
         let guest_root = world.root(request.vcpu);
         let mut tables = AgileTables {
@@ -91,7 +92,7 @@ impl Scheme for Agile {
                 root: guest_root,
                 dimension: Dimension::Guest,
             },
-            nested: self.mmu.nested.tables(),
+            nested,
             start,
             hardware_ad,
         };
@@ -180,6 +181,16 @@ impl Scheme for Agile {
         new: u64,
     ) -> Result<(), MachineError> {
         self.mmu.table_write(platform, at, new)
+    }
+
+    fn table_new(
+        &mut self,
+        _platform: &mut Platform,
+        _vcpu: VcpuId,
+        at: Gpa,
+    ) -> Result<(), MachineError> {
+        self.mmu.table_new(at);
+        Ok(())
     }
 
     fn page_written(

@@ -106,8 +106,7 @@ impl VmmOptions {
                     return Err(format!("{name}={value}: there are {values}"));
                 }
             };
-            let place =
-                if name == EPT_AD.0 { &mut found.ept_ad } else { &mut found.nx_huge_pages };
+            let place = if name == EPT_AD.0 { &mut found.ept_ad } else { &mut found.nx_huge_pages };
             if place.is_some() {
                 return Err(format!("{name}= is given twice"));
             }
@@ -125,8 +124,7 @@ impl VmmOptions {
         let word = |name: &str, flag: Option<bool>| {
             flag.map(|on| format!("{name}={}", if on { "on" } else { "off" }))
         };
-        let parts =
-            [word(EPT_AD.0, self.ept_ad), word(NX_HUGE_PAGES.0, self.nx_huge_pages)];
+        let parts = [word(EPT_AD.0, self.ept_ad), word(NX_HUGE_PAGES.0, self.nx_huge_pages)];
         parts.into_iter().flatten().collect::<Vec<_>>().join("/")
     }
 
@@ -139,7 +137,9 @@ impl VmmOptions {
             return Ok(VmmRules::PLAIN);
         }
         let core = &profile.core;
-        if kind == VmmKind::Nested && self.ept_ad == Some(false) && core.nested_ad_always.value > 0.0
+        if kind == VmmKind::Nested
+            && self.ept_ad == Some(false)
+            && core.nested_ad_always.value > 0.0
         {
             return Err(format!(
                 "eptad=off: nested paging of {} always has accessed and dirty flags; leave it out",

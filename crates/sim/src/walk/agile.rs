@@ -14,14 +14,17 @@
 //! A walk never goes back from guest to shadow tables. Walk caches hold the next table's host-physical
 //! address and whether it is a shadow or a guest table, so that they take a walk to either.
 
-use super::{Fault, NestedTables, Tables, continue_2d, is_leaf, start_2d, take_leaf};
+use super::{
+    Fault, HostDimension, NestedTables, Purpose, Tables, continue_2d, is_leaf, start_2d, take_leaf,
+    translate_nested,
+};
 use crate::counters::{Counters, FULLY_NESTED};
 use crate::hardware::{Hardware, Request};
 use crate::vmm::shadow::{Homes, SWITCH};
 use nestwalk_hw::{Pointer, Translation};
 use nestwalk_tables::entry::{ACCESSED, DIRTY};
 use nestwalk_tables::{Entry, Handle, Level};
-use nestwalk_types::{Gpa, Hpa};
+use nestwalk_types::{Address, Gpa, Hpa};
 
 /// What the root registers say.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -43,11 +46,40 @@ pub struct AgileTables<'a> {
     /// The guest's tables.
     pub guest: Tables<'a, Gpa>,
     /// The nested tables.
-    pub nested: NestedTables<'a>,
+    pub nested: Marked<'a>,
     /// Where the walk begins.
     pub start: Start,
     /// The walker sets A and D in the guest's tables, too, when it sets them in the shadow's.
     pub hardware_ad: bool,
+}
+
+/// Nested tables whose entries of guest tables become dirty as they are walked, where flags are on.
+pub struct Marked<'a> {
+    /// The tables.
+    pub tables: NestedTables<'a>,
+    /// A bit for each guest frame that was a table at some time; empty if nobody looks.
+    pub walked: &'a mut [u64],
+}
+
+impl HostDimension for Marked<'_> {
+    #[inline]
+    fn translate(
+        &mut self,
+        hardware: &mut Hardware,
+        counters: &mut Counters,
+        core: usize,
+        gpa: Gpa,
+        purpose: Purpose,
+    ) -> Result<Translation, Fault> {
+        let found = translate_nested(hardware, counters, &mut self.tables, core, gpa, purpose)?;
+        let gfn = gpa.page_number();
+        if purpose.on_behalf > 0
+            && let Some(word) = self.walked.get_mut((gfn >> 6) as usize)
+        {
+            *word |= 1 << (gfn & 63);
+        }
+        Ok(found)
+    }
 }
 
 /// A walk that could not finish.

@@ -10,6 +10,7 @@ use nestwalk_sim::schemes::native::Native;
 use nestwalk_sim::schemes::nested::Nested;
 use nestwalk_sim::schemes::shadow::Shadow;
 use nestwalk_sim::schemes::xen_pv::XenPv;
+use nestwalk_sim::vmm::options::VmmOptions;
 use nestwalk_sim::vmm::segments::SegmentedVm;
 use nestwalk_sim::{AnyMachine, Counters, ExitReason, Machine};
 use nestwalk_tables::{LONG4, Mode};
@@ -19,6 +20,7 @@ use nestwalk_types::{Gpa, GuestBatch};
 #[derive(Clone)]
 pub struct Setup {
     pub profile: Profile,
+    pub vmm: VmmOptions,
     pub guest_mode: &'static Mode,
     pub host_mode: &'static Mode,
     pub host_pages: &'static str,
@@ -34,6 +36,7 @@ impl Setup {
     pub fn new(profile: Profile) -> Self {
         Self {
             profile,
+            vmm: VmmOptions::default(),
             guest_mode: &LONG4,
             host_mode: &LONG4,
             host_pages: "4k",
@@ -64,7 +67,7 @@ impl Setup {
         Build {
             name: name.into(),
             variant: String::new(),
-            vmm: nestwalk_sim::vmm::options::VmmOptions::default(),
+            vmm: self.vmm,
             profile: self.profile.clone(),
             guest_mode: self.guest_mode,
             nested_mode: self.host_mode,
@@ -98,7 +101,7 @@ impl Setup {
     }
     pub fn shadow(&self) -> Machine<Shadow> {
         let build = self.build("shadow", true);
-        Machine::new(Shadow::new(&build), build).unwrap()
+        Machine::new(Shadow::new(&build).unwrap(), build).unwrap()
     }
 }
 

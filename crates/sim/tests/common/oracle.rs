@@ -10,7 +10,7 @@ use nestwalk_hw::profile::TlbProfile;
 use nestwalk_sim::Counters;
 use nestwalk_tables::entry::{ACCESSED, DIRTY, GLOBAL};
 use nestwalk_tables::{Mode, TableMemory, look_up};
-use nestwalk_types::{Address, Control, Gpa, GuestBatch, Gva, Invalidation, PageSize, Run};
+use nestwalk_types::{Address, Control, Gpa, GuestBatch, Gva, Invalidation, PageSize, Run, VcpuId};
 
 /// One translation.
 #[derive(Clone, Copy, Debug)]
@@ -145,6 +145,10 @@ impl Core {
 pub enum Shadowed {
     /// Everything was dropped on every vCPU.
     Flushed,
+    /// Everything was dropped on one.
+    FlushedVcpu(VcpuId),
+    /// A root of the PCID that an invalidation names is at hand.
+    AtHand,
     /// The entries for an address were dropped on every vCPU, for the PCID that it runs.
     Dropped(Gva),
     /// A walk ended with this translation.
@@ -159,9 +163,16 @@ pub struct Oracle {
     host: Option<PageSize>,
     /// What is counted: first-level misses, second-level hits and misses, upgrades.
     pub counts: [u64; 4],
+    /// A hypervisor with shadow tables answers loads of CR3 and invalidations, by INVVPID.
+    kvm: bool,
 }
 
 impl Oracle {
+    /// Of a guest whose hypervisor has shadow tables.
+    pub fn below_kvm(self) -> Self {
+        Self { kvm: true, ..self }
+    }
+
     pub fn new(
         profile: &Profile,
         mode: &'static Mode,
@@ -176,7 +187,7 @@ impl Oracle {
             pcid: 0,
         };
         let cores = (0..vcpus).map(|_| core()).collect();
-        Self { mode, tables: TableMemory::new(), cores, host, counts: [0; 4] }
+        Self { mode, tables: TableMemory::new(), cores, host, counts: [0; 4], kvm: false }
     }
 
     /// What a machine should have counted.
@@ -246,6 +257,8 @@ impl Oracle {
         for event in shadowed {
             match *event {
                 Shadowed::Flushed => self.cores.iter_mut().for_each(|c| c.remove(|_| true)),
+                Shadowed::FlushedVcpu(vcpu) => self.cores[usize::from(vcpu.0)].remove(|_| true),
+                Shadowed::AtHand => {}
                 Shadowed::Dropped(gva) => {
                     for core in &mut self.cores {
                         let pcid = core.pcid;
@@ -293,8 +306,13 @@ impl Oracle {
                 let core = &mut self.cores[usize::from(vcpu.0)];
                 (core.root, core.pcid) = (root, pcid);
                 if !keep {
-                    core.remove(|e| e.pcid == Some(pcid));
+                    let all = self.kvm;
+                    core.remove(|e| all || e.pcid == Some(pcid));
                 }
+            }
+            Control::Invalidate { vcpu, what } if self.kvm => {
+                let at_hand = shadowed.iter().any(|e| matches!(e, Shadowed::AtHand));
+                self.invalidate_by_kvm(usize::from(vcpu.0), what, at_hand);
             }
             Control::Invalidate { vcpu, what } => self.invalidate(usize::from(vcpu.0), what),
             Control::Fault { vcpu, gva, code } => {
@@ -311,6 +329,17 @@ impl Oracle {
             }
             Control::RegionOfInterest => self.counts = [0; 4],
             _ => {}
+        }
+    }
+
+    fn invalidate_by_kvm(&mut self, v: usize, what: Invalidation, at_hand: bool) {
+        let core = &mut self.cores[v];
+        let of = |e: &Entry, gva: Gva| e.start & !e.whole.mask() == gva.value() & !e.whole.mask();
+        match what {
+            Invalidation::Page(gva) => core.remove(|e| of(e, gva)),
+            Invalidation::PageInPcid(gva, _) => core.remove(|e| at_hand && of(e, gva)),
+            Invalidation::Pcid(pcid) if pcid != core.pcid => {}
+            _ => core.remove(|_| true),
         }
     }
 

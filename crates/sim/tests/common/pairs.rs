@@ -6,6 +6,7 @@ use nestwalk_hw::Translation;
 use nestwalk_sim::hardware::Request;
 use nestwalk_sim::scheme::{Answer, MachineError, Platform, Scheme};
 use nestwalk_sim::schemes::shadow::Shadow;
+use nestwalk_sim::vmm::options::VmmOptions;
 use nestwalk_sim::walk::Fault;
 use nestwalk_sim::{AnyMachine, Machine};
 use nestwalk_tables::entry::PRESENT;
@@ -72,6 +73,11 @@ impl Scheme for Watched {
     ) -> Result<(), MachineError> {
         self.inner.load_cr3(platform, vcpu, pcid, keep)?;
         self.flushed(platform);
+        // Whether the root was at hand, the oracle does not know.
+        let core = &platform.hardware.cores[usize::from(vcpu.0)];
+        if core.l1d.is_empty() && core.l1i.is_empty() && core.l2.is_empty() {
+            self.log.push(Shadowed::FlushedVcpu(vcpu));
+        }
         Ok(())
     }
     fn invalidate(
@@ -80,6 +86,11 @@ impl Scheme for Watched {
         vcpu: VcpuId,
         what: Invalidation,
     ) -> Result<(), MachineError> {
+        if let Invalidation::PageInPcid(_, pcid) = what
+            && self.inner.mmu.has_at_hand(usize::from(vcpu.0), pcid)
+        {
+            self.log.push(Shadowed::AtHand);
+        }
         self.inner.invalidate(platform, vcpu, what)?;
         self.flushed(platform);
         Ok(())
@@ -123,15 +134,18 @@ impl Pairs {
             "2m" => PageSize::SIZE_2M,
             _ => PageSize::SIZE_1G,
         };
+        // The oracle knows one size of the host's pages, whatever is executed.
+        let vmm = VmmOptions { nx_huge_pages: Some(false), ..setup.vmm };
+        let setup = &Setup { vmm, ..setup.clone() };
         let oracle = |host| Oracle::new(&setup.profile, setup.guest_mode, setup.vcpus, host);
         let build = setup.build("shadow", true);
-        let watched = Watched { inner: Shadow::new(&build), log: Vec::new() };
+        let watched = Watched { inner: Shadow::new(&build).unwrap(), log: Vec::new() };
         Self {
             plain: vec![
                 (Box::new(setup.native()), oracle(None)),
                 (Box::new(setup.nested()), oracle(Some(host))),
             ],
-            shadow: Some((Machine::new(watched, build).unwrap(), oracle(Some(host)))),
+            shadow: Some((Machine::new(watched, build).unwrap(), oracle(Some(host)).below_kvm())),
             what: format!("{what} on {}", setup.profile.name),
         }
     }

@@ -252,6 +252,7 @@ impl Source for Drmemtrace {
             approximations,
             guest: None,
             total: self.total,
+            failed: None,
         }
     }
 

@@ -390,9 +390,9 @@ impl Source for Live {
                 .to_owned(),
         ];
         let status = self.status.map_or_else(|| "still running".to_owned(), |s| s.to_string());
-        if self.status.is_some_and(|s| !s.success()) {
-            approximations.push(format!("the traced command failed: {status}"));
-        }
+        let failed = self.status.filter(|s| !s.success());
+        let failed = failed.map(|s| format!("the traced command failed: {s}"));
+        approximations.extend(failed.clone());
         if self.no_holes {
             let dir = self.dir.path().display();
             approximations.push(format!(
@@ -408,6 +408,7 @@ impl Source for Live {
             approximations,
             guest: None,
             total: None,
+            failed,
         }
     }
 

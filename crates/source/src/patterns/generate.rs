@@ -272,6 +272,7 @@ impl Source for PatternSource {
             approximations: Vec::new(),
             guest: None,
             total: Some(s.accesses),
+            failed: None,
         }
     }
 

@@ -35,7 +35,7 @@ impl Bar {
         Self {
             bar: bar.into(),
             machine: m.name.clone(),
-            walk_percent: m.walk_overhead_percent,
+            walk_percent: m.translation_overhead_percent,
             vmm_percent: m.vmm_overhead_percent,
             total_percent: m.overhead_percent,
             cycles: m.total_cycles,

@@ -30,7 +30,7 @@ impl AgileMmu {
     /// # Errors
     /// Host memory is exhausted.
     pub fn tick(&mut self, platform: &mut Platform) -> Result<(), MachineError> {
-        let (now, interval) = (platform.clock, self.config.interval);
+        let (now, interval) = (platform.clock, self.interval);
         self.due += (now - self.due) / interval * interval + interval;
         self.stores.retain(|_, s| now - s.since < interval);
         let grown = self.leave_young(platform);
@@ -97,7 +97,7 @@ impl AgileMmu {
         let walked = platform.counters.walk_cycles;
         let cycles = walked.saturating_sub(self.walk_cycles);
         self.walk_cycles = walked;
-        let (now, interval) = (platform.clock, self.config.interval);
+        let (now, interval) = (platform.clock, self.interval);
         if cycles.saturating_mul(1000) >= self.config.walks.saturating_mul(interval) {
             let old = self.young.iter().filter(|(_, since)| now - **since >= interval);
             let grown: Vec<u64> = old.map(|(gfn, _)| *gfn).collect();
@@ -153,9 +153,14 @@ impl AgileMmu {
         for gfn in scan.covered {
             self.shadow.forget_covered(gfn);
         }
+        self.walked.fill(0);
         // The hardware would not set again what it remembers as set (INVEPT).
         platform.hardware.invalidate_nested_everywhere();
         scan.clean.into_iter().collect()
+    }
+
+    fn was_walked(&self, gfn: u64) -> bool {
+        self.walked.get((gfn >> 6) as usize).is_some_and(|w| w >> (gfn & 63) & 1 == 1)
     }
 
     /// A nested table and what is below it. `covered`: a table above stays nested.
@@ -171,7 +176,8 @@ impl AgileMmu {
         }
         let world = &platform.world;
         let table = Gpa::new(gfn << 12);
-        let clean = !world.guest.contains(table) || !self.dirty.contains(&gfn);
+        let clean =
+            !world.guest.contains(table) || !(self.dirty.contains(&gfn) || self.was_walked(gfn));
         if covered {
             scan.covered.push(gfn);
         } else if clean {

@@ -23,13 +23,13 @@ impl Back {
     }
 }
 
-/// How agile paging is set up. The default is what the paper evaluates, but for the interval.
+/// How agile paging is set up. The default is what the paper evaluates.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct AgileConfig {
-    /// Length of an interval in instructions. The paper has 1 s. Simulated programs are some hundredths
-    /// of a second long, so the default is 2 million instructions, about a millisecond: an assumption,
-    /// not a published number.
-    pub interval: u64,
+    /// Length of an interval in instructions; `None` is a second, as the paper has it, of instructions
+    /// that take the least that they can. Simulated programs are some hundredths of a second long, so
+    /// that no such interval ends in them; a short one is a variant.
+    pub interval: Option<u64>,
     /// Stores to a guest table within an interval that make it nested: 2 in the paper; 0 for never.
     pub writes: u32,
     /// When tables go back.
@@ -60,7 +60,7 @@ pub struct AgileConfig {
 impl Default for AgileConfig {
     fn default() -> Self {
         Self {
-            interval: 2_000_000,
+            interval: None,
             writes: 2,
             back: Back::Clean,
             refill: true,
@@ -75,7 +75,7 @@ impl Default for AgileConfig {
 
 /// Keys of machine names, what they take, and their meaning.
 pub static KEYS: &[(&str, &str, &str)] = &[
-    ("interval", "INSTRUCTIONS", "length of an interval"),
+    ("interval", "INSTRUCTIONS", "length of an interval; a second unless given, as in the paper"),
     ("writes", "N", "stores to a guest table within an interval that make it nested; 0 for never"),
     ("back", "never|all|clean", "which nested tables go back at the end of an interval"),
     ("refill", "on|off", "leaf tables that go back are shadowed at once, not by faults"),
@@ -112,7 +112,7 @@ impl AgileConfig {
                 found.ok_or_else(|| wrong(&format!("neither {} nor {}", a.0, b.0)))
             };
             match name {
-                "interval" => config.interval = number(1)?,
+                "interval" => config.interval = Some(number(1)?),
                 "writes" => {
                     config.writes = u32::try_from(number(0)?).map_err(|_| wrong("too many"))?;
                 }
@@ -143,7 +143,8 @@ impl fmt::Display for AgileConfig {
                 parts.push(text);
             }
         };
-        part(self.interval != d.interval, format!("interval={}", self.interval));
+        let interval = self.interval.map_or_else(String::new, |i| format!("interval={i}"));
+        part(self.interval != d.interval, interval);
         part(self.writes != d.writes, format!("writes={}", self.writes));
         part(self.back != d.back, format!("back={}", self.back.name()));
         part(self.refill != d.refill, "refill=off".into());
@@ -168,7 +169,7 @@ mod tests {
         assert_eq!(config.to_string(), all);
         let named: Vec<&str> = all.split('/').filter_map(|p| p.split('=').next()).collect();
         assert_eq!(named, KEYS.iter().map(|k| k.0).collect::<Vec<_>>());
-        assert_eq!((config.interval, config.writes, config.back), (5000, 3, Back::All));
+        assert_eq!((config.interval, config.writes, config.back), (Some(5000), 3, Back::All));
         assert_eq!((config.start_nested, config.walks, config.cr3_cache), (true, 7, 4));
         assert!(!config.hardware_ad && config.out_of_sync);
         assert_eq!(AgileConfig::parse("").unwrap(), AgileConfig::default());

@@ -11,10 +11,13 @@
 //! - CR3 loads that the hardware's cache knows do not exit. INVLPG does not exit unless tables may go
 //!   out of sync: a shadow that is always in step needs nothing from the VMM when the guest flushes.
 //!
-//! Dirty bits: the VMM keeps a dirty bit for each 4 KiB page that holds a nested guest table, as if
-//! nested tables mapped those pages by 4 KiB entries, also where the host has a larger page. Stores
-//! of the guest set it. Walks do not, as on hardware that marks a page dirty when it changes
-//! something in it.
+//! Dirty bits: there is one for each 4 KiB page that holds a nested guest table, as if nested tables
+//! mapped those pages by 4 KiB entries, also where the host has a larger page. Stores of the guest set
+//! it. Walks do not, unless `eptad=on`: the paper's policy takes a table that was not stored to since
+//! the interval began for clean, so it needs hardware on which reading a guest table is no write. With
+//! `eptad=on`, as EPT's flags and AMD's nested paging have it, every guest table that hardware finds by
+//! the nested tables becomes dirty when it is walked. A switching entry has its table's host-physical
+//! address, so that one is not found by the nested tables and stays clean; those below it do not.
 //!
 //! Not modelled: the nested tables do not take the permission to store to shadowed guest tables away
 //! (each such store exits by its event, whatever mapping the guest kernel makes it through), so large
@@ -34,7 +37,7 @@ use crate::counters::ExitReason;
 use crate::hardware::Request;
 use crate::scheme::{Answer, MachineError, Platform};
 use crate::walk::Fault;
-use crate::walk::agile::{AgileFault, Start};
+use crate::walk::agile::{AgileFault, Marked, Start};
 use nestwalk_mm::HostMemory;
 use nestwalk_tables::{Mode, look_up};
 use nestwalk_types::{Address, Gpa, Hpa, Invalidation, PageSize, VcpuId};
@@ -82,6 +85,13 @@ pub struct AgileMmu {
     dirty: FxHashSet<u64>,
     /// The frame that was put there last; `u64::MAX` for none.
     last_dirty: u64,
+    /// Guest tables whose nested entry's dirty bit walks have set, a bit for each guest frame; empty
+    /// unless walks do and the policy looks.
+    walked: Vec<u64>,
+    /// Walks set them.
+    marks: bool,
+    /// Length of an interval in instructions.
+    interval: u64,
     /// Roots that are fully nested still, and since when; of all roots met.
     young: BTreeMap<u64, u64>,
     met: FxHashSet<u64>,
@@ -110,6 +120,7 @@ impl AgileMmu {
         let shadow = ShadowMmu::new(shape.guest_mode, shape.vcpus, shape.guest_pages);
         let start = if config.start_nested { Start::Nested } else { Start::Shadow };
         let idle = config.writes == 0 && !config.start_nested;
+        let interval = config.interval.unwrap_or(shape.instructions_per_s).max(1);
         Ok(Self {
             shadow: shadow.with_rules(rules),
             nested: NestedMmu::new(shape.nested_mode, host, shape.rules)?,
@@ -119,9 +130,12 @@ impl AgileMmu {
             stores: FxHashMap::default(),
             dirty: FxHashSet::default(),
             last_dirty: u64::MAX,
+            walked: Vec::new(),
+            marks: shape.rules.ept_ad && config.back == Back::Clean && !idle,
+            interval,
             young: BTreeMap::new(),
             met: FxHashSet::default(),
-            due: if idle { u64::MAX } else { config.interval },
+            due: if idle { u64::MAX } else { interval },
             walk_cycles: 0,
         })
     }
@@ -293,6 +307,21 @@ impl AgileMmu {
         platform.hardware.invalidate(vcpu, what);
     }
 
+    /// A page of the guest is a table from now on.
+    pub fn table_new(&mut self, at: Gpa) {
+        let words = (at.page_number() >> 6) as usize + 1;
+        if self.marks && self.walked.len() < words {
+            self.walked.resize(words, 0);
+        }
+    }
+
+    /// Shadow tables and where their switching entries lead, and nested tables with the dirty bits that
+    /// walks set, for the walker.
+    #[inline]
+    pub fn tables(&mut self) -> (&mut ShadowMmu, Marked<'_>) {
+        (&mut self.shadow, Marked { tables: self.nested.tables(), walked: &mut self.walked })
+    }
+
     /// The guest stored to one of its tables; the mirror has the new entry already.
     ///
     /// # Errors
@@ -330,7 +359,7 @@ impl AgileMmu {
             return false;
         }
         let stores = self.stores.entry(gfn).or_insert(Stores { since: now, count: 0 });
-        if now - stores.since >= self.config.interval {
+        if now - stores.since >= self.interval {
             *stores = Stores { since: now, count: 0 };
         }
         stores.count += 1;

@@ -212,13 +212,14 @@ impl ShadowMmu {
                 }
                 flush = Flush::Address(gva);
             }
-            Invalidation::PageInPcid(gva, pcid) => {
+            Invalidation::PageInPcid(gva, pcid) if self.has_at_hand(v, pcid) => {
                 platform.lock();
                 for root in roots.iter().filter(|r| r.pcid == pcid) {
                     self.invalidate_page(platform, root.page, gva);
-                    flush = Flush::Address(gva);
                 }
+                flush = Flush::Address(gva);
             }
+            Invalidation::PageInPcid(..) => {}
             Invalidation::Pcid(pcid) => {
                 if platform.hardware.cores[v].asid.pcid() == pcid {
                     self.sync_current(platform, v);
@@ -239,6 +240,12 @@ impl ShadowMmu {
             Flush::Address(gva) => platform.hardware.invalidate_address(vcpu, self.mode, gva),
             Flush::Vpid => platform.hardware.invalidate_vcpu(vcpu),
         }
+    }
+
+    /// Whether the current root of a vCPU or one of its previous ones has a PCID.
+    pub fn has_at_hand(&self, vcpu: usize, pcid: u16) -> bool {
+        let roots = &self.roots[vcpu];
+        roots.current.iter().chain(&roots.previous).any(|r| r.pcid == pcid)
     }
 
     fn sync_current(&mut self, platform: &mut Platform, v: usize) {

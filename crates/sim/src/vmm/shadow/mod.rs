@@ -138,7 +138,12 @@ pub struct Rules {
 impl Default for Rules {
     /// KVM's.
     fn default() -> Self {
-        Self { out_of_sync: true, hardware_ad: false, previous_roots: PREVIOUS_ROOTS, nx_huge_pages: false }
+        Self {
+            out_of_sync: true,
+            hardware_ad: false,
+            previous_roots: PREVIOUS_ROOTS,
+            nx_huge_pages: false,
+        }
     }
 }
 

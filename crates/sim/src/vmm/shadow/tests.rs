@@ -61,7 +61,7 @@ impl ShadowMmu {
     }
 
     /// Whether a guest's table is behind the page.
-    fn has_table(&self, page: PageId) -> bool {
+    fn still_has_table(&self, page: PageId) -> bool {
         self.pages[page as usize].split.is_none()
     }
 
@@ -109,7 +109,7 @@ impl ShadowMmu {
                 page = p.next_same;
             }
         }
-        let tables = self.live_pages().filter(|p| self.has_table(*p));
+        let tables = self.live_pages().filter(|p| self.still_has_table(*p));
         let tables: BTreeSet<PageId> =
             tables.filter(|p| !self.pages[*p as usize].obsolete).collect();
         assert_eq!(chained, tables);
@@ -131,7 +131,7 @@ impl ShadowMmu {
             assert_eq!(p.holders, held.get(&page).copied().unwrap_or(0));
             assert!(!p.obsolete || p.holders > 0);
             if p.unsync {
-                assert!(p.level == 1 && self.has_table(page) && self.unsync.contains(&page));
+                assert!(p.level == 1 && self.still_has_table(page) && self.unsync.contains(&page));
             }
         }
         assert!(held.keys().all(|p| self.pages[*p as usize].live));
@@ -237,7 +237,7 @@ impl ShadowMmu {
     fn check_in_step(&self, present: &[Found], platform: &Platform) {
         for f in present {
             let p = &self.pages[f.page as usize];
-            if p.obsolete || p.unsync || !self.has_table(f.page) {
+            if p.obsolete || p.unsync || !self.still_has_table(f.page) {
                 continue;
             }
             let at = self.guest_entry_at(f.page, f.index);
@@ -283,7 +283,7 @@ fn machine(mode: &'static Mode, host_pages: &str, guest_bytes: u64) -> Machine<S
         host: Some(HostMemory::new(8 << 30, &LONG4, policy, 0.0, 1, &slots).unwrap()),
         verify: true,
     };
-    Machine::new(Shadow::new(&build), build).unwrap()
+    Machine::new(Shadow::new(&build).unwrap(), build).unwrap()
 }
 
 #[test]

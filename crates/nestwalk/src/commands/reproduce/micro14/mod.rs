@@ -159,7 +159,7 @@ impl Bar {
         Self {
             bar,
             machine: m.name.clone(),
-            walk_percent: m.walk_overhead_percent,
+            walk_percent: m.translation_overhead_percent,
             vmm_percent: m.vmm_overhead_percent,
             total_percent: m.overhead_percent,
             over_native_percent: over(m.total_cycles, native(ran, m)),
