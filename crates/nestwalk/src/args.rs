@@ -28,7 +28,8 @@ Examples:
   nestwalk compare gcc.nwt
 
 Programs come from Debian packages; files of the current directory that the command names are copied
-into the guest. The exit code is the command's; 2 is also: something was wrong, said on standard error.
+into the guest. The exit code is 1 if the command failed, and 2 if something else was wrong; standard error
+says what.
 scripts/guest installs what this needs.";
 
 const GOVERN_EXAMPLES: &str = "\

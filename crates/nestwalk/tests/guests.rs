@@ -173,13 +173,27 @@ fn output_and_exit_status_come_back_and_the_recording_repeats() {
         ])
     };
     let (first, second) = (run("a.nwt"), run("b.nwt"));
-    assert_eq!((first.code, second.code), (7, 7), "{}", first.err);
+    // 2 and more are errors of nestwalk's; how the command failed is the last line.
+    assert_eq!((first.code, second.code), (1, 1), "{}", first.err);
     assert_eq!(first.out, "out\nerr\n");
+    let last = first.err.lines().last().unwrap_or_default();
+    assert!(last.starts_with("nestwalk: the guest's command failed: exit status 7"), "{last}");
     let bytes = |name: &str| std::fs::read(lab.path(name)).unwrap();
     assert!(bytes("a.nwt") == bytes("b.nwt"), "two recordings of one command differ");
     let info = lab.json("trace info a.nwt");
     assert_eq!(info["header"]["reproducible"], true, "{info}");
     assert_eq!(info["summary"]["exit_status"], 7, "{info}");
+}
+
+/// The tables of a command that failed stay, and its failure is told.
+#[test]
+fn a_command_that_fails_in_a_guest_is_told_after_its_tables() {
+    let lab = Lab::new();
+    let ran = lab.run("compare --machines nested --quiet --guest -- false");
+    assert_eq!(ran.code, 1, "{}{}", ran.out, ran.err);
+    assert!(ran.out.contains("nested:observed+4k") && ran.out.contains("transl."), "{}", ran.out);
+    let last = ran.err.lines().last().unwrap_or_default();
+    assert!(last.starts_with("nestwalk: the guest's command failed: exit status 1"), "{last}");
 }
 
 #[test]

@@ -55,7 +55,10 @@ fn a_live_program_is_cut_at_the_accesses_wanted_and_ended() {
 fn a_command_that_fails_is_said_to() {
     let lab = Lab::new();
     let ran = lab.run("compare --machines nested --quiet --lackey -- false");
-    assert_eq!(ran.code, 0, "{}{}", ran.out, ran.err);
+    assert_eq!(ran.code, 1, "{}{}", ran.out, ran.err);
+    assert!(ran.out.contains("nested:4k+4k"), "the table stays: {}", ran.out);
+    let last = ran.err.lines().last().unwrap_or_default();
+    assert!(last.starts_with("nestwalk: the traced command failed: exit status: 1"), "{last}");
     let note = ran.out.lines().find(|l| l.starts_with("note     the traced command failed"));
     assert!(note.is_some_and(|l| l.contains("exit status: 1")), "{}", ran.out);
 }

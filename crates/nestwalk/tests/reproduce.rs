@@ -67,6 +67,13 @@ fn agile_paging_has_its_bars_beside_the_published_ones() {
     assert_eq!(results["published"].as_array().unwrap().len(), 8);
     let average = number(program, "average_references");
     assert!((4.0..=24.0).contains(&average), "{average}");
+    // The paper's interval does not end in this program: nothing goes back. Where walks are writes, less
+    // goes back than where they are reads.
+    let variants = program["variants"].as_array().unwrap();
+    let back: Vec<u64> = variants.iter().map(|v| count(v, "tables_shadowed")).collect();
+    assert_eq!((variants[0]["bar"].as_str(), back[0]), (Some("interval of 1 s"), 0));
+    assert!(back[1] > back[2], "{back:?}");
+    assert_eq!(variants[1]["machine"], program["pages_4k"][3]["machine"]);
 }
 
 /// Configurations by the paper's names, claims with what was measured, the plot beside theory.

@@ -47,7 +47,7 @@ static MACHINES: &[(&str, &str)] = &[
 /// Machines whose instructions are counted beside the first four, and the machine whose run each is
 /// without its policy: a policy that only advises leaves the rest of the run as it is.
 static WATCHED: &[(&str, &str, Option<&str>)] = &[
-    ("agile", "agile", None),
+    ("agile", "agile/interval=2000000", None),
     ("policy-shadow", "switching/dynamic-thresholds/obey=no/start=shadow", Some("shadow")),
     ("policy-nested", "switching/dynamic-thresholds/obey=no/start=nested", Some("nested")),
 ];
