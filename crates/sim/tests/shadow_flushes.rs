@@ -108,6 +108,7 @@ fn the_kernels_mapping_is_small_over_shadowed_tables() {
     // Two tables appear in that, and are shadowed.
     s.next_table = other + 0x5000;
     s.map_used(0x8000_0000, DATA + 0x40_0000, S4K);
+    m.count(&s.take());
     clear(&mut m, &mut s, &[(other + 0x10_0000, 0, 0)]);
     s.load(0x8000_0000);
     m.count(&s.take());
