@@ -5,6 +5,7 @@
 //! another walk. Hardware never calls software.
 
 use crate::ahead::{GROUP, WORTHWHILE};
+pub use crate::build::Build;
 use crate::counters::{Counters, ExitReason};
 use crate::coverage::{CoverageResult, Looks};
 use crate::hardware::{GUEST_VPID, Hardware, Request, Step};
@@ -15,12 +16,10 @@ use crate::scheme::{
 use crate::series::Series;
 use crate::switching::SwitchingResult;
 use crate::switching::sampler::{Cut, Recorded, Recorder};
-use crate::vmm::options::{VmmKind, VmmOptions, VmmRules};
 use crate::walk::Fault;
 use crate::world::World;
 use nestwalk_hw::{Caches, Profile, Translation};
 use nestwalk_mm::{HostDaemonRun, HostMemory, PlacementStats};
-use nestwalk_tables::Mode;
 use nestwalk_types::{
     Address, Control, FaultCode, Gpa, GuestBatch, Gva, Hpa, OsWork, PageSize, Run, VcpuId,
 };
@@ -29,41 +28,6 @@ use nestwalk_types::{
 /// at most one fault for each of 5 guest tables and the page, each with a few more for the VMM's own
 /// progress.
 const ATTEMPTS: u32 = 64;
-
-/// What a machine is made from.
-pub struct Build {
-    /// Its name in results.
-    pub name: String,
-    /// What kind of its scheme, as [`crate::Definition::variant`] gives it back.
-    pub variant: String,
-    /// What its VMM may do differently.
-    pub vmm: VmmOptions,
-    /// Its hardware and costs.
-    pub profile: Profile,
-    /// Paging mode of the guest.
-    pub guest_mode: &'static Mode,
-    /// Paging mode of nested tables.
-    pub nested_mode: &'static Mode,
-    /// vCPUs, each on a core of its own.
-    pub vcpus: usize,
-    /// Bytes of guest memory.
-    pub guest_bytes: u64,
-    /// Memory behind the guest, for virtualized schemes.
-    pub host: Option<HostMemory>,
-    /// The referee watches.
-    pub verify: bool,
-}
-
-impl Build {
-    /// What the VMM's options come to on this processor.
-    ///
-    /// # Errors
-    /// The processor has no such choice.
-    pub fn rules(&self, kind: VmmKind) -> Result<VmmRules, MachineError> {
-        let wrong = |reason| MachineError::Variant { machine: self.name.clone(), reason };
-        self.vmm.rules(kind, &self.profile).map_err(wrong)
-    }
-}
 
 /// A machine whatever its scheme. Called once per batch.
 pub trait AnyMachine: Send {

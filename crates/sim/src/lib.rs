@@ -5,6 +5,7 @@
 //! [`cost`] and [`energy`].
 
 pub mod ahead;
+pub mod build;
 pub mod coalescing;
 pub mod compare;
 pub mod contiguity;

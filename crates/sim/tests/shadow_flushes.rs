@@ -48,7 +48,7 @@ type Event = Box<dyn Fn(&mut Script, [Gpa; 2])>;
 fn flushes_reach_every_pcid() {
     let invalidate = |what| -> Event { Box::new(move |s: &mut Script, _| s.invalidate(what)) };
     let first = Gva::new(0x1000);
-    // Event, then misses of the first page and of the second one after the other address space is loaded.
+    // Event, then misses of the first page and of the second after the other address space is loaded.
     let cases: Vec<(&str, Event, [u64; 2])> = vec![
         ("a load that keeps", Box::new(|s, r| s.load_cr3(r[1], 2, true)), [0, 0]),
         ("a load that flushes", Box::new(|s, r| s.load_cr3(r[1], 2, false)), [1, 1]),

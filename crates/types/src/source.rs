@@ -38,7 +38,7 @@ pub struct SourceInfo {
     pub guest: Option<GuestInfo>,
     /// Accesses or bytes in all, if known: what progress is measured against.
     pub total: Option<u64>,
-    /// The command that the source ran has ended, and failed: how. What came of it is whole all the same.
+    /// The command that the source ran has ended, and failed: how. What came of it is whole.
     pub failed: Option<String>,
 }
 

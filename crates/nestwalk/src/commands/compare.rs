@@ -83,8 +83,8 @@ fn experiment(experiment: &Experiment, output: &OutputArgs, tables: &Tables) -> 
     Ok(of_command(info.failed.as_deref()))
 }
 
-/// The exit code of a run that went well, by how the command did that it was a run of. What went wrong is
-/// the last that is told; 2 is kept for errors of this program.
+/// The exit code of a run that went well, by how the command did that it was a run of. What went wrong
+/// is the last that is told; 2 is kept for errors of this program.
 pub fn of_command(failed: Option<&str>) -> ExitCode {
     match failed {
         None => ExitCode::SUCCESS,

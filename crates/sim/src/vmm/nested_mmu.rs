@@ -1,8 +1,8 @@
 //! Nested tables (EPT, NPT): built page by page as the guest touches its memory.
 //!
 //! With `nx_huge_pages` (Linux 4.19.84, 5.4 and later; `is_nx_huge_page_enabled`) a large entry forbids
-//! fetches. A fetch from one is a violation, whose answer drops it (`drop_large_spte`), flushes, and maps
-//! the page alone by an executable entry of 4 KiB, with its neighbours in an aligned group of 8
+//! fetches. A fetch from one is a violation, whose answer drops it (`drop_large_spte`), flushes, and
+//! maps the page alone by an executable entry of 4 KiB, with its neighbours in an aligned group of 8
 //! (`direct_pte_prefetch`). From then on what that large entry would map is mapped by 4 KiB
 //! (`disallowed_hugepage_adjust`). KVM's recovery thread, which zaps a sixtieth of these tables each
 //! minute so that they may become large again, is left out: simulated programs run for less.

@@ -1,8 +1,8 @@
 //! What a VMM as KVM may do differently, as names of machines spell it, whatever the scheme:
 //! `nested/eptad=off/nx_huge_pages=off:4k+2m`.
 //!
-//! - *`eptad`* (`kvm_intel.eptad`, 1 unless given): accessed and dirty flags of nested entries. With them
-//!   on, the processor's accesses to guest tables are writes (SDM vol. 3C, "Accessed and Dirty Flags for
+//! - *`eptad`* (`kvm_intel.eptad`, 1 unless given): accessed and dirty flags of nested entries. With
+//!   them on, the processor's accesses to guest tables are writes (SDM vol. 3C, "Accessed and Dirty Flags for
 //!   EPT"): they set D in the nested entry of the table's page and need its permission to write. With
 //!   them off they are reads. AMD's nested paging always has them ("Nested versus Guest Page Faults",
 //!   APM vol. 2: table walks for guest page tables are always treated as data writes).

@@ -36,9 +36,9 @@ const BUILT_IN: &[BuiltIn] = &[
 
 const PROFILE: &str = "sandy-bridge-e5-2430";
 
-/// Techniques, by the letters of the figure. The paper's interval is 1 s, of programs that run for minutes;
-/// these are some hundredths of a second long, of which an interval of about a millisecond is as small a
-/// part. What 1 s comes to is told beside it.
+/// Techniques, by the letters of the figure. The paper's interval is 1 s, of programs that run for
+/// minutes; these are some hundredths of a second long, of which an interval of about a millisecond is
+/// as small a part. What 1 s comes to is told beside it.
 const BARS: [(&str, &str); 4] = [("B", "native"), ("N", "nested"), ("S", "shadow"), ("A", SHORT)];
 const SHORT: &str = "agile/interval=2000000";
 
@@ -130,7 +130,7 @@ struct OfProgram {
     pages_4k: Vec<Bar>,
     /// The same with 2 MiB pages.
     pages_2m: Vec<Bar>,
-    /// Agile paging with 4 KiB pages: the paper's interval, a short one, and that where walks are writes.
+    /// Agile paging with 4 KiB pages: the paper's interval, a short one, that where walks are writes.
     variants: Vec<Variant>,
     /// Agile paging with 4 KiB pages: walks by where they left shadow tables.
     walks_switched: BTreeMap<&'static str, u64>,

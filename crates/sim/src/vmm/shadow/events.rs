@@ -160,7 +160,8 @@ impl ShadowMmu {
         Ok(known)
     }
 
-    /// Takes up a previous root, or loads one (`fast_cr3_switch`). Returns whether it was a previous one.
+    /// Takes up a previous root, or loads one (`fast_cr3_switch`). Returns whether it was a previous
+    /// one.
     fn switch_root(
         &mut self,
         platform: &mut Platform,
