@@ -2,10 +2,10 @@
 //! `nested/eptad=off/nx_huge_pages=off:4k+2m`.
 //!
 //! - *`eptad`* (`kvm_intel.eptad`, 1 unless given): accessed and dirty flags of nested entries. With
-//!   them on, the processor's accesses to guest tables are writes (SDM vol. 3C, "Accessed and Dirty Flags for
-//!   EPT"): they set D in the nested entry of the table's page and need its permission to write. With
-//!   them off they are reads. AMD's nested paging always has them ("Nested versus Guest Page Faults",
-//!   APM vol. 2: table walks for guest page tables are always treated as data writes).
+//!   them on, the processor's accesses to guest tables are writes (SDM vol. 3C, "Accessed and Dirty Flags
+//!   for EPT"): they set D in the nested entry of the table's page and need its permission to write. With
+//!   them off they are reads. AMD's nested paging always has them (APM vol. 2, "Nested versus Guest Page
+//!   Faults": table walks for guest page tables are always treated as data writes).
 //! - *`nx_huge_pages`* (`kvm.nx_huge_pages`, `auto` unless given): large entries forbid fetches, and a
 //!   page that is executed is mapped by 4 KiB (Linux 5.4 and later, against the erratum iTLB multihit).
 //!   `auto` is on for the processors that have the erratum, which their profile says.
