@@ -636,6 +636,8 @@ pub enum Publication {
     /// Enhancing and Exploiting Contiguity (ISCA 2020): CA paging and its rivals, `SpOT`, RMM, `CoLT`,
     /// anchors.
     Isca20,
+    /// vMitosis (ASPLOS 2021): times and counters of the run that the cost of cycles is fitted to.
+    Vmitosis,
 }
 
 /// Tables that stay at a switch.

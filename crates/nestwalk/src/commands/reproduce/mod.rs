@@ -8,6 +8,7 @@ mod micro14;
 mod programs;
 mod series;
 mod thesis;
+mod vmitosis;
 mod why;
 
 use crate::args::{Format, Publication, ReproduceArgs};
@@ -26,6 +27,7 @@ pub fn reproduce(args: &ReproduceArgs) -> Result<()> {
         Publication::Agile => boxed(agile::run(args)?),
         Publication::Micro14 => boxed(micro14::run(args)?),
         Publication::Isca20 => boxed(isca20::run(args)?),
+        Publication::Vmitosis => boxed(vmitosis::run(args)?),
     };
     if let Some(folder) = &output.output {
         for (name, format) in [
