@@ -7,6 +7,7 @@ mod experiment;
 mod fields;
 mod guest;
 mod outcome;
+mod processor_events;
 mod progress;
 mod session;
 mod show;

@@ -3,6 +3,7 @@
 use crate::args::ExplainArgs;
 use crate::commands::govern::show;
 use crate::fields::{self, Field};
+use crate::processor_events;
 use crate::sources::PHASES;
 use crate::sources::samples::{self, SAMPLES};
 use anyhow::{Result, bail};
@@ -172,6 +173,7 @@ fn field(name: &str) -> String {
                 for (part, fields) in fields::parts_of(name) {
                     out += &lines(&format!("{place}{part}."), fields);
                 }
+                out += &processor_events::explain(name);
             }
         }
     }
