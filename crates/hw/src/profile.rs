@@ -13,7 +13,7 @@ use thiserror::Error;
 pub struct Sourced {
     /// The number, in the unit of its key.
     pub value: f64,
-    /// Paper, manual or measurement; or `calibrated: ...`, or `derived: ...`.
+    /// Paper, manual or measurement; or `derived: ...`, or `fitted: ...`.
     pub source: String,
 }
 
