@@ -108,8 +108,8 @@ pub struct CoreProfile {
     pub frequency_mhz: Sourced,
     /// Cycles per instruction when every reference hits the first level.
     pub base_cpi: Sourced,
-    /// Cycles of a look-up of the second-level TLB, which every first-level miss pays, before the walk if
-    /// it misses.
+    /// Cycles of a look-up of the second-level TLB, which every first-level miss pays, before the walk
+    /// if it misses.
     pub l2_tlb_hit_cycles: Sourced,
     /// Cycles to look the walk caches up, once per walk.
     pub walk_cache_cycles: Sourced,
@@ -457,7 +457,7 @@ impl Profile {
             ("core.nested_ad_always", &self.core.nested_ad_always),
         ];
         for (key, flag) in flags {
-            if flag.value != 0.0 && flag.value != 1.0 {
+            if ![0.0, 1.0].contains(&flag.value) {
                 return Err(wrong(key, format!("{} must be 0 or 1", flag.value)));
             }
         }

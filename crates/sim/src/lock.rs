@@ -2,9 +2,9 @@
 //! for it, from what was counted.
 //!
 //! vCPUs come to the lock, hold it, and go away to run. With the times of each known that is a closed
-//! queueing network of one queue and one delay (the machine repairman), whose exact mean values follow by
-//! recursion over the number of customers (Reiser and Lavenberg, Mean-value analysis of closed multichain
-//! queueing networks, Journal of the ACM 27(2), 1980):
+//! queueing network of one queue and one delay (the machine repairman), whose exact mean values follow
+//! by recursion over the number of customers (Reiser and Lavenberg, Mean-value analysis of closed
+//! multichain queueing networks, Journal of the ACM 27(2), 1980):
 //!
 //! ```text
 //! R(n) = S * (1 + Q(n - 1))     time from coming to the lock to giving it up
@@ -81,8 +81,8 @@ mod tests {
     use super::*;
     use nestwalk_types::SplitMix64;
 
-    /// The probabilities of the states of the machine repairman, written down: with `N` customers, `n` of
-    /// them at the server, `p(n) = p(0) N! / (N - n)! (S / Z)^n`.
+    /// The probabilities of the states of the machine repairman, written down: with `N` customers, `n`
+    /// of them at the server, `p(n) = p(0) N! / (N - n)! (S / Z)^n`.
     fn closed_form(vcpus: u32, away: f64, held: f64) -> f64 {
         let mut weights = vec![1.0];
         for n in 1..=vcpus {

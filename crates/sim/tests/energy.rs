@@ -139,7 +139,13 @@ fn time_costs_static_power_and_work_dynamic_power() {
     let mut profile = priced(bare_profile());
     profile.core.frequency_mhz.value = 2000.0;
     profile.core.base_cpi.value = 0.5;
-    let cycles = Cycles { program: 1000.0, guest_os: 400.0, translation: 2000.0, vmm: 600.0 };
+    let cycles = Cycles {
+        program: 1000.0,
+        guest_os: 400.0,
+        translation: 2000.0,
+        vmm: 600.0,
+        ..Cycles::default()
+    };
     let c = Counters {
         instructions: 800,
         guest_segment_checks: 2,

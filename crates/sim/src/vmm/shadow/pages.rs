@@ -296,8 +296,8 @@ impl ShadowMmu {
         (0..regions).any(|i| self.shadowed_in_2m.contains_key(&((gfn >> 9) + i)))
     }
 
-    /// Drops every entry that maps a guest frame: what a change of the host's mapping asks for. The flush
-    /// is owed.
+    /// Drops every entry that maps a guest frame: what a change of the host's mapping asks for. The
+    /// flush is owed.
     pub fn drop_gfn(&mut self, gfn: u64) -> usize {
         let entries = self.rmap.entries(gfn);
         for spte in &entries {
