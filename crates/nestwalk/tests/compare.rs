@@ -71,7 +71,14 @@ fn json_has_the_documented_fields_and_no_others() {
             "compare forkstorm {SMALL} --verify \
              --machines switching/dsp/interval=0.01,agile/interval=1000,xen-pv"
         ),
-        format!("compare gups forkstorm {SMALL} --populate no --vcpus 2 --verify"),
+        "compare gups forkstorm --footprint 8MiB --accesses 200k --quiet --populate no --vcpus 2 \
+         --verify"
+            .into(),
+        format!(
+            "compare uniform:vcpus=2 --vcpus 2 {SMALL} --verify --populate no \
+             --profile sandy-bridge-e5-2430 --machines nested:4k@ranger \
+             --daemons ranger-interval-ms=0.001"
+        ),
         format!("compare gups {SMALL} --verify --machines ds,vmm-direct,guest-direct,dual-direct"),
         format!(
             "compare gups {SMALL} --verify --populate no --machines native:khugepaged@reserve,native:4k@ranger \
