@@ -1,12 +1,15 @@
 //! The one set-associative structure behind every TLB, walk cache and data cache.
 //!
-//! Replacement is true LRU. Sets of up to 16 ways keep the order of use beside the tags, as a list of
-//! way numbers of 4 bits each in one word, the most recent lowest, so that no entry ever moves; larger
-//! sets keep their entries themselves in order of use. Order and tags of a set lie together, in whole
-//! lines of the cache of the machine that we run on. Invalid ways stand last in the order, so they
-//! are filled first.
+//! Replacement is true LRU but for arrays that ask for another ([`crate::replacement`]). Sets of up to 16
+//! ways keep the order of use beside the tags, as a list of way numbers of 4 bits each in one word, the
+//! most recent lowest, so that no entry ever moves; larger sets keep their entries themselves in order
+//! of use. The state of another policy stands in the same word, with the way used last in the same
+//! place. Order and tags of a set lie together, in whole lines of the cache of the machine that we run on.
+//! Invalid ways are filled first: they stand last in the order, and other policies look for them.
 
 use crate::geometry::{Geometry, Indexer};
+use crate::replacement::Replacement;
+use nestwalk_types::SplitMix64;
 use std::marker::PhantomData;
 use wide::u32x4;
 
@@ -120,7 +123,18 @@ const ORDER_LANES: usize = 2;
 /// Lanes in a line of 64 bytes.
 const LINE: usize = 16;
 
-/// A set-associative array of payloads `P` under tags `T`, with true LRU replacement.
+/// How the sets of an array keep what their replacement goes by.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Kept {
+    /// LRU: a list in the word beside the tags.
+    List,
+    /// LRU of larger sets, or random: the entries stand in order of use.
+    Entries,
+    /// Another policy: its state is the word beside the tags.
+    State,
+}
+
+/// A set-associative array of payloads `P` under tags `T`.
 #[derive(Clone, Debug)]
 pub struct SetAssoc<T, P> {
     /// Set by set: the order of use, then the tags lane by lane, then unused lanes.
@@ -132,19 +146,33 @@ pub struct SetAssoc<T, P> {
     payloads: Box<[P]>,
     ways: usize,
     indexer: Indexer,
+    kept: Kept,
     /// Whether anything was filled since it was last known to be empty.
     used: bool,
+    replacement: Replacement,
+    random: SplitMix64,
     tag: PhantomData<T>,
 }
 
 impl<T: Tag, P: Copy + Default> SetAssoc<T, P> {
-    /// An empty array.
+    /// An empty array, indexed by the remainder, with true LRU.
     pub fn new(geometry: Geometry) -> Self {
+        Self::with(geometry, Indexer::new(geometry.sets()), Replacement::Lru)
+    }
+
+    /// An empty array with this index and replacement, which its ways must allow.
+    pub fn with(geometry: Geometry, indexer: Indexer, replacement: Replacement) -> Self {
         let (entries, ways) = (geometry.entries as usize, geometry.ways as usize);
         let lanes = ORDER_LANES + ways * T::LANES;
         let stride = if lanes <= 8 { lanes } else { lanes.next_multiple_of(LINE) };
         let sets = geometry.sets() as usize;
         let lanes = vec![u32::MAX; sets * stride + LINE].into_boxed_slice();
+        let kept = match replacement {
+            _ if ways > ORDERED => Kept::Entries,
+            Replacement::Lru => Kept::List,
+            _ => Kept::State,
+        };
+        let seed = if let Replacement::Random(seed) = replacement { seed } else { 0 };
         let misplaced = lanes.as_ptr() as usize / 4 % LINE;
         let mut array = Self {
             lanes,
@@ -152,8 +180,11 @@ impl<T: Tag, P: Copy + Default> SetAssoc<T, P> {
             stride,
             payloads: vec![P::default(); entries].into_boxed_slice(),
             ways,
-            indexer: Indexer::new(geometry.sets()),
+            indexer,
+            kept,
             used: true,
+            replacement,
+            random: SplitMix64::new(seed),
             tag: PhantomData,
         };
         array.flush();
@@ -173,10 +204,10 @@ impl<T: Tag, P: Copy + Default> SetAssoc<T, P> {
     const fn sets(&self) -> usize {
         self.payloads.len() / self.ways
     }
-    /// Whether the sets keep their order beside the tags.
+    /// Whether no entry ever moves within its set.
     #[inline(always)]
-    const fn is_ordered(&self) -> bool {
-        self.ways <= ORDERED
+    const fn stays(&self) -> bool {
+        !matches!(self.kept, Kept::Entries)
     }
     /// Index of the lane where a set begins.
     #[inline(always)]
@@ -250,35 +281,59 @@ impl<T: Tag, P: Copy + Default> SetAssoc<T, P> {
     /// Makes a way the most recently used of its set; which way its entry is from then on.
     #[inline(always)]
     fn touch(&mut self, set: usize, way: usize) -> usize {
-        if self.is_ordered() {
-            let order = self.order(set);
-            self.set_order(set, used(order, place_in(order, way), way));
-            way
-        } else {
-            self.rotate(set, way, 0);
-            0
+        match self.kept {
+            Kept::List => {
+                let order = self.order(set);
+                self.set_order(set, used(order, place_in(order, way), way));
+                way
+            }
+            Kept::Entries => {
+                self.rotate(set, way, 0);
+                0
+            }
+            Kept::State => self.touch_state(set, way),
         }
+    }
+
+    #[inline(never)]
+    fn touch_state(&mut self, set: usize, way: usize) -> usize {
+        let state = self.replacement.used(self.order(set), way, self.ways);
+        self.set_order(set, state);
+        way
     }
 
     /// Makes the least recently used way of a set the most recently used; which it is then.
     #[inline(always)]
     fn recycle(&mut self, set: usize) -> usize {
-        if self.is_ordered() {
-            let last = 4 * (self.ways as u32 - 1);
-            let order = self.order(set);
-            let way = (order >> last & 15) as usize;
-            self.set_order(set, used(order, last, way));
-            way
-        } else {
-            self.touch(set, self.ways - 1)
+        match self.kept {
+            Kept::List => {
+                let last = 4 * (self.ways as u32 - 1);
+                let order = self.order(set);
+                let way = (order >> last & 15) as usize;
+                self.set_order(set, used(order, last, way));
+                way
+            }
+            Kept::Entries if self.replacement == Replacement::Lru => self.touch(set, self.ways - 1),
+            _ => self.recycle_other(set),
         }
+    }
+
+    /// As `recycle`, of policies other than LRU: an invalid way, or the policy's victim.
+    #[inline(never)]
+    fn recycle_other(&mut self, set: usize) -> usize {
+        let invalid = (0..self.ways).find(|way| self.tag_at(set, *way) == T::INVALID);
+        let way = invalid.unwrap_or_else(|| match self.replacement {
+            Replacement::Random(_) => self.random.below(self.ways as u64) as usize,
+            policy => policy.victim(self.order(set), self.ways),
+        });
+        self.touch(set, way)
     }
 
     /// Looks `tag` up in `set` and makes it the most recently used.
     #[inline(always)]
     pub fn look_up(&mut self, set: usize, tag: T) -> Option<&mut P> {
         // Programs come back to the same page of a set more often than not.
-        let first = if self.is_ordered() { (self.order(set) & 15) as usize } else { 0 };
+        let first = if self.stays() { (self.order(set) & 15) as usize } else { 0 };
         if self.tag_at(set, first) == tag {
             return Some(&mut self.payloads[set * self.ways + first]);
         }
@@ -332,13 +387,17 @@ impl<T: Tag, P: Copy + Default> SetAssoc<T, P> {
 
     /// Empties a way, which becomes the first to be filled.
     fn empty(&mut self, set: usize, way: usize) {
-        if self.is_ordered() {
-            let order = self.order(set);
-            self.set_order(set, unused(order, place_in(order, way), way, self.ways));
-            self.set_tag(set, way, T::INVALID);
-        } else {
-            self.rotate(set, way, self.ways - 1);
-            self.set_tag(set, self.ways - 1, T::INVALID);
+        match self.kept {
+            Kept::List => {
+                let order = self.order(set);
+                self.set_order(set, unused(order, place_in(order, way), way, self.ways));
+                self.set_tag(set, way, T::INVALID);
+            }
+            Kept::Entries => {
+                self.rotate(set, way, self.ways - 1);
+                self.set_tag(set, self.ways - 1, T::INVALID);
+            }
+            Kept::State => self.set_tag(set, way, T::INVALID),
         }
     }
 
@@ -371,17 +430,19 @@ impl<T: Tag, P: Copy + Default> SetAssoc<T, P> {
     pub fn flush(&mut self) {
         if self.used {
             self.lanes.fill(u32::MAX);
-            (0..self.sets()).for_each(|set| self.set_order(set, AT_FIRST));
+            let state = self.replacement.fresh();
+            let first = if self.kept == Kept::List { AT_FIRST } else { state };
+            (0..self.sets()).for_each(|set| self.set_order(set, first));
             self.used = false;
         }
     }
 
-    /// All valid entries, set by set, most recently used first.
+    /// All valid entries, set by set; with LRU the most recently used first.
     pub fn iter(&self) -> impl Iterator<Item = (T, &P)> {
         (0..self.payloads.len()).filter_map(|i| {
             let (set, nth) = (i / self.ways, i % self.ways);
-            let ordered = self.is_ordered();
-            let way = if ordered { (self.order(set) >> (4 * nth) & 15) as usize } else { nth };
+            let listed = self.kept == Kept::List;
+            let way = if listed { (self.order(set) >> (4 * nth) & 15) as usize } else { nth };
             let tag = self.tag_at(set, way);
             (tag != T::INVALID).then(|| (tag, &self.payloads[set * self.ways + way]))
         })
@@ -389,110 +450,5 @@ impl<T: Tag, P: Copy + Default> SetAssoc<T, P> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use nestwalk_types::SplitMix64;
-
-    /// LRU by time stamps, as a textbook has it.
-    struct Oracle {
-        sets: Vec<Vec<(u64, u64)>>,
-        ways: usize,
-        clock: u64,
-    }
-    impl Oracle {
-        fn access(&mut self, set: usize, tag: u64) -> bool {
-            self.clock += 1;
-            let set = &mut self.sets[set];
-            if let Some(e) = set.iter_mut().find(|e| e.0 == tag) {
-                e.1 = self.clock;
-                return true;
-            }
-            if set.len() == self.ways {
-                let oldest = set.iter().enumerate().min_by_key(|(_, e)| e.1).unwrap().0;
-                set.swap_remove(oldest);
-            }
-            set.push((tag, self.clock));
-            false
-        }
-    }
-
-    #[test]
-    fn misses_equal_the_oracles_for_every_geometry() {
-        for (entries, ways) in [
-            (64, 4),
-            (1536, 12),
-            (1536, 6),
-            (48, 48),
-            (5, 5),
-            (33, 11),
-            (160, 20),
-            (7, 1),
-            (256, 16),
-            (34, 17),
-        ] {
-            let geometry = Geometry::new(entries, ways).unwrap();
-            let sets = geometry.sets() as usize;
-            let mut subject = SetAssoc::<u64, u64>::new(geometry);
-            let mut oracle = Oracle { sets: vec![vec![]; sets], ways: ways as usize, clock: 0 };
-            let mut r = SplitMix64::new(u64::from(entries));
-            for _ in 0..50_000 {
-                let bound = u64::from(entries) * 2;
-                let key = r.below(bound).min(r.below(bound));
-                let set = (key % sets as u64) as usize;
-                if r.below(50) == 0 {
-                    let there = oracle.sets[set].iter().position(|e| e.0 == key);
-                    assert_eq!(subject.remove(set, key), there.is_some());
-                    if let Some(i) = there {
-                        oracle.sets[set].remove(i);
-                    }
-                    continue;
-                }
-                let hit = subject.look_up(set, key).map(|p| *p);
-                assert_eq!(hit.is_some(), oracle.access(set, key));
-                match hit {
-                    Some(p) => assert_eq!(p, key * 3),
-                    None => drop(subject.fill(set, key, key * 3)),
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn orders_move_as_lists_do() {
-        let mut r = SplitMix64::new(9);
-        for ways in 1..=16usize {
-            let mut order = AT_FIRST;
-            let mut list: Vec<usize> = (0..ways).collect();
-            for _ in 0..500 {
-                let way = r.below(ways as u64) as usize;
-                let at = list.iter().position(|w| *w == way).unwrap();
-                list.remove(at);
-                let place = place_in(order, way);
-                assert_eq!(place, 4 * at as u32);
-                if r.below(3) == 0 {
-                    order = unused(order, place, way, ways);
-                    list.push(way);
-                } else {
-                    order = used(order, place, way);
-                    list.insert(0, way);
-                }
-                let fields: Vec<usize> =
-                    (0..ways).map(|i| (order >> (4 * i) & 15) as usize).collect();
-                assert_eq!(fields, list);
-            }
-        }
-    }
-
-    #[test]
-    fn retain_keeps_order_and_makes_room() {
-        let mut a = SetAssoc::<u64, ()>::new(Geometry::new(4, 4).unwrap());
-        for t in 0..4 {
-            a.fill(0, t, ());
-        }
-        a.retain(|t, ()| t % 2 == 0);
-        assert_eq!(a.iter().map(|e| e.0).collect::<Vec<_>>(), [2, 0]);
-        assert_eq!(a.fill(0, 9, ()), None);
-        assert_eq!(a.fill(0, 10, ()), None);
-        assert_eq!(a.fill(0, 11, ()), Some((0, ())));
-    }
-}
+#[path = "assoc_tests.rs"]
+mod tests;

@@ -14,6 +14,7 @@
 use crate::clustered::{ClusterArray, ClusterEntry, ClusterHit};
 use crate::geometry::Geometry;
 use crate::line::{LINE_SHIFT, Line};
+use crate::pcids::Displaced;
 use crate::profile::{Profile, TlbProfile};
 use crate::runs::{Hit, RunBuffer, RunEntry, RunLevel};
 use crate::tlb::{Asid, Translation};
@@ -64,6 +65,8 @@ pub struct Coalesced {
     l1d: RunLevel,
     l1i: RunLevel,
     l2: RunLevel,
+    /// Of fetches, if they have their own second level.
+    l2i: Option<Box<RunLevel>>,
     buffer: Option<RunBuffer>,
     clusters: Option<ClusterArray>,
     shape: Shape,
@@ -108,6 +111,8 @@ impl Coalesced {
             l1d: RunLevel::new(&profile.l1d_tlb, shape.shift),
             l1i: RunLevel::new(&profile.l1i_tlb, shape.shift),
             l2: RunLevel::new(&l2, shape.shift),
+            l2i: (!profile.l2i_tlb.is_empty())
+                .then(|| Box::new(RunLevel::new(&profile.l2i_tlb, shape.shift))),
             buffer: buffer.map(|g| RunBuffer::new(g, shape.longest)),
             clusters: clusters.map(ClusterArray::new),
             shape,
@@ -139,9 +144,26 @@ impl Coalesced {
         self.buffer.as_mut()?.look_up(address, asid).map(Found::from)
     }
 
+    fn second_level(&mut self, fetch: bool) -> &mut RunLevel {
+        match &mut self.l2i {
+            Some(l2i) if fetch => l2i,
+            _ => &mut self.l2,
+        }
+    }
+
+    fn levels(&mut self) -> impl Iterator<Item = &mut RunLevel> {
+        let l2i = self.l2i.as_deref_mut();
+        [&mut self.l1d, &mut self.l1i, &mut self.l2].into_iter().chain(l2i)
+    }
+
     /// Looks the second level up, both of its parts.
-    pub fn look_up_second<I: Address>(&mut self, address: I, asid: Asid) -> Option<Found> {
-        if let Some(hit) = self.l2.look_up(address, asid) {
+    pub fn look_up_second<I: Address>(
+        &mut self,
+        address: I,
+        asid: Asid,
+        fetch: bool,
+    ) -> Option<Found> {
+        if let Some(hit) = self.second_level(fetch).look_up(address, asid) {
             return Some(hit.into());
         }
         let hit = self.clusters.as_mut()?.look_up(address, asid)?;
@@ -167,13 +189,13 @@ impl Coalesced {
         self.any_splinter |= translation.is_splinter();
         let single = RunEntry::page(address, asid, translation);
         if translation.size() != PageSize::SIZE_4K {
-            self.l2.fill(address, &single);
+            self.second_level(fetch).fill(address, &single);
             self.first_level(fetch).fill_splintering(address, &single);
             return 1;
         }
         if let Some(pages) = self.fill_cluster(address, asid, translation) {
             if self.shape.second_level {
-                self.l2.fill(address, &single);
+                self.second_level(fetch).fill(address, &single);
             }
             self.first_level(fetch).fill(address, &single);
             return pages;
@@ -183,11 +205,11 @@ impl Coalesced {
         if let Some(buffer) = self.buffer.as_mut().filter(|_| part.pages < run.pages) {
             let pages = buffer.fill(&run);
             if self.shape.second_level {
-                self.l2.fill(address, &part);
+                self.second_level(fetch).fill(address, &part);
             }
             return pages;
         }
-        self.l2.fill(address, &part);
+        self.second_level(fetch).fill(address, &part);
         self.first_level(fetch).fill(address, &part)
     }
 
@@ -225,7 +247,7 @@ impl Coalesced {
 
     /// Removes what the TLBs have for one address, whole runs; parts of a large page elsewhere stay.
     pub fn remove<I: Address>(&mut self, address: I, asid: Asid, global: bool) {
-        for level in [&mut self.l1d, &mut self.l1i, &mut self.l2] {
+        for level in self.levels() {
             level.remove(address, asid, global);
         }
         if let Some(buffer) = &mut self.buffer {
@@ -238,7 +260,7 @@ impl Coalesced {
 
     /// As [`Coalesced::remove`], with all other parts of the same large page: INVLPG.
     pub fn invalidate_page<I: Address>(&mut self, address: I, asid: Asid, global: bool) {
-        for level in [&mut self.l1d, &mut self.l1i, &mut self.l2] {
+        for level in self.levels() {
             level.invalidate_page(address, asid, global);
         }
         if let Some(buffer) = &mut self.buffer {
@@ -251,7 +273,7 @@ impl Coalesced {
 
     /// Removes everything of `asid` but global entries.
     pub fn invalidate_asid(&mut self, asid: Asid) {
-        for level in [&mut self.l1d, &mut self.l1i, &mut self.l2] {
+        for level in self.levels() {
             level.invalidate_asid(asid);
         }
         if let Some(buffer) = &mut self.buffer {
@@ -264,7 +286,7 @@ impl Coalesced {
 
     /// Removes everything of a VPID, with or without its global entries.
     pub fn invalidate_vpid(&mut self, vpid: u8, global: bool) {
-        for level in [&mut self.l1d, &mut self.l1i, &mut self.l2] {
+        for level in self.levels() {
             level.invalidate_vpid(vpid, global);
         }
         if let Some(buffer) = &mut self.buffer {
@@ -275,9 +297,39 @@ impl Coalesced {
         }
     }
 
+    /// Removes what loads of CR3 displace from the two first levels and the second; global entries stay.
+    pub fn displace(&mut self, [l1d, l1i, l2]: [Displaced; 3], vpid: u8) {
+        let one = |level: &mut RunLevel, displaced: Displaced| match displaced {
+            Displaced::Nothing => {}
+            Displaced::All => level.invalidate_vpid(vpid, false),
+            Displaced::One(asid) => level.invalidate_asid(asid),
+        };
+        one(&mut self.l1d, l1d);
+        one(&mut self.l1i, l1i);
+        one(&mut self.l2, l2);
+        if let Some(level) = &mut self.l2i {
+            one(level, l2);
+        }
+        // The buffer stands beside the first-level data TLB, clusters are a part of the second level.
+        if let Some(buffer) = &mut self.buffer {
+            match l1d {
+                Displaced::Nothing => {}
+                Displaced::All => buffer.invalidate_vpid(vpid, false),
+                Displaced::One(asid) => buffer.invalidate_asid(asid),
+            }
+        }
+        if let Some(clusters) = &mut self.clusters {
+            match l2 {
+                Displaced::Nothing => {}
+                Displaced::All => clusters.invalidate_vpid(vpid, false),
+                Displaced::One(asid) => clusters.invalidate_asid(asid),
+            }
+        }
+    }
+
     /// Removes everything.
     pub fn flush(&mut self) {
-        for level in [&mut self.l1d, &mut self.l1i, &mut self.l2] {
+        for level in self.levels() {
             level.flush();
         }
         if let Some(buffer) = &mut self.buffer {

@@ -3,10 +3,12 @@
 //! A filter hides accesses whose effect on the order of use of a TLB's sets follows from the accesses
 //! that it shows: see [`Filter`]. That holds for an array whose sets refine the filter's, that is whose
 //! number of sets is a multiple of the filter's (both are indexed by the lowest bits of the page
-//! number), with at least as many ways and replacement by order of use, which all arrays here have.
-//! Second-level TLBs and walk caches see the misses of the first level only, and need nothing.
+//! number), with at least as many ways and replacement by order of use. Another index or replacement is
+//! exact only where nothing but repeats is hidden, which no policy takes notice of. Second-level TLBs and
+//! walk caches see the misses of the first level only, and need nothing.
 
-use crate::profile::{Profile, TlbProfile};
+use crate::profile::{IndexProfile, Profile, TlbProfile};
+use crate::replacement::Replacement;
 use nestwalk_types::{Filter, FilterArray, PageSize};
 use std::fmt;
 
@@ -27,11 +29,13 @@ pub struct TooFine {
     pub by: PageSize,
     /// It is shared by page sizes that the filter keeps apart.
     pub shared: bool,
+    /// What it does otherwise than by the lowest bits of the page number and the order of use.
+    pub otherwise: Option<String>,
 }
 
 impl fmt::Display for TooFine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { kind, sizes, sets, ways, filter, by, shared } = self;
+        let Self { kind, sizes, sets, ways, filter, by, shared, otherwise } = self;
         let plural = |n: u32, word: &str| format!("{n} {word}{}", if n == 1 { "" } else { "s" });
         write!(
             f,
@@ -47,6 +51,9 @@ impl fmt::Display for TooFine {
         )?;
         if *shared {
             write!(f, ", for one page size")?;
+        }
+        if let Some(otherwise) = otherwise {
+            write!(f, ", with a linear index and true LRU; it has {otherwise}")?;
         }
         Ok(())
     }
@@ -83,6 +90,19 @@ fn hides_repeats_only(filter: FilterArray) -> bool {
     filter.sets == 0 || filter.sets == 1 && filter.ways == 1
 }
 
+/// What an array has that the order of use by the lowest bits says nothing of.
+fn otherwise(array: &TlbProfile) -> Option<String> {
+    let replacement = array.replacement();
+    let index = match &array.index {
+        Some(IndexProfile::Xor { .. }) => Some("an index by exclusive ors".to_owned()),
+        Some(IndexProfile::Named(name)) if name != "linear" => Some(format!("index {name}")),
+        _ => None,
+    };
+    let policy = (replacement != Replacement::Lru).then(|| format!("replacement {replacement}"));
+    let both: Vec<String> = [index, policy].into_iter().flatten().collect();
+    (!both.is_empty()).then(|| both.join(" and "))
+}
+
 fn check(
     kind: &'static str,
     array: &TlbProfile,
@@ -90,17 +110,20 @@ fn check(
 ) -> Option<TooFine> {
     let has = |size: PageSize| array.page_sizes().any(|s| s == size);
     let (small_pages, large_pages) = (has(PageSize::SIZE_4K), has(PageSize::SIZE_2M));
+    let others = [PageSize::SIZE_16K, PageSize::SIZE_1G].map(has);
     let shared =
-        u8::from(small_pages) + u8::from(large_pages) + u8::from(has(PageSize::SIZE_1G)) > 1;
+        [small_pages, large_pages, others[0], others[1]].iter().filter(|h| **h).count() > 1;
+    let other = otherwise(array);
+    let inexact = |filter| (shared || other.is_some()) && !hides_repeats_only(filter);
     let wrong = |filter: FilterArray, by: PageSize, shared: bool| {
         let (sizes, geometry) = (array.sizes.clone(), array.geometry());
         let (sets, ways) = (geometry.sets(), geometry.ways);
-        Some(TooFine { kind, sizes, sets, ways, filter, by, shared })
+        Some(TooFine { kind, sizes, sets, ways, filter, by, shared, otherwise: other.clone() })
     };
-    if small_pages && (!refines(array, small) || shared && !hides_repeats_only(small)) {
+    if small_pages && (!refines(array, small) || inexact(small)) {
         return wrong(small, PageSize::SIZE_4K, shared);
     }
-    if large_pages && (!refines(array, large) || shared && !hides_repeats_only(large)) {
+    if large_pages && (!refines(array, large) || inexact(large)) {
         return wrong(large, PageSize::SIZE_2M, shared);
     }
     None

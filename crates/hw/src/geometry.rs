@@ -54,17 +54,21 @@ impl Geometry {
     }
 }
 
-/// Spreads keys over sets by the remainder, without a division.
+/// Spreads keys over sets: by the remainder, without a division, or by exclusive ors of key bits.
 ///
 /// The number of sets is `odd << shift`; the quotient by `odd` is a multiplication by its
 /// reciprocal, exact for keys below `2^(32 + shift)` (Granlund and Montgomery, PLDI 1994). Larger
 /// keys are divided.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Indexer {
     shift: u32,
+    /// 0 if sets are found by exclusive ors.
     odd: u64,
     /// `ceil(2^64 / odd)`, 0 if `odd` is 1.
     reciprocal: u64,
+    /// The key bits whose exclusive or is a bit of the set, lowest first; none if it is bit `i` with bit
+    /// `i + shift`.
+    masks: Option<Box<[u64]>>,
 }
 
 impl Indexer {
@@ -73,9 +77,18 @@ impl Indexer {
         let shift = sets.trailing_zeros();
         let odd = (sets >> shift) as u64;
         let reciprocal = if odd == 1 { 0 } else { u64::MAX / odd + 1 };
-        Self { shift, odd, reciprocal }
+        Self { shift, odd, reciprocal, masks: None }
     }
-    /// `(key / sets, key % sets)`.
+    /// For `1 << masks.len()` sets, each of whose bits is the exclusive or of the key bits in a mask,
+    /// the lowest first.
+    pub fn xor(masks: &[u64]) -> Self {
+        let shift = masks.len() as u32;
+        // One bit with the next field's: two shifts do it for all bits at once.
+        let folded = masks.iter().enumerate().all(|(i, m)| *m == (1 | 1 << shift) << i);
+        let masks = (!folded).then(|| masks.into());
+        Self { shift, odd: 0, reciprocal: 0, masks }
+    }
+    /// `(key / sets, key % sets)` of an index by the remainder.
     #[inline]
     pub const fn split(&self, key: u64) -> (u64, usize) {
         let low = key & ((1 << self.shift) - 1);
@@ -90,10 +103,25 @@ impl Indexer {
         };
         (quotient, (((high - quotient * self.odd) << self.shift) | low) as usize)
     }
-    /// `key % sets`.
+    /// The set of a key: `key % sets`, or by exclusive ors.
     #[inline]
-    pub const fn set(&self, key: u64) -> usize {
-        self.split(key).1
+    pub fn set(&self, key: u64) -> usize {
+        match self.odd {
+            1 => (key & ((1 << self.shift) - 1)) as usize,
+            0 => self.xor_set(key),
+            _ => self.split(key).1,
+        }
+    }
+    /// Not in line, so that arrays with a plain index pay one comparison for it.
+    #[inline(never)]
+    fn xor_set(&self, key: u64) -> usize {
+        match &self.masks {
+            None => ((key ^ key >> self.shift) & ((1 << self.shift) - 1)) as usize,
+            Some(masks) => masks
+                .iter()
+                .enumerate()
+                .fold(0, |set, (i, mask)| set | ((key & mask).count_ones() as usize & 1) << i),
+        }
     }
 }
 
@@ -111,6 +139,25 @@ mod tests {
             for i in 0..2000 {
                 let key = r.next() >> (i % 64);
                 assert_eq!(indexer.split(key), (key / sets, (key % sets) as usize), "{key} {sets}");
+            }
+        }
+    }
+
+    #[test]
+    fn exclusive_ors_are_those_of_single_bits() {
+        let mut r = SplitMix64::new(8);
+        let folded: Vec<u64> = (0..7).map(|i| 1 << i | 1 << (i + 7)).collect();
+        let other = [0x8101, 0x2, 0x4044];
+        for masks in [folded.as_slice(), &other] {
+            let indexer = Indexer::xor(masks);
+            for _ in 0..2000 {
+                let key = r.next();
+                let bit = |i: u32| key >> i & 1 == 1;
+                let of = |mask: u64| {
+                    (0..64).filter(|i| mask >> i & 1 == 1).fold(false, |b, i| b ^ bit(i))
+                };
+                let set = masks.iter().rev().fold(0, |set, m| set << 1 | usize::from(of(*m)));
+                assert_eq!(indexer.set(key), set, "{key:x}");
             }
         }
     }

@@ -19,19 +19,24 @@ pub struct OrderedSets<S> {
 }
 
 impl<S: Slot> OrderedSets<S> {
-    /// An empty array.
+    /// An empty array, indexed by the remainder.
     pub fn new(geometry: Geometry) -> Self {
+        Self::with(geometry, Indexer::new(geometry.sets()))
+    }
+
+    /// An empty array with this index.
+    pub fn with(geometry: Geometry, indexer: Indexer) -> Self {
         Self {
             slots: vec![S::default(); geometry.entries as usize].into_boxed_slice(),
             ways: geometry.ways as usize,
-            indexer: Indexer::new(geometry.sets()),
+            indexer,
             used: false,
         }
     }
 
     /// The set of a key.
     #[inline]
-    pub const fn set(&self, key: u64) -> usize {
+    pub fn set(&self, key: u64) -> usize {
         self.indexer.set(key)
     }
 

@@ -1,9 +1,16 @@
 //! Hardware profiles: data files whose every number names its source.
 
+mod arrays;
+mod base;
+mod check;
+mod describe;
+
+pub use arrays::{EntryCacheProfile, IndexProfile, PcidProfile, TlbProfile, parse_page_size};
+pub use base::{ALIASES, BUILT_IN, is_built_in};
+
 use crate::energy::EnergyProfile;
 use crate::geometry::Geometry;
 use nestwalk_tables::Level;
-use nestwalk_types::PageSize;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -14,20 +21,6 @@ pub struct Sourced {
     /// The number, in the unit of its key.
     pub value: f64,
     /// Paper, manual or measurement; or `derived: ...`, or `fitted: ...`.
-    pub source: String,
-}
-
-/// One array of a TLB level.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct TlbProfile {
-    /// Page sizes that share the array: `4k`, `2m`, `4m`, `1g`.
-    pub sizes: Vec<String>,
-    /// Entries in all.
-    pub entries: u32,
-    /// Entries per set; as many as `entries` if fully associative.
-    pub ways: u32,
-    /// Where the numbers come from.
     pub source: String,
 }
 
@@ -227,12 +220,21 @@ pub struct Profile {
     pub l1d_tlb: Vec<TlbProfile>,
     /// First-level instruction TLBs.
     pub l1i_tlb: Vec<TlbProfile>,
-    /// Second-level TLBs.
+    /// Second-level TLBs; of data alone if there are second-level instruction TLBs.
     pub l2_tlb: Vec<TlbProfile>,
+    /// Second-level TLBs of instructions, if they have their own.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub l2i_tlb: Vec<TlbProfile>,
+    /// What the TLBs do with PCIDs; if it says nothing, all levels hold any number of them.
+    #[serde(default, skip_serializing_if = "PcidProfile::is_plain")]
+    pub pcid: PcidProfile,
     /// Paging-structure caches for linear and combined mappings, by virtual address.
     pub walk_cache: WalkCacheProfile,
     /// Paging-structure caches of nested tables, by guest-physical address.
     pub nested_walk_cache: WalkCacheProfile,
+    /// Entries of page tables above the leaves, guest's and nested, by where they lie in memory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub entry_cache: Option<EntryCacheProfile>,
     /// Cached guest-physical translations, if the processor has them.
     pub nested_tlb: Option<ArrayProfile>,
     /// Data caches.
@@ -274,11 +276,19 @@ pub enum ProfileError {
         /// Where and why.
         source: Box<toml::de::Error>,
     },
+    /// A base that cannot be.
+    #[error("profile {path}: base: {problem}")]
+    Base {
+        /// The file whose base it is.
+        path: String,
+        /// What is wrong and what would be right.
+        problem: String,
+    },
     /// A value that contradicts itself or another.
-    #[error("profile {profile}: {key}: {problem}")]
+    #[error("profile {path}: {key}: {problem}")]
     Value {
-        /// The profile.
-        profile: String,
+        /// The file, or the name of a built-in profile.
+        path: String,
         /// The key.
         key: String,
         /// What is wrong and what would be right.
@@ -286,16 +296,6 @@ pub enum ProfileError {
     },
 }
 
-impl TlbProfile {
-    /// The page sizes; unknown ones were refused when the profile was read.
-    pub fn page_sizes(&self) -> impl Iterator<Item = PageSize> {
-        self.sizes.iter().filter_map(|s| parse_page_size(s))
-    }
-    /// Geometry, checked when the profile was read.
-    pub const fn geometry(&self) -> Geometry {
-        Geometry { entries: self.entries, ways: self.ways }
-    }
-}
 impl ArrayProfile {
     /// Geometry, checked when the profile was read.
     pub const fn geometry(&self) -> Geometry {
@@ -309,164 +309,7 @@ impl CacheLevelProfile {
     }
 }
 
-/// The page size of a short name.
-pub fn parse_page_size(name: &str) -> Option<PageSize> {
-    [PageSize::SIZE_4K, PageSize::SIZE_2M, PageSize::SIZE_4M, PageSize::SIZE_1G]
-        .into_iter()
-        .find(|s| s.short() == name)
-}
-
-/// The profiles that are built in: name and text.
-pub static BUILT_IN: &[(&str, &str)] = &[
-    ("cascade-lake-6252", include_str!("../profiles/cascade-lake-6252.toml")),
-    ("skylake-i5-7600", include_str!("../profiles/skylake-i5-7600.toml")),
-    ("sandy-bridge-e5-2430", include_str!("../profiles/sandy-bridge-e5-2430.toml")),
-    ("zen2", include_str!("../profiles/zen2.toml")),
-];
-
 impl Profile {
-    /// A built-in profile by name, or one from a file.
-    ///
-    /// # Errors
-    /// See [`ProfileError`].
-    pub fn load(name: &str) -> Result<Self, ProfileError> {
-        if let Some((name, text)) = BUILT_IN.iter().find(|b| b.0 == name) {
-            return Self::parse(name, text);
-        }
-        if !name.ends_with(".toml") {
-            let known = BUILT_IN.iter().map(|b| b.0).collect::<Vec<_>>().join(", ");
-            return Err(ProfileError::Unknown { name: name.into(), known });
-        }
-        let text = std::fs::read_to_string(name)
-            .map_err(|source| ProfileError::Read { path: name.into(), source })?;
-        Self::parse(name, &text)
-    }
-
-    /// Reads and checks a profile; `path` is for messages.
-    ///
-    /// # Errors
-    /// See [`ProfileError`].
-    pub fn parse(path: &str, text: &str) -> Result<Self, ProfileError> {
-        let profile: Self = toml::from_str(text)
-            .map_err(|e| ProfileError::Parse { path: path.into(), source: Box::new(e) })?;
-        profile.check()?;
-        Ok(profile)
-    }
-
-    fn check(&self) -> Result<(), ProfileError> {
-        let wrong = |key: &str, problem: String| ProfileError::Value {
-            profile: self.name.clone(),
-            key: key.into(),
-            problem,
-        };
-        for (key, level) in
-            [("l1d_tlb", &self.l1d_tlb), ("l1i_tlb", &self.l1i_tlb), ("l2_tlb", &self.l2_tlb)]
-        {
-            let mut seen = Vec::new();
-            for array in level {
-                Geometry::new(array.entries, array.ways).map_err(|e| wrong(key, e.to_string()))?;
-                for size in &array.sizes {
-                    let Some(parsed) = parse_page_size(size) else {
-                        let problem = format!("page size `{size}`: use 4k, 2m, 4m or 1g");
-                        return Err(wrong(key, problem));
-                    };
-                    if seen.contains(&parsed) {
-                        return Err(wrong(key, format!("page size {size} stands in two arrays")));
-                    }
-                    seen.push(parsed);
-                }
-            }
-            if !seen.contains(&PageSize::SIZE_4K) {
-                return Err(wrong(key, "no array holds 4k pages; one must".into()));
-            }
-        }
-        let arrays = [
-            ("walk_cache.pde", &self.walk_cache.pde),
-            ("walk_cache.pdpte", &self.walk_cache.pdpte),
-            ("walk_cache.pml4e", &self.walk_cache.pml4e),
-            ("walk_cache.pml5e", &self.walk_cache.pml5e),
-            ("nested_walk_cache.pde", &self.nested_walk_cache.pde),
-            ("nested_walk_cache.pdpte", &self.nested_walk_cache.pdpte),
-            ("nested_walk_cache.pml4e", &self.nested_walk_cache.pml4e),
-            ("nested_walk_cache.pml5e", &self.nested_walk_cache.pml5e),
-            ("nested_tlb", &self.nested_tlb),
-        ];
-        for (key, array) in arrays.iter().filter_map(|(k, a)| a.as_ref().map(|a| (k, a))) {
-            Geometry::new(array.entries, array.ways).map_err(|e| wrong(key, e.to_string()))?;
-        }
-        self.check_caches(&wrong)?;
-        self.check_numbers(&wrong)
-    }
-
-    fn check_caches(
-        &self,
-        wrong: &impl Fn(&str, String) -> ProfileError,
-    ) -> Result<(), ProfileError> {
-        let c = &self.caches;
-        let levels = [("l1d", &c.l1d), ("l1i", &c.l1i), ("l2", &c.l2), ("llc", &c.llc)];
-        for (name, level) in levels {
-            let key = format!("caches.{name}");
-            let lines = level.kib.checked_mul(16).unwrap_or(0);
-            let geometry =
-                Geometry::new(lines, level.ways).map_err(|e| wrong(&key, e.to_string()))?;
-            if geometry.sets().trailing_zeros() < 6 {
-                let problem = format!(
-                    "{} sets: the number of sets must be a multiple of 64",
-                    geometry.sets()
-                );
-                return Err(wrong(&key, problem));
-            }
-        }
-        for pair in [levels[0], levels[2], levels[3]].windows(2) {
-            let ((below, a), (above, b)) = (pair[0], pair[1]);
-            if a.cycles >= b.cycles || a.kib >= b.kib {
-                let problem = format!(
-                    "{} KiB at {} cycles is not smaller and faster than {above}'s {} KiB at {}",
-                    a.kib, a.cycles, b.kib, b.cycles
-                );
-                return Err(wrong(&format!("caches.{below}"), problem));
-            }
-        }
-        if c.memory_cycles.value <= f64::from(c.llc.cycles) {
-            let problem = format!(
-                "{} is not slower than the last-level cache's {}",
-                c.memory_cycles.value, c.llc.cycles
-            );
-            return Err(wrong("caches.memory_cycles", problem));
-        }
-        Ok(())
-    }
-
-    fn check_numbers(
-        &self,
-        wrong: &impl Fn(&str, String) -> ProfileError,
-    ) -> Result<(), ProfileError> {
-        for (key, number) in self.numbers() {
-            let share = key.ends_with("_exposed") || key.ends_with("_share");
-            let n = number.value;
-            if !n.is_finite() || n < 0.0 || (share && n > 1.0) {
-                let range = if share { "between 0 and 1" } else { "0 or more" };
-                return Err(wrong(key, format!("{n} must be {range}")));
-            }
-            if number.source.trim().is_empty() {
-                return Err(wrong(key, "the source is empty; every number names one".into()));
-            }
-        }
-        let flags = [
-            ("core.itlb_multihit", &self.core.itlb_multihit),
-            ("core.nested_ad_always", &self.core.nested_ad_always),
-        ];
-        for (key, flag) in flags {
-            if ![0.0, 1.0].contains(&flag.value) {
-                return Err(wrong(key, format!("{} must be 0 or 1", flag.value)));
-            }
-        }
-        if self.core.frequency_mhz.value < 1.0 || self.core.base_cpi.value <= 0.0 {
-            return Err(wrong("core", "frequency_mhz and base_cpi must be above 0".into()));
-        }
-        Ok(())
-    }
-
     /// All single numbers with their keys: what sensitivity analysis varies.
     pub fn numbers(&self) -> Vec<(&'static str, &Sourced)> {
         let (c, s) = (&self.core, &self.software);

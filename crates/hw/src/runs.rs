@@ -155,9 +155,10 @@ impl RunLevel {
     /// An empty level of this geometry with groups of `1 << shift` base pages.
     pub fn new(profile: &[TlbProfile], shift: u32) -> Self {
         let array = |p: &TlbProfile| Array {
-            sizes: p.page_sizes().collect(),
+            // Entries that four base pages share have runs in their place.
+            sizes: p.page_sizes().filter(|s| *s != PageSize::SIZE_16K).collect(),
             shift,
-            entries: OrderedSets::new(p.geometry()),
+            entries: OrderedSets::with(p.geometry(), p.indexer()),
         };
         let arrays = profile.iter().map(array).collect();
         Self { arrays, active: Vec::new(), any_splinter: false }

@@ -1,11 +1,16 @@
 //! Translation look-aside buffers: complete translations by page number, size and tag.
 
 pub mod anchors;
+mod pdes;
+mod translation;
+
+pub use translation::Translation;
+
+use pdes::Pdes;
 
 use crate::assoc::SetAssoc;
 use crate::profile::TlbProfile;
-use nestwalk_tables::Permissions;
-use nestwalk_types::{Address, Hpa, PageSize};
+use nestwalk_types::{Address, PageSize};
 
 /// Whose translation an entry is: VPID (upper 4 bits) and PCID (lower 12 bits).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, Default)]
@@ -31,144 +36,24 @@ impl Asid {
     }
 }
 
-/// A complete translation, as a TLB holds it: 8 bytes.
-///
-/// An entry may be a *splinter*: smaller than the page that the guest's tables map, because the
-/// host's page is smaller or because the TLB has no entries of the size. It knows the size of the
-/// whole, since an invalidation of the page must remove all its splinters.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Translation(u64);
-
-impl Translation {
-    const WRITE: u64 = 1;
-    const USER: u64 = 1 << 1;
-    const EXECUTE: u64 = 1 << 2;
-    const DIRTY: u64 = 1 << 3;
-    const GLOBAL: u64 = 1 << 4;
-    const FRAME: u64 = 0x000f_ffff_ffff_f000;
-    const WHOLE_SHIFT: u32 = 52;
-
-    /// A page of `size` at `frame`. `dirty` says that stores need not set the dirty bit any more.
-    #[inline]
-    pub fn new(
-        frame: Hpa,
-        size: PageSize,
-        permissions: Permissions,
-        dirty: bool,
-        global: bool,
-    ) -> Self {
-        Self(
-            frame.value() & Self::FRAME
-                | u64::from(permissions.write)
-                | u64::from(permissions.user) << 1
-                | u64::from(permissions.execute) << 2
-                | u64::from(dirty) << 3
-                | u64::from(global) << 4
-                | u64::from(size.shift()) << 5
-                | u64::from(size.shift()) << Self::WHOLE_SHIFT,
-        )
-    }
-    /// The same translation as a part of a page of size `whole`.
-    #[inline]
-    #[must_use]
-    pub const fn splinter_of(self, whole: PageSize) -> Self {
-        let rest = self.0 & !(63 << Self::WHOLE_SHIFT);
-        Self(rest | (whole.shift() as u64) << Self::WHOLE_SHIFT)
-    }
-    /// Base-2 logarithm of the size of the page that the guest's tables map.
-    #[inline]
-    pub(crate) const fn whole_shift(self) -> u32 {
-        (self.0 >> Self::WHOLE_SHIFT) as u32 & 63
-    }
-    /// Whether it is smaller than the page that the guest's tables map.
-    #[inline]
-    pub const fn is_splinter(self) -> bool {
-        self.whole_shift() != (self.0 >> 5 & 63) as u32
-    }
-    /// Size of the page.
-    #[inline]
-    pub const fn size(self) -> PageSize {
-        PageSize::from_shift((self.0 >> 5 & 63) as u8)
-    }
-    /// First address of the page.
-    #[inline]
-    pub const fn frame(self) -> Hpa {
-        Hpa::new(self.0 & Self::FRAME)
-    }
-    /// Where an address of the page is.
-    #[inline]
-    pub fn apply<I: Address>(self, address: I) -> Hpa {
-        let mask = (1u64 << (self.0 >> 5 & 63)) - 1;
-        Hpa::new(self.0 & Self::FRAME | address.value() & mask)
-    }
-    /// What may be done with the page.
-    #[inline]
-    pub const fn permissions(self) -> Permissions {
-        Permissions {
-            write: self.0 & Self::WRITE != 0,
-            user: self.0 & Self::USER != 0,
-            execute: self.0 & Self::EXECUTE != 0,
-        }
-    }
-    /// Whether a store needs no walk to set the dirty bit.
-    #[inline]
-    pub const fn is_dirty(self) -> bool {
-        self.0 & Self::DIRTY != 0
-    }
-    /// Whether it stays when CR3 is loaded.
-    #[inline]
-    pub const fn is_global(self) -> bool {
-        self.0 & Self::GLOBAL != 0
-    }
-    /// The bits that an access needs to find set: see [`Translation::serves`].
-    #[inline]
-    pub const fn needs(write: bool, fetch: bool, user: bool) -> u64 {
-        let mut bits = 0;
-        if write {
-            bits |= Self::WRITE | Self::DIRTY;
-        }
-        if fetch {
-            bits |= Self::EXECUTE;
-        }
-        if user {
-            bits |= Self::USER;
-        }
-        bits
-    }
-    /// The translation of the base page that lies `pages` further on in memory, all else the same.
-    #[inline]
-    #[must_use]
-    pub const fn step(self, pages: u64) -> Self {
-        let frame = (self.0 & Self::FRAME).wrapping_add(pages << 12) & Self::FRAME;
-        Self(self.0 & !Self::FRAME | frame)
-    }
-    /// Everything but the frame: size, permissions, dirty, global, and what it is a part of.
-    #[inline]
-    pub const fn attributes(self) -> u64 {
-        self.0 & !Self::FRAME
-    }
-    /// The part of `size` around `address` of a larger page.
-    #[inline]
-    #[must_use]
-    pub fn part<I: Address>(self, address: I, size: PageSize) -> Self {
-        let frame = self.apply(address.align_down(size));
-        let (permissions, dirty) = (self.permissions(), self.is_dirty());
-        Self::new(frame, size, permissions, dirty, self.is_global())
-            .splinter_of(PageSize::from_shift(self.whole_shift() as u8))
-    }
-    /// Whether the access may use the entry as it is: permitted, and dirty if it is a store.
-    #[inline]
-    pub const fn serves(self, needs: u64) -> bool {
-        self.0 & needs == needs
-    }
+/// Tag of an entry: page number, class and whose it is.
+#[inline]
+fn tag(page: u64, class: u64, asid: u32) -> u64 {
+    // 45 bits of page number at most, 2 of class, 12 + of PCID, and the VPID: 64 for 5-level paging.
+    page << 19 | class | u64::from(asid)
 }
 
-/// Tag of an entry: page number, size and whose it is.
-#[inline]
-fn tag(page: u64, size: PageSize, asid: u32) -> u64 {
-    // 45 bits of page number at most, 6 of size, 12 + of PCID; the VPID takes the size's place in
-    // spirit: together 45 - (shift - 12) + 6 + 17 stay below 64 for 5-level paging.
-    page << 19 | u64::from(size.shift() & 3) << 17 | u64::from(asid)
+/// What tells entries of one size from those of others: two bits above the ASID, and one above the page
+/// numbers of what shares those with sizes that have shorter numbers.
+///
+/// ```text
+/// base pages   0                    4 MiB, 1 GiB (never in one mode)   2
+/// 2 MiB        1                    four base pages                    2, bit 62
+/// anchors      3                    page-directory entries             2, bit 63 and not 62
+/// ```
+const fn class(size: PageSize) -> u64 {
+    let class = (size.shift() as u64 & 3) << 17;
+    if size.shift() == PageSize::SIZE_16K.shift() { class | 1 << 62 } else { class }
 }
 const GLOBAL_ASID: u32 = 1 << 16;
 const ASID_BITS: u64 = (1 << 17) - 1;
@@ -183,6 +68,8 @@ struct Array {
 #[derive(Clone, Copy, Debug)]
 struct SizeIn {
     size: PageSize,
+    /// See [`class`].
+    class: u64,
     /// Whether the array may hold an entry of this size.
     used: bool,
 }
@@ -192,6 +79,7 @@ struct SizeIn {
 struct Active {
     array: usize,
     size: PageSize,
+    class: u64,
 }
 
 /// One level of TLB: an array per page size or per group of sizes.
@@ -205,6 +93,9 @@ pub struct Tlb {
     latest: [usize; 2],
     any_global: bool,
     any_splinter: bool,
+    /// Sizes that are held as pieces.
+    smashed: Vec<PageSize>,
+    pdes: Option<Pdes>,
 }
 
 impl Tlb {
@@ -213,12 +104,20 @@ impl Tlb {
         let arrays = profile
             .iter()
             .map(|p| Array {
-                sizes: p.page_sizes().map(|size| SizeIn { size, used: false }).collect(),
-                entries: SetAssoc::new(p.geometry()),
+                sizes: p
+                    .page_sizes()
+                    .map(|size| SizeIn { size, class: class(size), used: false })
+                    .collect(),
+                entries: SetAssoc::with(p.geometry(), p.indexer(), p.replacement()),
             })
             .collect();
         let (any_global, any_splinter) = (false, false);
-        Self { arrays, active: Vec::new(), latest: [0; 2], any_global, any_splinter }
+        let smashed = profile.iter().flat_map(|p| &p.smashed);
+        let smashed = smashed.filter_map(|s| crate::profile::parse_page_size(s)).collect();
+        let pdes =
+            profile.iter().position(|p| p.pdes).map(|array| Pdes::new(array, &profile[array]));
+        let (active, latest) = (Vec::new(), [0; 2]);
+        Self { arrays, active, latest, any_global, any_splinter, smashed, pdes }
     }
 
     /// Looks an address up. The entry found becomes the most recently used of its set.
@@ -261,30 +160,53 @@ impl Tlb {
         address: I,
         asid: u32,
     ) -> Option<Translation> {
-        let Active { array, size } = *self.active.get(index)?;
+        let Active { array, size, class } = *self.active.get(index)?;
         let entries = &mut self.arrays[array].entries;
         let page = address.value() >> size.shift();
         let set = entries.indexer().set(page);
-        entries.look_up(set, tag(page, size, asid)).copied()
+        entries.look_up(set, tag(page, class, asid)).copied()
     }
 
     /// Fills the translation of `address`, in place of an older one of the same page. A level that
-    /// does not hold pages of the size leaves it out.
+    /// does not hold pages of the size leaves it out, but for sizes that it smashes, and for four base pages
+    /// together, of which it takes the one.
     #[inline]
     pub fn fill<I: Address>(&mut self, address: I, asid: Asid, translation: Translation) {
-        if let Some(place) = self.place(translation.size()) {
-            let (array, set, tag) = self.prepare(place, address, asid, translation);
-            self.arrays[array].entries.put(set, tag, translation);
-        }
+        let Some(place) = self.place(translation.size()) else {
+            return self.fill_piece(address, asid, translation);
+        };
+        let (array, set, tag) = self.prepare(place, address, asid, translation);
+        self.arrays[array].entries.put(set, tag, translation);
     }
 
     /// As [`Tlb::fill`], after the address was looked up and missed, or was removed: nothing older is
     /// looked for.
     #[inline]
     pub fn fill_missed<I: Address>(&mut self, address: I, asid: Asid, translation: Translation) {
-        if let Some(place) = self.place(translation.size()) {
-            self.fill_at(place, address, asid, translation);
+        match self.place(translation.size()) {
+            Some(place) => self.fill_at(place, address, asid, translation),
+            None => self.fill_piece(address, asid, translation),
         }
+    }
+
+    /// Fills what a level holds in place of a size that it does not hold.
+    #[cold]
+    fn fill_piece<I: Address>(&mut self, address: I, asid: Asid, translation: Translation) {
+        if translation.size() == PageSize::SIZE_16K {
+            return self.fill(address, asid, translation.part(address, PageSize::SIZE_4K));
+        }
+        if self.smashed.contains(&translation.size())
+            && let Some(size) = self.next_smaller(translation.size())
+        {
+            self.fill(address, asid, translation.smashed(address, size));
+        }
+    }
+
+    /// The largest size of pages that is held and smaller.
+    fn next_smaller(&self, than: PageSize) -> Option<PageSize> {
+        let held = self.arrays.iter().flat_map(|a| a.sizes.iter().map(|s| s.size));
+        let pages = held.filter(|&s| s < than && s != PageSize::SIZE_16K);
+        pages.max()
     }
 
     /// As [`Tlb::fill_missed`], but a size that the level does not hold is filled as a splinter of the
@@ -304,8 +226,7 @@ impl Tlb {
 
     #[cold]
     fn fill_smaller<I: Address>(&mut self, address: I, asid: Asid, translation: Translation) {
-        let held = self.arrays.iter().flat_map(|a| a.sizes.iter().map(|s| s.size));
-        let Some(size) = held.filter(|&s| s < translation.size()).max() else { return };
+        let Some(size) = self.next_smaller(translation.size()) else { return };
         let Some(place) = self.place(size) else { return };
         let part = translation.part(address, size);
         self.fill_at(place, address, asid, part);
@@ -327,7 +248,8 @@ impl Tlb {
     fn activate(&mut self, array: usize, place: usize) {
         self.arrays[array].sizes[place].used = true;
         let used = self.arrays.iter().enumerate().flat_map(|(array, a)| {
-            a.sizes.iter().filter(|s| s.used).map(move |s| Active { array, size: s.size })
+            let used = a.sizes.iter().filter(|s| s.used);
+            used.map(move |s| Active { array, size: s.size, class: s.class })
         });
         self.active = used.collect();
     }
@@ -353,7 +275,7 @@ impl Tlb {
         }
         let page = address.value() >> size.shift();
         let set = self.arrays[array].entries.indexer().set(page);
-        (array, set, tag(page, size, asid))
+        (array, set, tag(page, self.arrays[array].sizes[place].class, asid))
     }
 
     #[inline]
@@ -383,10 +305,10 @@ impl Tlb {
                 let page = address.value() >> s.size.shift();
                 let set = array.entries.indexer().set(page);
                 let own = u32::from(asid.0);
-                removed += u32::from(array.entries.remove(set, tag(page, s.size, own)));
+                removed += u32::from(array.entries.remove(set, tag(page, s.class, own)));
                 if global && self.any_global {
                     let shared = GLOBAL_ASID | own & 0xf000;
-                    removed += u32::from(array.entries.remove(set, tag(page, s.size, shared)));
+                    removed += u32::from(array.entries.remove(set, tag(page, s.class, shared)));
                 }
             }
         }
@@ -400,13 +322,14 @@ impl Tlb {
         for array in &mut self.arrays {
             array.entries.retain(|t, part| {
                 let own = t & ASID_BITS == asid || (global && t & ASID_BITS == shared);
-                if !own || anchors::is_anchor(t) || !part.is_splinter() {
+                if !own || anchors::is_anchor(t) || pdes::is_pde(t) || !part.is_splinter() {
                     return true;
                 }
-                // The tag has the low 45 bits of the page number.
+                // The tag has the low 45 bits of the page number; those of four base pages, 43.
                 let (size, whole) = (part.size().shift(), part.whole_shift());
-                let page = address >> size & ((1 << 45) - 1);
-                let same = (t >> 19) >> (whole - size) == page >> (whole - size);
+                let bits = if size == PageSize::SIZE_16K.shift() { 43 } else { 45 };
+                let page = |n: u64| (n & ((1 << bits) - 1)) >> (whole - size);
+                let same = page(t >> 19) == page(address >> size);
                 removed += u32::from(same);
                 !same
             });
@@ -449,6 +372,17 @@ impl Tlb {
         self.active.clear();
         self.any_global = false;
         self.any_splinter = false;
+    }
+
+    /// Whether there is an entry of an address for `asid`. Looks without a trace.
+    pub fn holds<I: Address>(&self, address: I, asid: Asid) -> bool {
+        self.arrays.iter().any(|array| {
+            array.sizes.iter().filter(|s| s.used).any(|s| {
+                let page = address.value() >> s.size.shift();
+                let set = array.entries.indexer().set(page);
+                array.entries.peek(set, tag(page, s.class, u32::from(asid.0))).is_some()
+            })
+        })
     }
 
     /// Valid entries.

@@ -5,7 +5,7 @@ use nestwalk_types::{Gva, Hpa, PageSize, SplitMix64};
 
 fn array(sizes: &[&str], entries: u32, ways: u32) -> TlbProfile {
     let sizes = sizes.iter().map(|s| (*s).to_owned()).collect();
-    TlbProfile { sizes, entries, ways, source: "test".into() }
+    TlbProfile { sizes, entries, ways, source: "test".into(), ..Default::default() }
 }
 
 fn page(frame: u64, size: PageSize, global: bool) -> Translation {

@@ -1,7 +1,7 @@
 //! A filtered stream has the misses of the whole one, in the same order, for TLBs that refine the
 //! filter: against a filter written after the words of [`nestwalk_types::Filter`].
 
-use nestwalk_hw::profile::TlbProfile;
+use nestwalk_hw::profile::{IndexProfile, TlbProfile};
 use nestwalk_hw::{Asid, Profile, Tlb, Translation};
 use nestwalk_tables::Permissions;
 use nestwalk_types::{Address, Filter, FilterArray, Gva, Hpa, PageSize, SplitMix64};
@@ -114,7 +114,16 @@ fn misses(arrays: &[TlbProfile], pages: &[u64], host: PageSize) -> Vec<u64> {
 
 fn array(sizes: &[&str], sets: u32, ways: u32) -> TlbProfile {
     let sizes = sizes.iter().map(|s| (*s).to_owned()).collect();
-    TlbProfile { sizes, entries: sets * ways, ways, source: "test".into() }
+    TlbProfile { sizes, entries: sets * ways, ways, source: "test".into(), ..Default::default() }
+}
+
+/// 4 KiB pages with another replacement or index.
+fn with(sets: u32, ways: u32, replacement: Option<&str>, index: Option<&str>) -> TlbProfile {
+    TlbProfile {
+        replacement: replacement.map(Into::into),
+        index: index.map(|name| IndexProfile::Named(name.into())),
+        ..array(&["4k"], sets, ways)
+    }
 }
 
 fn profile(arrays: Vec<TlbProfile>) -> Profile {
@@ -187,6 +196,9 @@ fn what_does_not_refine_a_filter_may_see_other_misses() {
         ("sets that are no multiple", vec![array(&["4k"], 24, 4)], four, large),
         ("too few ways", vec![array(&["4k"], 16, 3)], four, large),
         ("a shared array", vec![array(&["4k", "2m", "1g"], 16, 8)], four, large),
+        ("pseudo-LRU", vec![with(16, 4, Some("tree-plru"), None)], four, large),
+        ("random replacement", vec![with(16, 4, Some("random"), None)], four, large),
+        ("an index by exclusive ors", vec![with(16, 4, None, Some("xor-4"))], four, large),
         ("large pages in one set", vec![array(&["4k"], 16, 4), array(&["2m"], 1, 8)], four, large),
         (
             "1 GiB pages among 2 MiB ones",
@@ -219,16 +231,25 @@ fn built_in_profiles_and_the_recorders_filter() {
         fetch: FilterArray { sets: 16, ways: 4 },
         fetch_large: FilterArray { sets: 1, ways: 1 },
     };
-    for name in ["cascade-lake-6252", "skylake-i5-7600", "sandy-bridge-e5-2430"] {
+    for name in ["cascade-lake-6252", "golden-cove", "sandy-bridge-e5-2430"] {
         assert_eq!(Profile::load(name).unwrap().too_fine_for(&filter), [], "{name}");
     }
+    let kaby = Profile::load("kaby-lake-i5-7600").unwrap();
+    assert_eq!(kaby.too_fine_for(&Filter::RUNS), []);
+    let refused: Vec<String> = kaby.too_fine_for(&filter).iter().map(ToString::to_string).collect();
+    assert_eq!(refused.len(), 2);
+    assert!(
+        refused[0].ends_with("with a linear index and true LRU; it has replacement tree-plru"),
+        "{}",
+        refused[0]
+    );
     let zen = Profile::load("zen2").unwrap();
     assert_eq!(zen.too_fine_for(&Filter::RUNS), []);
     assert_eq!(zen.too_fine_for(&Filter::default()), []);
     let refused: Vec<String> = zen.too_fine_for(&filter).iter().map(ToString::to_string).collect();
     assert_eq!(
         refused[0],
-        "the first-level data TLB for 4k, 2m, 1g pages has 1 set of 64 ways; the recording is filtered \
+        "the first-level data TLB for 4k, 16k, 2m, 1g pages has 1 set of 64 ways; the recording is filtered \
          by 16 sets of 4 ways over 4k pages, which is exact for a multiple of 16 sets with at least 4 \
          ways, for one page size"
     );

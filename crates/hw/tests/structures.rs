@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 fn tlb(sizes: &[&str], entries: u32, ways: u32) -> Tlb {
     let sizes = sizes.iter().map(|s| (*s).to_owned()).collect();
-    Tlb::new(&[TlbProfile { sizes, entries, ways, source: "test".into() }])
+    Tlb::new(&[TlbProfile { sizes, entries, ways, source: "test".into(), ..Default::default() }])
 }
 
 /// Key: VPID, PCID (`None`: global), size, page.

@@ -67,7 +67,7 @@ fn the_referee_agrees_in_fragmented_memory() {
 #[test]
 fn every_profile_runs() {
     let lab = Lab::new();
-    for profile in ["cascade-lake-6252", "skylake-i5-7600", "sandy-bridge-e5-2430", "zen2"] {
+    for profile in ["cascade-lake-6252", "kaby-lake-i5-7600", "sandy-bridge-e5-2430", "zen2"] {
         let line = format!(
             "compare kvstore --profile {profile} --footprint 16MiB --accesses 15k --verify --quiet"
         );

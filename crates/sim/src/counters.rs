@@ -274,6 +274,10 @@ counters! {
     walk_cache_lookups,
     /// Walks that began at a table that a walk cache pointed to.
     walk_cache_hits,
+    /// Entries of tables that walkers looked up where they lie, before they read memory.
+    entry_cache_lookups,
+    /// Such look-ups that found the entry, and made no reference.
+    entry_cache_hits,
     /// Guest-physical look-ups served by the nested TLB.
     nested_tlb_hits,
     /// Guest-physical look-ups that walked the nested tables.

@@ -102,7 +102,7 @@ impl Energy {
             l2_tlb: pj(c.l1_tlb_misses + c.anchor_lookups, e.l2_tlb_pj.value)
                 + pj(c.walks, e.l2_tlb_fill_pj.value),
             walk_caches: pj(
-                having(profile.walk_cache != none, c.walk_cache_lookups),
+                having(profile.walk_cache != none, c.walk_cache_lookups) + c.entry_cache_lookups,
                 e.walk_cache_pj.value,
             ) + pj(
                 having(profile.nested_walk_cache != none, c.nested_walks),

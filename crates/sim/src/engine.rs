@@ -425,11 +425,11 @@ impl<S: Scheme> Machine<S> {
             platform.counters.upgrades += 1;
         } else {
             platform.counters.l1_tlb_misses += 1;
-            match core.l2.look_up(run.gva, asid) {
+            match core.second_level(request.fetch).look_up(run.gva, asid) {
                 Some(hit) if hit.serves(needs) => {
                     platform.counters.l2_tlb_hits += 1;
-                    let l1 = if request.fetch { &mut core.l1i } else { &mut core.l1d };
-                    l1.fill_splintering(run.gva, asid, hit);
+                    let hit = hit.restored();
+                    core.first_level(request.fetch).fill_splintering(run.gva, asid, hit);
                     return Ok(hit);
                 }
                 Some(_) => {
@@ -759,19 +759,11 @@ impl<S: Scheme> AnyMachine for Machine<S> {
         self.known(run.vcpu)?;
         let before = self.platform.counters.clone();
         let core = &mut self.platform.hardware.cores[usize::from(run.vcpu.0)];
-        core.walk_cache.flush();
-        core.nested_walk_cache.flush();
-        if let Some(nested) = &mut core.nested_tlb {
-            nested.flush();
-        }
+        core.forget_walks();
         let result = self.resolve(&Request::of(run)).and_then(|_| {
             // All faults are answered: one more walk from cold is the one to show.
             let core = &mut self.platform.hardware.cores[usize::from(run.vcpu.0)];
-            core.walk_cache.flush();
-            core.nested_walk_cache.flush();
-            if let Some(nested) = &mut core.nested_tlb {
-                nested.flush();
-            }
+            core.forget_walks();
             self.platform.hardware.steps = Some(Vec::new());
             self.resolve(&Request::of(run))
         });

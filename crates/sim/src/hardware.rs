@@ -1,9 +1,10 @@
 //! The translation hardware of one machine: cores with their TLBs and walk caches, and the caches.
 
+use crate::core_tlbs::PcidLevels;
 use crate::counters::{Counters, Dimension, References};
-use nestwalk_hw::{Asid, Caches, Coalesced, Pointer, Profile, ServedBy, Tlb, WalkCache};
+use nestwalk_hw::{Asid, Caches, Coalesced, EntryCache, Profile, ServedBy, Tlb, WalkCache};
 use nestwalk_tables::Mode;
-use nestwalk_types::{Gpa, Gva, Hpa, Invalidation, Run, VcpuId};
+use nestwalk_types::{Gpa, Gva, Hpa, Invalidation, PageSize, Run, VcpuId};
 
 /// The VPID of the one VM of a machine; 0 is the host's own.
 pub const GUEST_VPID: u8 = 1;
@@ -14,21 +15,29 @@ pub struct Core {
     pub l1d: Tlb,
     /// First-level instruction TLB.
     pub l1i: Tlb,
-    /// Second-level TLB.
+    /// Second-level TLB; of data alone if there is one of instructions.
     pub l2: Tlb,
+    /// Second-level TLB of instructions, if they have their own.
+    pub l2i: Option<Box<Tlb>>,
     /// Paging-structure caches of linear or combined mappings.
     pub walk_cache: WalkCache,
     /// Paging-structure caches of nested tables.
     pub nested_walk_cache: WalkCache,
+    /// Entries of tables by where they lie, if the processor caches them so.
+    pub entry_cache: Option<Box<EntryCache>>,
     /// Guest-physical translations.
     pub nested_tlb: Option<Tlb>,
     /// TLBs whose entries cover several base pages, in place of the three above, for schemes that have
     /// them.
     pub coalesced: Option<Box<Coalesced>>,
-    /// Tag of the current address space.
+    /// Tag of the current address space: with PCID 0 on a processor without PCIDs.
     pub asid: Asid,
     /// PCIDs that were loaded so far, each once.
-    pcids: Vec<u16>,
+    pub(crate) loaded: Vec<u16>,
+    /// The PCID that was loaded, whatever the processor makes of it.
+    pub pcid: u16,
+    /// PCIDs that the TLB levels hold.
+    pub(crate) pcids: PcidLevels,
 }
 
 /// One reference of a walk, for those who watch.
@@ -54,6 +63,8 @@ pub struct Step {
 pub struct Tally {
     pub(crate) references: References,
     pub(crate) cycles: u64,
+    entry_lookups: u64,
+    entry_hits: u64,
 }
 
 /// The hardware of one machine.
@@ -68,6 +79,8 @@ pub struct Hardware {
     pub walk_cache_cycles: u64,
     /// Cycles to look the nested TLB up.
     pub nested_tlb_cycles: u64,
+    /// Four base pages in order share a TLB entry: walkers look beside the leaf entry.
+    pub shares_entries: bool,
     /// Costs of the walk under way.
     pub tally: Tally,
     /// References of the walk under way, if somebody watches.
@@ -123,6 +136,10 @@ impl Hardware {
                 .map(u64::from),
             walk_cache_cycles: profile.core.walk_cache_cycles.value as u64,
             nested_tlb_cycles: profile.core.nested_tlb_cycles.value as u64,
+            shares_entries: [&profile.l1d_tlb, &profile.l1i_tlb, &profile.l2_tlb, &profile.l2i_tlb]
+                .into_iter()
+                .flatten()
+                .any(|array| array.page_sizes().any(|s| s == PageSize::SIZE_16K)),
             tally: Tally::default(),
             steps: None,
             profile: profile.clone(),
@@ -142,18 +159,23 @@ impl Hardware {
                 entries: n.entries,
                 ways: n.ways,
                 source: n.source.clone(),
+                ..Default::default()
             }])
         });
         self.cores.push(Core {
             l1d: Tlb::new(&p.l1d_tlb),
             l1i: Tlb::new(&p.l1i_tlb),
             l2: Tlb::new(&p.l2_tlb),
+            l2i: (!p.l2i_tlb.is_empty()).then(|| Box::new(Tlb::new(&p.l2i_tlb))),
             walk_cache: WalkCache::new(&p.walk_cache),
             nested_walk_cache: WalkCache::new(&p.nested_walk_cache),
+            entry_cache: p.entry_cache.as_ref().map(|e| Box::new(EntryCache::new(e))),
             nested_tlb,
             coalesced: None,
             asid: Asid::new(vpid, 0),
-            pcids: vec![0],
+            loaded: vec![0],
+            pcid: 0,
+            pcids: PcidLevels::new(&p.pcid, Asid::new(vpid, 0)),
         });
     }
 
@@ -167,6 +189,15 @@ impl Hardware {
         at: Hpa,
         entry: u64,
     ) {
+        if let Some(cache) = &mut self.cores[core].entry_cache
+            && cache.holds(level)
+        {
+            self.tally.entry_lookups += 1;
+            if cache.access(at) {
+                self.tally.entry_hits += 1;
+                return;
+            }
+        }
         let served = self.caches.data(core, at);
         self.tally.references.0[dimension as usize][served as usize] += 1;
         self.tally.cycles += self.latency[served as usize];
@@ -178,13 +209,15 @@ impl Hardware {
     /// Begins a walk: its costs are counted from zero.
     #[inline]
     pub fn begin_walk(&mut self) {
-        self.tally = Tally { references: References::default(), cycles: self.walk_cache_cycles };
+        self.tally = Tally { cycles: self.walk_cache_cycles, ..Tally::default() };
     }
 
     /// Ends a walk: adds its costs to the counters.
     #[inline]
     pub fn end_walk(&mut self, counters: &mut Counters, faulted: bool) {
         counters.walk_cycles += self.tally.cycles;
+        counters.entry_cache_lookups += self.tally.entry_lookups;
+        counters.entry_cache_hits += self.tally.entry_hits;
         if faulted {
             counters.faulted_walks += 1;
             counters.faulted_references.add(&self.tally.references);
@@ -196,16 +229,21 @@ impl Hardware {
 
     /// MOV to CR3 as the hardware does it: selects the PCID; without the keep bit, drops all
     /// non-global linear and combined mappings of that PCID (SDM vol. 3A, "Operations that Invalidate
-    /// TLBs and Paging-Structure Caches"). Guest-physical mappings stay.
+    /// TLBs and Paging-Structure Caches"). Guest-physical mappings stay. A processor without PCIDs takes
+    /// no notice of PCID and keep bit, which a kernel there would not use, and drops all that is not
+    /// global.
     pub fn load_cr3(&mut self, vcpu: VcpuId, pcid: u16, keep: bool) {
         let core = &mut self.cores[usize::from(vcpu.0)];
-        core.asid = core.asid.with_pcid(pcid);
-        if !core.pcids.contains(&pcid) {
-            core.pcids.push(pcid);
+        if !core.loaded.contains(&pcid) {
+            core.loaded.push(pcid);
         }
-        if !keep {
+        let supported = core.pcids.supported();
+        core.pcid = pcid;
+        core.asid = core.tag(pcid);
+        if !keep || !supported {
             core.invalidate_asid(core.asid);
         }
+        core.make_room_for_pcid();
     }
 
     /// INVLPG or INVPCID as the hardware does it. Guest-physical mappings stay.
@@ -215,9 +253,9 @@ impl Hardware {
         match what {
             Invalidation::Page(gva) => core.invalidate_page(gva, core.asid, true),
             Invalidation::PageInPcid(gva, pcid) => {
-                core.invalidate_page(gva, core.asid.with_pcid(pcid), false);
+                core.invalidate_page(gva, core.tag(pcid), false);
             }
-            Invalidation::Pcid(pcid) => core.invalidate_asid(core.asid.with_pcid(pcid)),
+            Invalidation::Pcid(pcid) => core.invalidate_asid(core.tag(pcid)),
             Invalidation::AllButGlobal => core.invalidate_vpid(vpid, false),
             Invalidation::All => core.invalidate_vpid(vpid, true),
         }
@@ -244,11 +282,12 @@ impl Hardware {
     /// "Operations that Invalidate Cached Mappings").
     pub fn invalidate_address(&mut self, vcpu: VcpuId, mode: &Mode, gva: Gva) {
         let core = &mut self.cores[usize::from(vcpu.0)];
-        for i in 0..core.pcids.len() {
-            let asid = core.asid.with_pcid(core.pcids[i]);
+        for i in 0..core.loaded.len() {
+            let asid = core.tag(core.loaded[i]);
             core.invalidate_page_in_tlbs(gva, asid, true);
-            core.walk_cache.invalidate_address(mode, gva, asid);
+            core.forget_partial_walk(mode, gva, asid);
         }
+        core.forget_entries();
     }
 
     /// Drops all guest-physical and combined mappings on all cores: what a VMM asks for (INVEPT) after
@@ -262,7 +301,7 @@ impl Hardware {
     pub fn forget_partial_walks(&mut self) {
         for core in &mut self.cores {
             let vpid = core.asid.vpid();
-            core.walk_cache.invalidate_vpid(vpid);
+            core.forget_partial_walks(vpid);
         }
     }
 
@@ -271,6 +310,7 @@ impl Hardware {
         for core in &mut self.cores {
             let vpid = core.asid.vpid();
             core.nested_walk_cache.invalidate_vpid(vpid);
+            core.forget_entries();
             if let Some(nested) = &mut core.nested_tlb {
                 nested.invalidate_vpid(vpid, true);
             }
@@ -295,62 +335,5 @@ impl Hardware {
         if let Some((mode, gva)) = linear {
             core.drop_translation(mode, gva);
         }
-    }
-}
-
-impl Core {
-    /// One page of one address space, every part of it if it is a large one, and all walk-cache
-    /// entries of the address space, as INVLPG does.
-    pub fn invalidate_page(&mut self, gva: Gva, asid: Asid, global: bool) {
-        self.invalidate_page_in_tlbs(gva, asid, global);
-        self.walk_cache.invalidate_asid(asid);
-    }
-    /// As [`Core::invalidate_page`], without the walk cache.
-    fn invalidate_page_in_tlbs(&mut self, gva: Gva, asid: Asid, global: bool) {
-        self.l1d.invalidate_page(gva, asid, global);
-        self.l1i.invalidate_page(gva, asid, global);
-        self.l2.invalidate_page(gva, asid, global);
-        if let Some(coalesced) = &mut self.coalesced {
-            coalesced.invalidate_page(gva, asid, global);
-        }
-    }
-    /// The entries for one address from the TLBs only: what an access that could not use them, or a
-    /// fault, removes. Other parts of a large page stay.
-    pub fn drop_page(&mut self, gva: Gva, asid: Asid, global: bool) {
-        self.l1d.remove(gva, asid, global);
-        self.l1i.remove(gva, asid, global);
-        self.l2.remove(gva, asid, global);
-        if let Some(coalesced) = &mut self.coalesced {
-            coalesced.remove(gva, asid, global);
-        }
-    }
-    /// The translation and the partial walks of one address in the current address space: what a
-    /// fault removes.
-    pub fn drop_translation(&mut self, mode: &Mode, gva: Gva) {
-        self.drop_page(gva, self.asid, false);
-        self.walk_cache.invalidate_address(mode, gva, self.asid);
-    }
-    fn invalidate_asid(&mut self, asid: Asid) {
-        self.l1d.invalidate_asid(asid);
-        self.l1i.invalidate_asid(asid);
-        self.l2.invalidate_asid(asid);
-        if let Some(coalesced) = &mut self.coalesced {
-            coalesced.invalidate_asid(asid);
-        }
-        self.walk_cache.invalidate_asid(asid);
-    }
-    fn invalidate_vpid(&mut self, vpid: u8, global: bool) {
-        self.l1d.invalidate_vpid(vpid, global);
-        self.l1i.invalidate_vpid(vpid, global);
-        self.l2.invalidate_vpid(vpid, global);
-        if let Some(coalesced) = &mut self.coalesced {
-            coalesced.invalidate_vpid(vpid, global);
-        }
-        self.walk_cache.invalidate_vpid(vpid);
-    }
-    /// Looks the combined walk cache up for the current address space.
-    #[inline]
-    pub fn partial_walk(&mut self, mode: &Mode, gva: Gva) -> Option<(u8, Pointer)> {
-        self.walk_cache.look_up(mode, gva, self.asid)
     }
 }

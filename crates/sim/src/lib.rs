@@ -9,6 +9,7 @@ pub mod build;
 pub mod coalescing;
 pub mod compare;
 pub mod contiguity;
+pub mod core_tlbs;
 pub mod cost;
 pub mod counters;
 pub mod coverage;

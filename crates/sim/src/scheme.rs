@@ -277,7 +277,7 @@ pub trait Scheme: Send {
     #[inline(always)]
     fn fill_l2(&mut self, platform: &mut Platform, request: &Request, found: Translation) {
         let core = &mut platform.hardware.cores[request.core()];
-        core.l2.fill_missed(request.gva, core.asid, found);
+        core.fill_second_level(request.gva, request.fetch, found);
     }
 
     /// Reads ahead what walks for these runs will need, at most [`crate::ahead::GROUP`] of them.

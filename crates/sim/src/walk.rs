@@ -3,6 +3,7 @@
 
 pub mod agile;
 pub mod segments;
+mod sharing;
 
 use crate::counters::{Counters, Dimension};
 use crate::hardware::{Hardware, Request};
@@ -162,6 +163,11 @@ pub fn walk_1d_marking<A: Address>(
             let found = take_leaf(tables.memory, at, leaf, permissions, request, marked)?;
             if level == 1 {
                 watch.leaf(tables.memory, held, at, mode.entry_bytes);
+                if hardware.shares_entries {
+                    return Ok(found
+                        .shared(tables.memory, held, at, mode.entry_bytes)
+                        .translation());
+                }
             }
             return Ok(found.translation());
         }
@@ -174,8 +180,7 @@ pub fn walk_1d_marking<A: Address>(
         level -= 1;
         let table = entry.target::<Hpa>();
         pointer = Pointer { table, home: table.value(), handle: held, permissions, switched: 0 };
-        let asid = hardware.cores[core].asid;
-        hardware.cores[core].walk_cache.fill_missed(mode, request.gva, asid, level, pointer);
+        hardware.cores[core].remember_walk(mode, request.gva, level, pointer);
     }
 }
 
@@ -314,10 +319,15 @@ pub fn translate_nested_watched(
             if nested.ad && !entry.has(wanted) {
                 nested.memory.set_bits(at, wanted);
             }
+            let mut size = mode.span(level);
             if level == 1 {
                 watch.leaf(nested.memory, held, at, mode.entry_bytes);
+                if hardware.shares_entries
+                    && sharing::in_order(nested.memory, held, at, mode.entry_bytes)
+                {
+                    size = PageSize::SIZE_16K;
+                }
             }
-            let size = mode.span(level);
             // Without flags there is none that a store would have to set.
             let dirty = write || !nested.ad || entry.has(DIRTY);
             let found = Translation::new(entry.frame(size), size, permissions, dirty, false);
@@ -430,6 +440,10 @@ fn continue_2d<const FILL: bool, H: HostDimension, W: Watch<Gpa>>(
             let found = take_leaf(guest.memory, at, leaf, permissions, request, |_, _| {})?;
             if level == 1 {
                 watch.leaf(guest.memory, held, at, mode.entry_bytes);
+                if hardware.shares_entries {
+                    let found = found.shared(guest.memory, held, at, mode.entry_bytes);
+                    return finish_2d(hardware, counters, nested, request, &found);
+                }
             }
             return finish_2d(hardware, counters, nested, request, &found);
         }
@@ -444,8 +458,7 @@ fn continue_2d<const FILL: bool, H: HostDimension, W: Watch<Gpa>>(
         let switched = pointer.switched;
         pointer = Pointer { table, home: home.value(), handle: held, permissions, switched };
         if FILL {
-            let core = &mut hardware.cores[core];
-            core.walk_cache.fill_missed(cached_by, request.gva, core.asid, level, pointer);
+            hardware.cores[core].remember_walk(cached_by, request.gva, level, pointer);
         }
     }
 }
@@ -463,7 +476,9 @@ fn finish_2d<H: HostDimension>(
     let purpose = Purpose::page(request.write, request.fetch);
     let host = nested.translate(hardware, counters, request.core(), gpa, purpose)?;
     let size = found.size.min(host.size());
-    counters.splintered += u64::from(size < found.size);
+    // The guest's own page, if four of them share an entry.
+    let mapped = if found.size == PageSize::SIZE_16K { PageSize::SIZE_4K } else { found.size };
+    counters.splintered += u64::from(size < mapped);
     Ok(Translation::new(
         host.apply(gpa).align_down(size),
         size,
@@ -471,5 +486,5 @@ fn finish_2d<H: HostDimension>(
         found.dirty && host.is_dirty(),
         found.global,
     )
-    .splinter_of(found.size))
+    .splinter_of(mapped.max(size)))
 }

@@ -4,7 +4,7 @@
 mod common;
 
 use common::lives::Life;
-use common::machines::{Probe, Setup, with_roomy_tlbs};
+use common::machines::{Probe, Setup, plain, with_roomy_tlbs};
 use common::{Script, approve, bare_profile, machine_with};
 use nestwalk_hw::{Profile, Shape};
 use nestwalk_sim::coalescing::{CoalescingNative, CoalescingNested, machine_of};
@@ -86,11 +86,12 @@ fn groups_of_one_page_count_as_conventional_tlbs() {
         let (mode, pages) =
             [(&LONG4, "4k"), (&LONG4, "thp"), (&LONG4, "2m"), (&LEGACY32, "4m")][seed as usize % 4];
         let host_pages = ["4k", "thp"][seed as usize / 4 % 2];
-        let profile = if seed.is_multiple_of(3) { Profile::load("zen2").unwrap() } else { small() };
+        let zen2 = || plain(Profile::load("zen2").unwrap());
+        let profile = if seed.is_multiple_of(3) { zen2() } else { small() };
         let setup = Setup { guest_mode: mode, host_pages, vcpus: 3, ..Setup::new(profile) };
-        for (coalescing, plain) in [("native-colt", "native"), ("colt", "nested")] {
+        for (coalescing, usual) in [("native-colt", "native"), ("colt", "nested")] {
             let mut one = kind(coalescing, "sa/shift=0", &setup);
-            let mut other = kind(plain, "", &setup);
+            let mut other = kind(usual, "", &setup);
             for events in life(seed, 3, mode, pages).live() {
                 one.run(&events).unwrap();
                 other.run(&events).unwrap();

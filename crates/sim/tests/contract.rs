@@ -111,6 +111,8 @@ fn small_profile() -> Profile {
         for array in level {
             array.entries = 8;
             array.ways = 4;
+            // What pages share depends on where they lie, which differs on the machines.
+            array.sizes.retain(|size| size != "16k");
         }
     }
     for cache in [&mut p.walk_cache, &mut p.nested_walk_cache] {

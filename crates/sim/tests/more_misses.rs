@@ -6,6 +6,7 @@
 
 mod common;
 
+use common::machines::plain;
 use nestwalk_hw::Profile;
 use nestwalk_hw::profile::{ArrayProfile, BUILT_IN, TlbProfile};
 use nestwalk_mm::{
@@ -235,7 +236,7 @@ fn fewer_ways_never_cost_less() {
     let events = [skewed(600, 1), skewed(5000, 2), uniform(5000, 3)];
     let mut told = Told::default();
     for (name, _) in BUILT_IN {
-        let profile = Profile::load(name).unwrap();
+        let profile = plain(Profile::load(name).unwrap());
         for scheme in SCHEMES {
             for events in &events {
                 told.try_all(scheme, &profile, events, price);
@@ -262,7 +263,7 @@ fn cheaper_with_more_pages(price: Price) -> Vec<String> {
     let streams: Vec<(u64, GuestBatch)> = pages.map(|n| (n, uniform(n, 5))).into();
     let mut told = Vec::new();
     for (name, _) in BUILT_IN {
-        let profile = Profile::load(name).unwrap();
+        let profile = plain(Profile::load(name).unwrap());
         for scheme in SCHEMES {
             let mut most: f64 = 0.0;
             for (pages, events) in &streams {

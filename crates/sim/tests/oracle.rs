@@ -4,7 +4,7 @@
 mod common;
 
 use common::lives::Life;
-use common::machines::{ALL_SIZES, Setup, array, tlb};
+use common::machines::{ALL_SIZES, Setup, array, plain, tlb};
 use common::oracle::Oracle;
 use common::pairs::Pairs;
 use common::{Script, approve};
@@ -20,7 +20,7 @@ use nestwalk_types::{
 use nestwalk_workloads::{Populate, WorkloadSpec};
 
 const PROFILES: [&str; 4] =
-    ["cascade-lake-6252", "skylake-i5-7600", "sandy-bridge-e5-2430", "zen2"];
+    ["cascade-lake-6252", "kaby-lake-i5-7600", "sandy-bridge-e5-2430", "zen2"];
 
 /// The profile with structures so small that a short stream fills them many times over.
 fn small(mut profile: Profile) -> Profile {
@@ -43,7 +43,7 @@ fn random_lives_of_guests() {
         for (pages, host_pages) in [("4k", "4k"), ("thp", "4k"), ("thp", "2m"), ("2m", "4k")] {
             for shrink in [false, true] {
                 seed += 1;
-                let mut profile = Profile::load(name).unwrap();
+                let mut profile = plain(Profile::load(name).unwrap());
                 if shrink {
                     profile = small(profile);
                 }
@@ -203,7 +203,7 @@ fn random_kernels_with_global_pages_all_sizes_and_all_invalidations() {
     for (i, name) in PROFILES.into_iter().enumerate() {
         for (j, host_pages) in ["4k", "2m", "1g"].into_iter().enumerate() {
             for shrink in [false, true] {
-                let mut profile = Profile::load(name).unwrap();
+                let mut profile = plain(Profile::load(name).unwrap());
                 if shrink {
                     profile = small(profile);
                 }
@@ -238,7 +238,7 @@ fn real(
                 ..GuestConfig::new(&LONG4, 3 << 30)
             };
             let pairs = profiles.iter().map(|name| {
-                let profile = Profile::load(name).unwrap();
+                let profile = plain(Profile::load(name).unwrap());
                 let setup = Setup {
                     host_pages,
                     vcpus: usize::from(vcpus),
@@ -313,7 +313,7 @@ fn patterns() {
     for name in ["uniform", "zipf", "chase"] {
         let base = PatternSpec { footprint: 16 << 20, accesses: 20_000, ..PatternSpec::default() };
         let mut source = PatternSpec::parse(name, &base).unwrap().source();
-        real(&mut source, name, 1, &["skylake-i5-7600"], &[("4k", "4k")]);
+        real(&mut source, name, 1, &["kaby-lake-i5-7600"], &[("4k", "4k")]);
     }
 }
 
@@ -330,7 +330,7 @@ fn a_real_program() {
 /// differ.
 #[test]
 fn an_oracle_of_another_geometry_disagrees() {
-    let mut profile = Profile::load("zen2").unwrap();
+    let mut profile = plain(Profile::load("zen2").unwrap());
     profile.l1d_tlb = vec![tlb(&ALL_SIZES, 12, 4)];
     let setup = Setup::new(profile.clone());
     for (entries, ways) in [(12, 3), (12, 6), (16, 4), (12, 12)] {

@@ -209,7 +209,7 @@ fn plan(machines: &str, vcpus: usize, threads: usize) -> Plan {
     let base = PagePolicy::by_name("4k").unwrap();
     Plan {
         machines: MachineSpec::parse_list(machines, base).unwrap(),
-        profile: Profile::load("skylake-i5-7600").unwrap(),
+        profile: Profile::load("kaby-lake-i5-7600").unwrap(),
         guest_mode: &LONG4,
         host_mode: &LONG4,
         vcpus,

@@ -11,6 +11,8 @@ pub struct PageSize(u8);
 impl PageSize {
     /// 4 KiB, the base page.
     pub const SIZE_4K: Self = Self(12);
+    /// 16 KiB: no leaf of x86 tables; four base pages that a TLB entry holds together.
+    pub const SIZE_16K: Self = Self(14);
     /// 2 MiB, a level-2 leaf of 4- and 5-level and PAE paging.
     pub const SIZE_2M: Self = Self(21);
     /// 4 MiB, a level-2 leaf of 32-bit paging (PSE).

@@ -134,7 +134,13 @@ mod tests {
 
     fn tlb(entries: u32, ways: u32) -> Tlb {
         let sizes = vec!["4k".into(), "2m".into()];
-        Tlb::new(&[TlbProfile { sizes, entries, ways, source: String::new() }])
+        Tlb::new(&[TlbProfile {
+            sizes,
+            entries,
+            ways,
+            source: String::new(),
+            ..Default::default()
+        }])
     }
     fn anchor(frame: u64, contiguity: u32) -> Anchor {
         let permissions = Permissions { write: true, user: true, execute: false };

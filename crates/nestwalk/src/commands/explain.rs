@@ -8,7 +8,7 @@ use crate::sources::PHASES;
 use crate::sources::samples::{self, SAMPLES};
 use anyhow::{Result, bail};
 use nestwalk_hw::Profile;
-use nestwalk_hw::profile::BUILT_IN;
+use nestwalk_hw::profile::{BUILT_IN, is_built_in};
 use nestwalk_mm::PLACEMENTS;
 use nestwalk_policy::POLICIES;
 use nestwalk_report::{Align, Table, count};
@@ -86,9 +86,17 @@ pub fn explain(args: &ExplainArgs) -> Result<()> {
         out += "Of a machine: switching/POLICY/KEY=VALUE. Beside a VM: govern --policy \
                 POLICY:KEY=VALUE,...\n";
     }
-    if BUILT_IN.iter().any(|b| b.0 == name) || name.ends_with(".toml") {
+    if is_built_in(name) || name.ends_with(".toml") {
         let profile = Profile::load(name)?;
         out += &format!("profile {}: {}\n", profile.name, profile.description);
+        let mut table = Table::new()
+            .column("structure", Align::Left)
+            .column("", Align::Left)
+            .column("source", Align::Left);
+        for (structure, text, source) in profile.structures() {
+            table.row(vec![structure, text, source]);
+        }
+        out += &(table.render() + "\n");
         let mut table = Table::new()
             .column("number", Align::Left)
             .column("value", Align::Right)
@@ -97,7 +105,7 @@ pub fn explain(args: &ExplainArgs) -> Result<()> {
             table.row(vec![key.into(), number.value.to_string(), number.source.clone()]);
         }
         out += &table.render();
-        out += "Geometries of TLBs, walk caches and caches stand in the profile's file.\n";
+        out += "docs/profiles.md has every key, and how to change one line of a profile.\n";
     }
     if let Some(p) = PLACEMENTS.iter().find(|p| p.0 == name) {
         out += &format!("placement {name}: {}\n", p.2);

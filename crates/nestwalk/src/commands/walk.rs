@@ -35,6 +35,8 @@ pub fn walk(args: &WalkArgs) -> Result<()> {
     if !args.caches {
         profile.walk_cache = WalkCacheProfile::default();
         profile.nested_walk_cache = WalkCacheProfile::default();
+        profile.entry_cache = None;
+        profile.l2_tlb.iter_mut().for_each(|array| array.pdes = false);
         profile.nested_tlb = None;
     }
     let guest_bytes = if guest_mode.entry_bytes == 4 { 3 << 30 } else { GUEST_BYTES };

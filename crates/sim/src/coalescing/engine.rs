@@ -48,7 +48,8 @@ impl<S: Scheme> Machine<S> {
         } else {
             counters.l1_tlb_misses += 1;
             let tlbs = core.coalesced.as_mut();
-            let found = tlbs.and_then(|t| t.look_up_second(run.gva, asid).map(|f| (t, f)));
+            let found =
+                tlbs.and_then(|t| t.look_up_second(run.gva, asid, request.fetch).map(|f| (t, f)));
             match found {
                 Some((tlbs, found)) if found.translation.serves(needs) => {
                     counters.l2_tlb_hits += 1;

@@ -29,7 +29,7 @@ mod lines;
 mod native;
 mod nested;
 
-pub use lines::{LeafLine, combine, native_line};
+pub use lines::{ALIKE, LeafLine, combine, native_line};
 pub use native::CoalescingNative;
 pub use nested::CoalescingNested;
 
@@ -62,6 +62,8 @@ pub fn machine_of<S: Scheme>(
     let coalesced = Coalesced::new(&build.profile, shape)
         .map_err(|reason| MachineError::Variant { machine: build.name.clone(), reason })?;
     let mut machine = Machine::new(scheme, build)?;
+    // These TLBs have their own way to put pages together.
+    machine.platform.hardware.shares_entries = false;
     for core in &mut machine.platform.hardware.cores {
         core.coalesced = Some(Box::new(coalesced.clone()));
     }

@@ -291,7 +291,7 @@ impl Unit for Anchors {
     ) {
         let Some((space, shift, at, anchor)) = self.anchor_of(runs, request, found) else {
             let core = &mut platform.hardware.cores[request.core()];
-            return core.l2.fill_missed(request.gva, core.asid, found);
+            return core.fill_second_level(request.gva, request.fetch, found);
         };
         let core = &mut platform.hardware.cores[request.core()];
         core.l2.fill_anchor(request.gva, shift, core.asid, anchor);

@@ -248,7 +248,7 @@ impl Rmm {
             offset: run.offset(),
             permissions: permissions_of(run),
             dirty: found.is_dirty(),
-            page: if self.config.large { found.size() } else { PageSize::SIZE_4K },
+            page: if self.config.large { found.page_size() } else { PageSize::SIZE_4K },
         };
         self.tlbs[core].fill(hardware.cores[core].asid, range);
     }

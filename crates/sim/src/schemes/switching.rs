@@ -217,9 +217,7 @@ impl Switching {
                 platform.hardware.forget_nested();
             }
             for core in &mut platform.hardware.cores {
-                for tlb in [&mut core.l1d, &mut core.l1i, &mut core.l2] {
-                    tlb.remove_stores();
-                }
+                core.tlbs().for_each(nestwalk_hw::Tlb::remove_stores);
             }
         }
         forget_walks(platform);
@@ -230,7 +228,7 @@ impl Switching {
 /// Empties the paging-structure caches that begin at linear addresses.
 fn forget_walks(platform: &mut Platform) {
     for core in &mut platform.hardware.cores {
-        core.walk_cache.invalidate_vpid(core.asid.vpid());
+        core.forget_partial_walks(core.asid.vpid());
     }
 }
 

@@ -193,22 +193,25 @@ fn walk_shadow(
             let memory = &mut *tables.shadow.memory;
             let found =
                 take_leaf(memory, at, (entry, level, size), permissions, request, |_, _| {});
+            let found = found.map(|f| {
+                let shares = level == 1 && hardware.shares_entries;
+                if shares { f.shared(memory, held, at, mode.entry_bytes) } else { f }
+            });
             return found.map(|f| Reached::Page(f.translation())).map_err(fault);
         }
         let (table, index) = (entry.target::<Hpa>(), mode.index(request.gva.value(), level));
         level -= 1;
-        let asid = hardware.cores[core].asid;
-        let cache = &mut hardware.cores[core].walk_cache;
+        let cache = &mut hardware.cores[core];
         if entry.has(SWITCH) {
             let home = tables.homes.of(held, index).value();
             let handle = Handle::default();
             pointer = Pointer { table, home, handle, permissions, switched: level };
-            cache.fill_missed(mode, request.gva, asid, level, pointer);
+            cache.remember_walk(mode, request.gva, level, pointer);
             return Ok(Reached::GuestTable(level, pointer));
         }
         held = tables.shadow.memory.child(held, index, table);
         pointer = Pointer { table, home: table.value(), handle: held, permissions, switched: 0 };
-        cache.fill_missed(mode, request.gva, asid, level, pointer);
+        cache.remember_walk(mode, request.gva, level, pointer);
     }
 }
 

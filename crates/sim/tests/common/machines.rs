@@ -2,7 +2,7 @@
 
 use super::GIB;
 use nestwalk_hw::Profile;
-use nestwalk_hw::profile::{ArrayProfile, TlbProfile, WalkCacheProfile};
+use nestwalk_hw::profile::{ArrayProfile, PcidProfile, TlbProfile, WalkCacheProfile};
 use nestwalk_mm::{HostConfig, HostMemory, KERNEL_BYTES, PagePolicy, PlacementKind};
 use nestwalk_sim::schemes::Build;
 use nestwalk_sim::schemes::ds::DirectSegment;
@@ -121,8 +121,14 @@ pub trait Probe: AnyMachine {
             core.l1d.flush();
             core.l1i.flush();
             core.l2.flush();
+            if let Some(l2i) = &mut core.l2i {
+                l2i.flush();
+            }
             core.walk_cache.flush();
             core.nested_walk_cache.flush();
+            if let Some(cache) = &mut core.entry_cache {
+                cache.flush();
+            }
             if let Some(tlb) = &mut core.nested_tlb {
                 tlb.flush();
             }
@@ -157,7 +163,7 @@ pub fn exits_by_name(c: &Counters) -> Vec<(&'static str, u64)> {
 
 pub fn tlb(sizes: &[&str], entries: u32, ways: u32) -> TlbProfile {
     let sizes = sizes.iter().map(|s| (*s).to_owned()).collect();
-    TlbProfile { sizes, entries, ways, source: "test".into() }
+    TlbProfile { sizes, entries, ways, source: "test".into(), ..Default::default() }
 }
 
 pub fn array(entries: u32, ways: u32) -> ArrayProfile {
@@ -165,6 +171,30 @@ pub fn array(entries: u32, ways: u32) -> ArrayProfile {
 }
 
 pub const ALL_SIZES: [&str; 3] = ["4k", "2m", "1g"];
+
+/// The profile as a naive model has it: sizes and ways are its own, but it is indexed by the lowest bits
+/// with true LRU, holds any number of PCIDs, has the walk caches of the default profile, and nothing is
+/// coalesced or smashed.
+pub fn plain(mut profile: Profile) -> Profile {
+    let default = Profile::load("cascade-lake-6252").unwrap();
+    for level in [&mut profile.l1d_tlb, &mut profile.l1i_tlb, &mut profile.l2_tlb] {
+        for array in level {
+            array.sizes.retain(|size| size != "16k");
+            *array = TlbProfile {
+                sizes: array.sizes.clone(),
+                source: array.source.clone(),
+                ..tlb(&[], array.entries, array.ways)
+            };
+        }
+    }
+    profile.l2i_tlb.clear();
+    profile.pcid = PcidProfile::default();
+    if profile.entry_cache.take().is_some() {
+        profile.walk_cache = default.walk_cache;
+        profile.nested_walk_cache = default.nested_walk_cache;
+    }
+    profile
+}
 
 /// TLBs of one entry for all sizes: every change of page misses.
 pub fn with_tiny_tlbs(mut profile: Profile) -> Profile {

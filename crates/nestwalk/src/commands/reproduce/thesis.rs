@@ -37,7 +37,7 @@ const BUILT_IN: &[BuiltIn] = &[
 ];
 
 /// The thesis's machine is an i5-7600.
-const PROFILE: &str = "skylake-i5-7600";
+const PROFILE: &str = "kaby-lake-i5-7600";
 /// Upper thresholds of section 4.2.2, which has 3 to 20.
 const HIGHS: [u32; 6] = [3, 6, 9, 12, 15, 20];
 /// Costs of a switch, in intervals, for which hindsight plans: what a switch really costs follows from

@@ -285,7 +285,7 @@ impl AgileMmu {
             let start = self.start_of(platform, root.page_number())?;
             let old = std::mem::replace(&mut self.starts[v], start);
             if start == Start::Shadow && old != Start::Shadow {
-                let pcid = platform.hardware.cores[v].asid.pcid();
+                let pcid = platform.hardware.cores[v].pcid;
                 self.shadow.take_up_root(platform, VcpuId(v as u8), pcid, true)?;
             }
             if start != old {

@@ -53,7 +53,7 @@ fn check(mmu: &AgileMmu, platform: &Platform) {
         }
         // A shadow root that the hardware walks is this address space's.
         if mmu.start(v) == Start::Shadow && mmu.shadow_root(v) != Hpa::new(0) {
-            let pcid = platform.hardware.cores[v].asid.pcid();
+            let pcid = platform.hardware.cores[v].pcid;
             let stale = mmu.shadow.is_obsolete_root(v);
             assert!(stale || mmu.shadow.holds_root(v, gfn, pcid));
         }

@@ -145,7 +145,7 @@ pub trait Unit: Send {
         found: Translation,
     ) {
         let core = &mut platform.hardware.cores[request.core()];
-        core.l2.fill_missed(request.gva, core.asid, found);
+        core.fill_second_level(request.gva, request.fetch, found);
     }
 
     /// Translations of a core are void.
@@ -396,7 +396,7 @@ impl<B: Base, U: Unit> Scheme for Contiguous<B, U> {
         let core = usize::from(vcpu.0);
         self.runs.guest.load(&platform.world, platform.world.root(vcpu));
         self.look_again(platform);
-        if !keep {
+        if !keep || !platform.hardware.cores[core].has_pcids() {
             let asid = platform.hardware.cores[core].asid;
             self.unit.invalidate(platform, core, Scope::Space(asid));
         }
@@ -413,10 +413,11 @@ impl<B: Base, U: Unit> Scheme for Contiguous<B, U> {
         self.base.invalidate(platform, vcpu, what)?;
         let core = usize::from(vcpu.0);
         let asid = platform.hardware.cores[core].asid;
+        let tag = |pcid| platform.hardware.cores[core].tag(pcid);
         let scope = match what {
             Invalidation::Page(gva) => self.around(gva, asid),
-            Invalidation::PageInPcid(gva, pcid) => self.around(gva, asid.with_pcid(pcid)),
-            Invalidation::Pcid(pcid) => Scope::Space(asid.with_pcid(pcid)),
+            Invalidation::PageInPcid(gva, pcid) => self.around(gva, tag(pcid)),
+            Invalidation::Pcid(pcid) => Scope::Space(tag(pcid)),
             Invalidation::AllButGlobal | Invalidation::All => Scope::Everything,
         };
         self.unit.invalidate(platform, core, scope);

@@ -222,7 +222,7 @@ impl ShadowMmu {
             }
             Invalidation::PageInPcid(..) => {}
             Invalidation::Pcid(pcid) => {
-                if platform.hardware.cores[v].asid.pcid() == pcid {
+                if platform.hardware.cores[v].pcid == pcid {
                     self.sync_current(platform, v);
                     flush = Flush::Vpid;
                 }

@@ -238,7 +238,7 @@ impl ShadowMmu {
         {
             return Ok(self.pages[root.page as usize].table);
         }
-        let pcid = platform.hardware.cores[vcpu].asid.pcid();
+        let pcid = platform.hardware.cores[vcpu].pcid;
         if let Some(old) = self.roots[vcpu].current.take() {
             self.release(platform, old.page);
         }
