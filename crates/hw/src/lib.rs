@@ -31,7 +31,7 @@ pub use filter::TooFine;
 pub use line::Line;
 pub use pcids::{Displaced, PcidSlots};
 pub use prediction::{PredictionError, PredictionTable, Trained};
-pub use profile::Profile;
+pub use profile::{Profile, SoftwareProfile, Sourced};
 pub use range_tlb::{Range, RangeTlb, fitting};
 pub use replacement::Replacement;
 pub use segment::{Segment, SegmentError};

@@ -99,8 +99,12 @@ pub struct CacheProfile {
 pub struct CoreProfile {
     /// Nominal frequency in MHz; turns the software costs' times into cycles.
     pub frequency_mhz: Sourced,
-    /// Cycles per instruction when every reference hits the first level.
+    /// Cycles per instruction of programs when every reference hits the first level.
     pub base_cpi: Sourced,
+    /// The same of a guest kernel's instructions, where the stream shows the kernel at work.
+    pub kernel_cpi: Sourced,
+    /// Cycles of a load of CR3, on every machine; what a VMM does for one that exits comes on top.
+    pub cr3_load_cycles: Sourced,
     /// Cycles of a look-up of the second-level TLB, which every first-level miss pays, before the walk
     /// if it misses.
     pub l2_tlb_hit_cycles: Sourced,
@@ -156,15 +160,23 @@ pub struct SegmentProfile {
 pub struct SoftwareProfile {
     /// A VM exit and the entry after it, with KVM's dispatch between.
     pub exit_ns: Sourced,
-    /// Work of the VMM for one shadow entry that was missing, beyond the exit.
+    /// Work of the VMM for a fault that it answers in the shadow tables, beyond the exit: the guest's
+    /// tables are walked, the host's page is found, an entry is made or changed.
     pub shadow_fill_ns: Sourced,
+    /// Work per leaf entry of a shadow table beside a fault's own: one filled ahead (a look-up of the
+    /// host's page and an entry of the reverse map), dropped, or compared with the guest's.
+    pub shadow_entry_ns: Sourced,
+    /// Work to make a page of shadow tables and to protect the guest's table that it shadows.
+    pub shadow_page_ns: Sourced,
     /// Work to decode and emulate a write to a protected table, beyond the exit.
     pub emulate_write_ns: Sourced,
     /// Work to inject a page fault into the guest, beyond the exit.
     pub inject_fault_ns: Sourced,
-    /// Work of a CR3 load or an invalidation that exits, beyond the exit.
+    /// Work of a CR3 load that exits, beyond the exit.
     pub context_exit_ns: Sourced,
-    /// Work per entry that a resynchronisation looks at.
+    /// Work of an invalidation that exits, beyond the exit.
+    pub invalidate_exit_ns: Sourced,
+    /// Work to look at an entry, present or not, in a loop over a table.
     pub sync_entry_ns: Sourced,
     /// Work of the VMM for one nested-table entry that was missing, beyond the exit.
     pub nested_fill_ns: Sourced,
@@ -316,6 +328,8 @@ impl Profile {
         let mut numbers = vec![
             ("core.frequency_mhz", &c.frequency_mhz),
             ("core.base_cpi", &c.base_cpi),
+            ("core.kernel_cpi", &c.kernel_cpi),
+            ("core.cr3_load_cycles", &c.cr3_load_cycles),
             ("core.l2_tlb_hit_cycles", &c.l2_tlb_hit_cycles),
             ("core.walk_cache_cycles", &c.walk_cache_cycles),
             ("core.nested_tlb_cycles", &c.nested_tlb_cycles),
@@ -331,9 +345,12 @@ impl Profile {
             ("segment.load_cycles", &self.segment.load_cycles),
             ("software.exit_ns", &s.exit_ns),
             ("software.shadow_fill_ns", &s.shadow_fill_ns),
+            ("software.shadow_entry_ns", &s.shadow_entry_ns),
+            ("software.shadow_page_ns", &s.shadow_page_ns),
             ("software.emulate_write_ns", &s.emulate_write_ns),
             ("software.inject_fault_ns", &s.inject_fault_ns),
             ("software.context_exit_ns", &s.context_exit_ns),
+            ("software.invalidate_exit_ns", &s.invalidate_exit_ns),
             ("software.sync_entry_ns", &s.sync_entry_ns),
             ("software.nested_fill_ns", &s.nested_fill_ns),
             ("software.hypercall_ns", &s.hypercall_ns),

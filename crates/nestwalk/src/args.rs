@@ -267,6 +267,11 @@ pub struct CompareArgs {
     /// have them
     #[arg(long)]
     pub energy: bool,
+    /// A table of how much each price of the profile's [software] decides: by how many points of
+    /// overhead
+    /// each machine moves when it is halved and doubled
+    #[arg(long)]
+    pub sensitivity: bool,
     /// A table of contiguity, too, and the field in JSON and CSV: runs of mapped pages at the end, per
     /// dimension and for both together, and how many entries of each technique cover them
     #[arg(long)]
@@ -389,6 +394,11 @@ pub struct RunArgs {
     /// A table of energies, too, as for `compare`
     #[arg(long)]
     pub energy: bool,
+    /// A table of how much each price of the profile's [software] decides: by how many points of
+    /// overhead
+    /// each machine moves when it is halved and doubled
+    #[arg(long)]
+    pub sensitivity: bool,
     /// A table of contiguity, too, as for `compare`
     #[arg(long)]
     pub contiguity: bool,
@@ -508,6 +518,9 @@ pub struct TraceConvertArgs {
     /// To nestwalk: keep the lowest 6 bits of addresses, if IN has them
     #[arg(long)]
     pub whole_addresses: bool,
+    /// Of a recorded Linux guest: as if its processor had PCIDs, which QEMU's has not
+    #[arg(long)]
+    pub pcids: bool,
     /// To nestwalk from other formats: memory of the modelled guest
     #[arg(long, value_name = "BYTES", default_value = "16GiB")]
     pub guest_memory: String,
@@ -638,6 +651,9 @@ pub enum Publication {
     Isca20,
     /// vMitosis (ASPLOS 2021): times and counters of the run that the cost of cycles is fitted to.
     Vmitosis,
+    /// LMbench under EPT and shadow paging (PVM, SOSP 2023): what the prices of software are fitted
+    /// to.
+    Lmbench,
 }
 
 /// Tables that stay at a switch.
@@ -698,6 +714,9 @@ pub struct ReproduceArgs {
     /// What VMs have behind them
     #[arg(long, value_enum, default_value_t, help_heading = "The thesis")]
     pub lived: LivedArg,
+    /// The prices of a profile's [software] are fitted again
+    #[arg(long, help_heading = "LMbench")]
+    pub fit: bool,
     /// Where results go.
     #[command(flatten)]
     pub output: OutputArgs,

@@ -9,6 +9,7 @@ mod guest;
 mod outcome;
 mod processor_events;
 mod progress;
+mod sensitivity;
 mod session;
 mod show;
 mod sources;

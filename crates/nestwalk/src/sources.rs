@@ -1,6 +1,7 @@
 //! From what was typed to an event stream.
 
 mod narrow;
+pub mod pcids;
 mod recorded;
 pub mod samples;
 mod warmup;

@@ -238,3 +238,89 @@ fn what_cannot_be_reproduced_is_said() {
         assert!(message.contains(says), "{line}: {message}");
     }
 }
+
+/// The prices of software are those of the fit: one set meets what is published of shadow paging beside
+/// EPT, row by row, and the rows leave no other set far from it.
+#[test]
+fn lmbench_takes_what_was_published() {
+    let lab = Lab::new();
+    let results = lab.json("reproduce lmbench --fit --quiet --output out");
+    let rows = results["rows"].as_array().unwrap();
+    let row = |name: &str| {
+        rows.iter().find(|r| r["name"] == name).unwrap_or_else(|| panic!("no row {name}"))
+    };
+    for name in ["protection fault", "page fault", "fork", "exec", "sh"] {
+        let error = number(row(name), "error_percent");
+        assert!(error.abs() < 20.0, "{name}: {error} %");
+    }
+    // A system call is two loads of CR3 with page-table isolation, and a fault is one exit more.
+    let exits = |name: &str, reason: &str| number(&row(name)["exits"], reason);
+    for name in ["null system call", "null I/O", "100-descriptor select"] {
+        assert_eq!(row(name)["exits"].as_object().unwrap().len(), 1, "{name}");
+        assert!((exits(name, "cr3_load") - 2.0).abs() < 1e-9, "{name}");
+    }
+    assert!((exits("protection fault", "true_fault") - 1.0).abs() < 1e-9);
+    // Sixteen pages are mapped around a fault, whose entries are filled in groups of eight.
+    assert!((16.0 * exits("page fault", "true_fault") - 1.0).abs() < 0.1);
+    assert!((8.0 * exits("page fault", "hidden_fault") - 1.0).abs() < 0.1);
+    // Differences are the sum of what is paid and what is not the hypervisor's.
+    let profile = nestwalk_hw::Profile::load("cascade-lake-6252").unwrap();
+    let ns = |key: &str| {
+        let key = format!("software.{key}");
+        profile.numbers().iter().find(|(k, _)| *k == key).unwrap().1.value
+    };
+    for r in rows {
+        let paid: f64 = r["work"]
+            .as_object()
+            .unwrap()
+            .iter()
+            .map(|(key, times)| times.as_f64().unwrap() * ns(key) / 1000.0)
+            .sum();
+        let difference = number(r, "difference_us");
+        let sum = paid + number(r, "other_us");
+        assert!((sum - difference).abs() < 1e-6 * difference, "{}", r["name"]);
+    }
+    let fit = &results["fit"];
+    assert_eq!(fit["rank"], fit["free"], "the rows tell all free prices apart");
+    assert!(number(fit, "worst") < 0.10, "{fit}");
+    for price in fit["prices"].as_array().unwrap() {
+        let wide: Vec<f64> =
+            price["wide"].as_array().unwrap().iter().filter_map(Value::as_f64).collect();
+        let used = ns(price["key"].as_str().unwrap());
+        assert!(wide[0] - 0.5 <= used && used <= wide[1] + 0.5, "{used}: {price}");
+    }
+    let table = lab.read("out/table.txt");
+    assert!(table.contains("rank 5 of 5 free prices"), "{table}");
+    assert!(lab.read("out/results.csv").lines().count() > rows.len());
+    let error = lab.refused("reproduce lmbench --programs fork");
+    assert!(error.contains("leave --programs"), "{error}");
+}
+
+/// The table of sensitivities has a row for each price that was paid, and what halving takes off is
+/// half of what the price makes.
+#[test]
+fn sensitivity_shows_what_each_price_decides() {
+    let lab = Lab::new();
+    let line = "compare lmbench-fork --machines shadow,nested --quiet";
+    let text = lab.ok(&format!("{line} --sensitivity"));
+    assert!(text.contains("halving / doubling") && text.contains("\nshadow_fill_ns "), "{text}");
+    let results = lab.json(line);
+    let machines = results["machines"].as_array().unwrap();
+    let shadow = machines.iter().find(|m| m["scheme"] == "shadow").unwrap();
+    // The guest's kernel is the same on every machine, the ideal one included.
+    assert!(count(shadow, "kernel_instructions") * 10 > count(shadow, "instructions") * 9);
+    for m in machines {
+        for key in ["kernel_instructions", "cr3_loads"] {
+            assert_eq!(count(m, key), count(shadow, key), "{key}: {}", m["name"]);
+        }
+        assert!((number(m, "guest_os_cycles") - number(shadow, "guest_os_cycles")).abs() < 1e-6);
+    }
+    let profile = nestwalk_hw::Profile::load("cascade-lake-6252").unwrap();
+    let fills = number(&shadow["vmm_work"], "shadow_fill_ns");
+    let cycles = fills * profile.software.shadow_fill_ns.value * 2.1;
+    let percent = 100.0 * cycles / number(shadow, "ideal_cycles");
+    let wanted = format!("{:+.1} / {:+.1}", -percent / 2.0, percent);
+    let row = text.lines().find(|l| l.starts_with("shadow_fill_ns")).unwrap();
+    assert!(row.contains(&wanted), "{wanted}: {row}");
+    assert!(!lab.ok(line).contains("halving"));
+}

@@ -329,7 +329,8 @@ fn kernel_processes_and_vcpus_can_be_left_out() {
 fn what_cannot_be_converted_is_refused_with_what_would_be_right() {
     let lab = lab(&sound());
     lab.write("a.champsim", champsim_trace(100));
-    let cases: [(&str, &[&str]); 9] = [
+    let cases: [(&str, &[&str]); 10] = [
+        ("a.champsim b.nwt --pcids", &["--pcids", "no recorded guest"]),
         ("a.champsim a.lackey", &["neither side is a trace of nestwalk", ".nwt"]),
         ("a.nwt a.drmemtrace", &["does not say a format", ".champsim", "--to"]),
         ("a.nwt b.x --to drmemtrace", &["champsim or lackey, not as drmemtrace"]),
@@ -348,4 +349,7 @@ fn what_cannot_be_converted_is_refused_with_what_would_be_right() {
     }
     let small = parse(&lab.ok("trace info a.nwt --format json"));
     assert_eq!(count(&small["totals"], "runs"), 4, "the input is as it was");
+    lab.ok("trace convert -q --pcids a.nwt b.nwt");
+    assert!(lab.ok("trace info b.nwt").contains("PCIDs"));
+    assert!(lab.refused("trace convert -q --pcids b.nwt c.nwt").contains("has them already"));
 }

@@ -3,27 +3,28 @@
 //! Neither DSP's nor Bae's nor Zhang's thresholds are known here (their sources state them for their
 //! own machines only, or not at all). Ours are derived from published costs:
 //!
-//! - A guest page fault costs 0.93 us under shadow and 0.15 us under nested paging (LMbench, table of
-//!   PVM, SOSP'23, Xeon Platinum 8269CY at 2.5 GHz): 1950 cycles more under shadow paging.
+//! - The page fault of a page of anonymous memory, without page-table isolation, makes 2.2 exits more
+//!   under shadow paging than under nested paging, and 3.99 us with the work behind them, at prices
+//!   fitted to LMbench (PVM, SOSP'23, Xeon Platinum 8269CY at 2.5 GHz; `docs/costs.md`): 9970 cycles.
 //! - A walk makes 4.4 references under nested paging and 1.5 natively, with walk caches (Park et al.,
 //!   ASPLOS'22). At the 54 cycles of a last-level hit (Victima's and SagePTE's configurations) a TLB
 //!   miss costs 157 cycles more under nested paging.
 //!
 //! A rate is high where it costs more than one percent of all cycles, and where both are high, the
-//! costs balance at 157 / 1950 = 0.08 faults per miss.
+//! costs balance at 157 / 9970 = 0.016 faults per miss.
 
 use crate::decision::Reason;
 use crate::sample::{Counter, Sample};
 
-/// One percent of a million cycles over 1950 cycles.
-pub(crate) const FAULT_HIGH: &str = "5";
+/// One percent of a million cycles over 9970 cycles.
+pub(crate) const FAULT_HIGH: &str = "1";
 /// One percent of a million cycles over 157 cycles.
 pub(crate) const MISS_HIGH: &str = "64";
-/// 157 / 1950.
-pub(crate) const FAULTS_PER_MISS: &str = "0.08";
+/// 157 / 9970.
+pub(crate) const FAULTS_PER_MISS: &str = "0.016";
 /// A guest's page fault causes two exits under shadow paging where the emulated write fills the
 /// shadow entry (Linux 4.19's KVM).
-pub(crate) const EXIT_HIGH: &str = "10";
+pub(crate) const EXIT_HIGH: &str = "2";
 /// Where the thresholds come from.
 pub(crate) const DERIVED: &str = "derived: 1 % of cycles at costs of PVM SOSP'23 and ASPLOS'22";
 

@@ -42,7 +42,8 @@ fn dsp_weighs_faults_against_misses() {
     ];
     for (faults, misses, expected, best) in table {
         for mode in [Mode::Shadow, Mode::Nested] {
-            let decision = policy("dsp", mode).sample(&sample(mode, faults, misses, 0));
+            let decision = policy("dsp:faults=5,misses=64,ratio=0.08", mode)
+                .sample(&sample(mode, faults, misses, 0));
             let Reason::Rates { rule, .. } = decision.reason else { panic!("{decision}") };
             assert_eq!(rule, expected);
             let action = match best {
@@ -56,7 +57,7 @@ fn dsp_weighs_faults_against_misses() {
 
 #[test]
 fn aspms_watches_each_mode_s_weakness_and_adapts() {
-    let mut p = policy("aspms:step=0.1", Mode::Shadow);
+    let mut p = policy("aspms:step=0.1,exits=10", Mode::Shadow);
     // Under shadow paging misses do not matter; 10 exits are not above 10.
     assert_eq!(p.sample(&sample(Mode::Shadow, 0, 9999, 10)).action, Action::Stay);
     assert_eq!(p.sample(&sample(Mode::Shadow, 0, 0, 11)).action, Action::Switch(Mode::Nested));
@@ -82,7 +83,7 @@ fn aspms_watches_each_mode_s_weakness_and_adapts() {
 
 #[test]
 fn most_of_the_window_must_agree() {
-    let mut p = policy("kvm-window:window=4,share=0.75", Mode::Shadow);
+    let mut p = policy("kvm-window:window=4,share=0.75,faults=5,exits=10", Mode::Shadow);
     let (yes, no) = (sample(Mode::Shadow, 6, 0, 11), sample(Mode::Shadow, 6, 0, 10));
     for (s, votes) in [(yes, 1), (no, 1), (yes, 2), (no, 2), (yes, 2)] {
         let decision = p.sample(&s);
@@ -133,7 +134,7 @@ fn rows() -> Vec<(Sample, Mode)> {
     let mut rows = Vec::new();
     for faults in [0, 1, 2, 4, 8, 16, 32, 64, 128, 256] {
         for misses in [0, 8, 16, 32, 64, 128, 256, 512, 1024, 4096] {
-            let best = if faults * 1950 > misses * 157 { Mode::Nested } else { Mode::Shadow };
+            let best = if faults * 9970 > misses * 157 { Mode::Nested } else { Mode::Shadow };
             rows.push((sample(Mode::Shadow, faults, misses, 0), best));
         }
     }

@@ -1,9 +1,11 @@
 //! The cost model: counted events and the profile's numbers become cycles.
 //!
 //! ```text
-//! program     = instructions * base_cpi + data_exposed * (latency beyond the first level)
+//! program     = instructions * base_cpi (the kernel's, where the stream shows them: * kernel_cpi)
+//!               + data_exposed * (latency beyond the first level)
 //! guest OS    = faults, clears, copies, forks, execs, exits, switches, daemons' work * their times, as
-//!               far as the stream does not show the guest kernel at work: `OsWork`, `PageCleared`
+//!               far as the stream does not show the guest kernel at work: `OsWork`, `PageCleared`;
+//!               loads of CR3 * their cycles
 //! translation = walk_exposed * (walker cycles - those that correct guesses hid
 //!               + (first-level TLB misses that no segment served + anchor look-ups)
 //!               * l2_tlb_hit_cycles + segment hits * their cycles)
@@ -17,7 +19,7 @@
 
 use crate::counters::{Counters, ExitReason};
 use crate::lock::waiting_ns;
-use nestwalk_hw::{Profile, ServedBy};
+use nestwalk_hw::{Profile, ServedBy, SoftwareProfile, Sourced};
 use nestwalk_mm::DaemonStats;
 use nestwalk_types::OsWork;
 use serde::Serialize;
@@ -46,7 +48,7 @@ impl Cycles {
     /// Prices the counters of one machine.
     pub fn of(c: &Counters, profile: &Profile) -> Self {
         let core = &profile.core;
-        let program = c.instructions as f64 * core.base_cpi.value
+        let program = base_cycles(c, profile)
             + core.data_exposed.value
                 * (beyond_l1(&c.data, profile) + beyond_l1(&c.fetch, profile));
         let translation = core.walk_exposed.value
@@ -57,7 +59,8 @@ impl Cycles {
                 * profile.segment.load_cycles.value
             + c.misprediction_cycles as f64;
         let per_ns = core.frequency_mhz.value / 1000.0;
-        let guest_os = guest_os_ns(c, profile) * per_ns;
+        let guest_os =
+            c.cr3_loads as f64 * core.cr3_load_cycles.value + guest_os_ns(c, profile) * per_ns;
         let vmm = vmm_ns(c, profile);
         let total_ns = (program + guest_os + translation) / per_ns + vmm;
         let lock_wait = waiting_ns(c, locked_ns(c, profile), total_ns, profile) * per_ns;
@@ -71,6 +74,13 @@ impl Cycles {
 /// level; an entry of the first level that cannot serve is followed by a walk at once.
 pub const fn second_level_lookups(c: &Counters) -> u64 {
     c.l1_tlb_misses.saturating_sub(c.segment_hits) + c.anchor_lookups
+}
+
+/// Cycles of the instructions alone: the program's, and the kernel's where the stream shows them.
+pub fn base_cycles(c: &Counters, profile: &Profile) -> f64 {
+    let core = &profile.core;
+    (c.instructions - c.kernel_instructions) as f64 * core.base_cpi.value
+        + c.kernel_instructions as f64 * core.kernel_cpi.value
 }
 
 /// Latency of references beyond that of the first level, in cycles.
@@ -137,55 +147,84 @@ pub fn compaction_ns(pages: u64, profile: &Profile) -> f64 {
     pages as f64 * (2.0 * s.clear_page_ns.value + s.exit_ns.value)
 }
 
-fn vmm_ns(c: &Counters, profile: &Profile) -> f64 {
-    let s = &profile.software;
-    let exits = |r: ExitReason| c.exits[r as usize] as f64;
-    paravirtual_ns(c, profile)
-        + (c.exits_total() - c.paravirtual_exits()) as f64 * s.exit_ns.value
-        + c.nested_fills as f64 * s.nested_fill_ns.value
-        + c.shadow_fills as f64 * s.shadow_fill_ns.value
-        + exits(ExitReason::TrueFault) * s.inject_fault_ns.value
-        + exits(ExitReason::TableWrite) * s.emulate_write_ns.value
-        + exits(ExitReason::TableUnsync) * s.shadow_fill_ns.value
-        + (exits(ExitReason::Cr3Load) + exits(ExitReason::Invalidation)) * s.context_exit_ns.value
-        + (c.sync_entries
-            + c.shadow_prefetches
-            + c.nested_prefetches
-            + c.dirty_bits_scanned
-            + c.contiguity_updates) as f64
-            * s.sync_entry_ns.value
-        + c.host_faults as f64 * s.host_fault_ns.value
-        + host_moving_ns(c, profile)
-        + remote_flush_ns(c, profile)
-        + exits(ExitReason::InterruptSent) * s.interrupt_ns.value
-        + c.host_pages_cleared as f64 * s.clear_page_ns.value
-        + balloon_ns(c.balloon_pages, profile)
+/// A price of the profile's `[software]` and how often the VMM or the host kernel paid it.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Item {
+    /// Key of the price.
+    pub price: &'static str,
+    /// How often.
+    pub times: u64,
+    /// The price in nanoseconds.
+    pub ns: f64,
 }
 
-/// What the VMM does while it holds the lock of the shadow tables; exits are not among it.
-fn locked_ns(c: &Counters, profile: &Profile) -> f64 {
-    let s = &profile.software;
-    let exits = |r: ExitReason| c.exits[r as usize] as f64;
-    (c.shadow_fills as f64 + exits(ExitReason::TableUnsync)) * s.shadow_fill_ns.value
-        + exits(ExitReason::TableWrite) * s.emulate_write_ns.value
-        + (c.sync_entries + c.shadow_prefetches) as f64 * s.sync_entry_ns.value
-        + remote_flush_ns(c, profile)
-}
-
-/// What a VMM that asks for flushes waits for the processors that it interrupts, beyond their exits.
-fn remote_flush_ns(c: &Counters, profile: &Profile) -> f64 {
-    c.exits[ExitReason::RemoteFlush as usize] as f64 * profile.software.shootdown_ns.value
-}
-
-/// The hypervisor of a guest that asks it: system calls and faults, no exits of the processor's.
-fn paravirtual_ns(c: &Counters, profile: &Profile) -> f64 {
-    let s = &profile.software;
+/// What the VMM's and the host kernel's time consists of. Each kind of work is priced once; the prices
+/// are explained in `docs/costs.md`.
+pub fn vmm_items(c: &Counters, s: &SoftwareProfile) -> [Item; 22] {
+    let exits = |r: ExitReason| c.exits[r as usize];
     let of = |wanted: fn(ExitReason) -> bool| -> u64 {
-        ExitReason::ALL.iter().filter(|r| wanted(**r)).map(|r| c.exits[*r as usize]).sum()
+        ExitReason::ALL.iter().filter(|r| wanted(**r)).map(|r| exits(*r)).sum()
     };
-    of(ExitReason::is_hypercall) as f64 * s.hypercall_ns.value
-        + of(ExitReason::is_trap) as f64 * s.fault_bounce_ns.value
-        + c.exits[ExitReason::TableEmulation as usize] as f64 * s.emulate_write_ns.value
-        + c.hypercall_operations as f64 * s.hypercall_operation_ns.value
-        + c.entries_validated as f64 * s.validate_entry_ns.value
+    let item = |price, times, number: &Sourced| Item { price, times, ns: number.value };
+    [
+        item("exit_ns", c.exits_total() - c.paravirtual_exits(), &s.exit_ns),
+        item("nested_fill_ns", c.nested_fills, &s.nested_fill_ns),
+        // A store that puts a leaf table out of step is a fault that is answered like others.
+        item("shadow_fill_ns", c.shadow_fills + exits(ExitReason::TableUnsync), &s.shadow_fill_ns),
+        item(
+            "shadow_entry_ns",
+            c.shadow_prefetches + c.shadow_drops + c.sync_present + c.nested_prefetches,
+            &s.shadow_entry_ns,
+        ),
+        item("shadow_page_ns", c.shadow_pages, &s.shadow_page_ns),
+        item("inject_fault_ns", exits(ExitReason::TrueFault), &s.inject_fault_ns),
+        item(
+            "emulate_write_ns",
+            exits(ExitReason::TableWrite) + exits(ExitReason::TableEmulation),
+            &s.emulate_write_ns,
+        ),
+        item("context_exit_ns", exits(ExitReason::Cr3Load), &s.context_exit_ns),
+        item("invalidate_exit_ns", exits(ExitReason::Invalidation), &s.invalidate_exit_ns),
+        item(
+            "sync_entry_ns",
+            c.sync_entries + c.dirty_bits_scanned + c.contiguity_updates,
+            &s.sync_entry_ns,
+        ),
+        // The hypervisor of a guest that asks it: system calls and faults, no exits of the processor's.
+        item("hypercall_ns", of(ExitReason::is_hypercall), &s.hypercall_ns),
+        item("fault_bounce_ns", of(ExitReason::is_trap), &s.fault_bounce_ns),
+        item("hypercall_operation_ns", c.hypercall_operations, &s.hypercall_operation_ns),
+        item("validate_entry_ns", c.entries_validated, &s.validate_entry_ns),
+        item("host_fault_ns", c.host_faults, &s.host_fault_ns),
+        // What is copied is read and written.
+        item("clear_page_ns", c.host_pages_cleared + 2 * c.pages_moved, &s.clear_page_ns),
+        item("scan_page_ns", c.host_pages_scanned, &s.scan_page_ns),
+        item("migrate_page_ns", c.host_pages_unmapped, &s.migrate_page_ns),
+        item("collapse_ns", c.host_collapses, &s.collapse_ns),
+        item("balloon_page_ns", c.balloon_pages, &s.balloon_page_ns),
+        // What a VMM that asks for flushes waits for the processors that it interrupts, beyond their
+        // exits.
+        item("shootdown_ns", exits(ExitReason::RemoteFlush), &s.shootdown_ns),
+        item("interrupt_ns", exits(ExitReason::InterruptSent), &s.interrupt_ns),
+    ]
+}
+
+/// Prices of what the VMM does while it holds the lock of the shadow tables; exits are not among it.
+const LOCKED: [&str; 6] = [
+    "shadow_fill_ns",
+    "shadow_entry_ns",
+    "shadow_page_ns",
+    "emulate_write_ns",
+    "sync_entry_ns",
+    "shootdown_ns",
+];
+
+fn locked_ns(c: &Counters, profile: &Profile) -> f64 {
+    let items = vmm_items(c, &profile.software);
+    let locked = items.iter().filter(|i| LOCKED.contains(&i.price));
+    locked.map(|i| i.times as f64 * i.ns).sum()
+}
+
+fn vmm_ns(c: &Counters, profile: &Profile) -> f64 {
+    vmm_items(c, &profile.software).iter().map(|i| i.times as f64 * i.ns).sum()
 }

@@ -247,6 +247,8 @@ macro_rules! counters {
 counters! {
     /// Instructions retired.
     instructions,
+    /// Of these, the ones of the kernel, where the stream shows the kernel at work.
+    kernel_instructions,
     /// Accesses: loads, stores and fetches.
     accesses,
     /// Instruction fetches among the accesses.
@@ -315,8 +317,12 @@ counters! {
     remote_flushes,
     /// Shadow entries filled ahead of a fault.
     shadow_prefetches,
-    /// Entries compared while out-of-sync shadow tables were brought in step.
+    /// Leaf entries that went from shadow tables, and so from the reverse map.
+    shadow_drops,
+    /// Entries looked at while out-of-sync shadow tables were compared with the guest's.
     sync_entries,
+    /// Of these, the present ones, whose guest entry was read.
+    sync_present,
     /// Shadow table pages made.
     shadow_pages,
     /// Shadow table pages dropped.

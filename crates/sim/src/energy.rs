@@ -19,7 +19,7 @@
 //! which is dynamic energy, but the program ends sooner, which is static energy (Gandhi et al., MICRO
 //! 2014).
 
-use crate::cost::Cycles;
+use crate::cost::{Cycles, base_cycles};
 use crate::counters::Counters;
 use nestwalk_hw::energy::EnergyProfile;
 use nestwalk_hw::profile::WalkCacheProfile;
@@ -93,7 +93,7 @@ impl Energy {
             let walks = c.references.served_by(place) + c.faulted_references.served_by(place);
             walks + c.background[place as usize]
         };
-        let base_cycles = c.instructions as f64 * profile.core.base_cpi.value;
+        let base_cycles = base_cycles(c, profile);
         Self {
             l1_tlb: pj(c.l1d_tlb_lookups, e.l1d_tlb_pj.value)
                 + pj(c.l1i_tlb_lookups, e.l1i_tlb_pj.value)

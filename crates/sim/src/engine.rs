@@ -351,13 +351,16 @@ impl<S: Scheme> Machine<S> {
     }
 
     fn run_group(&mut self, runs: &[Run], gpas: &[Gpa]) -> Result<(), MachineError> {
-        let (mut accesses, mut instructions, mut fetches) = (0, 0, 0);
+        let (mut accesses, mut instructions, mut fetches, mut kernel) = (0, 0, 0, 0);
         for (run, gpa) in runs.iter().zip(gpas) {
             let (hpa, hit) = self.translate(run)?;
             accesses += u64::from(run.count);
             instructions += u64::from(run.instructions);
             if run.flags.is_fetch() {
                 fetches += u64::from(run.count);
+            }
+            if run.flags.is_kernel() {
+                kernel += u64::from(run.instructions);
             }
             let Platform { hardware, counters, .. } = &mut self.platform;
             program_references(&mut hardware.caches, counters, run, hpa);
@@ -372,6 +375,7 @@ impl<S: Scheme> Machine<S> {
         let counters = &mut self.platform.counters;
         counters.accesses += accesses;
         counters.instructions += instructions;
+        counters.kernel_instructions += kernel;
         counters.fetches += fetches;
         counters.l1i_tlb_lookups += fetches;
         counters.l1d_tlb_lookups += accesses - fetches;

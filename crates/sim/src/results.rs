@@ -1,7 +1,7 @@
 //! What a comparison found, as numbers with names, units and meanings.
 
 use crate::contiguity::ContiguityResult;
-use crate::cost::{Cycles, host_moving_cycles};
+use crate::cost::{Cycles, host_moving_cycles, vmm_items};
 use crate::counters::{Counters, Dimension, ExitReason, FULLY_NESTED};
 use crate::coverage::CoverageResult;
 use crate::energy::EnergyResult;
@@ -21,6 +21,7 @@ pub struct MachineResult {
     pub name: String,
     pub scheme: String,
     pub instructions: u64,
+    pub kernel_instructions: u64,
     pub accesses: u64,
     pub fetches: u64,
     pub l1d_tlb_lookups: u64,
@@ -60,6 +61,7 @@ pub struct MachineResult {
     pub vm_exits_total: u64,
     pub vmm_cycles: f64,
     pub lock_wait_cycles: f64,
+    pub vmm_work: BTreeMap<&'static str, u64>,
     pub guest_faults: u64,
     pub guest_os_cycles: f64,
     pub guest_os_work: BTreeMap<&'static str, u64>,
@@ -92,7 +94,9 @@ pub struct MachineResult {
     pub shadow_fills: u64,
     pub remote_flushes: u64,
     pub shadow_prefetches: u64,
+    pub shadow_drops: u64,
     pub sync_entries: u64,
+    pub sync_present: u64,
     pub shadow_pages: u64,
     pub shadow_zaps: u64,
     pub flood_zaps: u64,
@@ -135,6 +139,11 @@ pub static FIELDS: &[(&str, &str, &str)] = &[
     ("name", "", "the machine: scheme:guest pages+host pages"),
     ("scheme", "", "the scheme"),
     ("instructions", "count", "instructions retired in the region of interest"),
+    (
+        "kernel_instructions",
+        "count",
+        "of these, the ones of the kernel, where the source shows it at work",
+    ),
     ("accesses", "count", "loads, stores and instruction fetches; one across pages counts twice"),
     ("fetches", "count", "instruction fetches among the accesses"),
     ("l1d_tlb_lookups", "count", "look-ups of the first-level data TLB, one for each data access"),
@@ -218,6 +227,11 @@ pub static FIELDS: &[(&str, &str, &str)] = &[
     ("vm_exits_total", "count", "exits of all reasons"),
     ("vmm_cycles", "cycles", "the hypervisor's and the host kernel's work"),
     ("lock_wait_cycles", "cycles", "of these, waiting for the lock of the shadow tables"),
+    (
+        "vmm_work",
+        "count",
+        "how often each price of the profile's [software] was paid: vmm_cycles is the sum of times * price",
+    ),
     ("guest_faults", "count", "page faults delivered to the guest kernel"),
     (
         "guest_os_cycles",
@@ -310,11 +324,13 @@ pub static FIELDS: &[(&str, &str, &str)] = &[
     ("shadow_fills", "count", "entries stored to shadow tables on a fault"),
     ("remote_flushes", "count", "flushes of all cores' translations that the hypervisor asked for"),
     ("shadow_prefetches", "count", "entries stored to shadow tables ahead of a fault"),
+    ("shadow_drops", "count", "leaf entries that went from shadow tables"),
     (
         "sync_entries",
         "count",
-        "shadow entries compared while out-of-sync tables were brought in step",
+        "shadow entries looked at while out-of-sync tables were brought in step",
     ),
+    ("sync_present", "count", "of these, present ones, compared with the guest's"),
     ("shadow_pages", "count", "shadow table pages made"),
     ("shadow_zaps", "count", "shadow table pages dropped"),
     ("flood_zaps", "count", "of these, the ones dropped because of write flooding"),
@@ -427,6 +443,7 @@ impl MachineResult {
             name: name.into(),
             scheme: scheme.into(),
             instructions: c.instructions,
+            kernel_instructions: c.kernel_instructions,
             accesses: c.accesses,
             fetches: c.fetches,
             l1d_tlb_lookups: c.l1d_tlb_lookups,
@@ -469,6 +486,11 @@ impl MachineResult {
             vm_exits_total: c.exits_total(),
             vmm_cycles: cycles.vmm,
             lock_wait_cycles: cycles.lock_wait,
+            vmm_work: vmm_items(c, &profile.software)
+                .into_iter()
+                .filter(|i| i.times > 0)
+                .map(|i| (i.price, i.times))
+                .collect(),
             guest_faults: c.guest_faults,
             guest_os_cycles: cycles.guest_os,
             guest_os_work: OsWork::ALL
@@ -505,7 +527,9 @@ impl MachineResult {
             shadow_fills: c.shadow_fills,
             remote_flushes: c.remote_flushes,
             shadow_prefetches: c.shadow_prefetches,
+            shadow_drops: c.shadow_drops,
             sync_entries: c.sync_entries,
+            sync_present: c.sync_present,
             shadow_pages: c.shadow_pages,
             shadow_zaps: c.shadow_zaps,
             flood_zaps: c.flood_zaps,

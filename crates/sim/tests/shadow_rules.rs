@@ -123,6 +123,28 @@ fn a_fault_in_an_out_of_step_table_leaves_it_so() {
     assert_eq!(exits_by_name(&count(&mut m, &mut s)), [("table_unsync", 1)]);
 }
 
+/// What a shadow table loses is counted entry by entry, and a comparison counts the entries for which
+/// it reads the guest's.
+#[test]
+fn entries_that_go_and_entries_that_are_compared_are_counted() {
+    let (mut m, mut s) = shadowed(8);
+    let there = |s: &mut Script| (0..8).for_each(|i| s.load(i << 12));
+    there(&mut s);
+    count(&mut m, &mut s);
+    s.map_used(100 << 12, DATA + (100 << 12), S4K);
+    s.load_cr3(s.root, 1, false);
+    let c = count(&mut m, &mut s);
+    assert_eq!((c.sync_entries, c.shadow_drops), (512, 0));
+    let present = c.sync_present;
+    assert!((8..=16).contains(&present), "{present} of 512 are there");
+    // The guest takes two of them away, and the next comparison drops those.
+    s.unmap(0, S4K);
+    s.unmap(1 << 12, S4K);
+    s.load_cr3(s.root, 1, false);
+    let c = count(&mut m, &mut s);
+    assert_eq!((c.sync_present, c.shadow_drops), (present, 2));
+}
+
 /// What comparing does: an entry whose guest entry moved or went is dropped, one that was narrowed is
 /// narrowed, the others stay; entries that are new are not filled.
 #[test]

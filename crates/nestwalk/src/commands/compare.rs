@@ -4,7 +4,7 @@ use crate::args::{CompareArgs, Format, OutputArgs, RunArgs};
 use crate::commands::samples::Samples;
 use crate::experiment::{Experiment, VERSION};
 use crate::session::{self, Session, Work};
-use crate::{outcome, show};
+use crate::{outcome, sensitivity, show};
 use anyhow::{Context, Result, anyhow, bail};
 use nestwalk_report::{count, parse_count};
 use nestwalk_sim::compare::{CompareError, Outcome};
@@ -19,7 +19,10 @@ pub fn compare(args: &CompareArgs) -> Result<ExitCode> {
     experiment(
         &Experiment::from_args(args)?,
         &args.output,
-        &Tables::of(args.energy, args.contiguity, args.contiguity_every.as_deref())?,
+        &Tables {
+            sensitivity: args.sensitivity,
+            ..Tables::of(args.energy, args.contiguity, args.contiguity_every.as_deref())?
+        },
     )
 }
 
@@ -28,13 +31,17 @@ pub fn run(args: &RunArgs) -> Result<ExitCode> {
     experiment(
         &Experiment::from_file(&args.file)?,
         &args.output,
-        &Tables::of(args.energy, args.contiguity, args.contiguity_every.as_deref())?,
+        &Tables {
+            sensitivity: args.sensitivity,
+            ..Tables::of(args.energy, args.contiguity, args.contiguity_every.as_deref())?
+        },
     )
 }
 
 /// What is told beside the counts.
 struct Tables {
     energy: bool,
+    sensitivity: bool,
     contiguity: bool,
     /// Instructions between two looks at contiguity.
     every: Option<u64>,
@@ -46,12 +53,12 @@ impl Tables {
         if every == Some(0) {
             bail!("--contiguity-every 0: at least 1 instruction is needed");
         }
-        Ok(Self { energy, contiguity, every })
+        Ok(Self { energy, sensitivity: false, contiguity, every })
     }
 }
 
 fn experiment(experiment: &Experiment, output: &OutputArgs, tables: &Tables) -> Result<ExitCode> {
-    let Tables { energy, contiguity, every } = *tables;
+    let Tables { energy, sensitivity, contiguity, every } = *tables;
     let threads = output.threads()?;
     let mut opened =
         session::open(experiment, &Work { threads, quiet: output.quiet, series: None })?;
@@ -67,7 +74,7 @@ fn experiment(experiment: &Experiment, output: &OutputArgs, tables: &Tables) -> 
         prepare(folder, experiment)?;
     }
     let Session { info, outcome, .. } = opened.run(&session::stop_on_signals())?;
-    let results = Results { experiment, info: &info, outcome: &outcome, energy };
+    let results = Results { experiment, info: &info, outcome: &outcome, energy, sensitivity };
     // Whatever happens to one copy of the results, the other is written.
     let saved = output.output.as_ref().map_or(Ok(()), |folder| save(folder, &results));
     let sampled = match &samples {
@@ -167,6 +174,8 @@ struct Results<'a> {
     outcome: &'a Outcome,
     /// The table of energies is shown.
     energy: bool,
+    /// The table of what each price decides is shown.
+    sensitivity: bool,
 }
 
 impl Results<'_> {
@@ -224,6 +233,9 @@ impl Results<'_> {
         out += &show::contiguity(&self.outcome.machines);
         if self.energy {
             out += &show::energy(&self.outcome.machines);
+        }
+        if self.sensitivity {
+            out += &sensitivity::table(&self.outcome.machines, &self.experiment.profile);
         }
         out += &show::coverage(&self.outcome.machines);
         out += &show::coverage_over_time(&self.outcome.machines);

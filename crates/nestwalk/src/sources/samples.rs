@@ -33,9 +33,36 @@ pub static SAMPLES: &[Sample] = &[
     sample!("bfs", "the middle of a breadth-first search over 1 GiB in 4 KiB pages"),
 ];
 
+macro_rules! loops {
+    ($($name:literal: $summary:literal,)*) => {
+        &[$(Sample {
+            name: concat!("lmbench-", $name),
+            summary: $summary,
+            bytes: include_bytes!(concat!("../../../../samples/lmbench/", $name, ".nwt")),
+        },)*]
+    };
+}
+
+/// The loops behind rows of LMbench, for `reproduce lmbench`. `samples/lmbench/record` makes them.
+pub static LMBENCH: &[Sample] = loops! {
+    "syscall": "getppid, 100 times",
+    "io": "a byte of /dev/zero read and one of /dev/null written, 100 times",
+    "select": "select on 100 descriptors, 20 times",
+    "send": "a signal sent and ignored, 100 times",
+    "catch": "a signal sent and caught, 100 times",
+    "protection": "a store to a read-only page and the signal's handler, 100 times",
+    "faults": "2 MiB of a file in the page cache mapped and touched, twice",
+    "remap": "the same without touching it, 4 times",
+    "map": "20 MiB of a file mapped, and 128 pages stored to",
+    "touch": "256 KiB of anonymous memory mapped and touched, 4 times",
+    "fork": "fork and exit, 6 times",
+    "exec": "fork and exec of a small program, twice",
+    "shell": "fork and sh -c of a small program",
+};
+
 /// The sample of that name.
 pub fn by_name(name: &str) -> Option<&'static Sample> {
-    SAMPLES.iter().find(|s| s.name == name)
+    SAMPLES.iter().chain(LMBENCH).find(|s| s.name == name)
 }
 
 impl Sample {

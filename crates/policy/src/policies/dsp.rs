@@ -38,7 +38,7 @@ pub(crate) const INFO: PolicyInfo = PolicyInfo {
             default: FAULTS_PER_MISS,
             kind: Kind::Real(0.0, 1e6),
             meaning: "where both are frequent: faults per TLB miss above which nested paging is better",
-            source: "derived: extra cost of a miss over that of a fault, 157 / 1950 cycles",
+            source: "derived: extra cost of a miss over that of a fault, 157 / 9970 cycles",
         },
         SKIP,
         LOAD,

@@ -74,6 +74,9 @@ impl Ideal {
         if run.flags.is_fetch() {
             counters.fetches += u64::from(run.count);
         }
+        if run.flags.is_kernel() {
+            counters.kernel_instructions += u64::from(run.instructions);
+        }
         // As on bare metal: a gPA is an hPA.
         program_references(&mut self.caches, counters, run, Hpa::new(gpa.value()));
     }
@@ -93,6 +96,7 @@ impl AnyMachine for Ideal {
                         self.counters.os_work[work.index()] += u64::from(*count);
                     }
                     Control::Fault { .. } => self.counters.guest_faults += 1,
+                    Control::LoadCr3 { .. } => self.counters.cr3_loads += 1,
                     Control::PageCleared { size, .. } => {
                         self.counters.pages_cleared += size.base_pages();
                     }

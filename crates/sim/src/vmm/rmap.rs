@@ -14,6 +14,8 @@ pub struct Rmap {
     chunks: Vec<Option<Box<[u64; 1 << CHUNK_SHIFT]>>>,
     lists: Vec<Vec<u64>>,
     free: Vec<usize>,
+    /// Entries in it.
+    count: u64,
 }
 
 impl Rmap {
@@ -28,6 +30,7 @@ impl Rmap {
 
     /// The entry at `spte` maps `gfn` from now on.
     pub fn add(&mut self, gfn: u64, spte: Hpa) {
+        self.count += 1;
         let head = *self.head(gfn);
         let new = if head == 0 {
             spte.value()
@@ -53,12 +56,14 @@ impl Rmap {
                 return false;
             }
             *self.head(gfn) = 0;
+            self.count -= 1;
             return true;
         }
         let index = (head >> 1) as usize;
         let list = &mut self.lists[index];
         let Some(place) = list.iter().position(|&s| s == spte.value()) else { return false };
         list.swap_remove(place);
+        self.count -= 1;
         if list.len() == 1 {
             let last = list[0];
             list.clear();
@@ -66,6 +71,11 @@ impl Rmap {
             *self.head(gfn) = last;
         }
         true
+    }
+
+    /// Entries of all frames.
+    pub const fn count(&self) -> u64 {
+        self.count
     }
 
     /// All entries that map `gfn`.
@@ -104,6 +114,8 @@ mod tests {
             }
             let got: BTreeSet<u64> = subject.entries(gfn).iter().map(|h| h.value()).collect();
             assert_eq!(&got, known);
+            let all: usize = oracle.values().map(BTreeSet::len).sum();
+            assert_eq!(subject.count(), all as u64);
         }
     }
 }

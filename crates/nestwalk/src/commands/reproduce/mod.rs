@@ -4,6 +4,7 @@
 mod agile;
 mod bars;
 mod isca20;
+mod lmbench;
 mod micro14;
 mod programs;
 mod series;
@@ -28,6 +29,7 @@ pub fn reproduce(args: &ReproduceArgs) -> Result<()> {
         Publication::Micro14 => boxed(micro14::run(args)?),
         Publication::Isca20 => boxed(isca20::run(args)?),
         Publication::Vmitosis => boxed(vmitosis::run(args)?),
+        Publication::Lmbench => boxed(lmbench::run(args)?),
     };
     if let Some(folder) = &output.output {
         for (name, format) in [

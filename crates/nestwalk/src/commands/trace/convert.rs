@@ -2,6 +2,7 @@
 
 use crate::args::TraceConvertArgs;
 use crate::progress::Meter;
+use crate::sources::pcids::Pcids;
 use crate::sources::trace_format;
 use anyhow::{Context, Result, anyhow, bail};
 use nestwalk_mm::{GuestConfig, ModelledGuest};
@@ -28,6 +29,7 @@ pub fn convert(args: &TraceConvertArgs) -> Result<()> {
     let format = trace_format(args.trace_format.as_deref().unwrap_or_default());
     let source = open(&args.input, format.context("--trace-format")?)?;
     let info = source.info();
+    let source = if args.pcids { with_pcids(source, args, &info)? } else { source };
     let meter = Meter::new(&info, args.quiet);
     let mut cut = Cut::new(source, args, &info)?;
     let text = match (info.guest.is_some(), to) {
@@ -44,6 +46,24 @@ pub fn convert(args: &TraceConvertArgs) -> Result<()> {
     meter.done();
     eprintln!("{}", text?);
     Ok(())
+}
+
+/// What a recording says of itself once PCIDs are added.
+const PCIDS_ADDED: &str = "PCIDs, which QEMU's processor has not, were added as Linux gives them";
+
+fn with_pcids(
+    source: Box<dyn Source>,
+    args: &TraceConvertArgs,
+    info: &SourceInfo,
+) -> Result<Box<dyn Source>> {
+    if info.guest.is_none() {
+        bail!("--pcids: {} is no recorded guest, and loads no CR3", args.input.display());
+    }
+    let header = TraceReader::open(&args.input)?.header().clone();
+    if header.approximations.iter().any(|a| a == PCIDS_ADDED) {
+        bail!("--pcids: {} has them already", args.input.display());
+    }
+    Ok(Box::new(Pcids::new(source, header.pti)))
 }
 
 /// The format that the name of a file asks for.
@@ -132,7 +152,10 @@ fn options(args: &TraceConvertArgs, line_addresses: bool) -> WriteOptions {
 /// Nestwalk to nestwalk.
 fn recompress(cut: &mut Cut, args: &TraceConvertArgs, meter: &Meter) -> Result<String> {
     let reader = TraceReader::open(&args.input)?;
-    let header = reader.header().clone();
+    let mut header = reader.header().clone();
+    if args.pcids {
+        header.approximations.push(PCIDS_ADDED.into());
+    }
     let mut summary = reader.summary().cloned().unwrap_or_default();
     let lines = header.line_addresses || !args.whole_addresses;
     let mut writer = TraceWriter::create(&args.output, &header, options(args, lines))?;

@@ -174,6 +174,8 @@ pub struct ShadowMmu {
     rmap: Rmap,
     /// What of the guest kernel's own mapping has a shadow entry.
     direct_map: direct_map::DirectMap,
+    /// Leaf entries dropped since this was last counted.
+    dropped: u64,
     /// Entries were dropped or narrowed that hardware may still hold.
     flush_owed: bool,
     /// An entry that allows stores for the next walk only, and what it is otherwise.
@@ -203,6 +205,7 @@ impl ShadowMmu {
             roots: vec![Roots::default(); vcpus],
             rmap: Rmap::default(),
             direct_map: direct_map::DirectMap::default(),
+            dropped: 0,
             flush_owed: false,
             emulated: None,
             rules: Rules::default(),

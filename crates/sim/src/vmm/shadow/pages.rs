@@ -163,6 +163,7 @@ impl ShadowMmu {
         if level == 1 || old.has(LARGE) {
             let gfn = self.mapped_gfn(owner, spte);
             self.rmap.remove(gfn, spte);
+            self.dropped += 1;
         } else if old.has(SWITCH) {
             self.forget_switch(spte);
         } else {
@@ -176,6 +177,7 @@ impl ShadowMmu {
     /// Pays the flush that dropped or narrowed entries owe, before the guest runs again
     /// (`kvm_flush_remote_tlbs`).
     pub(super) fn settle(&mut self, platform: &mut Platform) {
+        platform.counters.shadow_drops += std::mem::take(&mut self.dropped);
         if std::mem::take(&mut self.flush_owed) {
             platform.flush_remote();
         }
@@ -237,6 +239,7 @@ impl ShadowMmu {
             if !old.is_present() {
                 continue;
             }
+            platform.counters.sync_present += 1;
             let at = self.guest_entry_at(page, index);
             let guest =
                 Entry(platform.world.guest.read(at, self.guest_mode.entry_bytes).unwrap_or(0));

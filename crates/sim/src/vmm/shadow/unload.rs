@@ -16,6 +16,7 @@ impl ShadowMmu {
                 self.free_page(platform, page);
             }
         }
+        platform.counters.shadow_drops += self.rmap.count() + self.dropped;
         let fresh = Self::new(self.guest_mode, self.roots.len(), 0);
         *self = Self { quota: self.quota, ..fresh };
     }

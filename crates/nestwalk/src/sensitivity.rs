@@ -1,0 +1,46 @@
+//! How much each price of software decides: the overhead of each machine with the price halved and
+//! doubled.
+
+use nestwalk_hw::Profile;
+use nestwalk_report::{Align, Table};
+use nestwalk_sim::results::MachineResult;
+use std::collections::BTreeSet;
+
+/// A machine's cycles for one price: times paid * price.
+fn cycles(machine: &MachineResult, key: &str, profile: &Profile) -> f64 {
+    let number =
+        profile.numbers().into_iter().find(|(k, _)| k.strip_prefix("software.") == Some(key));
+    let ns = number.map_or(0.0, |(_, n)| n.value);
+    let times = machine.vmm_work.get(key).copied().unwrap_or(0);
+    times as f64 * ns * profile.core.frequency_mhz.value / 1000.0
+}
+
+/// A row per price that some machine paid, a column per machine that paid any: percentage points of
+/// total overhead that halving takes off and doubling adds.
+pub fn table(machines: &[MachineResult], profile: &Profile) -> String {
+    let machines: Vec<&MachineResult> =
+        machines.iter().filter(|m| !m.vmm_work.is_empty()).collect();
+    let keys: BTreeSet<&str> = machines.iter().flat_map(|m| m.vmm_work.keys().copied()).collect();
+    if keys.is_empty() {
+        return String::new();
+    }
+    let mut table = Table::new().column("total ovh. %, points by\nhalving / doubling", Align::Left);
+    for machine in &machines {
+        table = table.column(&machine.name, Align::Right);
+    }
+    for key in keys {
+        let mut row = vec![key.to_owned()];
+        row.extend(machines.iter().map(|machine| {
+            if !machine.vmm_work.contains_key(key) {
+                return "-".into();
+            }
+            let percent = 100.0 * cycles(machine, key, profile) / machine.ideal_cycles.max(1.0);
+            format!("{:+.1} / {:+.1}", -percent / 2.0, percent)
+        }));
+        table.row(row);
+    }
+    let mut row = vec!["as it is, %".to_owned()];
+    row.extend(machines.iter().map(|m| format!("{:.1}", m.overhead_percent)));
+    table.row(row);
+    format!("\n{}", table.render())
+}
