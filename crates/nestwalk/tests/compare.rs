@@ -11,11 +11,12 @@ use std::collections::BTreeSet;
 const SMALL: &str = "--footprint 8MiB --accesses 20k --quiet";
 
 /// Objects whose keys are names: `*` in paths.
-const NAMED: [&str; 4] = [
+const NAMED: [&str; 5] = [
     "guests.",
     "guests.observed.table_writes.",
     "guests.observed.dropped.",
     "machines[].walks_switched.",
+    "machines[].vmm_work.",
 ];
 
 /// Paths of all keys of a value; elements of arrays are `[]`. What covers memory is documented as one,
