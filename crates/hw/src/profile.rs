@@ -204,6 +204,8 @@ pub struct SoftwareProfile {
     pub shootdown_ns: Sourced,
     /// Work of an emulated store to the interrupt controller, beyond the exit.
     pub interrupt_ns: Sourced,
+    /// A VMM waits for a processor that it calls out of the guest to have its TLBs flushed.
+    pub remote_flush_ns: Sourced,
     /// The lock of the shadow tables moves from one processor to another that waits for it.
     pub lock_handoff_ns: Sourced,
     /// The guest kernel's answer to a page fault, without the clearing of the page.
@@ -365,6 +367,7 @@ impl Profile {
             ("software.collapse_ns", &s.collapse_ns),
             ("software.shootdown_ns", &s.shootdown_ns),
             ("software.interrupt_ns", &s.interrupt_ns),
+            ("software.remote_flush_ns", &s.remote_flush_ns),
             ("software.lock_handoff_ns", &s.lock_handoff_ns),
             ("software.guest_fault_ns", &s.guest_fault_ns),
             ("software.guest_fork_ns", &s.guest_fork_ns),

@@ -204,7 +204,7 @@ pub fn vmm_items(c: &Counters, s: &SoftwareProfile) -> [Item; 22] {
         item("balloon_page_ns", c.balloon_pages, &s.balloon_page_ns),
         // What a VMM that asks for flushes waits for the processors that it interrupts, beyond their
         // exits.
-        item("shootdown_ns", exits(ExitReason::RemoteFlush), &s.shootdown_ns),
+        item("remote_flush_ns", exits(ExitReason::RemoteFlush), &s.remote_flush_ns),
         item("interrupt_ns", exits(ExitReason::InterruptSent), &s.interrupt_ns),
     ]
 }
@@ -216,10 +216,11 @@ const LOCKED: [&str; 6] = [
     "shadow_page_ns",
     "emulate_write_ns",
     "sync_entry_ns",
-    "shootdown_ns",
+    "remote_flush_ns",
 ];
 
-fn locked_ns(c: &Counters, profile: &Profile) -> f64 {
+/// What the VMM does while it holds the lock of the shadow tables, in nanoseconds.
+pub fn locked_ns(c: &Counters, profile: &Profile) -> f64 {
     let items = vmm_items(c, &profile.software);
     let locked = items.iter().filter(|i| LOCKED.contains(&i.price));
     locked.map(|i| i.times as f64 * i.ns).sum()

@@ -1,7 +1,7 @@
 //! What a comparison found, as numbers with names, units and meanings.
 
 use crate::contiguity::ContiguityResult;
-use crate::cost::{Cycles, host_moving_cycles, vmm_items};
+use crate::cost::{Cycles, host_moving_cycles, locked_ns, vmm_items};
 use crate::counters::{Counters, Dimension, ExitReason, FULLY_NESTED};
 use crate::coverage::CoverageResult;
 use crate::energy::EnergyResult;
@@ -61,6 +61,8 @@ pub struct MachineResult {
     pub vm_exits_total: u64,
     pub vmm_cycles: f64,
     pub lock_wait_cycles: f64,
+    pub lock_held_cycles: f64,
+    pub lock_visits: u64,
     pub vmm_work: BTreeMap<&'static str, u64>,
     pub guest_faults: u64,
     pub guest_os_cycles: f64,
@@ -227,6 +229,8 @@ pub static FIELDS: &[(&str, &str, &str)] = &[
     ("vm_exits_total", "count", "exits of all reasons"),
     ("vmm_cycles", "cycles", "the hypervisor's and the host kernel's work"),
     ("lock_wait_cycles", "cycles", "of these, waiting for the lock of the shadow tables"),
+    ("lock_held_cycles", "cycles", "of vmm_cycles, what is done while that lock is held"),
+    ("lock_visits", "count", "how often that lock was taken"),
     (
         "vmm_work",
         "count",
@@ -486,6 +490,8 @@ impl MachineResult {
             vm_exits_total: c.exits_total(),
             vmm_cycles: cycles.vmm,
             lock_wait_cycles: cycles.lock_wait,
+            lock_held_cycles: locked_ns(c, profile) * profile.core.frequency_mhz.value / 1000.0,
+            lock_visits: c.lock_visits.total(),
             vmm_work: vmm_items(c, &profile.software)
                 .into_iter()
                 .filter(|i| i.times > 0)

@@ -50,6 +50,20 @@ pub struct Row {
     pub measures: String,
     /// What it is the sum of.
     pub terms: Vec<Term>,
+    /// The same with many processes at once.
+    pub many: Option<Many>,
+}
+
+/// A row with many processes at once.
+#[derive(Deserialize, Clone, Debug)]
+#[serde(deny_unknown_fields)]
+pub struct Many {
+    /// How many.
+    pub processes: u32,
+    /// Published time under EPT, microseconds.
+    pub ept_us: f64,
+    /// Published time under shadow paging, microseconds.
+    pub shadow_us: f64,
 }
 
 impl Row {

@@ -4,6 +4,7 @@
 
 mod data;
 mod fit;
+mod many;
 mod show;
 
 use super::programs::Program;
@@ -14,6 +15,7 @@ use crate::session::stop_on_signals;
 use anyhow::{Result, anyhow, bail};
 use data::{Data, Row};
 use fit::{Equation, Fit};
+use many::Many;
 use nestwalk_hw::Profile;
 use nestwalk_sim::results::MachineResult;
 use serde::Serialize;
@@ -32,6 +34,7 @@ pub struct Lmbench {
     frequency_mhz: f64,
     source: String,
     rows: Vec<OfRow>,
+    many: Vec<Many>,
     #[serde(skip_serializing_if = "Option::is_none")]
     fit: Option<WithCpi>,
 }
@@ -71,6 +74,9 @@ struct WithCpi {
     kernel_cpi: f64,
     /// What would meet each row alone.
     kernel_cpi_of_rows: Vec<(String, f64)>,
+    /// What the VMM waits for each processor that it calls out, nanoseconds, and the largest relative
+    /// residual of the rows with many processes.
+    remote_flush_ns: Option<(f64, f64)>,
 }
 
 /// Runs it.
@@ -86,7 +92,7 @@ pub fn run(args: &ReproduceArgs) -> Result<Found<Lmbench>> {
     }
     let data = data::read()?;
     let profile = args.profile.as_deref().unwrap_or(&data.machine.profile);
-    let profile_name = Profile::load(profile)?.name;
+    let loaded = Profile::load(profile)?;
     let stop = stop_on_signals();
     let mut samples = BTreeMap::new();
     for term in data.row.iter().flat_map(|row| &row.terms) {
@@ -96,13 +102,17 @@ pub fn run(args: &ReproduceArgs) -> Result<Found<Lmbench>> {
         }
     }
     let rows: Vec<OfRow> = data.row.iter().map(|row| OfRow::new(row, &samples)).collect();
-    let fit = args.fit.then(|| with_cpi(&data, &rows, profile)).transpose()?;
+    let pairs = data.row.iter().zip(&rows);
+    let many: Vec<Many> =
+        pairs.filter_map(|(row, one)| Many::new(row, one, &samples, &loaded)).collect();
+    let fit = args.fit.then(|| with_cpi(&data, &rows, &many, &loaded)).transpose()?;
     let found = Lmbench {
         version: VERSION,
-        profile: profile_name,
+        profile: loaded.name,
         frequency_mhz: data.machine.frequency_mhz.value,
         source: data.machine.source,
         rows,
+        many,
         fit,
     };
     Ok((found, None))
@@ -120,6 +130,16 @@ struct Sample {
     exits: BTreeMap<&'static str, u64>,
     /// Nested and shadow.
     work: [BTreeMap<&'static str, u64>; 2],
+    /// Shadow paging: visits to the lock of the shadow tables, and microseconds that it is held.
+    lock_visits: f64,
+    lock_held_us: f64,
+    /// Shadow paging: flushes of all cores.
+    remote_flushes: f64,
+}
+
+/// What a row has of something that its recordings have.
+fn sum_of(row: &Row, samples: &BTreeMap<String, Sample>, of: &dyn Fn(&Sample) -> f64) -> f64 {
+    row.terms.iter().map(|t| t.times / t.per * of(&samples[&t.sample])).sum()
 }
 
 impl Sample {
@@ -151,15 +171,16 @@ impl Sample {
             kernel_us: kernel_instructions * ran.profile.core.kernel_cpi.value / mhz,
             exits: shadow.vm_exits.clone(),
             work: [nested.vmm_work.clone(), shadow.vmm_work.clone()],
+            lock_visits: shadow.lock_visits as f64,
+            lock_held_us: shadow.lock_held_cycles / mhz,
+            remote_flushes: shadow.remote_flushes as f64,
         })
     }
 }
 
 impl OfRow {
     fn new(row: &Row, samples: &BTreeMap<String, Sample>) -> Self {
-        let sum = |of: &dyn Fn(&Sample) -> f64| -> f64 {
-            row.terms.iter().map(|t| t.times / t.per * of(&samples[&t.sample])).sum()
-        };
+        let sum = |of: &dyn Fn(&Sample) -> f64| sum_of(row, samples, of);
         let [native_us, nested_us, shadow_us] = [0, 1, 2].map(|m| sum(&|s| s.us[m]));
         let vmm_us = sum(&|s| s.vmm_us[2] - s.vmm_us[1]);
         let mut exits = BTreeMap::new();
@@ -201,7 +222,7 @@ impl OfRow {
 }
 
 /// Fits prices and the kernel's cycles per instruction.
-fn with_cpi(data: &Data, rows: &[OfRow], profile: &str) -> Result<WithCpi> {
+fn with_cpi(data: &Data, rows: &[OfRow], many: &[Many], software: &Profile) -> Result<WithCpi> {
     let mhz = data.machine.frequency_mhz.value;
     let fitted = rows.iter().filter(|r| r.fitted);
     let equations: Vec<Equation> = fitted
@@ -224,9 +245,13 @@ fn with_cpi(data: &Data, rows: &[OfRow], profile: &str) -> Result<WithCpi> {
         .collect();
     let (kernel_cpi, alone) = fit::least_sum(&ept);
     let names = of_cpi.map(|row| row.name.clone());
-    let software = Profile::load(profile)?;
-    show::known(&prices, &software)?;
-    Ok(WithCpi { prices, kernel_cpi, kernel_cpi_of_rows: names.zip(alone).collect() })
+    show::known(&prices, software)?;
+    Ok(WithCpi {
+        prices,
+        kernel_cpi,
+        kernel_cpi_of_rows: names.zip(alone).collect(),
+        remote_flush_ns: many::fit(many),
+    })
 }
 
 impl Evaluation for Lmbench {

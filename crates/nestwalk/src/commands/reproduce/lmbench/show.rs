@@ -1,6 +1,7 @@
 //! The evaluation as tables for people.
 
 use super::fit::{Fit, Fitted, WIDE};
+use super::many::Many;
 use super::{Lmbench, OfRow, WithCpi};
 use anyhow::{Result, bail};
 use nestwalk_hw::Profile;
@@ -61,12 +62,14 @@ pub fn table(found: &Lmbench) -> String {
     );
     out += &times_of(&found.rows);
     out += "\n";
+    out += &many_of(&found.many);
+    out += "\n";
     out += &counts("shadow: exits of one", &found.rows, |row| &row.exits);
     out += "\n";
     out += &counts("shadow: times paid in one", &found.rows, |row| &row.work);
     if let Some(fit) = &found.fit {
         out += "\n";
-        out += &fitted(fit);
+        out += &fitted(fit, &found.many);
     }
     out
 }
@@ -99,6 +102,15 @@ fn times_of(rows: &[OfRow]) -> String {
     table.render()
 }
 
+fn many_of(rows: &[Many]) -> String {
+    let mut table = Table::new();
+    for (heading, n) in Many::HEADINGS.iter().zip(0..) {
+        table = table.column(heading, if n == 0 { Align::Left } else { Align::Right });
+    }
+    rows.iter().for_each(|row| table.row(row.cells().into()));
+    table.render()
+}
+
 /// What the differences consist of: a column for each thing that some row has counted.
 fn counts(title: &str, rows: &[OfRow], of: fn(&OfRow) -> &Counts) -> String {
     let keys: BTreeSet<&String> = rows.iter().flat_map(|row| of(row).keys()).collect();
@@ -116,7 +128,7 @@ fn counts(title: &str, rows: &[OfRow], of: fn(&OfRow) -> &Counts) -> String {
     table.render()
 }
 
-fn fitted(found: &WithCpi) -> String {
+fn fitted(found: &WithCpi, many: &[Many]) -> String {
     let fit = &found.prices;
     let right = Align::Right;
     let wide = format!("all rows within\n{:.0} %", 100.0 * WIDE.max(fit.worst));
@@ -162,5 +174,17 @@ fn fitted(found: &WithCpi) -> String {
         found.kernel_cpi,
         table.render().trim_end()
     );
+    if let Some((ns, worst)) = found.remote_flush_ns {
+        let alone = many.iter().map(Many::alone).map(|(row, ns)| match ns {
+            Some(ns) => format!("{row} {ns:.0}"),
+            None => format!("{row} none"),
+        });
+        let _ = writeln!(
+            out,
+            "\nremote_flush_ns {ns:.0}: the largest residual is {:.1} % of a row; alone: {}",
+            100.0 * worst,
+            alone.collect::<Vec<_>>().join(", ")
+        );
+    }
     out
 }
