@@ -1,11 +1,11 @@
 //! The one set-associative structure behind every TLB, walk cache and data cache.
 //!
-//! Replacement is true LRU but for arrays that ask for another ([`crate::replacement`]). Sets of up to 16
-//! ways keep the order of use beside the tags, as a list of way numbers of 4 bits each in one word, the
-//! most recent lowest, so that no entry ever moves; larger sets keep their entries themselves in order
-//! of use. The state of another policy stands in the same word, with the way used last in the same
-//! place. Order and tags of a set lie together, in whole lines of the cache of the machine that we run on.
-//! Invalid ways are filled first: they stand last in the order, and other policies look for them.
+//! Replacement is true LRU but for arrays that ask for another ([`crate::replacement`]). Sets of up to
+//! 16 ways keep the order of use beside the tags, as a list of way numbers of 4 bits each in one word,
+//! the most recent lowest, so that no entry ever moves; larger sets keep their entries themselves in
+//! order of use. The state of another policy stands in the same word, with the way used last in the same
+//! place. Order and tags of a set lie together, in whole lines of the cache of the machine that we run
+//! on. Invalid ways are filled first: they stand last in the order, and other policies look for them.
 
 use crate::geometry::{Geometry, Indexer};
 use crate::replacement::Replacement;
@@ -134,9 +134,10 @@ enum Kept {
     State,
 }
 
-/// A set-associative array of payloads `P` under tags `T`.
+/// A set-associative array of payloads `P` under tags `T`. Only if `ANY` may its replacement be another
+/// than LRU: arrays that have no other pay nothing for it.
 #[derive(Clone, Debug)]
-pub struct SetAssoc<T, P> {
+pub struct SetAssoc<T, P, const ANY: bool = false> {
     /// Set by set: the order of use, then the tags lane by lane, then unused lanes.
     lanes: Box<[u32]>,
     /// Lanes before the first set, so that sets begin with a line.
@@ -157,11 +158,19 @@ pub struct SetAssoc<T, P> {
 impl<T: Tag, P: Copy + Default> SetAssoc<T, P> {
     /// An empty array, indexed by the remainder, with true LRU.
     pub fn new(geometry: Geometry) -> Self {
-        Self::with(geometry, Indexer::new(geometry.sets()), Replacement::Lru)
+        Self::made(geometry, Indexer::new(geometry.sets()), Replacement::Lru)
     }
+}
 
+impl<T: Tag, P: Copy + Default> SetAssoc<T, P, true> {
     /// An empty array with this index and replacement, which its ways must allow.
     pub fn with(geometry: Geometry, indexer: Indexer, replacement: Replacement) -> Self {
+        Self::made(geometry, indexer, replacement)
+    }
+}
+
+impl<T: Tag, P: Copy + Default, const ANY: bool> SetAssoc<T, P, ANY> {
+    fn made(geometry: Geometry, indexer: Indexer, replacement: Replacement) -> Self {
         let (entries, ways) = (geometry.entries as usize, geometry.ways as usize);
         let lanes = ORDER_LANES + ways * T::LANES;
         let stride = if lanes <= 8 { lanes } else { lanes.next_multiple_of(LINE) };
@@ -204,10 +213,18 @@ impl<T: Tag, P: Copy + Default> SetAssoc<T, P> {
     const fn sets(&self) -> usize {
         self.payloads.len() / self.ways
     }
+    #[inline(always)]
+    const fn kept(&self) -> Kept {
+        match ANY {
+            true => self.kept,
+            false if self.ways <= ORDERED => Kept::List,
+            false => Kept::Entries,
+        }
+    }
     /// Whether no entry ever moves within its set.
     #[inline(always)]
     const fn stays(&self) -> bool {
-        !matches!(self.kept, Kept::Entries)
+        !matches!(self.kept(), Kept::Entries)
     }
     /// Index of the lane where a set begins.
     #[inline(always)]
@@ -281,7 +298,7 @@ impl<T: Tag, P: Copy + Default> SetAssoc<T, P> {
     /// Makes a way the most recently used of its set; which way its entry is from then on.
     #[inline(always)]
     fn touch(&mut self, set: usize, way: usize) -> usize {
-        match self.kept {
+        match self.kept() {
             Kept::List => {
                 let order = self.order(set);
                 self.set_order(set, used(order, place_in(order, way), way));
@@ -305,7 +322,7 @@ impl<T: Tag, P: Copy + Default> SetAssoc<T, P> {
     /// Makes the least recently used way of a set the most recently used; which it is then.
     #[inline(always)]
     fn recycle(&mut self, set: usize) -> usize {
-        match self.kept {
+        match self.kept() {
             Kept::List => {
                 let last = 4 * (self.ways as u32 - 1);
                 let order = self.order(set);
@@ -313,7 +330,9 @@ impl<T: Tag, P: Copy + Default> SetAssoc<T, P> {
                 self.set_order(set, used(order, last, way));
                 way
             }
-            Kept::Entries if self.replacement == Replacement::Lru => self.touch(set, self.ways - 1),
+            Kept::Entries if !ANY || self.replacement == Replacement::Lru => {
+                self.touch(set, self.ways - 1)
+            }
             _ => self.recycle_other(set),
         }
     }
@@ -387,7 +406,7 @@ impl<T: Tag, P: Copy + Default> SetAssoc<T, P> {
 
     /// Empties a way, which becomes the first to be filled.
     fn empty(&mut self, set: usize, way: usize) {
-        match self.kept {
+        match self.kept() {
             Kept::List => {
                 let order = self.order(set);
                 self.set_order(set, unused(order, place_in(order, way), way, self.ways));
@@ -431,7 +450,7 @@ impl<T: Tag, P: Copy + Default> SetAssoc<T, P> {
         if self.used {
             self.lanes.fill(u32::MAX);
             let state = self.replacement.fresh();
-            let first = if self.kept == Kept::List { AT_FIRST } else { state };
+            let first = if self.kept() == Kept::List { AT_FIRST } else { state };
             (0..self.sets()).for_each(|set| self.set_order(set, first));
             self.used = false;
         }
@@ -441,7 +460,7 @@ impl<T: Tag, P: Copy + Default> SetAssoc<T, P> {
     pub fn iter(&self) -> impl Iterator<Item = (T, &P)> {
         (0..self.payloads.len()).filter_map(|i| {
             let (set, nth) = (i / self.ways, i % self.ways);
-            let listed = self.kept == Kept::List;
+            let listed = self.kept() == Kept::List;
             let way = if listed { (self.order(set) >> (4 * nth) & 15) as usize } else { nth };
             let tag = self.tag_at(set, way);
             (tag != T::INVALID).then(|| (tag, &self.payloads[set * self.ways + way]))

@@ -1,7 +1,7 @@
-//! A cache of page-table entries by where they lie in memory, as AMD's (Bhargava et al., ASPLOS 2008: the
-//! page walk cache, tagged by system-physical address; thesis, section 2.1.4). It holds entries above the
-//! leaf tables, of the guest and of nested tables alike, and shortens references, not walks: a walk goes
-//! through every level.
+//! A cache of page-table entries by where they lie in memory, as AMD's (Bhargava et al., ASPLOS 2008:
+//! the page walk cache, tagged by system-physical address; thesis, section 2.1.4). It holds entries
+//! above the leaf tables, of the guest and of nested tables alike, and shortens references, not walks: a
+//! walk goes through every level.
 
 use crate::assoc::SetAssoc;
 use crate::profile::EntryCacheProfile;

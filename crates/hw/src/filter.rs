@@ -4,8 +4,8 @@
 //! that it shows: see [`Filter`]. That holds for an array whose sets refine the filter's, that is whose
 //! number of sets is a multiple of the filter's (both are indexed by the lowest bits of the page
 //! number), with at least as many ways and replacement by order of use. Another index or replacement is
-//! exact only where nothing but repeats is hidden, which no policy takes notice of. Second-level TLBs and
-//! walk caches see the misses of the first level only, and need nothing.
+//! exact only where nothing but repeats is hidden, which no policy takes notice of. Second-level TLBs
+//! and walk caches see the misses of the first level only, and need nothing.
 
 use crate::profile::{IndexProfile, Profile, TlbProfile};
 use crate::replacement::Replacement;

@@ -1,7 +1,7 @@
-//! How many PCIDs a TLB level knows at once. Processors compare the few bits of a slot, not the twelve of a
-//! PCID: a load of CR3 with a PCID that has no slot takes the one used longest ago, whose entries go (TLB;DR,
-//! USENIX Security 2022: four slots in Kaby Lake's second level, in order of use; in its first-level data
-//! TLB no entry outlives a load of CR3).
+//! How many PCIDs a TLB level knows at once. Processors compare the few bits of a slot, not the twelve
+//! of a PCID: a load of CR3 with a PCID that has no slot takes the one used longest ago, whose entries
+//! go (TLB;DR, USENIX Security 2022: four slots in Kaby Lake's second level, in order of use; in its
+//! first-level data TLB no entry outlives a load of CR3).
 
 use crate::tlb::Asid;
 

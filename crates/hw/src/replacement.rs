@@ -12,8 +12,8 @@
 //! random             any way alike, from a seed
 //! ```
 //!
-//! The names of the second and third, with the leaves of a tree as a suffix, are TLB;DR's (USENIX Security
-//! 2022): (MRU+1)%3PLRU4 is what it measured of Kaby Lake's second-level TLB.
+//! The names of the second and third, with the leaves of a tree as a suffix, are TLB;DR's (USENIX
+//! Security 2022): (MRU+1)%3PLRU4 is what it measured of Kaby Lake's second-level TLB.
 
 use std::fmt;
 
@@ -131,7 +131,8 @@ impl fmt::Display for Replacement {
     }
 }
 
-/// Turns the bits on the path to a leaf away from it. Node `n` of the tree is bit `from + n`, the root 1.
+/// Turns the bits on the path to a leaf away from it. Node `n` of the tree is bit `from + n`, the root
+/// 1.
 fn turn_away(mut state: u64, from: u32, leaf: usize, leaves: usize) -> u64 {
     let (mut node, mut half) = (1, leaves / 2);
     while half > 0 {

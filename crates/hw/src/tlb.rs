@@ -62,7 +62,7 @@ const ASID_BITS: u64 = (1 << 17) - 1;
 #[derive(Clone, Debug)]
 struct Array {
     sizes: Vec<SizeIn>,
-    entries: SetAssoc<u64, Translation>,
+    entries: SetAssoc<u64, Translation, true>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -168,8 +168,8 @@ impl Tlb {
     }
 
     /// Fills the translation of `address`, in place of an older one of the same page. A level that
-    /// does not hold pages of the size leaves it out, but for sizes that it smashes, and for four base pages
-    /// together, of which it takes the one.
+    /// does not hold pages of the size leaves it out, but for sizes that it smashes, and for four base
+    /// pages together, of which it takes the one.
     #[inline]
     pub fn fill<I: Address>(&mut self, address: I, asid: Asid, translation: Translation) {
         let Some(place) = self.place(translation.size()) else {

@@ -1,13 +1,15 @@
 //! TLBs of profiles against what was measured of the processors: the published experiments, run on the
 //! structures. Figures are the authors', copied here as figures and never computed from a profile.
 //!
-//! - TLB;DR (Tatar et al., USENIX Security 2022), github.com/vusec/tlbdr: `TLB/README.md` is the output of
+//! - TLB;DR (Tatar et al., USENIX Security 2022), github.com/vusec/tlbdr: `TLB/README.md` is the output
+//! of
 //!   its tool on a Kaby Lake; `TLB/mmuctl` has the experiments.
 //! - Translation Leak-aside Buffer (Gras et al., USENIX Security 2018), github.com/vusec/tlbkit:
 //!   `py/tlblib.py` has successive pages of a set, from experiments on a Skylake.
 //!
-//! Both wash the other level between accesses, so that every access reaches the one that they probe; here
-//! a level is probed alone. How many address spaces a level holds is in `crates/sim/tests/profiles.rs`.
+//! Both wash the other level between accesses, so that every access reaches the one that they probe;
+//! here a level is probed alone. How many address spaces a level holds is in
+//! `crates/sim/tests/profiles.rs`.
 
 use nestwalk_hw::profile::TlbProfile;
 use nestwalk_hw::{Asid, Profile, Tlb, Translation};
@@ -87,8 +89,8 @@ const SKYLAKE: [u64; 63] = [
     129, 1935, 129, 387, 129, 903, 129, 387, 129,
 ];
 
-/// Pages below `limit` that lie in the set of `page`: each is read with others of the set until `page` has
-/// to go, which is found without knowing the index, as an attacker finds an eviction set.
+/// Pages below `limit` that lie in the set of `page`: each is read with others of the set until `page`
+/// has to go, which is found without knowing the index, as an attacker finds an eviction set.
 fn congruent(level: &[TlbProfile], page: u64, limit: u64) -> Vec<u64> {
     // A fresh level, `page`, and then one candidate many times over with pages far above it: too few of
     // those to evict anything alone.
@@ -121,8 +123,8 @@ fn pages_of_a_second_level_set_are_those_found_on_a_skylake() {
     }
 }
 
-/// TLB;DR's permutation vectors: element `e` is the page read `e`-th last of a full set. After another of
-/// them is read, how many new pages does it take until `e` is gone? Position `p` lives until the
+/// TLB;DR's permutation vectors: element `e` is the page read `e`-th last of a full set. After another
+/// of them is read, how many new pages does it take until `e` is gone? Position `p` lives until the
 /// `ways - p`-th.
 fn vector(level: &[TlbProfile], pages: &[u64], ways: usize, index: usize) -> Vec<usize> {
     let mut vector = vec![usize::MAX; ways];
@@ -190,8 +192,8 @@ fn kaby_lakes_permutation_vectors() {
     }
 }
 
-/// `replacement.h`: pages of a set, the first of which is gone at the end, or is not. With other policies
-/// it is the other way round.
+/// `replacement.h`: pages of a set, the first of which is gone at the end, or is not. With other
+/// policies it is the other way round.
 const MRU_EVICTS: [u64; 9] = [0, 1, 2, 3, 2, 4, 3, 2, 5];
 const PLRU4_EVICTS: [u64; 5] = [0, 1, 2, 1, 3];
 const PLRU8_EVICTS: [u64; 8] = [0, 1, 2, 1, 3, 2, 1, 4];

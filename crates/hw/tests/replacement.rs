@@ -144,7 +144,8 @@ fn every_policy_misses_where_a_textbooks_does() {
             }
             tried += 1;
             let geometry = Geometry::new(ways, ways).unwrap();
-            let mut subject = SetAssoc::<u64, u64>::with(geometry, Indexer::new(1), replacement);
+            let mut subject =
+                SetAssoc::<u64, u64, true>::with(geometry, Indexer::new(1), replacement);
             let policy = textbook(replacement, ways as usize);
             let mut oracle = Set { ways: vec![None; ways as usize], policy };
             let mut r = SplitMix64::new(u64::from(ways));
@@ -173,7 +174,7 @@ fn random_replacement_of_large_sets_takes_every_way_and_repeats_itself() {
     let geometry = Geometry::new(64, 64).unwrap();
     let array = |seed| {
         let replacement = Replacement::Random(seed);
-        let mut array = SetAssoc::<u64, ()>::with(geometry, Indexer::new(1), replacement);
+        let mut array = SetAssoc::<u64, (), true>::with(geometry, Indexer::new(1), replacement);
         let went: Vec<u64> =
             (0..4096).filter_map(|tag| array.fill(0, tag, ()).map(|(tag, ())| tag)).collect();
         went

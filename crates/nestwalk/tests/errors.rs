@@ -265,7 +265,7 @@ fn contradictory_profiles_are_refused() {
     let lab = Lab::new();
     let cases: [(&str, &str, &[&str]); 9] = [
         ("entries = 64\nways = 4", "entries = 64\nways = 5", &["l1d_tlb", "64", "5"]),
-        ("sizes = [\"4k\"]", "sizes = [\"3k\"]", &["l1d_tlb", "`3k`", "4k, 2m, 4m or 1g"]),
+        ("sizes = [\"4k\"]", "sizes = [\"3k\"]", &["l1d_tlb", "`3k`", "4k, 16k, 2m, 4m or 1g"]),
         ("[core]", "[core]\ncolour = 1", &["mine.toml", "line", "colour", "expected one of"]),
         ("[core]", "[core", &["mine.toml", "line"]),
         ("base_cpi = { value = ", "base_cpi = { value = -", &["core.base_cpi", "0 or more"]),

@@ -706,7 +706,8 @@ impl<S: Scheme> AnyMachine for Machine<S> {
     }
 
     fn before(&self) -> Option<&Counters> {
-        self.before.as_deref()
+        // Loads of CR3 alone are where a recording begins, and set nothing up.
+        self.before.as_deref().filter(|c| c.accesses > 0 || c.guest_faults > 0)
     }
 
     fn page_table_bytes(&self) -> PageTableBytes {

@@ -79,6 +79,8 @@ pub struct Hardware {
     pub walk_cache_cycles: u64,
     /// Cycles to look the nested TLB up.
     pub nested_tlb_cycles: u64,
+    /// Cores have an [`EntryCache`].
+    caches_entries: bool,
     /// Four base pages in order share a TLB entry: walkers look beside the leaf entry.
     pub shares_entries: bool,
     /// Costs of the walk under way.
@@ -136,6 +138,7 @@ impl Hardware {
                 .map(u64::from),
             walk_cache_cycles: profile.core.walk_cache_cycles.value as u64,
             nested_tlb_cycles: profile.core.nested_tlb_cycles.value as u64,
+            caches_entries: profile.entry_cache.is_some(),
             shares_entries: [&profile.l1d_tlb, &profile.l1i_tlb, &profile.l2_tlb, &profile.l2i_tlb]
                 .into_iter()
                 .flatten()
@@ -189,7 +192,8 @@ impl Hardware {
         at: Hpa,
         entry: u64,
     ) {
-        if let Some(cache) = &mut self.cores[core].entry_cache
+        if self.caches_entries
+            && let Some(cache) = &mut self.cores[core].entry_cache
             && cache.holds(level)
         {
             self.tally.entry_lookups += 1;
@@ -216,8 +220,10 @@ impl Hardware {
     #[inline]
     pub fn end_walk(&mut self, counters: &mut Counters, faulted: bool) {
         counters.walk_cycles += self.tally.cycles;
-        counters.entry_cache_lookups += self.tally.entry_lookups;
-        counters.entry_cache_hits += self.tally.entry_hits;
+        if self.caches_entries {
+            counters.entry_cache_lookups += self.tally.entry_lookups;
+            counters.entry_cache_hits += self.tally.entry_hits;
+        }
         if faulted {
             counters.faulted_walks += 1;
             counters.faulted_references.add(&self.tally.references);

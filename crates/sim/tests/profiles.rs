@@ -1,6 +1,6 @@
-//! What profiles say beyond sizes: the referee watches lives on every built-in profile and on one that has
-//! everything at once; each mechanism does what it is said to do, by counts; and address spaces live in
-//! TLBs as long as was measured.
+//! What profiles say beyond sizes: the referee watches lives on every built-in profile and on one that
+//! has everything at once; each mechanism does what it is said to do, by counts; and address spaces live
+//! in TLBs as long as was measured.
 
 mod common;
 
@@ -255,8 +255,8 @@ fn page_directory_entries_live_in_the_second_level() {
     s.load(AT + 0x1000);
     let c = m.count(&s.take());
     assert_eq!((refs(&c), c.walk_cache_hits), (1, 1));
-    // The pages of the first level's 64 entries push each other out of the second, never the entry, which
-    // is looked up in every walk.
+    // The pages of the first level's 64 entries push each other out of the second, never the entry,
+    // which is looked up in every walk.
     (2..20).for_each(|i| s.load(AT + i * 4096));
     let c = m.count(&s.take());
     assert_eq!((c.walks, refs(&c)), (18, 18));
@@ -379,8 +379,8 @@ fn without_pcids_every_load_of_cr3_flushes() {
 /// Which structure of a core has the page at `AT` of the current address space.
 type Where = fn(&Core) -> bool;
 
-/// TLB;DR's experiment (`TLB/mmuctl/source/pcid.c`): a page is read under a PCID, CR3 is loaded with others,
-/// as many as `others`, and with the first one again. Is the entry there?
+/// TLB;DR's experiment (`TLB/mmuctl/source/pcid.c`): a page is read under a PCID, CR3 is loaded with
+/// others, as many as `others`, and with the first one again. Is the entry there?
 fn survives(profile: &Profile, fetch: bool, others: u16, keep: bool, there: Where) -> bool {
     let mut m = Setup::new(profile.clone()).native();
     let mut s = mapped(1, 0x100_0000, 0x60);

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::machines::{Probe, Setup, with_roomy_tlbs, with_tiny_tlbs};
+use common::machines::{Probe, Setup, plain, with_roomy_tlbs, with_tiny_tlbs};
 use common::{GIB, Script, V0, approve, bare_profile, machine_with, run};
 use nestwalk_hw::{FilterGeometry, Profile};
 use nestwalk_mm::PagePolicy;
@@ -139,8 +139,8 @@ fn checks_cost_what_the_profile_says() {
     let free = walk(&profile, "");
     assert_eq!(dear.walk_cycles, free.walk_cycles + 5 * 7);
     let mut s = Script::new(&LONG4);
-    let mut m =
-        Setup::new(with_tiny_tlbs(Profile::load("zen2").unwrap())).segmented("vmm-direct", "");
+    let mut m = Setup::new(with_tiny_tlbs(plain(Profile::load("zen2").unwrap())))
+        .segmented("vmm-direct", "");
     for page in 0..3 {
         s.map_used(GVA + (page << 12), GPA + (page << 12), S4K);
         s.load(GVA + (page << 12));

@@ -62,7 +62,8 @@ impl Profile {
         Self::parse(name, &read(name)?)
     }
 
-    /// Reads and checks a profile. `path` is for messages; a base that is a file is looked for beside it.
+    /// Reads and checks a profile. `path` is for messages; a base that is a file is looked for beside
+    /// it.
     ///
     /// # Errors
     /// See [`ProfileError`].
@@ -144,8 +145,8 @@ fn lay_over(base: &mut Table, own: Table) {
     }
 }
 
-/// The line of a profile's own text in which the key stands that a message is about: a table that was laid
-/// over another has no lines any more.
+/// The line of a profile's own text in which the key stands that a message is about: a table that was
+/// laid over another has no lines any more.
 fn line_of(text: &str, message: &str) -> Option<usize> {
     let key = message.split('`').nth(1)?;
     let names = |line: &str| {

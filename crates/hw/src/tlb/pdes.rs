@@ -1,5 +1,5 @@
-//! Page-directory entries in a second-level TLB (AMD from Zen on): they take a walk to the leaf table, and
-//! share the ways with translations, under tags of their own.
+//! Page-directory entries in a second-level TLB (AMD from Zen on): they take a walk to the leaf table,
+//! and share the ways with translations, under tags of their own.
 //!
 //! An entry of a TLB is a word. What a walk goes on with is longer here than in hardware, since the
 //! simulator finds the contents of tables by it: the word says where it lies beside the array.
@@ -34,7 +34,7 @@ impl Pdes {
 
     /// A slot that no entry leads to. If none is known, the array is looked through, which finds as many
     /// as it has entries, so that it is seldom.
-    fn slot(&mut self, entries: &SetAssoc<u64, Translation>) -> u32 {
+    fn slot(&mut self, entries: &SetAssoc<u64, Translation, true>) -> u32 {
         if self.free.is_empty() {
             let mut taken = vec![false; self.pointers.len()];
             let pdes = entries.iter().filter(|(tag, _)| is_pde(*tag));

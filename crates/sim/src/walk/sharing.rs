@@ -1,6 +1,6 @@
-//! Base pages that share a TLB entry on processors that coalesce four of them (profiles with `16k`): what
-//! the walker sees beside the leaf entry that it ends at, in the line of the data cache that it has read,
-//! without a further reference.
+//! Base pages that share a TLB entry on processors that coalesce four of them (profiles with `16k`):
+//! what the walker sees beside the leaf entry that it ends at, in the line of the data cache that it has
+//! read, without a further reference.
 //!
 //! Four pages share an entry if their leaf entries lie in an aligned group, lead to frames one after the
 //! other from an aligned one, are all present and accessed, and are alike in whatever an entry has once:
