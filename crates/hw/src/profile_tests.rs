@@ -36,7 +36,7 @@ fn contradictions_name_the_key_and_what_would_be_right() {
     );
     let e = changed("memory_cycles = { value = 189", "memory_cycles = { value = 20");
     assert!(e.contains("not slower than the last-level cache"), "{e}");
-    let e = changed("walk_exposed = { value = 0.5", "walk_exposed = { value = 1.5");
+    let e = changed("walk_exposed = { value = 0.41", "walk_exposed = { value = 1.5");
     assert!(e.contains("core.walk_exposed: 1.5 must be between 0 and 1"), "{e}");
     let e = changed("kib = 32, ways = 8", "kib = 3, ways = 8");
     assert!(e.contains("caches.l1d") && e.contains("multiple of 64"), "{e}");

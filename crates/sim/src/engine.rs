@@ -706,8 +706,8 @@ impl<S: Scheme> AnyMachine for Machine<S> {
     }
 
     fn before(&self) -> Option<&Counters> {
-        // Loads of CR3 alone are where a recording begins, and set nothing up.
-        self.before.as_deref().filter(|c| c.accesses > 0 || c.guest_faults > 0)
+        // A guest that ran before its stream began sets nothing up in it.
+        self.before.as_deref().filter(|_| self.fresh.is_empty())
     }
 
     fn page_table_bytes(&self) -> PageTableBytes {

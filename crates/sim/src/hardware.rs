@@ -63,8 +63,6 @@ pub struct Step {
 pub struct Tally {
     pub(crate) references: References,
     pub(crate) cycles: u64,
-    entry_lookups: u64,
-    entry_hits: u64,
 }
 
 /// The hardware of one machine.
@@ -81,6 +79,9 @@ pub struct Hardware {
     pub nested_tlb_cycles: u64,
     /// Cores have an [`EntryCache`].
     caches_entries: bool,
+    /// Look-ups and hits of it that are not counted yet.
+    entry_lookups: u64,
+    entry_hits: u64,
     /// Four base pages in order share a TLB entry: walkers look beside the leaf entry.
     pub shares_entries: bool,
     /// Costs of the walk under way.
@@ -139,6 +140,8 @@ impl Hardware {
             walk_cache_cycles: profile.core.walk_cache_cycles.value as u64,
             nested_tlb_cycles: profile.core.nested_tlb_cycles.value as u64,
             caches_entries: profile.entry_cache.is_some(),
+            entry_lookups: 0,
+            entry_hits: 0,
             shares_entries: [&profile.l1d_tlb, &profile.l1i_tlb, &profile.l2_tlb, &profile.l2i_tlb]
                 .into_iter()
                 .flatten()
@@ -196,9 +199,9 @@ impl Hardware {
             && let Some(cache) = &mut self.cores[core].entry_cache
             && cache.holds(level)
         {
-            self.tally.entry_lookups += 1;
+            self.entry_lookups += 1;
             if cache.access(at) {
-                self.tally.entry_hits += 1;
+                self.entry_hits += 1;
                 return;
             }
         }
@@ -213,16 +216,16 @@ impl Hardware {
     /// Begins a walk: its costs are counted from zero.
     #[inline]
     pub fn begin_walk(&mut self) {
-        self.tally = Tally { cycles: self.walk_cache_cycles, ..Tally::default() };
+        self.tally = Tally { references: References::default(), cycles: self.walk_cache_cycles };
     }
 
     /// Ends a walk: adds its costs to the counters.
-    #[inline]
+    #[inline(always)]
     pub fn end_walk(&mut self, counters: &mut Counters, faulted: bool) {
         counters.walk_cycles += self.tally.cycles;
         if self.caches_entries {
-            counters.entry_cache_lookups += self.tally.entry_lookups;
-            counters.entry_cache_hits += self.tally.entry_hits;
+            counters.entry_cache_lookups += std::mem::take(&mut self.entry_lookups);
+            counters.entry_cache_hits += std::mem::take(&mut self.entry_hits);
         }
         if faulted {
             counters.faulted_walks += 1;

@@ -325,8 +325,8 @@ fn narrowed_tlbs(profile: &Profile) -> Vec<Narrowed> {
     all
 }
 
-/// Other replacements than LRU, an index by exclusive ors, PCID limits: what was measured of Kaby Lake, and
-/// the policies that no built-in profile has.
+/// Other replacements than LRU, an index by exclusive ors, PCID limits: what was measured of Kaby Lake,
+/// and the policies that no built-in profile has.
 #[test]
 fn with_other_replacements_fewer_ways_cost_less_in_no_mean_of_ten() {
     let streams: Vec<GuestBatch> = (1..=10).map(|seed| skewed(3000, seed)).collect();
