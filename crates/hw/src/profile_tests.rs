@@ -109,7 +109,7 @@ fn a_profile_changes_one_line_of_its_base() {
     let mine = Profile::parse("dir/mine.toml", text).unwrap();
     assert_eq!(mine.name, "mine");
     assert_eq!(mine.description, format!("{}: zen4 with its own software", base.description));
-    assert_eq!(mine.software.exit_ns.value, 9.0);
+    assert!((mine.software.exit_ns.value - 9.0).abs() < 1e-12);
     let same = Profile { name: base.name.clone(), description: base.description.clone(), ..mine };
     let software =
         SoftwareProfile { exit_ns: base.software.exit_ns.clone(), ..same.software.clone() };

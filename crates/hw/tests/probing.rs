@@ -2,8 +2,7 @@
 //! structures. Figures are the authors', copied here as figures and never computed from a profile.
 //!
 //! - TLB;DR (Tatar et al., USENIX Security 2022), github.com/vusec/tlbdr: `TLB/README.md` is the output
-//! of
-//!   its tool on a Kaby Lake; `TLB/mmuctl` has the experiments.
+//!   of its tool on a Kaby Lake; `TLB/mmuctl` has the experiments.
 //! - Translation Leak-aside Buffer (Gras et al., USENIX Security 2018), github.com/vusec/tlbkit:
 //!   `py/tlblib.py` has successive pages of a set, from experiments on a Skylake.
 //!
