@@ -267,7 +267,7 @@ pub struct CompareArgs {
     /// have them
     #[arg(long)]
     pub energy: bool,
-    /// A table of how much each price of the profile's [software] decides: by how many points of
+    /// A table of how much each price of the profile's software section decides: by how many points of
     /// overhead
     /// each machine moves when it is halved and doubled
     #[arg(long)]
@@ -394,7 +394,7 @@ pub struct RunArgs {
     /// A table of energies, too, as for `compare`
     #[arg(long)]
     pub energy: bool,
-    /// A table of how much each price of the profile's [software] decides: by how many points of
+    /// A table of how much each price of the profile's software section decides: by how many points of
     /// overhead
     /// each machine moves when it is halved and doubled
     #[arg(long)]
@@ -714,7 +714,7 @@ pub struct ReproduceArgs {
     /// What VMs have behind them
     #[arg(long, value_enum, default_value_t, help_heading = "The thesis")]
     pub lived: LivedArg,
-    /// The prices of a profile's [software] are fitted again
+    /// The prices of a profile's software section are fitted again
     #[arg(long, help_heading = "LMbench")]
     pub fit: bool,
     /// Where results go.
