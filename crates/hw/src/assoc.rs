@@ -381,17 +381,14 @@ impl<T: Tag, P: Copy + Default, const ANY: bool> SetAssoc<T, P, ANY> {
         Some(&self.payloads[set * self.ways + way])
     }
 
-    /// Fills `tag`, which must not be there, as the most recently used. Returns what it displaced.
+    /// Fills `tag`, which must not be there, as the most recently used.
     #[inline]
-    pub fn fill(&mut self, set: usize, tag: T, payload: P) -> Option<(T, P)> {
+    pub fn fill(&mut self, set: usize, tag: T, payload: P) {
         debug_assert!(self.peek(set, tag).is_none(), "filled twice");
         self.used = true;
         let way = self.recycle(set);
-        let at = set * self.ways + way;
-        let old = (self.tag_at(set, way), self.payloads[at]);
         self.set_tag(set, way, tag);
-        self.payloads[at] = payload;
-        (old.0 != T::INVALID).then_some(old)
+        self.payloads[set * self.ways + way] = payload;
     }
 
     /// Replaces the payload of `tag` if it is there and fills it otherwise.

@@ -58,21 +58,21 @@ const fn class(size: PageSize) -> u64 {
 const GLOBAL_ASID: u32 = 1 << 16;
 const ASID_BITS: u64 = (1 << 17) - 1;
 
-/// One array of a TLB level: entries for one page size, or for several that share the ways.
-#[derive(Clone, Debug)]
-struct Array {
-    sizes: Vec<SizeIn>,
-    entries: SetAssoc<u64, Translation, true>,
-}
-
+/// A page size that a level holds, and where.
 #[derive(Clone, Copy, Debug)]
-struct SizeIn {
+struct Place {
     size: PageSize,
+    array: usize,
     /// See [`class`].
     class: u64,
     /// Whether the array may hold an entry of this size.
     used: bool,
 }
+
+/// No place, in an index of places.
+const NOWHERE: u8 = u8::MAX;
+/// Sizes by their base-2 logarithm; none that a TLB holds has one of more than 31.
+const SHIFTS: usize = 32;
 
 /// A size that some array may hold an entry of.
 #[derive(Clone, Copy, Debug)]
@@ -85,7 +85,12 @@ struct Active {
 /// One level of TLB: an array per page size or per group of sizes.
 #[derive(Clone, Debug)]
 pub struct Tlb {
-    arrays: Vec<Array>,
+    /// Entries for one page size, or for several that share the ways.
+    arrays: Vec<SetAssoc<u64, Translation, true>>,
+    /// Array by array.
+    places: Vec<Place>,
+    /// Index of the first place of a size, by its shift.
+    by_shift: [u8; SHIFTS],
     /// What a look-up has to try, in the order of the arrays: mostly one size.
     active: Vec<Active>,
     /// Index in `active` of the size found last, for the lower and the upper half of the addresses:
@@ -101,23 +106,25 @@ pub struct Tlb {
 impl Tlb {
     /// An empty TLB of this geometry.
     pub fn new(profile: &[TlbProfile]) -> Self {
-        let arrays = profile
-            .iter()
-            .map(|p| Array {
-                sizes: p
-                    .page_sizes()
-                    .map(|size| SizeIn { size, class: class(size), used: false })
-                    .collect(),
-                entries: SetAssoc::with(p.geometry(), p.indexer(), p.replacement()),
-            })
-            .collect();
+        let arrays = profile.iter();
+        let arrays = arrays.map(|p| SetAssoc::with(p.geometry(), p.indexer(), p.replacement()));
+        let arrays = arrays.collect();
+        let places = profile.iter().enumerate().flat_map(|(array, p)| {
+            let place = move |size| Place { size, array, class: class(size), used: false };
+            p.page_sizes().map(place)
+        });
+        let places: Vec<Place> = places.collect();
+        let mut by_shift = [NOWHERE; SHIFTS];
+        for (i, place) in places.iter().enumerate().rev() {
+            by_shift[place.size.shift() as usize % SHIFTS] = i as u8;
+        }
         let (any_global, any_splinter) = (false, false);
         let smashed = profile.iter().flat_map(|p| &p.smashed);
         let smashed = smashed.filter_map(|s| crate::profile::parse_page_size(s)).collect();
         let pdes =
             profile.iter().position(|p| p.pdes).map(|array| Pdes::new(array, &profile[array]));
         let (active, latest) = (Vec::new(), [0; 2]);
-        Self { arrays, active, latest, any_global, any_splinter, smashed, pdes }
+        Self { arrays, places, by_shift, active, latest, any_global, any_splinter, smashed, pdes }
     }
 
     /// Looks an address up. The entry found becomes the most recently used of its set.
@@ -161,7 +168,7 @@ impl Tlb {
         asid: u32,
     ) -> Option<Translation> {
         let Active { array, size, class } = *self.active.get(index)?;
-        let entries = &mut self.arrays[array].entries;
+        let entries = &mut self.arrays[array];
         let page = address.value() >> size.shift();
         let set = entries.indexer().set(page);
         entries.look_up(set, tag(page, class, asid)).copied()
@@ -176,7 +183,7 @@ impl Tlb {
             return self.fill_piece(address, asid, translation);
         };
         let (array, set, tag) = self.prepare(place, address, asid, translation);
-        self.arrays[array].entries.put(set, tag, translation);
+        self.arrays[array].put(set, tag, translation);
     }
 
     /// As [`Tlb::fill`], after the address was looked up and missed, or was removed: nothing older is
@@ -204,7 +211,7 @@ impl Tlb {
 
     /// The largest size of pages that is held and smaller.
     fn next_smaller(&self, than: PageSize) -> Option<PageSize> {
-        let held = self.arrays.iter().flat_map(|a| a.sizes.iter().map(|s| s.size));
+        let held = self.places.iter().map(|place| place.size);
         let pages = held.filter(|&s| s < than && s != PageSize::SIZE_16K);
         pages.max()
     }
@@ -235,37 +242,35 @@ impl Tlb {
     #[inline]
     fn fill_at<I: Address>(
         &mut self,
-        place: (usize, usize),
+        place: usize,
         address: I,
         asid: Asid,
         translation: Translation,
     ) {
         let (array, set, tag) = self.prepare(place, address, asid, translation);
-        self.arrays[array].entries.fill(set, tag, translation);
+        self.arrays[array].fill(set, tag, translation);
     }
 
     #[cold]
-    fn activate(&mut self, array: usize, place: usize) {
-        self.arrays[array].sizes[place].used = true;
-        let used = self.arrays.iter().enumerate().flat_map(|(array, a)| {
-            let used = a.sizes.iter().filter(|s| s.used);
-            used.map(move |s| Active { array, size: s.size, class: s.class })
-        });
-        self.active = used.collect();
+    fn activate(&mut self, place: usize) {
+        self.places[place].used = true;
+        let used = self.places.iter().filter(|place| place.used);
+        let active = used.map(|&Place { array, size, class, .. }| Active { array, size, class });
+        self.active = active.collect();
     }
 
     /// Array, set and tag of a translation that is about to be filled.
     #[inline(always)]
     fn prepare<I: Address>(
         &mut self,
-        (array, place): (usize, usize),
+        place: usize,
         address: I,
         asid: Asid,
         translation: Translation,
     ) -> (usize, usize, u64) {
-        let size = translation.size();
-        if !self.arrays[array].sizes[place].used {
-            self.activate(array, place);
+        let Place { size, array, class, used } = self.places[place];
+        if !used {
+            self.activate(place);
         }
         self.any_splinter |= translation.is_splinter();
         let mut asid = u32::from(asid.0);
@@ -274,16 +279,14 @@ impl Tlb {
             asid = GLOBAL_ASID | asid & 0xf000;
         }
         let page = address.value() >> size.shift();
-        let set = self.arrays[array].entries.indexer().set(page);
-        (array, set, tag(page, self.arrays[array].sizes[place].class, asid))
+        let set = self.arrays[array].indexer().set(page);
+        (array, set, tag(page, class, asid))
     }
 
-    #[inline]
-    fn place(&self, size: PageSize) -> Option<(usize, usize)> {
-        self.arrays
-            .iter()
-            .enumerate()
-            .find_map(|(i, a)| a.sizes.iter().position(|s| s.size == size).map(|j| (i, j)))
+    #[inline(always)]
+    fn place(&self, size: PageSize) -> Option<usize> {
+        let place = self.by_shift[size.shift() as usize % SHIFTS];
+        (place != NOWHERE).then_some(usize::from(place))
     }
 
     /// Removes the page of `address`: the entries that translate it for `asid`, of any size, and all
@@ -300,16 +303,15 @@ impl Tlb {
     /// `global`. Returns how many there were. Other parts of the same large page stay.
     pub fn remove<I: Address>(&mut self, address: I, asid: Asid, global: bool) -> u32 {
         let mut removed = 0;
-        for array in &mut self.arrays {
-            for s in array.sizes.iter().filter(|s| s.used) {
-                let page = address.value() >> s.size.shift();
-                let set = array.entries.indexer().set(page);
-                let own = u32::from(asid.0);
-                removed += u32::from(array.entries.remove(set, tag(page, s.class, own)));
-                if global && self.any_global {
-                    let shared = GLOBAL_ASID | own & 0xf000;
-                    removed += u32::from(array.entries.remove(set, tag(page, s.class, shared)));
-                }
+        for place in self.places.iter().filter(|place| place.used) {
+            let entries = &mut self.arrays[place.array];
+            let page = address.value() >> place.size.shift();
+            let set = entries.indexer().set(page);
+            let own = u32::from(asid.0);
+            removed += u32::from(entries.remove(set, tag(page, place.class, own)));
+            if global && self.any_global {
+                let shared = GLOBAL_ASID | own & 0xf000;
+                removed += u32::from(entries.remove(set, tag(page, place.class, shared)));
             }
         }
         removed
@@ -320,7 +322,7 @@ impl Tlb {
         let mut removed = 0;
         let shared = u64::from(GLOBAL_ASID) | asid & 0xf000;
         for array in &mut self.arrays {
-            array.entries.retain(|t, part| {
+            array.retain(|t, part| {
                 let own = t & ASID_BITS == asid || (global && t & ASID_BITS == shared);
                 if !own || anchors::is_anchor(t) || pdes::is_pde(t) || !part.is_splinter() {
                     return true;
@@ -340,14 +342,14 @@ impl Tlb {
     /// Removes everything of `asid` but global entries.
     pub fn invalidate_asid(&mut self, asid: Asid) {
         for array in &mut self.arrays {
-            array.entries.retain(|t, _| t & ASID_BITS != u64::from(asid.0));
+            array.retain(|t, _| t & ASID_BITS != u64::from(asid.0));
         }
     }
 
     /// Removes everything of a VPID, with or without its global entries.
     pub fn invalidate_vpid(&mut self, vpid: u8, global: bool) {
         for array in &mut self.arrays {
-            array.entries.retain(|t, _| {
+            array.retain(|t, _| {
                 t >> 12 & 0xf != u64::from(vpid) || (!global && t & u64::from(GLOBAL_ASID) != 0)
             });
         }
@@ -357,17 +359,17 @@ impl Tlb {
     pub fn remove_stores(&mut self) {
         let store = Translation::needs(true, false, false);
         for array in &mut self.arrays {
-            array.entries.retain(|_, translation| !translation.serves(store));
+            array.retain(|_, translation| !translation.serves(store));
         }
     }
 
     /// Removes everything.
     pub fn flush(&mut self) {
         for array in &mut self.arrays {
-            array.entries.flush();
-            for s in &mut array.sizes {
-                s.used = false;
-            }
+            array.flush();
+        }
+        for place in &mut self.places {
+            place.used = false;
         }
         self.active.clear();
         self.any_global = false;
@@ -376,18 +378,17 @@ impl Tlb {
 
     /// Whether there is an entry of an address for `asid`. Looks without a trace.
     pub fn holds<I: Address>(&self, address: I, asid: Asid) -> bool {
-        self.arrays.iter().any(|array| {
-            array.sizes.iter().filter(|s| s.used).any(|s| {
-                let page = address.value() >> s.size.shift();
-                let set = array.entries.indexer().set(page);
-                array.entries.peek(set, tag(page, s.class, u32::from(asid.0))).is_some()
-            })
+        self.places.iter().filter(|place| place.used).any(|place| {
+            let entries = &self.arrays[place.array];
+            let page = address.value() >> place.size.shift();
+            let set = entries.indexer().set(page);
+            entries.peek(set, tag(page, place.class, u32::from(asid.0))).is_some()
         })
     }
 
     /// Valid entries.
     pub fn len(&self) -> usize {
-        self.arrays.iter().map(|a| a.entries.iter().count()).sum()
+        self.arrays.iter().map(|a| a.iter().count()).sum()
     }
     /// No valid entry.
     pub fn is_empty(&self) -> bool {

@@ -4,6 +4,7 @@ use nestwalk_hw::Replacement;
 use nestwalk_hw::assoc::SetAssoc;
 use nestwalk_hw::geometry::{Geometry, Indexer};
 use nestwalk_types::SplitMix64;
+use std::collections::BTreeSet;
 
 /// One set, as a textbook has it.
 trait Policy {
@@ -161,7 +162,7 @@ fn every_policy_misses_where_a_textbooks_does() {
                 assert_eq!(hit.is_some(), oracle.access(tag), "{name} of {ways} ways");
                 match hit {
                     Some(payload) => assert_eq!(payload, tag * 3),
-                    None => drop(subject.fill(0, tag, tag * 3)),
+                    None => subject.fill(0, tag, tag * 3),
                 }
             }
         }
@@ -175,8 +176,15 @@ fn random_replacement_of_large_sets_takes_every_way_and_repeats_itself() {
     let array = |seed| {
         let replacement = Replacement::Random(seed);
         let mut array = SetAssoc::<u64, (), true>::with(geometry, Indexer::new(1), replacement);
-        let went: Vec<u64> =
-            (0..4096).filter_map(|tag| array.fill(0, tag, ()).map(|(tag, ())| tag)).collect();
+        let held = |array: &SetAssoc<u64, (), true>| -> BTreeSet<u64> {
+            array.iter().map(|entry| entry.0).collect()
+        };
+        let mut went = Vec::new();
+        for tag in 0..4096 {
+            let before = held(&array);
+            array.fill(0, tag, ());
+            went.extend(&before - &held(&array));
+        }
         went
     };
     let went = array(1);

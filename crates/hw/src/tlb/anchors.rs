@@ -74,7 +74,7 @@ impl Tlb {
     /// The array of 4 KiB entries.
     #[inline]
     fn anchors(&self) -> Option<usize> {
-        self.place(PageSize::SIZE_4K).map(|place| place.0)
+        self.place(PageSize::SIZE_4K).map(|place| self.places[place].array)
     }
 
     /// The anchor of an address with anchors every `1 << shift` pages; it becomes the most recently
@@ -87,7 +87,7 @@ impl Tlb {
         asid: Asid,
     ) -> Option<Anchor> {
         let array = self.anchors()?;
-        let entries = &mut self.arrays[array].entries;
+        let entries = &mut self.arrays[array];
         let key = address.page_number() >> shift;
         let set = entries.indexer().set(key);
         entries.look_up(set, tag(key, asid)).map(|held| Anchor::unpacked(*held))
@@ -96,7 +96,7 @@ impl Tlb {
     /// Fills the anchor of an address in place of an older one.
     pub fn fill_anchor<I: Address>(&mut self, address: I, shift: u32, asid: Asid, anchor: Anchor) {
         if let Some(array) = self.anchors() {
-            let entries = &mut self.arrays[array].entries;
+            let entries = &mut self.arrays[array];
             let key = address.page_number() >> shift;
             let set = entries.indexer().set(key);
             entries.put(set, tag(key, asid), anchor.packed());
@@ -107,7 +107,7 @@ impl Tlb {
     #[inline]
     pub fn remove_anchor<I: Address>(&mut self, address: I, shift: u32, asid: Asid) {
         if let Some(array) = self.anchors() {
-            let entries = &mut self.arrays[array].entries;
+            let entries = &mut self.arrays[array];
             let key = address.page_number() >> shift;
             let set = entries.indexer().set(key);
             entries.remove(set, tag(key, asid));
@@ -118,7 +118,7 @@ impl Tlb {
     pub fn remove_anchors(&mut self, first: u64, end: u64, shift: u32, asid: Asid) {
         let (first, last) = (first >> shift, end.saturating_sub(1) >> shift);
         for array in &mut self.arrays {
-            array.entries.retain(|tag, _| {
+            array.retain(|tag, _| {
                 let own = is_anchor(tag) && tag & ASID_BITS == u64::from(asid.0);
                 !own || !(first..=last).contains(&(tag >> 19))
             });

@@ -76,7 +76,7 @@ impl Tlb {
     #[inline]
     pub fn look_up_pde(&mut self, prefix: u64, asid: Asid) -> Option<Pointer> {
         let pdes = self.pdes.as_ref().filter(|p| p.any)?;
-        let entries = &mut self.arrays[pdes.array].entries;
+        let entries = &mut self.arrays[pdes.array];
         let set = entries.indexer().set(prefix);
         entries.look_up(set, tag(prefix, asid)).map(|held| pdes.pointers[slot_of(*held)])
     }
@@ -85,7 +85,7 @@ impl Tlb {
     pub fn fill_pde(&mut self, prefix: u64, asid: Asid, pointer: Pointer) {
         let Some(pdes) = &mut self.pdes else { return };
         pdes.any = true;
-        let entries = &mut self.arrays[pdes.array].entries;
+        let entries = &mut self.arrays[pdes.array];
         let set = entries.indexer().set(prefix);
         let tag = tag(prefix, asid);
         let slot = if let Some(held) = entries.look_up(set, tag) {
@@ -101,7 +101,7 @@ impl Tlb {
     /// Removes the page-directory entry of a block.
     pub fn remove_pde(&mut self, prefix: u64, asid: Asid) {
         if let Some(pdes) = self.pdes.as_ref().filter(|p| p.any) {
-            let entries = &mut self.arrays[pdes.array].entries;
+            let entries = &mut self.arrays[pdes.array];
             let set = entries.indexer().set(prefix);
             entries.remove(set, tag(prefix, asid));
         }
@@ -119,7 +119,7 @@ impl Tlb {
 
     fn retain_pdes(&mut self, keep: impl Fn(u64) -> bool) {
         if let Some(pdes) = self.pdes.as_ref().filter(|p| p.any) {
-            self.arrays[pdes.array].entries.retain(|t, _| !is_pde(t) || keep(t));
+            self.arrays[pdes.array].retain(|t, _| !is_pde(t) || keep(t));
         }
     }
 }
