@@ -323,7 +323,7 @@ pub fn translate_nested_watched(
             if level == 1 {
                 watch.leaf(nested.memory, held, at, mode.entry_bytes);
                 if hardware.shares_entries
-                    && sharing::in_order(nested.memory, held, at, mode.entry_bytes)
+                    && sharing::in_order(nested.memory, held, at, mode.entry_bytes, nested.ad)
                 {
                     size = PageSize::SIZE_16K;
                 }

@@ -11,9 +11,10 @@ use nestwalk_hw::Profile;
 use nestwalk_hw::profile::{BUILT_IN, EntryCacheProfile, IndexProfile, PcidProfile, TlbProfile};
 use nestwalk_sim::counters::Dimension;
 use nestwalk_sim::hardware::Core;
-use nestwalk_sim::{AnyMachine, SCHEMES};
+use nestwalk_sim::scheme::Scheme;
+use nestwalk_sim::{AnyMachine, Machine, SCHEMES};
 use nestwalk_tables::{LONG4, LONG5, Mode};
-use nestwalk_types::{Gva, Invalidation, PageSize, Protection, RunFlags};
+use nestwalk_types::{Gpa, Gva, Invalidation, PageSize, Protection, RunFlags};
 
 const S4K: PageSize = PageSize::SIZE_4K;
 const VCPUS: u8 = 3;
@@ -209,6 +210,43 @@ fn a_large_host_page_is_in_order_by_itself() {
     approve(&m);
 }
 
+/// Stores to 64 pages, the second half of them the first time from the last page down, so that small host
+/// pages are in order behind the first half alone. Then how many groups of four are so, in the host's
+/// own tables, and the walks with empty structures.
+fn groups_and_walks<S: Scheme>(mut m: Machine<S>) -> (usize, u64) {
+    let mut s = mapped(64, 0x100_0000, 0x60);
+    (0..32).chain((32..64).rev()).for_each(|i| s.store(AT + i * 4096));
+    // Once more, since the first store to a page may have been a fault's.
+    (0..64).for_each(|i| s.store(AT + i * 4096));
+    m.count(&s.take());
+    m.forget();
+    (0..64).for_each(|i| s.store(AT + i * 4096));
+    let walks = m.count(&s.take()).walks;
+    approve(&m);
+    let host = m.platform.world.host.as_ref().unwrap();
+    let frame = |i: u64| host.look_up(Gpa::new(0x100_0000 + i * 4096)).unwrap().frame.value() >> 12;
+    let in_order = |group: &u64| {
+        let first = frame(4 * group);
+        first.is_multiple_of(4) && (1..4).all(|i| frame(4 * group + i) == first + i)
+    };
+    ((0..16).filter(in_order).count(), walks)
+}
+
+#[test]
+fn small_host_pages_share_an_entry_where_the_host_has_them_in_order() {
+    let setup = Setup::new(coalescing());
+    let all = [
+        ("nested", groups_and_walks(setup.nested())),
+        ("shadow", groups_and_walks(setup.shadow())),
+        ("agile, shadow tables", groups_and_walks(setup.agile(""))),
+        ("agile, guest tables", groups_and_walks(setup.agile("start=nested"))),
+    ];
+    for (name, (groups, walks)) in all {
+        assert!((4..=8).contains(&groups), "{name}: {groups} groups in order");
+        assert_eq!(walks, (groups + 4 * (16 - groups)) as u64, "{name}: {groups} groups in order");
+    }
+}
+
 #[test]
 fn large_pages_are_smashed_in_the_second_level_and_whole_in_the_first() {
     const G: u64 = 1 << 30;
@@ -316,7 +354,7 @@ fn entries_are_cached_by_where_they_lie() {
 fn instructions_have_a_second_level_of_their_own() {
     let mut p = plain(built_in("zen2"));
     let one = |p: &Profile| Setup::new(p.clone()).native();
-    let run = |m: &mut nestwalk_sim::Machine<_>| {
+    let run = |m: &mut Machine<_>| {
         let mut s = mapped(1, 0x100_0000, 0x60);
         s.load(AT);
         s.access_as(AT, RunFlags::FETCH);

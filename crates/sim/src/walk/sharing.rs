@@ -4,7 +4,8 @@
 //!
 //! Four pages share an entry if their leaf entries lie in an aligned group, lead to frames one after the
 //! other from an aligned one, are all present and accessed, and are alike in whatever an entry has once:
-//! permissions, dirty and global bit, memory type, protection key. In two dimensions both the guest's
+//! permissions, dirty and global bit, memory type, protection key. Nested tables without accessed flags
+//! (`eptad=off`) have none to be set. In two dimensions both the guest's
 //! group and the nested one of where it leads must do so; a larger page of either is in order by itself.
 //! If the nested TLB served the last look-up there was no nested line to see, and nothing is shared.
 
@@ -18,15 +19,22 @@ use nestwalk_types::{Address, Hpa, PageSize};
 const PAGES: u64 = 4;
 
 /// Whether the leaf entries of the group around `at`, in the table of `held`, may share a TLB entry.
+/// `flags`: they have accessed flags.
 #[inline(never)]
-pub fn in_order<A: Address>(memory: &TableMemory<A>, held: Handle, at: A, entry_bytes: u8) -> bool {
+pub fn in_order<A: Address>(
+    memory: &TableMemory<A>,
+    held: Handle,
+    at: A,
+    entry_bytes: u8,
+    flags: bool,
+) -> bool {
     let bytes = u64::from(entry_bytes);
     let first = at.value() & !(bytes * PAGES - 1);
     let entry = |i: u64| Entry(memory.entry(held, A::new(first + bytes * i), entry_bytes));
     let target = |e: Entry| e.target::<Hpa>().page_number();
     let own = entry(0);
     own.is_present()
-        && own.has(ACCESSED)
+        && (!flags || own.has(ACCESSED))
         && target(own).is_multiple_of(PAGES)
         && (1..PAGES).all(|i| {
             let other = entry(i);
@@ -44,7 +52,7 @@ impl<A: Address> Found<A> {
         at: A,
         entry_bytes: u8,
     ) -> Self {
-        if !in_order(memory, held, at, entry_bytes) {
+        if !in_order(memory, held, at, entry_bytes, true) {
             return self;
         }
         let size = PageSize::SIZE_16K;

@@ -5,11 +5,13 @@ use nestwalk_hw::Profile;
 use nestwalk_hw::profile::{ArrayProfile, PcidProfile, TlbProfile, WalkCacheProfile};
 use nestwalk_mm::{HostConfig, HostMemory, KERNEL_BYTES, PagePolicy, PlacementKind};
 use nestwalk_sim::schemes::Build;
+use nestwalk_sim::schemes::agile::Agile;
 use nestwalk_sim::schemes::ds::DirectSegment;
 use nestwalk_sim::schemes::native::Native;
 use nestwalk_sim::schemes::nested::Nested;
 use nestwalk_sim::schemes::shadow::Shadow;
 use nestwalk_sim::schemes::xen_pv::XenPv;
+use nestwalk_sim::vmm::agile::AgileConfig;
 use nestwalk_sim::vmm::options::VmmOptions;
 use nestwalk_sim::vmm::segments::SegmentedVm;
 use nestwalk_sim::{AnyMachine, Counters, ExitReason, Machine};
@@ -98,6 +100,12 @@ impl Setup {
         let build = Build { variant: variant.into(), ..self.build(scheme, true) };
         let registers = (scheme != "vmm-direct", scheme != "guest-direct");
         SegmentedVm::machine(build, scheme, registers).unwrap()
+    }
+    /// An agile machine, by its keys.
+    pub fn agile(&self, variant: &str) -> Machine<Agile> {
+        let mut build = Build { variant: variant.into(), ..self.build("agile", true) };
+        let config = AgileConfig::parse(variant).unwrap();
+        Machine::new(Agile::new(config, &mut build).unwrap(), build).unwrap()
     }
     pub fn shadow(&self) -> Machine<Shadow> {
         let build = self.build("shadow", true);
