@@ -65,8 +65,8 @@ struct Place {
     array: usize,
     /// See [`class`].
     class: u64,
-    /// Whether the array may hold an entry of this size.
-    used: bool,
+    /// Index in `active`, if the array may hold an entry of this size.
+    active: Option<u8>,
 }
 
 /// No place, in an index of places.
@@ -93,8 +93,9 @@ pub struct Tlb {
     by_shift: [u8; SHIFTS],
     /// What a look-up has to try, in the order of the arrays: mostly one size.
     active: Vec<Active>,
-    /// Index in `active` of the size found last, for the lower and the upper half of the addresses:
-    /// programs and kernels have pages of their own sizes.
+    /// Index in `active` of the size found or filled last, for the lower and the upper half of the
+    /// addresses: programs and kernels have pages of their own sizes. Where entries of two sizes
+    /// translate an address it decides, so an access that comes again finds what it found or filled.
     latest: [usize; 2],
     any_global: bool,
     any_splinter: bool,
@@ -110,7 +111,7 @@ impl Tlb {
         let arrays = arrays.map(|p| SetAssoc::with(p.geometry(), p.indexer(), p.replacement()));
         let arrays = arrays.collect();
         let places = profile.iter().enumerate().flat_map(|(array, p)| {
-            let place = move |size| Place { size, array, class: class(size), used: false };
+            let place = move |size| Place { size, array, class: class(size), active: None };
             p.page_sizes().map(place)
         });
         let places: Vec<Place> = places.collect();
@@ -253,10 +254,13 @@ impl Tlb {
 
     #[cold]
     fn activate(&mut self, place: usize) {
-        self.places[place].used = true;
-        let used = self.places.iter().filter(|place| place.used);
-        let active = used.map(|&Place { array, size, class, .. }| Active { array, size, class });
-        self.active = active.collect();
+        self.places[place].active = Some(0);
+        self.active.clear();
+        for place in self.places.iter_mut().filter(|place| place.active.is_some()) {
+            place.active = Some(self.active.len() as u8);
+            let Place { array, size, class, .. } = *place;
+            self.active.push(Active { array, size, class });
+        }
     }
 
     /// Array, set and tag of a translation that is about to be filled.
@@ -268,10 +272,11 @@ impl Tlb {
         asid: Asid,
         translation: Translation,
     ) -> (usize, usize, u64) {
-        let Place { size, array, class, used } = self.places[place];
-        if !used {
+        if self.places[place].active.is_none() {
             self.activate(place);
         }
+        let Place { size, array, class, active } = self.places[place];
+        self.latest[(address.value() >> 63) as usize] = usize::from(active.unwrap_or(0));
         self.any_splinter |= translation.is_splinter();
         let mut asid = u32::from(asid.0);
         if translation.is_global() {
@@ -303,7 +308,7 @@ impl Tlb {
     /// `global`. Returns how many there were. Other parts of the same large page stay.
     pub fn remove<I: Address>(&mut self, address: I, asid: Asid, global: bool) -> u32 {
         let mut removed = 0;
-        for place in self.places.iter().filter(|place| place.used) {
+        for place in self.places.iter().filter(|place| place.active.is_some()) {
             let entries = &mut self.arrays[place.array];
             let page = address.value() >> place.size.shift();
             let set = entries.indexer().set(page);
@@ -369,7 +374,7 @@ impl Tlb {
             array.flush();
         }
         for place in &mut self.places {
-            place.used = false;
+            place.active = None;
         }
         self.active.clear();
         self.any_global = false;
@@ -378,7 +383,7 @@ impl Tlb {
 
     /// Whether there is an entry of an address for `asid`. Looks without a trace.
     pub fn holds<I: Address>(&self, address: I, asid: Asid) -> bool {
-        self.places.iter().filter(|place| place.used).any(|place| {
+        self.places.iter().filter(|place| place.active.is_some()).any(|place| {
             let entries = &self.arrays[place.array];
             let page = address.value() >> place.size.shift();
             let set = entries.indexer().set(page);
