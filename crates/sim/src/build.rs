@@ -1,5 +1,6 @@
 //! What a machine is made from.
 
+use crate::options::OptionTable;
 use crate::scheme::MachineError;
 use crate::vmm::options::{VmmKind, VmmOptions, VmmRules};
 use nestwalk_hw::Profile;
@@ -10,7 +11,7 @@ use nestwalk_tables::Mode;
 pub struct Build {
     /// Its name in results.
     pub name: String,
-    /// What kind of its scheme, as [`crate::Definition::variant`] gives it back.
+    /// Options of its scheme, as [`crate::options::SchemeOptions::normalize`] spells them.
     pub variant: String,
     /// What its VMM may do differently.
     pub vmm: VmmOptions,
@@ -31,6 +32,15 @@ pub struct Build {
 }
 
 impl Build {
+    /// The options of the machine's scheme.
+    ///
+    /// # Errors
+    /// What is wrong with them.
+    pub fn options<C: Default>(&self, table: &OptionTable<C>) -> Result<C, MachineError> {
+        let wrong = |reason| MachineError::Variant { machine: self.name.clone(), reason };
+        table.parse(&self.variant).map_err(wrong)
+    }
+
     /// What the VMM's options come to on this processor.
     ///
     /// # Errors

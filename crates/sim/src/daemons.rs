@@ -1,5 +1,6 @@
 //! When the daemons of guests and hosts run: parameters of a comparison, in simulated time.
 
+use crate::options::{OptionRow, OptionTable, number, one_of, whole, word_of};
 use nestwalk_hw::Profile;
 use nestwalk_mm::{DaemonConfig, KhugepagedConfig, RangerConfig};
 use serde::{Deserialize, Serialize};
@@ -43,64 +44,83 @@ impl Default for DaemonTimes {
     }
 }
 
-/// What may be set: key, default, meaning.
-pub static DAEMON_KEYS: &[(&str, &str, &str)] = &[
-    ("khugepaged-interval-ms", "10000", "simulated time from a scan of khugepaged to the next"),
-    ("khugepaged-alloc-interval-ms", "60000", "the same after no block of free frames was left"),
-    ("khugepaged-pages", "4096", "pages that a scan goes through"),
-    ("khugepaged-max-none", "511", "pages of a block's 512 that may be missing"),
-    ("khugepaged-max-shared", "256", "pages of a block's 512 that may be shared"),
-    ("ranger-interval-ms", "3000", "simulated time from a run of Translation Ranger to the next"),
-    ("ranger-pages", "0", "pages that a run looks at; 0 for all of all processes"),
-    ("ranger-split", "yes", "large pages are split to change places with small ones: yes or no"),
-];
+/// Milliseconds of an interval: an instruction or so at least, and at most as good as never.
+const SHORTEST_MS: f64 = 1e-6;
+const LONGEST_MS: f64 = 1e12;
+const YES: [(&str, bool); 2] = [("yes", true), ("no", false)];
+
+/// What may be set of daemons.
+pub static DAEMON_OPTIONS: OptionTable<DaemonTimes> = OptionTable::new(&[
+    OptionRow {
+        name: "khugepaged-interval-ms",
+        values: "MS",
+        meaning: "simulated time from a scan of khugepaged to the next",
+        set: |t, value| {
+            number(value, SHORTEST_MS, LONGEST_MS).map(|ms| t.khugepaged_interval_ms = ms)
+        },
+        get: |t| t.khugepaged_interval_ms.to_string(),
+    },
+    OptionRow {
+        name: "khugepaged-alloc-interval-ms",
+        values: "MS",
+        meaning: "the same after no block of free frames was left",
+        set: |t, value| {
+            number(value, SHORTEST_MS, LONGEST_MS).map(|ms| t.khugepaged_alloc_interval_ms = ms)
+        },
+        get: |t| t.khugepaged_alloc_interval_ms.to_string(),
+    },
+    OptionRow {
+        name: "khugepaged-pages",
+        values: "PAGES",
+        meaning: "pages that a scan goes through",
+        set: |t, value| whole(value, 1, 1 << 40).map(|n| t.khugepaged_pages = n),
+        get: |t| t.khugepaged_pages.to_string(),
+    },
+    OptionRow {
+        name: "khugepaged-max-none",
+        values: "PAGES",
+        meaning: "pages of a block's 512 that may be missing",
+        set: |t, value| whole(value, 0, 512).map(|n| t.khugepaged_max_none = n),
+        get: |t| t.khugepaged_max_none.to_string(),
+    },
+    OptionRow {
+        name: "khugepaged-max-shared",
+        values: "PAGES",
+        meaning: "pages of a block's 512 that may be shared",
+        set: |t, value| whole(value, 0, 512).map(|n| t.khugepaged_max_shared = n),
+        get: |t| t.khugepaged_max_shared.to_string(),
+    },
+    OptionRow {
+        name: "ranger-interval-ms",
+        values: "MS",
+        meaning: "simulated time from a run of Translation Ranger to the next",
+        set: |t, value| number(value, SHORTEST_MS, LONGEST_MS).map(|ms| t.ranger_interval_ms = ms),
+        get: |t| t.ranger_interval_ms.to_string(),
+    },
+    OptionRow {
+        name: "ranger-pages",
+        values: "PAGES",
+        meaning: "pages that a run looks at; 0 for all of all processes",
+        set: |t, value| whole(value, 0, 1 << 40).map(|n| t.ranger_pages = n),
+        get: |t| t.ranger_pages.to_string(),
+    },
+    OptionRow {
+        name: "ranger-split",
+        values: "yes|no",
+        meaning: "large pages are split to change places with small ones",
+        set: |t, value| one_of(value, &YES).map(|yes| t.ranger_split = yes),
+        get: |t| word_of(&t.ranger_split, &YES),
+    },
+]);
 
 impl DaemonTimes {
-    /// Reads `key=value,key=value`, keys as in [`DAEMON_KEYS`].
+    /// Reads `name=value,name=value`, as [`DAEMON_OPTIONS`] has them.
     ///
     /// # Errors
     /// What is wrong, and what would be right.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let mut times = Self::default();
-        for part in text.split(',').map(str::trim).filter(|p| !p.is_empty()) {
-            let (key, value) =
-                part.split_once('=').ok_or_else(|| format!("`{part}`: write it as key=value"))?;
-            times.set(key, value)?;
-        }
-        times.check()?;
-        Ok(times)
-    }
-
-    fn set(&mut self, key: &str, value: &str) -> Result<(), String> {
-        let ms = || {
-            let n: Result<f64, _> = value.parse();
-            n.map_err(|_| format!("{key}={value}: a number of milliseconds is needed"))
-        };
-        let pages = || {
-            let n: Result<u64, _> = value.parse();
-            n.map_err(|_| format!("{key}={value}: a number of pages is needed"))
-        };
-        match key {
-            "khugepaged-interval-ms" => self.khugepaged_interval_ms = ms()?,
-            "khugepaged-alloc-interval-ms" => self.khugepaged_alloc_interval_ms = ms()?,
-            "khugepaged-pages" => self.khugepaged_pages = pages()?,
-            "khugepaged-max-none" => self.khugepaged_max_none = pages()?,
-            "khugepaged-max-shared" => self.khugepaged_max_shared = pages()?,
-            "ranger-interval-ms" => self.ranger_interval_ms = ms()?,
-            "ranger-pages" => self.ranger_pages = pages()?,
-            "ranger-split" => {
-                self.ranger_split = match value {
-                    "yes" => true,
-                    "no" => false,
-                    _ => return Err(format!("{key}={value}: yes or no is needed")),
-                }
-            }
-            _ => {
-                let known: Vec<&str> = DAEMON_KEYS.iter().map(|k| k.0).collect();
-                return Err(format!("no key `{key}`; there are: {}", known.join(", ")));
-            }
-        }
-        Ok(())
+        let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
+        DAEMON_OPTIONS.parse_parts(parts)
     }
 
     /// Whether this can be.
@@ -160,12 +180,14 @@ mod tests {
 
     #[test]
     fn every_key_has_its_default_and_is_read() {
-        let all: Vec<String> = DAEMON_KEYS.iter().map(|k| format!("{}={}", k.0, k.1)).collect();
+        let default = DaemonTimes::default();
+        let rows = DAEMON_OPTIONS.rows.iter();
+        let all: Vec<_> = rows.map(|row| format!("{}={}", row.name, (row.get)(&default))).collect();
         assert_eq!(DaemonTimes::parse(&all.join(",")), Ok(DaemonTimes::default()));
         let value = serde_json::to_value(DaemonTimes::default()).unwrap();
         let keys: Vec<&String> = value.as_object().unwrap().keys().collect();
-        assert_eq!(keys.len(), DAEMON_KEYS.len());
-        assert!(DAEMON_KEYS.iter().all(|k| keys.contains(&&k.0.to_string())));
+        assert_eq!(keys.len(), DAEMON_OPTIONS.rows.len());
+        assert!(DAEMON_OPTIONS.rows.iter().all(|row| keys.contains(&&row.name.to_string())));
         let t = DaemonTimes::parse("ranger-interval-ms=0.5, khugepaged-pages=64").unwrap();
         assert_eq!((t.ranger_interval_ms, t.khugepaged_pages), (0.5, 64));
         let profile = Profile::load("cascade-lake-6252").unwrap();
@@ -176,12 +198,12 @@ mod tests {
     fn what_is_wrong_is_named() {
         let error = |text: &str| DaemonTimes::parse(text).unwrap_err();
         assert!(error("interval=1").contains("khugepaged-interval-ms"));
-        assert!(error("ranger-pages").contains("key=value"));
-        assert!(error("ranger-pages=x").contains("number of pages"));
-        assert!(error("ranger-interval-ms=0").contains("more than 0"));
-        assert!(error("ranger-interval-ms=NaN").contains("more than 0"));
-        assert!(error("ranger-split=maybe").contains("yes or no"));
+        assert!(error("ranger-pages").contains("name=value"));
+        assert!(error("ranger-pages=x").contains("whole number"));
+        assert!(error("ranger-interval-ms=0").contains("number from 0.000001"));
+        assert!(error("ranger-interval-ms=NaN").contains("number from 0.000001"));
+        assert!(error("ranger-split=maybe").contains("yes, no"));
         assert!(error("khugepaged-max-none=513").contains("512"));
-        assert!(error("khugepaged-pages=0").contains("at least 1"));
+        assert!(error("khugepaged-pages=0").contains("from 1 to"));
     }
 }

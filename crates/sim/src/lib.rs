@@ -19,6 +19,7 @@ pub mod engine;
 pub mod guests;
 pub mod hardware;
 pub mod lock;
+pub mod options;
 pub mod placement;
 pub mod referee;
 pub mod results;
@@ -37,7 +38,7 @@ pub use counters::{Counters, Dimension, ExitReason};
 pub use coverage::{
     COVERAGE_FIELDS, CoveragePoint, CoverageResult, DIMENSION_FIELDS, DimensionResult, POINT_FIELDS,
 };
-pub use daemons::{DAEMON_KEYS, DaemonTimes};
+pub use daemons::{DAEMON_OPTIONS, DaemonTimes};
 pub use energy::{ENERGY_FIELDS, Energy, EnergyResult};
 pub use engine::{AnyMachine, Machine};
 pub use guests::GuestOutcome;

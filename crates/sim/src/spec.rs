@@ -206,8 +206,8 @@ impl MachineSpec {
             known: SCHEMES.iter().map(|s| s.name).collect::<Vec<_>>().join(", "),
         })?;
         let wrong = |reason| SpecError::Variant { name: name.into(), reason };
-        let (vmm, variant) = VmmOptions::take(scheme.vmm, variant).map_err(wrong)?;
-        let variant = (scheme.variant)(&variant).map_err(wrong)?;
+        let (vmm, own) = scheme.vmm.options().take(variant.split('/')).map_err(wrong)?;
+        let variant = scheme.options.normalize(&own.join("/")).map_err(wrong)?;
         let halves = |text: Option<&str>| match text.map(|t| t.split_once('+').ok_or(t)) {
             None => (None, None),
             Some(Ok((guest, host))) => (Some(guest.to_owned()), Some(host.to_owned())),
@@ -257,7 +257,9 @@ impl MachineSpec {
         }
         let host = scheme.virtualized.then_some(host);
         let guest = if observed { GuestSpec::Observed } else { GuestSpec::Modelled(guest) };
-        let kind = [variant.clone(), vmm.spelt()].into_iter().filter(|p| !p.is_empty());
+        let kind = [variant.clone(), scheme.vmm.options().spell(&vmm)]
+            .into_iter()
+            .filter(|p| !p.is_empty());
         let name = full_name(scheme, &kind.collect::<Vec<_>>().join("/"), guest, host);
         Ok(Self { name, scheme, variant, vmm, guest, host })
     }

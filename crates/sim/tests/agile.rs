@@ -15,7 +15,7 @@ use common::{Script, approve, bare_profile, run};
 use nestwalk_hw::Profile;
 use nestwalk_sim::counters::FULLY_NESTED;
 use nestwalk_sim::schemes::agile::Agile;
-use nestwalk_sim::vmm::agile::AgileConfig;
+use nestwalk_sim::vmm::agile::{AgileConfig, OPTIONS};
 use nestwalk_sim::{AnyMachine, Counters, Dimension, ExitReason, Machine};
 use nestwalk_tables::entry::{ACCESSED, DIRTY};
 use nestwalk_tables::{Entry, LEGACY32, LONG4, LONG5, Mode, PAE};
@@ -30,7 +30,8 @@ const INTERVAL: u64 = 2_000_000;
 
 fn agile(setup: &Setup, variant: &str) -> Machine<Agile> {
     let mut build = setup.build("agile", true);
-    let config = AgileConfig::parse(&format!("interval={INTERVAL}/{variant}")).unwrap();
+    let config = OPTIONS.parse(variant).unwrap();
+    let config = AgileConfig { interval: config.interval.or(Some(INTERVAL)), ..config };
     Machine::new(Agile::new(config, &mut build).unwrap(), build).unwrap()
 }
 

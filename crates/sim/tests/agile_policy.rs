@@ -8,7 +8,7 @@ use common::{Script, approve, bare_profile};
 use nestwalk_hw::Profile;
 use nestwalk_mm::PagePolicy;
 use nestwalk_sim::schemes::agile::Agile;
-use nestwalk_sim::vmm::agile::AgileConfig;
+use nestwalk_sim::vmm::agile::{AgileConfig, OPTIONS};
 use nestwalk_sim::{
     AnyMachine, Counters, ExitReason, Machine, MachineResult, MachineSpec, Plan, compare,
 };
@@ -33,7 +33,8 @@ fn in_use_with(variant: &str, ept_ad: Option<bool>) -> (Machine<Agile>, Script) 
     let mut setup = Setup::new(with_tiny_tlbs(bare_profile()));
     setup.vmm.ept_ad = ept_ad;
     let mut build = setup.build("agile", true);
-    let config = AgileConfig::parse(&format!("interval={INTERVAL}/{variant}")).unwrap();
+    let config = OPTIONS.parse(variant).unwrap();
+    let config = AgileConfig { interval: config.interval.or(Some(INTERVAL)), ..config };
     let mut m = Machine::new(Agile::new(config, &mut build).unwrap(), build).unwrap();
     let mut s = Script::new(&LONG4);
     s.map_used(GVA, DATA, S4K);

@@ -183,7 +183,7 @@ fn spoilt(scheme: &str, wrong: Wrong, host_pages: &'static str) -> Box<dyn AnyMa
             Box::new(Machine::new(Spoilt { inner, wrong }, build).unwrap())
         }
         "xen-pv" => {
-            let inner = XenPv::new(&build);
+            let inner = XenPv::new(&build).unwrap();
             Box::new(Machine::new(Spoilt { inner, wrong }, build).unwrap())
         }
         _ => {

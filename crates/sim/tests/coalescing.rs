@@ -75,7 +75,8 @@ fn life(seed: u64, vcpus: u8, mode: &'static Mode, pages: &'static str) -> Life 
 fn kind(name: &str, variant: &str, setup: &Setup) -> Box<dyn AnyMachine> {
     let definition = by_name(name).unwrap();
     let build = setup.build(name, definition.virtualized);
-    (definition.build)(Build { variant: (definition.variant)(variant).unwrap(), ..build }).unwrap()
+    (definition.build)(Build { variant: definition.options.normalize(variant).unwrap(), ..build })
+        .unwrap()
 }
 
 /// With groups of one page and no buffer nothing coalesces: every counter is the conventional TLB's.
@@ -504,7 +505,7 @@ fn ways_that_are_not_there_are_refused() {
     let setup = Setup::new(small());
     let definition = by_name("clustered").unwrap();
     let build = setup.build("clustered", true);
-    let build = Build { variant: (definition.variant)("ways=4").unwrap(), ..build };
+    let build = Build { variant: definition.options.normalize("ways=4").unwrap(), ..build };
     let told = (definition.build)(build).map(|_| ()).unwrap_err().to_string();
     assert!(told.contains("4 ways") && told.contains("it has 4 in all"), "{told}");
     // The default is a quarter, and one at least: it fits every profile with two ways.

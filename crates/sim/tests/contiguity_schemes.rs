@@ -41,7 +41,7 @@ fn machine_on(host_pages: &'static str, name: &str, variant: &str) -> Box<dyn An
     let setup = Setup { host_pages, ..Setup::new(with_tiny_tlbs(bare_profile())) };
     let definition = by_name(name).unwrap();
     let mut build = setup.build(name, definition.virtualized);
-    build.variant = (definition.variant)(variant).unwrap();
+    build.variant = definition.options.normalize(variant).unwrap();
     (definition.build)(build).unwrap()
 }
 

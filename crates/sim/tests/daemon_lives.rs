@@ -115,7 +115,7 @@ impl Case {
         let definition = by_name(scheme).unwrap();
         let build = Build {
             name: scheme.into(),
-            variant: (definition.variant)("").unwrap(),
+            variant: definition.options.normalize("").unwrap(),
             vmm: nestwalk_sim::vmm::options::VmmOptions::default(),
             profile: Profile::load("zen2").unwrap(),
             guest_mode: self.mode,

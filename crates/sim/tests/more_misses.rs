@@ -120,7 +120,7 @@ fn counters(scheme: &Definition, profile: &Profile, events: &GuestBatch) -> Opti
     });
     let built = (scheme.build)(Build {
         name: scheme.name.into(),
-        variant: (scheme.variant)(frozen(scheme.name)).unwrap(),
+        variant: scheme.options.normalize(frozen(scheme.name)).unwrap(),
         vmm: nestwalk_sim::vmm::options::VmmOptions::default(),
         profile: profile.clone(),
         guest_mode: &LONG4,

@@ -12,8 +12,9 @@ use nestwalk_hw::profile::{BUILT_IN, is_built_in};
 use nestwalk_mm::PLACEMENTS;
 use nestwalk_policy::POLICIES;
 use nestwalk_report::{Align, Table, count};
+use nestwalk_sim::options::SchemeOptions;
 use nestwalk_sim::spec::PAGES;
-use nestwalk_sim::{DAEMON_KEYS, FIELDS, SCHEMES};
+use nestwalk_sim::{DAEMON_OPTIONS, DaemonTimes, FIELDS, SCHEMES};
 use nestwalk_types::Source;
 use nestwalk_workloads::WORKLOADS;
 use std::io::Write;
@@ -47,7 +48,10 @@ pub fn schemes() -> Result<()> {
     let pages = "base pages; transparent 2 MiB, and with khugepaged; explicit 2 MiB, 4 MiB (2-level \
                  paging), 1 GiB";
     out += &section("page sizes", vec![own(&PAGES.join(" "), pages)]);
-    let keys = DAEMON_KEYS.iter().map(|k| (k.0.to_owned(), format!("{} (default {})", k.2, k.1)));
+    let times = DaemonTimes::default();
+    let keys = DAEMON_OPTIONS.rows.iter().map(|row| {
+        (row.name.to_owned(), format!("{} (default {})", row.meaning, (row.get)(&times)))
+    });
     out += &section("--daemons", keys.collect());
     let mut profiles = Vec::new();
     for (name, _) in BUILT_IN {
@@ -74,7 +78,7 @@ pub fn explain(args: &ExplainArgs) -> Result<()> {
         } else {
             "Runs without a hypervisor: there is no host dimension.\n"
         };
-        for (key, values, meaning) in s.keys.iter().chain(s.vmm.keys()) {
+        for (key, values, meaning) in s.options.keys().into_iter().chain(s.vmm.options().keys()) {
             out += &format!("  {key}={values}: {meaning}\n");
         }
         if name == "switching" {

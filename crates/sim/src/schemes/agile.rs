@@ -9,7 +9,7 @@ use crate::counters::Dimension;
 use crate::engine::{AnyMachine, Machine};
 use crate::hardware::Request;
 use crate::scheme::{Answer, MachineError, PageTableBytes, Platform, Scheme};
-use crate::vmm::agile::{AgileConfig, AgileMmu, VmShape};
+use crate::vmm::agile::{AgileConfig, AgileMmu, OPTIONS, VmShape};
 use crate::walk::agile::{AgileFault, AgileTables, Start, walk_agile};
 use crate::walk::{Fault, Tables};
 use crate::world::World;
@@ -26,19 +26,13 @@ pub const DEFINITION: Definition = Definition {
     flushes_by_itself: true,
     primary_region: false,
     vmm: VmmKind::Agile,
-    keys: crate::vmm::agile::KEYS,
-    variant,
+    options: &OPTIONS,
     build,
 };
 
-fn variant(text: &str) -> Result<String, String> {
-    AgileConfig::parse(text).map(|config| config.to_string())
-}
-
 fn build(request: Build) -> Result<Box<dyn AnyMachine>, MachineError> {
     let mut request = request;
-    // What is no variant has been refused before; the default is all that could be left.
-    let config = AgileConfig::parse(&request.variant).unwrap_or_default();
+    let config = request.options(&OPTIONS)?;
     Ok(Box::new(Machine::new(Agile::new(config, &mut request)?, request)?))
 }
 

@@ -10,7 +10,7 @@ use super::{Build, Definition};
 use crate::engine::AnyMachine;
 use crate::hardware::Request;
 use crate::scheme::{MachineError, Platform};
-use crate::vmm::contiguous::options::{Key, parse, spelt, whole};
+use crate::options::{OptionRow, OptionTable, whole};
 use crate::vmm::contiguous::{
     Base, Runs, Scope, SpaceId, Touched, Unit, background, machine, permissions_of,
 };
@@ -37,8 +37,7 @@ pub const DEFINITION: Definition = Definition {
     flushes_by_itself: true,
     primary_region: false,
     vmm: VmmKind::Nested,
-    keys: KEYS,
-    variant: |text| AnchorConfig::parse(NAME, text).map(|c| c.spelt()),
+    options: &OPTIONS,
     build,
 };
 
@@ -51,11 +50,38 @@ pub const NATIVE: Definition = Definition {
     ..DEFINITION
 };
 
-static KEYS: &[Key] = &[
-    ("distance", "auto|PAGES", "pages from anchor to anchor, a power of two; auto unless given"),
-    ("interval", "N", "instructions after which the OS looks at distances again (10000000)"),
-    ("gain", "PERCENT", "entries that another distance must save to be taken (10)"),
-];
+static OPTIONS: OptionTable<AnchorConfig> = OptionTable::new(&[
+    OptionRow {
+        name: "distance",
+        values: "auto|PAGES",
+        meaning: "pages from anchor to anchor, a power of two; auto unless given",
+        set: |c, value| distance(value).map(|distance| c.distance = distance),
+        get: |c| c.distance.map_or_else(|| "auto".into(), |pages| pages.to_string()),
+    },
+    OptionRow {
+        name: "interval",
+        values: "N",
+        meaning: "instructions after which the OS looks at distances again (10000000)",
+        set: |c, value| whole(value, 1000, 1 << 50).map(|n| c.interval = n),
+        get: |c| c.interval.to_string(),
+    },
+    OptionRow {
+        name: "gain",
+        values: "PERCENT",
+        meaning: "entries that another distance must save to be taken (10)",
+        set: |c, value| whole(value, 0, 99).map(|n| c.gain = n),
+        get: |c| c.gain.to_string(),
+    },
+]);
+
+fn distance(value: &str) -> Result<Option<u64>, String> {
+    if value == "auto" {
+        return Ok(None);
+    }
+    let pages = whole(value, MIN_DISTANCE, MAX_DISTANCE).ok().filter(|pages| pages.is_power_of_two());
+    let what = || format!("neither auto nor a power of two from {MIN_DISTANCE} to {MAX_DISTANCE}");
+    pages.map(Some).ok_or_else(what)
+}
 
 fn build(request: Build) -> Result<Box<dyn AnyMachine>, MachineError> {
     let unit = Anchors::new(&request)?;
@@ -76,44 +102,6 @@ pub struct AnchorConfig {
 impl Default for AnchorConfig {
     fn default() -> Self {
         Self { distance: None, interval: 10_000_000, gain: 10 }
-    }
-}
-
-impl AnchorConfig {
-    /// Reads what follows the scheme's name.
-    ///
-    /// # Errors
-    /// What is wrong, and what there is.
-    pub fn parse(scheme: &str, text: &str) -> Result<Self, String> {
-        let mut c = Self::default();
-        parse(scheme, KEYS, text, |name, value| {
-            match name {
-                "distance" if value == "auto" => c.distance = None,
-                "distance" => {
-                    let pages = whole(value, MIN_DISTANCE, MAX_DISTANCE)
-                        .ok()
-                        .filter(|pages| pages.is_power_of_two());
-                    let what = || {
-                        format!("neither auto nor a power of two from {MIN_DISTANCE} to {MAX_DISTANCE}")
-                    };
-                    c.distance = Some(pages.ok_or_else(what)?);
-                }
-                "interval" => c.interval = whole(value, 1000, 1 << 50)?,
-                _ => c.gain = whole(value, 0, 99)?,
-            }
-            Ok(())
-        })?;
-        Ok(c)
-    }
-
-    fn spelt(&self) -> String {
-        let d = Self::default();
-        let distance = self.distance.map_or(String::new(), |pages| format!("distance={pages}"));
-        spelt([
-            (self.distance.is_some(), distance),
-            (self.interval != d.interval, format!("interval={}", self.interval)),
-            (self.gain != d.gain, format!("gain={}", self.gain)),
-        ])
     }
 }
 
@@ -139,8 +127,7 @@ impl Anchors {
     /// # Errors
     /// What is set cannot be.
     pub fn new(build: &Build) -> Result<Self, MachineError> {
-        let wrong = |reason| MachineError::Variant { machine: build.name.clone(), reason };
-        let config = AnchorConfig::parse(NAME, &build.variant).map_err(wrong)?;
+        let config = build.options(&OPTIONS)?;
         Ok(Self {
             config,
             shifts: BTreeMap::new(),
@@ -371,21 +358,22 @@ impl Unit for Anchors {
 
 #[cfg(test)]
 mod tests {
-    use super::AnchorConfig;
+    use super::OPTIONS;
+    use crate::options::SchemeOptions;
 
     #[test]
     fn what_is_set_is_read_back() {
         let all = "distance=512/interval=5000/gain=0";
-        assert_eq!(AnchorConfig::parse("anchor", all).unwrap().spelt(), all);
+        assert_eq!(OPTIONS.normalize(all).unwrap(), all);
         let defaults = "distance=auto/interval=10000000/gain=10";
-        assert_eq!(AnchorConfig::parse("anchor", defaults).unwrap().spelt(), "");
+        assert_eq!(OPTIONS.normalize(defaults).unwrap(), "");
         for (text, words) in [
             ("distance=3", "power of two"),
             ("distance=131072", "65536"),
             ("interval=1", "from 1000"),
-            ("far=2", "anchor has no `far`"),
+            ("far=2", "no option `far`"),
         ] {
-            let message = AnchorConfig::parse("anchor", text).unwrap_err();
+            let message = OPTIONS.parse(text).unwrap_err();
             assert!(message.contains(words), "{message}");
         }
     }

@@ -4,10 +4,10 @@
 //! `native-clustered` is the same on bare metal. Walks, faults and invalidations are those of `nested`
 //! and `native`.
 
-use super::colt::{one_of, whole};
 use super::{Build, Definition};
 use crate::coalescing::machine;
 use crate::engine::AnyMachine;
+use crate::options::{OptionRow, OptionTable, one_of, whole, word_of};
 use crate::scheme::MachineError;
 use crate::vmm::options::VmmKind;
 use nestwalk_hw::line::LINE_PAGES;
@@ -22,8 +22,7 @@ pub const DEFINITION: Definition = Definition {
     flushes_by_itself: false,
     primary_region: false,
     vmm: VmmKind::Nested,
-    keys: KEYS,
-    variant,
+    options: &OPTIONS,
     build,
 };
 
@@ -36,15 +35,32 @@ pub const NATIVE: Definition = Definition {
     ..DEFINITION
 };
 
-const KEYS: &[(&str, &str, &str)] = &[
-    ("ways", "N", "ways of the second-level TLB that hold clusters (a quarter of them)"),
-    ("least", "1..8", "fewest pages of a cluster; fewer go to the conventional ways (2)"),
-    (
-        "walked",
-        "both|cluster",
-        "the page that was walked goes to the conventional ways, too, or to its cluster alone (both)",
-    ),
-];
+const WALKED: [(&str, bool); 2] = [("both", true), ("cluster", false)];
+
+static OPTIONS: OptionTable<Clustered> = OptionTable::new(&[
+    OptionRow {
+        name: "ways",
+        values: "N",
+        meaning: "ways of the second-level TLB that hold clusters (a quarter of them)",
+        set: |c, value| whole(value, 1, 1 << 16).map(|n| c.ways = Some(n as u32)),
+        get: |c| c.ways.map_or_else(String::new, |n| n.to_string()),
+    },
+    OptionRow {
+        name: "least",
+        values: "1..8",
+        meaning: "fewest pages of a cluster; fewer go to the conventional ways (2)",
+        set: |c, value| whole(value, 1, LINE_PAGES as u64).map(|n| c.least = n as u32),
+        get: |c| c.least.to_string(),
+    },
+    OptionRow {
+        name: "walked",
+        values: "both|cluster",
+        meaning: "the page that was walked goes to the conventional ways, too, or to its cluster alone \
+                  (both)",
+        set: |c, value| one_of(value, &WALKED).map(|both| c.both = both),
+        get: |c| word_of(&c.both, &WALKED),
+    },
+]);
 
 /// How it is set up; no ways: a quarter.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -54,28 +70,13 @@ struct Clustered {
     both: bool,
 }
 
-impl Clustered {
-    fn parse(text: &str) -> Result<Self, String> {
-        let known = || KEYS.iter().map(|k| k.0).collect::<Vec<_>>().join(", ");
-        let mut clustered = Self { ways: None, least: 2, both: true };
-        for part in text.split('/').filter(|p| !p.is_empty()) {
-            let (name, value) = part
-                .split_once('=')
-                .ok_or_else(|| format!("`{part}` is no `name=value`; there are: {}", known()))?;
-            let done = match name {
-                "ways" => whole(value, 1, 1 << 16).map(|n| clustered.ways = Some(n)),
-                "least" => whole(value, 1, LINE_PAGES as u32).map(|n| clustered.least = n),
-                "walked" => {
-                    let words = [("both", true), ("cluster", false)];
-                    one_of(value, &words).map(|both| clustered.both = both)
-                }
-                _ => return Err(format!("`{name}` cannot be set; there are: {}", known())),
-            };
-            done.map_err(|what| format!("{name}={value}: {what}"))?;
-        }
-        Ok(clustered)
+impl Default for Clustered {
+    fn default() -> Self {
+        Self { ways: None, least: 2, both: true }
     }
+}
 
+impl Clustered {
     fn shape(self, profile: &Profile) -> Shape {
         let base = |p: &&nestwalk_hw::profile::TlbProfile| {
             p.page_sizes().any(|s| s == PageSize::SIZE_4K)
@@ -93,30 +94,22 @@ impl Clustered {
     }
 }
 
-fn variant(text: &str) -> Result<String, String> {
-    let Clustered { ways, least, both } = Clustered::parse(text)?;
-    let ways = ways.map(|n| format!("ways={n}"));
-    let least = (least != 2).then(|| format!("least={least}"));
-    let walked = (!both).then(|| "walked=cluster".to_owned());
-    Ok(ways.into_iter().chain(least).chain(walked).collect::<Vec<_>>().join("/"))
-}
-
 fn build(request: Build) -> Result<Box<dyn AnyMachine>, MachineError> {
-    let wrong = |reason| MachineError::Variant { machine: request.name.clone(), reason };
-    let shape = Clustered::parse(&request.variant).map_err(wrong)?.shape(&request.profile);
+    let shape = request.options(&OPTIONS)?.shape(&request.profile);
     machine(request, shape)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::options::SchemeOptions;
 
     #[test]
     fn names_are_read_back_as_they_are_written() {
         for text in ["", "ways=4", "least=3", "ways=1/least=8/walked=cluster"] {
-            assert_eq!(variant(text).unwrap(), text);
+            assert_eq!(OPTIONS.normalize(text).unwrap(), text);
         }
-        assert_eq!(variant("least=2/walked=both").unwrap(), "");
+        assert_eq!(OPTIONS.normalize("least=2/walked=both").unwrap(), "");
         for (text, word) in [
             ("ways=0", "1 to"),
             ("least=9", "1 to 8"),
@@ -124,7 +117,7 @@ mod tests {
             ("fast", "`fast`"),
             ("a=1", "`a`"),
         ] {
-            assert!(variant(text).unwrap_err().contains(word));
+            assert!(OPTIONS.normalize(text).unwrap_err().contains(word));
         }
     }
 }

@@ -7,11 +7,11 @@
 use super::{Build, Definition};
 use crate::coalescing::machine;
 use crate::engine::AnyMachine;
+use crate::options::{OptionRow, OptionTable, one_of, whole, word_of};
 use crate::scheme::MachineError;
 use crate::vmm::options::VmmKind;
 use nestwalk_hw::Shape;
 use nestwalk_hw::line::{LINE_PAGES, LINE_SHIFT};
-use std::fmt;
 
 /// The catalogue's entry.
 pub const DEFINITION: Definition = Definition {
@@ -21,8 +21,7 @@ pub const DEFINITION: Definition = Definition {
     flushes_by_itself: false,
     primary_region: false,
     vmm: VmmKind::Nested,
-    keys: KEYS,
-    variant,
+    options: &OPTIONS,
     build,
 };
 
@@ -41,27 +40,55 @@ pub fn is(scheme: &Definition) -> bool {
     [DEFINITION.name, NATIVE.name].contains(&scheme.name)
 }
 
-const KEYS: &[(&str, &str, &str)] = &[
-    (
-        "kind",
-        "sa|fa|all",
-        "runs in the set-associative TLBs, in a fully associative buffer, or both; the word alone \
-         will do (all)",
-    ),
-    (
-        "shift",
-        "0..3",
-        "set-associative: index bits of base pages are taken so much higher, so an entry has up to \
-         2^shift pages (2); with 0 nothing coalesces there",
-    ),
-    ("buffer", "N", "entries of the fully associative buffer, 1 to 64 (8)"),
-    ("longest", "N", "most pages of an entry of the buffer, 8 to 2^20 (1024)"),
-    (
-        "second-level",
-        "yes|no",
-        "what goes to the buffer goes to the second-level TLB, too, as much as an entry takes (yes)",
-    ),
-];
+const KINDS: [(&str, Kind); 3] = [("sa", Kind::Sa), ("fa", Kind::Fa), ("all", Kind::All)];
+const YES: [(&str, bool); 2] = [("yes", true), ("no", false)];
+
+/// What a kind has no use for stays as it is by default: the same machine has one name.
+static OPTIONS: OptionTable<Colt> = OptionTable {
+    bare: Some("kind"),
+    ..OptionTable::new(&[
+        OptionRow {
+            name: "kind",
+            values: "sa|fa|all",
+            meaning: "runs in the set-associative TLBs, in a fully associative buffer, or both; the word \
+                      alone will do (all)",
+            set: |c, value| one_of(value, &KINDS).map(|kind| c.kind = kind),
+            get: |c| word_of(&c.kind, &KINDS),
+        },
+        OptionRow {
+            name: "shift",
+            values: "0..3",
+            meaning: "set-associative: index bits of base pages are taken so much higher, so an entry has \
+                      up to 2^shift pages (2); with 0 nothing coalesces there",
+            set: |c, value| whole(value, 0, u64::from(LINE_SHIFT)).map(|n| c.shift = n as u32),
+            get: |c| if c.grouped() { c.shift } else { Colt::default().shift }.to_string(),
+        },
+        OptionRow {
+            name: "buffer",
+            values: "N",
+            meaning: "entries of the fully associative buffer, 1 to 64 (8)",
+            set: |c, value| whole(value, 1, 64).map(|n| c.buffer = n as u32),
+            get: |c| if c.buffered() { c.buffer } else { Colt::default().buffer }.to_string(),
+        },
+        OptionRow {
+            name: "longest",
+            values: "N",
+            meaning: "most pages of an entry of the buffer, 8 to 2^20 (1024)",
+            set: |c, value| {
+                whole(value, LINE_PAGES as u64, 1 << 20).map(|n| c.longest = n as u32)
+            },
+            get: |c| if c.buffered() { c.longest } else { Colt::default().longest }.to_string(),
+        },
+        OptionRow {
+            name: "second-level",
+            values: "yes|no",
+            meaning: "what goes to the buffer goes to the second-level TLB, too, as much as an entry \
+                      takes (yes)",
+            set: |c, value| one_of(value, &YES).map(|too| c.second_level = too),
+            get: |c| word_of(&(c.second_level || !c.buffered()), &YES),
+        },
+    ])
+};
 
 /// Where runs go.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -87,55 +114,19 @@ impl Default for Colt {
     }
 }
 
-/// A whole number between two others.
-pub(super) fn whole(value: &str, least: u32, most: u32) -> Result<u32, String> {
-    let n = value.parse().ok().filter(|n| (least..=most).contains(n));
-    n.ok_or_else(|| format!("not a whole number from {least} to {most}"))
-}
-
-/// What a word of some stands for.
-pub(super) fn one_of<T: Copy>(value: &str, words: &[(&str, T)]) -> Result<T, String> {
-    let known = || words.iter().map(|w| w.0).collect::<Vec<_>>().join(", ");
-    let found = words.iter().find(|w| w.0 == value).map(|w| w.1);
-    found.ok_or_else(|| format!("there are: {}", known()))
-}
-
 impl Colt {
-    fn parse(text: &str) -> Result<Self, String> {
-        let mut colt = Self::default();
-        for part in text.split('/').filter(|p| !p.is_empty()) {
-            let (name, value) = part.split_once('=').unwrap_or(("kind", part));
-            let done = match name {
-                "kind" => {
-                    let kinds = [("sa", Kind::Sa), ("fa", Kind::Fa), ("all", Kind::All)];
-                    one_of(value, &kinds).map(|kind| colt.kind = kind)
-                }
-                "shift" => whole(value, 0, LINE_SHIFT).map(|n| colt.shift = n),
-                "buffer" => whole(value, 1, 64).map(|n| colt.buffer = n),
-                "longest" => {
-                    whole(value, LINE_PAGES as u32, 1 << 20).map(|n| colt.longest = n)
-                }
-                "second-level" => {
-                    one_of(value, &[("yes", true), ("no", false)]).map(|b| colt.second_level = b)
-                }
-                _ => {
-                    let names: Vec<&str> = KEYS.iter().map(|k| k.0).collect();
-                    return Err(format!(
-                        "`{name}` cannot be set; there are: {}",
-                        names.join(", ")
-                    ));
-                }
-            };
-            done.map_err(|what| format!("{name}={value}: {what}"))?;
-        }
-        Ok(colt)
+    const fn buffered(self) -> bool {
+        !matches!(self.kind, Kind::Sa)
+    }
+
+    const fn grouped(self) -> bool {
+        !matches!(self.kind, Kind::Fa)
     }
 
     const fn shape(self) -> Shape {
-        let buffer = !matches!(self.kind, Kind::Sa);
         Shape {
-            shift: if matches!(self.kind, Kind::Fa) { 0 } else { self.shift },
-            buffer: if buffer { self.buffer } else { 0 },
+            shift: if self.grouped() { self.shift } else { 0 },
+            buffer: if self.buffered() { self.buffer } else { 0 },
             longest: self.longest,
             second_level: self.second_level,
             cluster_ways: 0,
@@ -144,46 +135,15 @@ impl Colt {
     }
 }
 
-/// What decides the machine and differs from the default, as [`Colt::parse`] reads it.
-impl fmt::Display for Colt {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (d, buffered, grouped) =
-            (Self::default(), self.kind != Kind::Sa, self.kind != Kind::Fa);
-        let mut parts = Vec::new();
-        match self.kind {
-            Kind::Sa => parts.push("sa".to_owned()),
-            Kind::Fa => parts.push("fa".to_owned()),
-            Kind::All => {}
-        }
-        if grouped && self.shift != d.shift {
-            parts.push(format!("shift={}", self.shift));
-        }
-        if buffered && self.buffer != d.buffer {
-            parts.push(format!("buffer={}", self.buffer));
-        }
-        if buffered && self.longest != d.longest {
-            parts.push(format!("longest={}", self.longest));
-        }
-        if buffered && !self.second_level {
-            parts.push("second-level=no".to_owned());
-        }
-        f.write_str(&parts.join("/"))
-    }
-}
-
-fn variant(text: &str) -> Result<String, String> {
-    Colt::parse(text).map(|colt| colt.to_string())
-}
-
 fn build(request: Build) -> Result<Box<dyn AnyMachine>, MachineError> {
-    let wrong = |reason| MachineError::Variant { machine: request.name.clone(), reason };
-    let shape = Colt::parse(&request.variant).map_err(wrong)?.shape();
+    let shape = request.options(&OPTIONS)?.shape();
     machine(request, shape)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::options::SchemeOptions;
 
     #[test]
     fn names_are_read_back_as_they_are_written() {
@@ -195,12 +155,12 @@ mod tests {
             "fa/buffer=16/longest=64/second-level=no",
             "shift=1/buffer=16/longest=64/second-level=no",
         ] {
-            assert_eq!(variant(text).unwrap(), text);
+            assert_eq!(OPTIONS.normalize(text).unwrap(), text);
         }
-        assert_eq!(variant("kind=all/shift=2/buffer=8/longest=1024").unwrap(), "");
+        assert_eq!(OPTIONS.normalize("kind=all/shift=2/buffer=8/longest=1024").unwrap(), "");
         // What the kind does not have decides nothing.
-        assert_eq!(variant("sa/buffer=16/second-level=no").unwrap(), "sa");
-        assert_eq!(variant("fa/shift=1").unwrap(), "fa");
+        assert_eq!(OPTIONS.normalize("sa/buffer=16/second-level=no").unwrap(), "sa");
+        assert_eq!(OPTIONS.normalize("fa/shift=1").unwrap(), "fa");
     }
 
     #[test]
@@ -212,8 +172,9 @@ mod tests {
             ("longest=7", ["longest=7", "8 to 1048576"]),
             ("second-level=maybe", ["second-level=maybe", "yes, no"]),
             ("speed=9", ["`speed`", "buffer"]),
+            ("shift=1/shift=2", ["shift", "twice"]),
         ] {
-            let e = variant(text).unwrap_err();
+            let e = OPTIONS.normalize(text).unwrap_err();
             assert!(words.iter().all(|w| e.contains(w)), "{e}");
         }
     }

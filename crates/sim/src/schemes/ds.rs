@@ -7,31 +7,24 @@ use crate::counters::{Counters, Dimension};
 use crate::engine::{AnyMachine, Machine};
 use crate::hardware::Request;
 use crate::scheme::{Answer, MachineError, Platform, Scheme, SegmentInfo, SegmentState};
-use crate::vmm::segments::{Check, DS, GuestSegments, SegmentConfig};
+use crate::vmm::segments::{Check, DS, GuestSegments};
 use crate::walk::segments::{Found, covered};
 use crate::walk::{Fault, Tables, walk_1d};
 use crate::vmm::options::VmmKind;
 use nestwalk_hw::Translation;
 use nestwalk_types::{Gpa, GuestSegment, Gva, Hpa, Run, VcpuId};
 
-const NAME: &str = "ds";
-
 /// The catalogue's entry.
 pub const DEFINITION: Definition = Definition {
-    name: NAME,
+    name: "ds",
     summary: "bare metal with a direct segment for each process's primary region",
     virtualized: false,
     flushes_by_itself: false,
     primary_region: true,
     vmm: VmmKind::Other,
-    keys: DS,
-    variant,
+    options: &DS,
     build,
 };
-
-fn variant(text: &str) -> Result<String, String> {
-    SegmentConfig::parse(NAME, text).map(|config| config.to_string())
-}
 
 fn build(request: Build) -> Result<Box<dyn AnyMachine>, MachineError> {
     Ok(Box::new(Machine::new(DirectSegment::new(&request)?, request)?))
@@ -48,8 +41,8 @@ impl DirectSegment {
     /// # Errors
     /// What is set cannot be.
     pub fn new(request: &Build) -> Result<Self, MachineError> {
-        let segments = SegmentConfig::parse(NAME, &request.variant)
-            .and_then(|config| GuestSegments::new(&config, request.vcpus));
+        let config = request.options(&DS)?;
+        let segments = GuestSegments::new(&config, request.vcpus);
         let machine = request.name.clone();
         let segments = segments.map_err(|reason| MachineError::Variant { machine, reason })?;
         Ok(Self { segments })

@@ -5,28 +5,21 @@
 use super::{Build, Definition};
 use crate::engine::AnyMachine;
 use crate::scheme::MachineError;
-use crate::vmm::segments::{SegmentConfig, SegmentedVm, DUAL};
+use crate::vmm::segments::{SegmentedVm, DUAL};
 use crate::vmm::options::VmmKind;
-
-const NAME: &str = "dual-direct";
 
 /// The catalogue's entry.
 pub const DEFINITION: Definition = Definition {
-    name: NAME,
+    name: "dual-direct",
     summary: "segments in both dimensions, paging outside of them (Dual Direct)",
     virtualized: true,
     flushes_by_itself: false,
     primary_region: true,
     vmm: VmmKind::Nested,
-    keys: DUAL,
-    variant,
+    options: &DUAL,
     build,
 };
 
-fn variant(text: &str) -> Result<String, String> {
-    SegmentConfig::parse(NAME, text).map(|config| config.to_string())
-}
-
 fn build(request: Build) -> Result<Box<dyn AnyMachine>, MachineError> {
-    Ok(Box::new(SegmentedVm::machine(request, NAME, (true, true))?))
+    Ok(Box::new(SegmentedVm::machine(request, &DUAL, (true, true))?))
 }

@@ -5,28 +5,21 @@
 use super::{Build, Definition};
 use crate::engine::AnyMachine;
 use crate::scheme::MachineError;
-use crate::vmm::segments::{SegmentConfig, SegmentedVm, GUEST};
+use crate::vmm::segments::{SegmentedVm, GUEST};
 use crate::vmm::options::VmmKind;
-
-const NAME: &str = "guest-direct";
 
 /// The catalogue's entry.
 pub const DEFINITION: Definition = Definition {
-    name: NAME,
+    name: "guest-direct",
     summary: "nested paging with the guest dimension as a segment (Guest Direct)",
     virtualized: true,
     flushes_by_itself: false,
     primary_region: true,
     vmm: VmmKind::Nested,
-    keys: GUEST,
-    variant,
+    options: &GUEST,
     build,
 };
 
-fn variant(text: &str) -> Result<String, String> {
-    SegmentConfig::parse(NAME, text).map(|config| config.to_string())
-}
-
 fn build(request: Build) -> Result<Box<dyn AnyMachine>, MachineError> {
-    Ok(Box::new(SegmentedVm::machine(request, NAME, (true, false))?))
+    Ok(Box::new(SegmentedVm::machine(request, &GUEST, (true, false))?))
 }

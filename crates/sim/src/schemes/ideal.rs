@@ -3,7 +3,8 @@
 //!
 //! What every overhead is a percentage of (the papers' E_ideal).
 
-use super::{Build, Definition, no_variants};
+use super::{Build, Definition};
+use crate::options::NO_OPTIONS;
 use crate::ahead::{GROUP, WORTHWHILE, read_sets};
 use crate::counters::Counters;
 use crate::engine::{AnyMachine, program_references};
@@ -22,8 +23,7 @@ pub const DEFINITION: Definition = Definition {
     flushes_by_itself: false,
     primary_region: false,
     vmm: VmmKind::Other,
-    keys: &[],
-    variant: no_variants,
+    options: &NO_OPTIONS,
     build,
 };
 

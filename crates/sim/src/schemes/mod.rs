@@ -2,6 +2,7 @@
 
 use crate::engine::AnyMachine;
 pub use crate::engine::Build;
+use crate::options::SchemeOptions;
 use crate::scheme::MachineError;
 use crate::vmm::options::VmmKind;
 
@@ -21,11 +22,8 @@ pub struct Definition {
     pub primary_region: bool,
     /// Which options of KVM its VMM has, beside its own keys.
     pub vmm: VmmKind,
-    /// What may be set after the name: key, values, meaning.
-    pub keys: &'static [(&'static str, &'static str, &'static str)],
-    /// Reads what follows the name and a `/`, empty if nothing does: gives it back with nothing left to
-    /// defaults that decides what the machine is, or says what is wrong.
-    pub variant: fn(&str) -> Result<String, String>,
+    /// Its own options, which follow the name and a `/`.
+    pub options: &'static dyn SchemeOptions,
     /// Makes a machine.
     pub build: fn(Build) -> Result<Box<dyn AnyMachine>, MachineError>,
 }
@@ -42,18 +40,6 @@ macro_rules! schemes {
 schemes! {
     ideal, native, nested, shadow, agile, switching, xen_pv, sie, ds, vmm_direct, guest_direct,
     dual_direct, spot + NATIVE, rmm + NATIVE, anchor + NATIVE, colt + NATIVE, clustered + NATIVE,
-}
-
-/// For schemes of which there is one kind.
-///
-/// # Errors
-/// If one is asked for.
-pub fn no_variants(text: &str) -> Result<String, String> {
-    if text.is_empty() {
-        Ok(String::new())
-    } else {
-        Err(format!("there is only one kind, and nothing to set: leave `/{text}` out"))
-    }
 }
 
 /// The scheme of that name.

@@ -3,7 +3,8 @@
 //! The control that a virtual machine is compared with: the guest's placement, tables and kernel are
 //! those of the virtual machines beside it, only that a guest-physical address *is* an address of RAM.
 
-use super::{Build, Definition, no_variants};
+use super::{Build, Definition};
+use crate::options::NO_OPTIONS;
 use crate::ahead::{LeafHints, read_sets};
 use crate::counters::Dimension;
 use crate::engine::{AnyMachine, Machine};
@@ -22,8 +23,7 @@ pub const DEFINITION: Definition = Definition {
     flushes_by_itself: false,
     primary_region: false,
     vmm: VmmKind::Other,
-    keys: &[],
-    variant: no_variants,
+    options: &NO_OPTIONS,
     build,
 };
 

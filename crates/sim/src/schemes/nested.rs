@@ -8,6 +8,7 @@ use crate::ahead::{LeafHints, read_sets};
 use crate::counters::Dimension;
 use crate::engine::{AnyMachine, Machine};
 use crate::hardware::Request;
+use crate::options::{OptionRow, OptionTable, one_of, word_of};
 use crate::scheme::{Answer, MachineError, PageTableBytes, Platform, Scheme};
 use crate::vmm::nested_mmu::NestedMmu;
 use crate::walk::{Fault, Tables, walk_2d};
@@ -24,30 +25,29 @@ pub const DEFINITION: Definition = Definition {
     flushes_by_itself: false,
     primary_region: false,
     vmm: VmmKind::Nested,
-    keys: &[(
-        "lived",
-        "short or long",
-        "whether the VM has just begun, or all of its memory was touched before; short unless given",
-    )],
-    variant: |text| lived_long(text).map(|long| if long { LONG.into() } else { String::new() }),
+    options: &OPTIONS,
     build,
 };
 
-/// The kind that is not the default.
-const LONG: &str = "lived=long";
-
-fn lived_long(text: &str) -> Result<bool, String> {
-    match text {
-        "" | "lived=short" => Ok(false),
-        LONG => Ok(true),
-        _ => Err(format!("`{text}`: there is only lived=short, the default, and {LONG}")),
-    }
+/// Whether the VM has lived long.
+#[derive(Default)]
+struct Options {
+    lived_long: bool,
 }
+
+static OPTIONS: OptionTable<Options> = OptionTable::new(&[OptionRow {
+    name: "lived",
+    values: "short|long",
+    meaning: "whether the VM has just begun, or all of its memory was touched before; short unless given",
+    set: |o, value| one_of(value, &LIVES).map(|long| o.lived_long = long),
+    get: |o| word_of(&o.lived_long, &LIVES),
+}]);
+
+const LIVES: [(&str, bool); 2] = [("short", false), ("long", true)];
 
 fn build(request: Build) -> Result<Box<dyn AnyMachine>, MachineError> {
     let mut request = request;
-    let wrong = |reason| MachineError::Variant { machine: request.name.clone(), reason };
-    let long = lived_long(&request.variant).map_err(wrong)?;
+    let long = request.options(&OPTIONS)?.lived_long;
     let machine = Machine::new(Nested::new(&mut request)?, request)?;
     Ok(Box::new(if long { machine.lived_long()? } else { machine }))
 }

@@ -10,7 +10,7 @@ use super::{Build, Definition};
 use crate::engine::AnyMachine;
 use crate::hardware::Request;
 use crate::scheme::{MachineError, Platform};
-use crate::vmm::contiguous::options::{Key, parse, spelt, whole};
+use crate::options::{OptionRow, OptionTable, one_of, whole, word_of};
 use crate::vmm::contiguous::{
     Base, Node, RangeTable, Runs, Scope, SpaceId, Touched, Unit, background, machine,
     permissions_of,
@@ -33,8 +33,7 @@ pub const DEFINITION: Definition = Definition {
     flushes_by_itself: false,
     primary_region: false,
     vmm: VmmKind::Nested,
-    keys: KEYS,
-    variant: |text| RmmConfig::parse(NAME, text).map(|c| c.spelt()),
+    options: &OPTIONS,
     build,
 };
 
@@ -47,11 +46,31 @@ pub const NATIVE: Definition = Definition {
     ..DEFINITION
 };
 
-static KEYS: &[Key] = &[
-    ("entries", "N", "entries of the range TLB of each core (32)"),
-    ("min", "PAGES", "shorter runs get no entry in a range table (8)"),
-    ("l1", "page|4k", "what the first level gets: a page as large as the walked one, or 4 KiB"),
-];
+const PAGES: [(&str, bool); 2] = [("page", true), ("4k", false)];
+
+static OPTIONS: OptionTable<RmmConfig> = OptionTable::new(&[
+    OptionRow {
+        name: "entries",
+        values: "N",
+        meaning: "entries of the range TLB of each core (32)",
+        set: |c, value| whole(value, 1, 1 << 12).map(|n| c.entries = n as usize),
+        get: |c| c.entries.to_string(),
+    },
+    OptionRow {
+        name: "min",
+        values: "PAGES",
+        meaning: "shorter runs get no entry in a range table (8)",
+        set: |c, value| whole(value, 1, 1 << 40).map(|n| c.min = n),
+        get: |c| c.min.to_string(),
+    },
+    OptionRow {
+        name: "l1",
+        values: "page|4k",
+        meaning: "the first level gets a page as large as the walked one, or 4 KiB",
+        set: |c, value| one_of(value, &PAGES).map(|large| c.large = large),
+        get: |c| word_of(&c.large, &PAGES),
+    },
+]);
 
 fn build(request: Build) -> Result<Box<dyn AnyMachine>, MachineError> {
     let unit = Rmm::new(&request)?;
@@ -75,40 +94,6 @@ pub struct RmmConfig {
 impl Default for RmmConfig {
     fn default() -> Self {
         Self { entries: 32, min: 8, large: true }
-    }
-}
-
-impl RmmConfig {
-    /// Reads what follows the scheme's name.
-    ///
-    /// # Errors
-    /// What is wrong, and what there is.
-    pub fn parse(scheme: &str, text: &str) -> Result<Self, String> {
-        let mut c = Self::default();
-        parse(scheme, KEYS, text, |name, value| {
-            match name {
-                "entries" => c.entries = whole(value, 1, 1 << 12)? as usize,
-                "min" => c.min = whole(value, 1, 1 << 40)?,
-                _ => {
-                    c.large = match value {
-                        "page" => true,
-                        "4k" => false,
-                        _ => return Err("neither page nor 4k".into()),
-                    }
-                }
-            }
-            Ok(())
-        })?;
-        Ok(c)
-    }
-
-    fn spelt(&self) -> String {
-        let d = Self::default();
-        spelt([
-            (self.entries != d.entries, format!("entries={}", self.entries)),
-            (self.min != d.min, format!("min={}", self.min)),
-            (!self.large, "l1=4k".into()),
-        ])
     }
 }
 
@@ -137,8 +122,7 @@ impl Rmm {
     /// # Errors
     /// What is set cannot be.
     pub fn new(build: &Build) -> Result<Self, MachineError> {
-        let wrong = |reason| MachineError::Variant { machine: build.name.clone(), reason };
-        let config = RmmConfig::parse(NAME, &build.variant).map_err(wrong)?;
+        let config = build.options(&OPTIONS)?;
         Ok(Self {
             config,
             tlbs: vec![RangeTlb::new(config.entries); build.vcpus],
@@ -360,15 +344,16 @@ impl Unit for Rmm {
 
 #[cfg(test)]
 mod tests {
-    use super::RmmConfig;
+    use super::OPTIONS;
+    use crate::options::SchemeOptions;
 
     #[test]
     fn what_is_set_is_read_back() {
         let all = "entries=8/min=512/l1=4k";
-        assert_eq!(RmmConfig::parse("rmm", all).unwrap().spelt(), all);
-        assert_eq!(RmmConfig::parse("rmm", "entries=32/min=8").unwrap().spelt(), "");
-        for (text, words) in [("entries=0", "from 1 to 4096"), ("mini=3", "no `mini`"), ("l1=2m", "neither")] {
-            let message = RmmConfig::parse("rmm", text).unwrap_err();
+        assert_eq!(OPTIONS.normalize(all).unwrap(), all);
+        assert_eq!(OPTIONS.normalize("entries=32/min=8").unwrap(), "");
+        for (text, words) in [("entries=0", "from 1 to 4096"), ("mini=3", "no option `mini`"), ("l1=2m", "page, 4k")] {
+            let message = OPTIONS.parse(text).unwrap_err();
             assert!(message.contains(words), "{message}");
         }
     }

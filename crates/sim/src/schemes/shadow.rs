@@ -1,7 +1,8 @@
 //! `shadow`: the hypervisor keeps tables from guest-virtual to host-physical addresses, and hardware
 //! walks those, 4 references at most. Every change of the guest's tables costs exits.
 
-use super::{Build, Definition, no_variants};
+use super::{Build, Definition};
+use crate::options::NO_OPTIONS;
 use crate::ahead::{LeafHints, read_sets};
 use crate::counters::Dimension;
 use crate::engine::{AnyMachine, Machine};
@@ -24,8 +25,7 @@ pub const DEFINITION: Definition = Definition {
     flushes_by_itself: true,
     primary_region: false,
     vmm: VmmKind::Shadow,
-    keys: &[],
-    variant: no_variants,
+    options: &NO_OPTIONS,
     build,
 };
 

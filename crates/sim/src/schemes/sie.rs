@@ -11,6 +11,7 @@
 use super::nested::Nested;
 use super::{Build, Definition};
 use crate::engine::{AnyMachine, Machine};
+use crate::options::{OptionRow, OptionTable};
 use crate::scheme::MachineError;
 use crate::vmm::nested_mmu::NestedMmu;
 use crate::vmm::options::VmmKind;
@@ -24,18 +25,24 @@ pub const DEFINITION: Definition = Definition {
     flushes_by_itself: false,
     primary_region: false,
     vmm: VmmKind::Other,
-    keys: &[],
-    variant,
+    options: &OPTIONS,
     build,
 };
 
-fn variant(text: &str) -> Result<String, String> {
-    match text {
-        "" | "pageable" => Ok(String::new()),
-        "preferred" => Err("preferred guests (V=R) are not modelled: leave it out".into()),
-        _ => Err(format!("no kind `{text}`; there is: pageable, which is the default")),
-    }
-}
+static OPTIONS: OptionTable<()> = OptionTable {
+    bare: Some("kind"),
+    ..OptionTable::new(&[OptionRow {
+        name: "kind",
+        values: "pageable",
+        meaning: "the guest's real addresses are virtual ones of the host; the only kind",
+        set: |(), value| match value {
+            "pageable" => Ok(()),
+            "preferred" => Err("preferred guests (V=R) are not modelled: leave it out".into()),
+            _ => Err("there is: pageable".into()),
+        },
+        get: |()| "pageable".into(),
+    }])
+};
 
 fn build(request: Build) -> Result<Box<dyn AnyMachine>, MachineError> {
     let mut request = request;

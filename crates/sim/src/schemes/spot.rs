@@ -10,7 +10,7 @@ use super::{Build, Definition};
 use crate::engine::AnyMachine;
 use crate::hardware::Request;
 use crate::scheme::{MachineError, Platform};
-use crate::vmm::contiguous::options::{Key, parse, spelt, whole};
+use crate::options::{OptionRow, OptionTable, one_of, whole, word_of};
 use crate::vmm::contiguous::{Base, Runs, Unit, background, machine};
 use crate::walk::Fault;
 use crate::vmm::options::VmmKind;
@@ -28,8 +28,7 @@ pub const DEFINITION: Definition = Definition {
     flushes_by_itself: false,
     primary_region: false,
     vmm: VmmKind::Nested,
-    keys: KEYS,
-    variant: |text| SpotConfig::parse(NAME, text).map(|c| c.spelt()),
+    options: &OPTIONS,
     build,
 };
 
@@ -42,13 +41,48 @@ pub const NATIVE: Definition = Definition {
     ..DEFINITION
 };
 
-static KEYS: &[Key] = &[
-    ("entries", "N", "entries of the prediction table of each core (32)"),
-    ("ways", "N", "ways of the prediction table (4)"),
-    ("penalty", "CYCLES", "delay by a wrong guess beyond the walk (20)"),
-    ("contiguous", "PAGES", "runs longer than this are marked contiguous by their OS (32)"),
-    ("switch", "keep|flush", "what a load of CR3 does to the prediction table; keep unless given"),
-];
+const SWITCH: [(&str, bool); 2] = [("keep", false), ("flush", true)];
+
+static OPTIONS: OptionTable<SpotConfig> = OptionTable {
+    check: |c| PredictionTable::new(c.entries, c.ways).map(|_| ()).map_err(|e| e.to_string()),
+    ..OptionTable::new(&[
+        OptionRow {
+            name: "entries",
+            values: "N",
+            meaning: "entries of the prediction table of each core (32)",
+            set: |c, value| whole(value, 1, 1 << 16).map(|n| c.entries = n as u32),
+            get: |c| c.entries.to_string(),
+        },
+        OptionRow {
+            name: "ways",
+            values: "N",
+            meaning: "ways of the prediction table (4)",
+            set: |c, value| whole(value, 1, 1 << 16).map(|n| c.ways = n as u32),
+            get: |c| c.ways.to_string(),
+        },
+        OptionRow {
+            name: "penalty",
+            values: "CYCLES",
+            meaning: "delay by a wrong guess beyond the walk (20)",
+            set: |c, value| whole(value, 0, 1 << 20).map(|n| c.penalty = n),
+            get: |c| c.penalty.to_string(),
+        },
+        OptionRow {
+            name: "contiguous",
+            values: "PAGES",
+            meaning: "runs longer than this are marked contiguous by their OS (32)",
+            set: |c, value| whole(value, 0, 1 << 40).map(|n| c.contiguous = n),
+            get: |c| c.contiguous.to_string(),
+        },
+        OptionRow {
+            name: "switch",
+            values: "keep|flush",
+            meaning: "whether a load of CR3 leaves the prediction table or empties it; keep unless given",
+            set: |c, value| one_of(value, &SWITCH).map(|flush| c.flush = flush),
+            get: |c| word_of(&c.flush, &SWITCH),
+        },
+    ])
+};
 
 fn build(request: Build) -> Result<Box<dyn AnyMachine>, MachineError> {
     let unit = Spot::new(&request)?;
@@ -78,45 +112,6 @@ impl Default for SpotConfig {
     }
 }
 
-impl SpotConfig {
-    /// Reads what follows the scheme's name.
-    ///
-    /// # Errors
-    /// What is wrong, and what there is.
-    pub fn parse(scheme: &str, text: &str) -> Result<Self, String> {
-        let mut c = Self::default();
-        parse(scheme, KEYS, text, |name, value| {
-            match name {
-                "entries" => c.entries = whole(value, 1, 1 << 16)? as u32,
-                "ways" => c.ways = whole(value, 1, 1 << 16)? as u32,
-                "penalty" => c.penalty = whole(value, 0, 1 << 20)?,
-                "contiguous" => c.contiguous = whole(value, 0, 1 << 40)?,
-                _ => {
-                    c.flush = match value {
-                        "keep" => false,
-                        "flush" => true,
-                        _ => return Err("neither keep nor flush".into()),
-                    }
-                }
-            }
-            Ok(())
-        })?;
-        PredictionTable::new(c.entries, c.ways).map_err(|e| format!("{scheme}: {e}"))?;
-        Ok(c)
-    }
-
-    fn spelt(&self) -> String {
-        let d = Self::default();
-        spelt([
-            (self.entries != d.entries, format!("entries={}", self.entries)),
-            (self.ways != d.ways, format!("ways={}", self.ways)),
-            (self.penalty != d.penalty, format!("penalty={}", self.penalty)),
-            (self.contiguous != d.contiguous, format!("contiguous={}", self.contiguous)),
-            (self.flush, "switch=flush".into()),
-        ])
-    }
-}
-
 /// The prediction tables of all cores.
 pub struct Spot {
     config: SpotConfig,
@@ -129,13 +124,11 @@ impl Spot {
     /// # Errors
     /// What is set cannot be.
     pub fn new(build: &Build) -> Result<Self, MachineError> {
-        let config = SpotConfig::parse(NAME, &build.variant);
-        let made = config.and_then(|config| {
-            let table = PredictionTable::new(config.entries, config.ways);
-            let tables = vec![table.map_err(|e| e.to_string())?; build.vcpus];
-            Ok(Self { config, tables })
-        });
-        made.map_err(|reason| MachineError::Variant { machine: build.name.clone(), reason })
+        let config = build.options(&OPTIONS)?;
+        let wrong = |reason| MachineError::Variant { machine: build.name.clone(), reason };
+        let table = PredictionTable::new(config.entries, config.ways);
+        let tables = vec![table.map_err(|e| wrong(e.to_string()))?; build.vcpus];
+        Ok(Self { config, tables })
     }
 
     /// The guess for an access, if there is one. Instruction fetches have none, nor have accesses whose
@@ -235,23 +228,24 @@ impl Spot {
 
 #[cfg(test)]
 mod tests {
-    use super::SpotConfig;
+    use super::{OPTIONS, SpotConfig};
+    use crate::options::SchemeOptions;
 
     #[test]
     fn what_is_set_is_read_back() {
         let all = "entries=64/ways=8/penalty=100/contiguous=511/switch=flush";
-        assert_eq!(SpotConfig::parse("spot", all).unwrap().spelt(), all);
+        assert_eq!(OPTIONS.normalize(all).unwrap(), all);
         let defaults = "entries=32/ways=4/penalty=20/contiguous=32/switch=keep";
-        assert_eq!(SpotConfig::parse("spot", defaults).unwrap(), SpotConfig::default());
-        assert_eq!(SpotConfig::default().spelt(), "");
+        assert_eq!(OPTIONS.parse(defaults).unwrap(), SpotConfig::default());
+        assert_eq!(OPTIONS.spell(&SpotConfig::default()), "");
         for (text, words) in [
             ("ways=3", "32 entries in 3 ways"),
             ("penalty=x", "whole number"),
-            ("switch=off", "neither keep nor flush"),
-            ("fast", "no `name=value`"),
-            ("speed=1", "spot has no `speed`"),
+            ("switch=off", "keep, flush"),
+            ("fast", "not name=value"),
+            ("speed=1", "no option `speed`"),
         ] {
-            let message = SpotConfig::parse("spot", text).unwrap_err();
+            let message = OPTIONS.parse(text).unwrap_err();
             assert!(message.contains(words), "{message}");
         }
     }

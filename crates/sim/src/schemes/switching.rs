@@ -50,7 +50,7 @@ use crate::schemes::shadow::Shadow;
 use crate::switching::SwitchingResult;
 use crate::switching::governor::{Ask, Governor};
 use crate::switching::journal::Journal;
-use crate::switching::options::{Options, TlbHandling, variant};
+use crate::switching::options::{Options, SwitchingOptions, TlbHandling};
 use crate::vmm::nested_mmu::NestedMmu;
 use crate::walk::Fault;
 use crate::world::World;
@@ -69,8 +69,7 @@ pub const DEFINITION: Definition = Definition {
     flushes_by_itself: true,
     primary_region: false,
     vmm: VmmKind::Nested,
-    keys: crate::switching::options::KEYS,
-    variant,
+    options: &SwitchingOptions,
     build,
 };
 

@@ -5,28 +5,21 @@
 use super::{Build, Definition};
 use crate::engine::AnyMachine;
 use crate::scheme::MachineError;
-use crate::vmm::segments::{SegmentConfig, SegmentedVm, VMM};
+use crate::vmm::segments::{SegmentedVm, VMM};
 use crate::vmm::options::VmmKind;
-
-const NAME: &str = "vmm-direct";
 
 /// The catalogue's entry.
 pub const DEFINITION: Definition = Definition {
-    name: NAME,
+    name: "vmm-direct",
     summary: "nested paging with the host dimension as a segment (VMM Direct)",
     virtualized: true,
     flushes_by_itself: false,
     primary_region: false,
     vmm: VmmKind::Nested,
-    keys: VMM,
-    variant,
+    options: &VMM,
     build,
 };
 
-fn variant(text: &str) -> Result<String, String> {
-    SegmentConfig::parse(NAME, text).map(|config| config.to_string())
-}
-
 fn build(request: Build) -> Result<Box<dyn AnyMachine>, MachineError> {
-    Ok(Box::new(SegmentedVm::machine(request, NAME, (false, true))?))
+    Ok(Box::new(SegmentedVm::machine(request, &VMM, (false, true))?))
 }

@@ -24,20 +24,12 @@ pub const DEFINITION: Definition = Definition {
     flushes_by_itself: true,
     primary_region: false,
     vmm: VmmKind::Other,
-    keys: config::KEYS,
-    variant,
+    options: &config::OPTIONS,
     build,
 };
 
-fn variant(text: &str) -> Result<String, String> {
-    Ok(match config::parse(text)? {
-        config::BATCH => String::new(),
-        batch => format!("batch={batch}"),
-    })
-}
-
 fn build(request: Build) -> Result<Box<dyn AnyMachine>, MachineError> {
-    Ok(Box::new(Machine::new(XenPv::new(&request), request)?))
+    Ok(Box::new(Machine::new(XenPv::new(&request)?, request)?))
 }
 
 /// The tables of the domain.
@@ -49,11 +41,13 @@ pub struct XenPv {
 
 impl XenPv {
     /// Without tables yet.
-    pub fn new(request: &Build) -> Self {
-        // What is no variant has been refused before; the default is all that could be left.
-        let batch = config::parse(&request.variant).unwrap_or(config::BATCH);
+    ///
+    /// # Errors
+    /// What is set cannot be.
+    pub fn new(request: &Build) -> Result<Self, MachineError> {
+        let batch = request.options(&config::OPTIONS)?.batch;
         let mmu = DirectMmu::new(request.guest_mode, request.vcpus, batch);
-        Self { mmu, hints: LeafHints::default() }
+        Ok(Self { mmu, hints: LeafHints::default() })
     }
 
     #[inline]

@@ -4,8 +4,8 @@
 //! with their ranges and sources). A part without `=` goes on with the value before it, so that a
 //! policy's file may lie in a folder: `switching/svm/model=runs/trained.toml/keep=nested`.
 
+use crate::options::{Key, OptionRow, OptionTable, SchemeOptions, number, one_of, whole, word_of};
 use nestwalk_policy::{Mode, Policy, PolicySpec};
-use std::fmt::Display;
 use std::str::FromStr;
 
 /// The policy of a machine that names none and has no schedule: the thesis's best.
@@ -54,38 +54,100 @@ pub struct Options {
     pub obey: bool,
 }
 
-/// Keys of the mechanism: name, values, meaning.
-pub static KEYS: &[(&str, &str, &str)] = &[
-    ("start", "shadow or nested", "the mode at the start; shadow unless given"),
-    (
-        "keep",
-        "nothing or nested",
-        "tables that stay across switches; nothing unless given, as in the thesis",
-    ),
-    (
-        "lived",
-        "short or long",
-        "whether the VM has just begun, or all of its memory was touched before; short unless given",
-    ),
-    (
-        "tlb",
-        "flush or carry",
-        "whether TLBs are emptied at a switch, or keep what both modes agree on; flush unless given",
-    ),
-    ("interval", "0.001 to 10000", "simulated milliseconds from sample to sample; 1 unless given"),
-    (
-        "obey",
-        "yes or no",
-        "whether the policy's switches are made, or it only advises and hears that they were refused; \
-         yes unless given",
-    ),
-    ("every", "1 to 10^15", "in place of a policy: instructions from switch to switch"),
-    (
-        "plan",
-        "such as s40n13",
-        "with every: modes and for how many of these intervals, from the region of interest on",
-    ),
-];
+/// Options of the mechanism as they were given.
+#[derive(Default)]
+struct Given {
+    start: Option<Mode>,
+    keep_nested: bool,
+    lived_long: bool,
+    carry: bool,
+    interval: Option<f64>,
+    advise: Option<bool>,
+    every: Option<u64>,
+    plan: Option<Vec<Mode>>,
+}
+
+const KEEP: [(&str, bool); 2] = [("nothing", false), ("nested", true)];
+const LIVED: [(&str, bool); 2] = [("short", false), ("long", true)];
+const TLB: [(&str, bool); 2] = [("flush", false), ("carry", true)];
+const OBEY: [(&str, bool); 2] = [("yes", false), ("no", true)];
+const START: [(&str, Mode); 2] = [("shadow", Mode::Shadow), ("nested", Mode::Nested)];
+
+static MECHANISM: OptionTable<Given> = OptionTable::new(&[
+    OptionRow {
+        name: "start",
+        values: "shadow|nested",
+        meaning: "the mode at the start; shadow unless given",
+        set: |g, value| one_of(value, &START).map(|mode| g.start = Some(mode)),
+        get: |g| g.start.map_or_else(String::new, |mode| word_of(&mode, &START)),
+    },
+    OptionRow {
+        name: "keep",
+        values: "nothing|nested",
+        meaning: "tables that stay across switches; nothing unless given, as in the thesis",
+        set: |g, value| one_of(value, &KEEP).map(|keep| g.keep_nested = keep),
+        get: |g| word_of(&g.keep_nested, &KEEP),
+    },
+    OptionRow {
+        name: "lived",
+        values: "short|long",
+        meaning: "whether the VM has just begun, or all of its memory was touched before; short unless \
+                  given",
+        set: |g, value| one_of(value, &LIVED).map(|long| g.lived_long = long),
+        get: |g| word_of(&g.lived_long, &LIVED),
+    },
+    OptionRow {
+        name: "tlb",
+        values: "flush|carry",
+        meaning: "whether TLBs are emptied at a switch, or keep what both modes agree on; flush unless \
+                  given",
+        set: |g, value| one_of(value, &TLB).map(|carry| g.carry = carry),
+        get: |g| word_of(&g.carry, &TLB),
+    },
+    OptionRow {
+        name: "interval",
+        values: "0.001 to 10000",
+        meaning: "simulated milliseconds from sample to sample; 1 unless given",
+        set: |g, value| number(value, 0.001, 10_000.0).map(|ms| g.interval = Some(ms)),
+        get: |g| g.interval.map_or_else(String::new, |ms| ms.to_string()),
+    },
+    OptionRow {
+        name: "obey",
+        values: "yes|no",
+        meaning: "whether the policy's switches are made, or it only advises and hears that they were \
+                  refused; yes unless given",
+        set: |g, value| one_of(value, &OBEY).map(|advise| g.advise = Some(advise)),
+        get: |g| g.advise.map_or_else(String::new, |advise| word_of(&advise, &OBEY)),
+    },
+    OptionRow {
+        name: "every",
+        values: "1 to 10^15",
+        meaning: "in place of a policy: instructions from switch to switch",
+        set: |g, value| whole(value, 1, 1_000_000_000_000_000).map(|n| g.every = Some(n)),
+        get: |g| g.every.map_or_else(String::new, |n| n.to_string()),
+    },
+    OptionRow {
+        name: "plan",
+        values: "such as s40n13",
+        meaning: "with every: modes and for how many of these intervals, from the region of interest on",
+        set: |g, value| modes(value).map(|modes| g.plan = Some(modes)),
+        get: |g| g.plan.as_deref().map_or_else(String::new, plan_text),
+    },
+]);
+
+/// Options of the mechanism, and of whatever policy is named.
+#[derive(Debug)]
+pub struct SwitchingOptions;
+
+impl SchemeOptions for SwitchingOptions {
+    fn keys(&self) -> Vec<Key> {
+        MECHANISM.keys()
+    }
+
+    fn normalize(&self, text: &str) -> Result<String, String> {
+        variant(text)
+    }
+}
 
 impl Options {
     /// The policy, newly made.
@@ -99,11 +161,8 @@ impl Options {
     }
 }
 
-/// The `variant` of the scheme's definition.
-///
-/// # Errors
-/// What is wrong, in words.
-pub fn variant(text: &str) -> Result<String, String> {
+/// With the policy's name, whatever follows it as it is.
+fn variant(text: &str) -> Result<String, String> {
     let parts = parts(text);
     let named = parts.first().is_some_and(|p| !p.contains('='));
     let scheduled = parts.iter().any(|p| p.starts_with("every="));
@@ -135,40 +194,16 @@ impl FromStr for Options {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let (mut policy, mut own) = (None, Vec::new());
-        let (mut start, mut keep_nested, mut tlb, mut lived) = (None, None, None, None);
-        let (mut interval, mut every, mut plan, mut obey) = (None, None, None, None);
-        for (i, part) in parts(text).iter().enumerate() {
-            let Some((key, value)) = part.split_once('=') else {
-                if i > 0 {
-                    return Err(format!("`{part}` is not key=value"));
-                }
-                policy = Some(part.clone());
-                continue;
-            };
-            match key {
-                "start" => once(&mut start, key, value.parse::<Mode>())?,
-                "keep" => {
-                    once(
-                        &mut keep_nested,
-                        key,
-                        word(value, [("nothing", false), ("nested", true)]),
-                    )?;
-                }
-                "lived" => {
-                    once(&mut lived, key, word(value, [("short", false), ("long", true)]))?;
-                }
-                "tlb" => {
-                    let words = [("flush", TlbHandling::Flush), ("carry", TlbHandling::Carry)];
-                    once(&mut tlb, key, word(value, words))?;
-                }
-                "interval" => once(&mut interval, key, number(value, 0.001, 10_000.0))?,
-                "every" => once(&mut every, key, number(value, 1, 1_000_000_000_000_000))?,
-                "obey" => once(&mut obey, key, word(value, [("yes", true), ("no", false)]))?,
-                "plan" => once(&mut plan, key, modes(value))?,
-                _ => own.push(part.clone()),
-            }
+        let parts = parts(text);
+        let (policy, options) = match parts.split_first() {
+            Some((policy, options)) if !policy.contains('=') => (Some(policy.as_str()), options),
+            _ => (None, parts.as_slice()),
+        };
+        if let Some(part) = options.iter().find(|part| !part.contains('=')) {
+            return Err(format!("`{part}` is not name=value"));
         }
+        let (given, own) = MECHANISM.take(options.iter().map(String::as_str))?;
+        let Given { start, keep_nested, lived_long, carry, interval, advise, every, plan } = given;
         let schedule = match (policy, every, plan) {
             (Some(_), Some(_), _) => {
                 return Err("a policy and every= exclude each other: leave one out".into());
@@ -176,14 +211,14 @@ impl FromStr for Options {
             (_, None, Some(_)) => return Err("plan= needs every=, the length of its parts".into()),
             (None, Some(every), plan) => {
                 if let Some(unknown) = own.first() {
-                    let keys: Vec<&str> = KEYS.iter().map(|k| k.0).collect();
-                    let keys = keys.join(", ");
-                    return Err(format!("`{unknown}`: without a policy the keys are {keys}"));
+                    let names: Vec<&str> = MECHANISM.rows.iter().map(|row| row.name).collect();
+                    let names = names.join(", ");
+                    return Err(format!("`{unknown}`: without a policy the options are {names}"));
                 }
                 if interval.is_some() {
                     return Err("interval= is for policies; every= has its own length".into());
                 }
-                if obey.is_some() {
+                if advise.is_some() {
                     return Err("obey= is for policies; a schedule is always kept".into());
                 }
                 match plan {
@@ -192,7 +227,7 @@ impl FromStr for Options {
                 }
             }
             (policy, None, None) => {
-                let name = policy.as_deref().unwrap_or(DEFAULT_POLICY);
+                let name = policy.unwrap_or(DEFAULT_POLICY);
                 let spec = format!("{name}:{}", own.join(","));
                 let spec = spec.parse::<PolicySpec>().map_err(|e| e.to_string())?;
                 Schedule::Policy(spec, interval.unwrap_or(INTERVAL_MS))
@@ -208,33 +243,11 @@ impl FromStr for Options {
         Ok(Self {
             schedule,
             start: planned.or(start).unwrap_or(Mode::Shadow),
-            keep_nested: keep_nested.unwrap_or(false),
-            lived_long: lived.unwrap_or(false),
-            tlb: tlb.unwrap_or(TlbHandling::Flush),
-            obey: obey.unwrap_or(true),
+            keep_nested,
+            lived_long,
+            tlb: if carry { TlbHandling::Carry } else { TlbHandling::Flush },
+            obey: !advise.unwrap_or(false),
         })
-    }
-}
-
-fn once<T>(place: &mut Option<T>, key: &str, value: Result<T, String>) -> Result<(), String> {
-    let value = value.map_err(|e| format!("{key}=: {e}"))?;
-    if place.replace(value).is_some() {
-        return Err(format!("{key} is given twice"));
-    }
-    Ok(())
-}
-
-fn word<T>(text: &str, words: [(&str, T); 2]) -> Result<T, String> {
-    let known = words.each_ref().map(|w| w.0).join(" or ");
-    let found = words.into_iter().find(|w| w.0 == text).map(|w| w.1);
-    found.ok_or_else(|| format!("`{text}`: {known} is expected"))
-}
-
-fn number<T: FromStr + PartialOrd + Display>(text: &str, least: T, most: T) -> Result<T, String> {
-    // A comparison with NaN is false.
-    match text.parse::<T>() {
-        Ok(n) if n >= least && n <= most => Ok(n),
-        _ => Err(format!("`{text}`: a number from {least} to {most} is expected")),
     }
 }
 
@@ -264,7 +277,7 @@ fn modes(text: &str) -> Result<Vec<Mode>, String> {
     if modes.is_empty() { Err(wrong()) } else { Ok(modes) }
 }
 
-/// The text of a plan: what [`KEYS`] call `plan`.
+/// The text of a plan: a value of `plan`.
 pub fn plan_text(modes: &[Mode]) -> String {
     let mut text = String::new();
     for run in modes.chunk_by(|a, b| a == b) {
@@ -314,11 +327,11 @@ mod tests {
     fn what_is_wrong_is_said() {
         for (text, says) in [
             ("fastest", "there is no policy `fastest`; there are static-thresholds"),
-            ("keep=all", "keep=: `all`: nothing or nested is expected"),
+            ("keep=all", "keep=all: there are: nothing, nested"),
             ("tlb=carry/tlb=carry", "tlb is given twice"),
-            ("start=both", "`both` is no paging mode"),
-            ("interval=NaN", "a number from 0.001 to 10000"),
-            ("every=0", "a number from 1 to"),
+            ("start=both", "start=both: there are: shadow, nested"),
+            ("interval=NaN", "not a number from 0.001 to 10000"),
+            ("every=0", "not a whole number from 1 to"),
             ("dsp/every=10", "exclude each other"),
             ("plan=s1", "needs every="),
             ("every=10/plan=s1x2", "letters s and n"),
@@ -326,11 +339,11 @@ mod tests {
             ("every=10/plan=s0", "1 to 16777216"),
             ("every=10/plan=é1", "letters s and n"),
             ("every=10/plan=s1/start=nested", "leave start= out"),
-            ("every=10/high=3", "`high=3`: without a policy the keys are start"),
+            ("every=10/high=3", "`high=3`: without a policy the options are start"),
             ("every=10/interval=3", "is for policies"),
             ("every=10/obey=no", "a schedule is always kept"),
-            ("dsp/obey=maybe", "yes or no is expected"),
-            ("dsp/fast", "`fast` is not key=value"),
+            ("dsp/obey=maybe", "there are: yes, no"),
+            ("dsp/fast", "`fast` is not name=value"),
             ("static-thresholds/hihg=3", "no parameter `hihg`"),
             ("static-thresholds/high=200", "is expected"),
             ("hindsight", "hindsight"),

@@ -10,27 +10,44 @@
 //!   page that is executed is mapped by 4 KiB (Linux 5.4 and later, against the erratum iTLB multihit).
 //!   `auto` is on for the processors that have the erratum, which their profile says.
 
+use crate::options::{OptionRow, OptionTable, one_of, word_of};
 use nestwalk_hw::Profile;
 
-type Key = (&'static str, &'static str, &'static str);
+type Row = OptionRow<VmmOptions>;
 
-const EPT_AD: Key = (
-    "eptad",
-    "on|off",
-    "accessed and dirty flags of nested entries, with which walks of guest tables are writes; on unless \
-     given",
-);
-const EPT_AD_OFF: Key = (
-    "eptad",
-    "on|off",
-    "accessed and dirty flags of nested entries set by walks of guest tables, too; off unless given, as \
-     agile paging's paper needs",
-);
-const NX_HUGE_PAGES: Key = (
-    "nx_huge_pages",
-    "auto|on|off",
-    "executed pages are mapped by 4 KiB; auto unless given: for processors with the erratum iTLB multihit",
-);
+const FLAGS: [(&str, Option<bool>); 3] = [("auto", None), ("on", Some(true)), ("off", Some(false))];
+// The default is not kept: the same machine has one name.
+const ON: [(&str, Option<bool>); 2] = [("on", None), ("off", Some(false))];
+const OFF: [(&str, Option<bool>); 2] = [("on", Some(true)), ("off", None)];
+
+const EPT_AD: Row = Row {
+    name: "eptad",
+    values: "on|off",
+    meaning: "accessed and dirty flags of nested entries, with which walks of guest tables are writes; on \
+              unless given",
+    set: |o, value| one_of(value, &ON).map(|flag| o.ept_ad = flag),
+    get: |o| word_of(&o.ept_ad, &ON),
+};
+const EPT_AD_OFF: Row = Row {
+    meaning: "accessed and dirty flags of nested entries set by walks of guest tables, too; off unless \
+              given, as agile paging's paper needs",
+    set: |o, value| one_of(value, &OFF).map(|flag| o.ept_ad = flag),
+    get: |o| word_of(&o.ept_ad, &OFF),
+    ..EPT_AD
+};
+const NX_HUGE_PAGES: Row = Row {
+    name: "nx_huge_pages",
+    values: "auto|on|off",
+    meaning: "executed pages are mapped by 4 KiB; auto unless given: for processors with the erratum \
+              iTLB multihit",
+    set: |o, value| one_of(value, &FLAGS).map(|flag| o.nx_huge_pages = flag),
+    get: |o| word_of(&o.nx_huge_pages, &FLAGS),
+};
+
+static NESTED: OptionTable<VmmOptions> = OptionTable::new(&[EPT_AD, NX_HUGE_PAGES]);
+static SHADOW: OptionTable<VmmOptions> = OptionTable::new(&[NX_HUGE_PAGES]);
+static AGILE: OptionTable<VmmOptions> = OptionTable::new(&[EPT_AD_OFF, NX_HUGE_PAGES]);
+static OTHER: OptionTable<VmmOptions> = OptionTable::new(&[]);
 
 /// Which of the options a scheme's VMM has, and what stands unless given.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -46,13 +63,13 @@ pub enum VmmKind {
 }
 
 impl VmmKind {
-    /// Keys, values and meanings.
-    pub const fn keys(self) -> &'static [Key] {
+    /// The options that it has.
+    pub const fn options(self) -> &'static OptionTable<VmmOptions> {
         match self {
-            Self::Other => &[],
-            Self::Nested => &[EPT_AD, NX_HUGE_PAGES],
-            Self::Shadow => &[NX_HUGE_PAGES],
-            Self::Agile => &[EPT_AD_OFF, NX_HUGE_PAGES],
+            Self::Other => &OTHER,
+            Self::Nested => &NESTED,
+            Self::Shadow => &SHADOW,
+            Self::Agile => &AGILE,
         }
     }
 }
@@ -81,53 +98,6 @@ impl VmmRules {
 }
 
 impl VmmOptions {
-    /// Takes its own parts out of what follows a scheme's name; gives the others back as they were.
-    ///
-    /// # Errors
-    /// What is wrong, and what would be right.
-    pub fn take(kind: VmmKind, text: &str) -> Result<(Self, String), String> {
-        let mut found = Self::default();
-        let mut rest = Vec::new();
-        for part in text.split('/') {
-            let known = part.split_once('=').and_then(|(name, value)| {
-                kind.keys().iter().any(|k| k.0 == name).then_some((name, value))
-            });
-            let Some((name, value)) = known else {
-                rest.push(part);
-                continue;
-            };
-            let flag = match value {
-                "on" => Some(true),
-                "off" => Some(false),
-                "auto" if name == NX_HUGE_PAGES.0 => None,
-                _ => {
-                    let keys = kind.keys().iter().find(|k| k.0 == name);
-                    let values = keys.map_or("", |k| k.1).replace('|', ", ");
-                    return Err(format!("{name}={value}: there are {values}"));
-                }
-            };
-            let place = if name == EPT_AD.0 { &mut found.ept_ad } else { &mut found.nx_huge_pages };
-            if place.is_some() {
-                return Err(format!("{name}= is given twice"));
-            }
-            *place = flag;
-        }
-        // What is the default already is left out: the same machine has one name.
-        if found.ept_ad == Some(kind == VmmKind::Nested) {
-            found.ept_ad = None;
-        }
-        Ok((found, rest.join("/")))
-    }
-
-    /// What differs from the default, as [`VmmOptions::take`] reads it.
-    pub fn spelt(self) -> String {
-        let word = |name: &str, flag: Option<bool>| {
-            flag.map(|on| format!("{name}={}", if on { "on" } else { "off" }))
-        };
-        let parts = [word(EPT_AD.0, self.ept_ad), word(NX_HUGE_PAGES.0, self.nx_huge_pages)];
-        parts.into_iter().flatten().collect::<Vec<_>>().join("/")
-    }
-
     /// What they come to.
     ///
     /// # Errors
@@ -156,26 +126,28 @@ impl VmmOptions {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::options::parts;
 
-    fn take(kind: VmmKind, text: &str) -> (VmmOptions, String) {
-        VmmOptions::take(kind, text).unwrap()
+    fn take(kind: VmmKind, text: &str) -> (VmmOptions, Vec<&str>) {
+        kind.options().take(parts(text)).unwrap()
     }
 
     #[test]
     fn own_parts_are_taken_out_and_read_back_as_they_are_written() {
         let (options, rest) = take(VmmKind::Nested, "lived=long/eptad=off/nx_huge_pages=on");
-        assert_eq!(rest, "lived=long");
+        assert_eq!(rest, ["lived=long"]);
         assert_eq!(options, VmmOptions { ept_ad: Some(false), nx_huge_pages: Some(true) });
-        assert_eq!(options.spelt(), "eptad=off/nx_huge_pages=on");
-        assert_eq!(take(VmmKind::Nested, &options.spelt()), (options, String::new()));
+        assert_eq!(NESTED.spell(&options), "eptad=off/nx_huge_pages=on");
+        assert_eq!(take(VmmKind::Nested, &NESTED.spell(&options)), (options, vec![]));
         // The default is not written; it differs for agile paging.
         let default = VmmOptions::default();
-        assert_eq!(take(VmmKind::Nested, "eptad=on/nx_huge_pages=auto"), (default, String::new()));
-        assert_eq!(take(VmmKind::Agile, "eptad=off"), (default, String::new()));
+        assert_eq!(take(VmmKind::Nested, "eptad=on/nx_huge_pages=auto"), (default, vec![]));
+        assert_eq!(take(VmmKind::Agile, "eptad=off"), (default, vec![]));
         assert_eq!(take(VmmKind::Agile, "eptad=on").0.ept_ad, Some(true));
+        assert_eq!(AGILE.spell(&take(VmmKind::Agile, "eptad=on").0), "eptad=on");
         // What a scheme's VMM does not have is left for the scheme to refuse.
-        assert_eq!(take(VmmKind::Shadow, "eptad=off").1, "eptad=off");
-        assert_eq!(take(VmmKind::Other, "nx_huge_pages=on").1, "nx_huge_pages=on");
+        assert_eq!(take(VmmKind::Shadow, "eptad=off").1, ["eptad=off"]);
+        assert_eq!(take(VmmKind::Other, "nx_huge_pages=on").1, ["nx_huge_pages=on"]);
     }
 
     #[test]
@@ -184,9 +156,9 @@ mod tests {
             ("eptad=yes", ["eptad=yes", "on, off"]),
             ("eptad=auto", ["eptad=auto", "on, off"]),
             ("nx_huge_pages=1", ["nx_huge_pages=1", "auto, on, off"]),
-            ("eptad=off/eptad=off", ["eptad=", "twice"]),
+            ("eptad=off/eptad=off", ["eptad", "twice"]),
         ] {
-            let e = VmmOptions::take(VmmKind::Nested, text).unwrap_err();
+            let e = NESTED.take(parts(text)).unwrap_err();
             assert!(words.iter().all(|w| e.contains(w)), "{e}");
         }
     }

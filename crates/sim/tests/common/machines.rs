@@ -11,9 +11,9 @@ use nestwalk_sim::schemes::native::Native;
 use nestwalk_sim::schemes::nested::Nested;
 use nestwalk_sim::schemes::shadow::Shadow;
 use nestwalk_sim::schemes::xen_pv::XenPv;
-use nestwalk_sim::vmm::agile::AgileConfig;
+use nestwalk_sim::vmm::agile::OPTIONS;
 use nestwalk_sim::vmm::options::VmmOptions;
-use nestwalk_sim::vmm::segments::SegmentedVm;
+use nestwalk_sim::vmm::segments::{DUAL, GUEST, SegmentedVm, VMM};
 use nestwalk_sim::{AnyMachine, Counters, ExitReason, Machine};
 use nestwalk_tables::{LONG4, Mode};
 use nestwalk_types::{Gpa, GuestBatch};
@@ -89,7 +89,7 @@ impl Setup {
     }
     pub fn xen_pv(&self, variant: &str) -> Machine<XenPv> {
         let build = Build { variant: variant.into(), ..self.build("xen-pv", true) };
-        Machine::new(XenPv::new(&build), build).unwrap()
+        Machine::new(XenPv::new(&build).unwrap(), build).unwrap()
     }
     pub fn ds(&self, variant: &str) -> Machine<DirectSegment> {
         let build = Build { variant: variant.into(), ..self.build("ds", false) };
@@ -99,12 +99,17 @@ impl Setup {
     pub fn segmented(&self, scheme: &str, variant: &str) -> Machine<SegmentedVm> {
         let build = Build { variant: variant.into(), ..self.build(scheme, true) };
         let registers = (scheme != "vmm-direct", scheme != "guest-direct");
-        SegmentedVm::machine(build, scheme, registers).unwrap()
+        let options = match scheme {
+            "vmm-direct" => &VMM,
+            "guest-direct" => &GUEST,
+            _ => &DUAL,
+        };
+        SegmentedVm::machine(build, options, registers).unwrap()
     }
     /// An agile machine, by its keys.
     pub fn agile(&self, variant: &str) -> Machine<Agile> {
         let mut build = Build { variant: variant.into(), ..self.build("agile", true) };
-        let config = AgileConfig::parse(variant).unwrap();
+        let config = OPTIONS.parse(variant).unwrap();
         Machine::new(Agile::new(config, &mut build).unwrap(), build).unwrap()
     }
     pub fn shadow(&self) -> Machine<Shadow> {

@@ -246,7 +246,7 @@ pub fn machine_with(
     });
     (definition.build)(Build {
         name: scheme.into(),
-        variant: (definition.variant)("").unwrap(),
+        variant: definition.options.normalize("").unwrap(),
         vmm: nestwalk_sim::vmm::options::VmmOptions::default(),
         profile: profile.clone(),
         guest_mode,

@@ -1,6 +1,6 @@
 //! What can be set of agile paging, as machine names spell it: `agile/interval=2000000/back=all`.
 
-use std::fmt;
+use crate::options::{OptionRow, OptionTable, one_of, whole, word_of};
 
 /// When nested guest tables go back to shadow mode.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -12,15 +12,6 @@ pub enum Back {
     /// Those that were not stored to since the interval began, each after the table above it (the
     /// paper's preferred policy).
     Clean,
-}
-
-impl Back {
-    const ALL: [(&'static str, Self); 3] =
-        [("never", Self::Never), ("all", Self::All), ("clean", Self::Clean)];
-
-    fn name(self) -> &'static str {
-        Self::ALL.iter().find(|b| b.1 == self).map_or("", |b| b.0)
-    }
 }
 
 /// How agile paging is set up. The default is what the paper evaluates.
@@ -73,123 +64,115 @@ impl Default for AgileConfig {
     }
 }
 
-/// Keys of machine names, what they take, and their meaning.
-pub static KEYS: &[(&str, &str, &str)] = &[
-    ("interval", "INSTRUCTIONS", "length of an interval; a second unless given, as in the paper"),
-    ("writes", "N", "stores to a guest table within an interval that make it nested; 0 for never"),
-    ("back", "never|all|clean", "which nested tables go back at the end of an interval"),
-    ("refill", "on|off", "leaf tables that go back are shadowed at once, not by faults"),
-    ("start", "shadow|nested", "how a process begins"),
-    ("walks", "CYCLES", "walk cycles per 1,000 instructions that end start=nested"),
-    ("ad", "on|off", "hardware sets A and D in all tables"),
-    ("cr3", "ENTRIES", "CR3 values that the hardware knows the shadow root of; 0 for none"),
-    ("sync", "always|kvm", "leaf tables are always in step, or may go out of sync as in KVM"),
-];
+const BACK: [(&str, Back); 3] =
+    [("never", Back::Never), ("all", Back::All), ("clean", Back::Clean)];
+const SWITCH: [(&str, bool); 2] = [("off", false), ("on", true)];
+const START: [(&str, bool); 2] = [("shadow", false), ("nested", true)];
+const SYNC: [(&str, bool); 2] = [("always", false), ("kvm", true)];
+/// Most instructions and cycles that may be asked for.
+const MOST: u64 = 1 << 40;
 
-fn known() -> String {
-    KEYS.iter().map(|(key, values, _)| format!("{key}={values}")).collect::<Vec<_>>().join(", ")
-}
-
-impl AgileConfig {
-    /// Reads `name=value` parts with `/` between them; what is not named is the default.
-    ///
-    /// # Errors
-    /// What is wrong, and what there is.
-    pub fn parse(text: &str) -> Result<Self, String> {
-        let mut config = Self::default();
-        for part in text.split('/').filter(|p| !p.is_empty()) {
-            let (name, value) = part
-                .split_once('=')
-                .ok_or_else(|| format!("`{part}` is no `name=value`; there are: {}", known()))?;
-            let wrong = |what: &str| format!("agile: {name}={value}: {what}");
-            let number = |least: u64| {
-                let n = value.parse::<u64>().ok().filter(|n| *n >= least && *n <= 1 << 40);
-                n.ok_or_else(|| wrong(&format!("not a whole number from {least} to 2^40")))
-            };
-            let one_of = |words: [(&str, bool); 2]| {
-                let [a, b] = words;
-                let found = words.iter().find(|w| w.0 == value).map(|w| w.1);
-                found.ok_or_else(|| wrong(&format!("neither {} nor {}", a.0, b.0)))
-            };
-            match name {
-                "interval" => config.interval = Some(number(1)?),
-                "writes" => {
-                    config.writes = u32::try_from(number(0)?).map_err(|_| wrong("too many"))?;
-                }
-                "back" => {
-                    let found = Back::ALL.iter().find(|b| b.0 == value).map(|b| b.1);
-                    config.back = found.ok_or_else(|| wrong("none of never, all, clean"))?;
-                }
-                "refill" => config.refill = one_of([("off", false), ("on", true)])?,
-                "start" => config.start_nested = one_of([("shadow", false), ("nested", true)])?,
-                "walks" => config.walks = number(0)?,
-                "ad" => config.hardware_ad = one_of([("off", false), ("on", true)])?,
-                "cr3" => config.cr3_cache = number(0)?.min(1 << 10) as usize,
-                "sync" => config.out_of_sync = one_of([("always", false), ("kvm", true)])?,
-                _ => return Err(format!("agile has no `{name}`; there are: {}", known())),
-            }
-        }
-        Ok(config)
-    }
-}
-
-/// What differs from the default, as [`AgileConfig::parse`] reads it.
-impl fmt::Display for AgileConfig {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let d = Self::default();
-        let mut parts = Vec::new();
-        let mut part = |differs: bool, text: String| {
-            if differs {
-                parts.push(text);
-            }
-        };
-        let interval = self.interval.map_or_else(String::new, |i| format!("interval={i}"));
-        part(self.interval != d.interval, interval);
-        part(self.writes != d.writes, format!("writes={}", self.writes));
-        part(self.back != d.back, format!("back={}", self.back.name()));
-        part(self.refill != d.refill, "refill=off".into());
-        part(self.start_nested != d.start_nested, "start=nested".into());
-        part(self.walks != d.walks, format!("walks={}", self.walks));
-        part(self.hardware_ad != d.hardware_ad, "ad=off".into());
-        part(self.cr3_cache != d.cr3_cache, format!("cr3={}", self.cr3_cache));
-        part(self.out_of_sync != d.out_of_sync, "sync=kvm".into());
-        f.write_str(&parts.join("/"))
-    }
-}
+/// What may be set after the name.
+pub static OPTIONS: OptionTable<AgileConfig> = OptionTable::new(&[
+    OptionRow {
+        name: "interval",
+        values: "INSTRUCTIONS",
+        meaning: "length of an interval; a second unless given, as in the paper",
+        set: |c, value| whole(value, 1, MOST).map(|n| c.interval = Some(n)),
+        get: |c| c.interval.map_or_else(String::new, |n| n.to_string()),
+    },
+    OptionRow {
+        name: "writes",
+        values: "N",
+        meaning: "stores to a guest table within an interval that make it nested; 0 for never (2)",
+        set: |c, value| whole(value, 0, u64::from(u32::MAX)).map(|n| c.writes = n as u32),
+        get: |c| c.writes.to_string(),
+    },
+    OptionRow {
+        name: "back",
+        values: "never|all|clean",
+        meaning: "which nested tables go back at the end of an interval; clean unless given",
+        set: |c, value| one_of(value, &BACK).map(|back| c.back = back),
+        get: |c| word_of(&c.back, &BACK),
+    },
+    OptionRow {
+        name: "refill",
+        values: "on|off",
+        meaning: "leaf tables that go back are shadowed at once, not by faults; on unless given",
+        set: |c, value| one_of(value, &SWITCH).map(|on| c.refill = on),
+        get: |c| word_of(&c.refill, &SWITCH),
+    },
+    OptionRow {
+        name: "start",
+        values: "shadow|nested",
+        meaning: "how a process begins; shadow unless given",
+        set: |c, value| one_of(value, &START).map(|nested| c.start_nested = nested),
+        get: |c| word_of(&c.start_nested, &START),
+    },
+    OptionRow {
+        name: "walks",
+        values: "CYCLES",
+        meaning: "walk cycles per 1,000 instructions that end start=nested (50)",
+        set: |c, value| whole(value, 0, MOST).map(|n| c.walks = n),
+        get: |c| c.walks.to_string(),
+    },
+    OptionRow {
+        name: "ad",
+        values: "on|off",
+        meaning: "hardware sets A and D in all tables; on unless given",
+        set: |c, value| one_of(value, &SWITCH).map(|on| c.hardware_ad = on),
+        get: |c| word_of(&c.hardware_ad, &SWITCH),
+    },
+    OptionRow {
+        name: "cr3",
+        values: "ENTRIES",
+        meaning: "CR3 values that the hardware knows the shadow root of, up to 1024; 0 for none (8)",
+        set: |c, value| whole(value, 0, 1024).map(|n| c.cr3_cache = n as usize),
+        get: |c| c.cr3_cache.to_string(),
+    },
+    OptionRow {
+        name: "sync",
+        values: "always|kvm",
+        meaning: "leaf tables are always in step, or may go out of sync as in KVM; always unless given",
+        set: |c, value| one_of(value, &SYNC).map(|kvm| c.out_of_sync = kvm),
+        get: |c| word_of(&c.out_of_sync, &SYNC),
+    },
+]);
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::options::SchemeOptions;
 
     #[test]
     fn names_are_read_back_as_they_are_written() {
         let all =
             "interval=5000/writes=3/back=all/refill=off/start=nested/walks=7/ad=off/cr3=4/sync=kvm";
-        let config = AgileConfig::parse(all).unwrap();
-        assert_eq!(config.to_string(), all);
+        let config = OPTIONS.parse(all).unwrap();
+        assert_eq!(OPTIONS.spell(&config), all);
         let named: Vec<&str> = all.split('/').filter_map(|p| p.split('=').next()).collect();
-        assert_eq!(named, KEYS.iter().map(|k| k.0).collect::<Vec<_>>());
+        assert_eq!(named, OPTIONS.rows.iter().map(|row| row.name).collect::<Vec<_>>());
         assert_eq!((config.interval, config.writes, config.back), (Some(5000), 3, Back::All));
         assert_eq!((config.start_nested, config.walks, config.cr3_cache), (true, 7, 4));
         assert!(!config.hardware_ad && config.out_of_sync);
-        assert_eq!(AgileConfig::parse("").unwrap(), AgileConfig::default());
-        assert_eq!(AgileConfig::default().to_string(), "");
-        // What is the default already is left out: the same machine has one name.
-        assert_eq!(AgileConfig::parse("writes=2/back=clean/ad=on").unwrap().to_string(), "");
+        assert_eq!(OPTIONS.parse("").unwrap(), AgileConfig::default());
+        // A default is left out: the same machine has one name.
+        assert_eq!(OPTIONS.normalize("writes=2/back=clean/ad=on").unwrap(), "");
     }
 
     #[test]
     fn what_is_wrong_is_named_with_what_there_is() {
         for (text, words) in [
             ("fast", ["`fast`", "writes=N"]),
-            ("speed=3", ["no `speed`", "interval="]),
+            ("speed=3", ["no option `speed`", "interval="]),
             ("interval=0", ["interval=0", "from 1"]),
             ("interval=1e6", ["interval=1e6", "whole number"]),
             ("back=dirty", ["back=dirty", "clean"]),
-            ("ad=yes", ["ad=yes", "neither off nor on"]),
-            ("writes=5000000000", ["writes=5000000000", "too many"]),
+            ("ad=yes", ["ad=yes", "off, on"]),
+            ("writes=5000000000", ["writes=5000000000", "4294967295"]),
+            ("writes=3/writes=4", ["writes", "twice"]),
         ] {
-            let e = AgileConfig::parse(text).unwrap_err();
+            let e = OPTIONS.parse(text).unwrap_err();
             assert!(words.iter().all(|w| e.contains(w)), "{e}");
         }
     }

@@ -28,7 +28,7 @@ mod config;
 #[cfg(test)]
 mod tests;
 
-pub use config::{AgileConfig, Back, KEYS};
+pub use config::{AgileConfig, Back, OPTIONS};
 
 use super::nested_mmu::NestedMmu;
 use super::options::VmmRules;

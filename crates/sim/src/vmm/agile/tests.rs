@@ -1,6 +1,6 @@
 //! What must hold between the parts after every event of any life, however tables move.
 
-use super::{AgileConfig, AgileMmu};
+use super::{AgileMmu, OPTIONS};
 use crate::engine::{AnyMachine, Machine};
 use crate::scheme::Platform;
 use crate::schemes::Build;
@@ -27,7 +27,7 @@ fn machine(mode: &'static Mode, host_pages: &str, variant: &str, vcpus: usize) -
         host: Some(HostMemory::new(8 << 30, &LONG4, policy, 0.0, 1, &slots).unwrap()),
         verify: true,
     };
-    let config = AgileConfig::parse(variant).unwrap();
+    let config = OPTIONS.parse(variant).unwrap();
     Machine::new(Agile::new(config, &mut build).unwrap(), build).unwrap()
 }
 

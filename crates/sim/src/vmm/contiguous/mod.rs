@@ -3,7 +3,6 @@
 //! around nested paging or bare metal that a unit of such hardware is put into.
 
 mod guest;
-pub mod options;
 mod range_table;
 mod scheme;
 

@@ -1,7 +1,7 @@
 //! What can be set of machines with segments, as their names spell it: `vmm-direct/bad=16`.
 
+use crate::options::{OptionRow, OptionTable, one_of, whole, word_of};
 use nestwalk_hw::FilterGeometry;
-use std::fmt;
 
 /// Where guest-virtual addresses are checked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -55,117 +55,118 @@ impl Default for SegmentConfig {
     }
 }
 
-type Key = (&'static str, &'static str, &'static str);
+const CHECKS: [(&str, Check); 2] = [("l1", Check::L1), ("l2", Check::L2)];
+const ENTRY_SIZES: [(&str, bool); 2] = [("page", true), ("4k", false)];
+const STARTS: [(&str, bool); 2] = [("segment", true), ("paged", false)];
 
-const CHECK: Key =
-    ("check", "l1|l2", "guest addresses are checked beside the first or second-level TLB");
-const FILTER: Key = ("filter", "BITSxHASHES", "size of each escape filter (256x4)");
-const FILTER_SEED: Key = ("filter-seed", "N", "decides the filters' hash functions");
-const ENTRIES: Key =
-    ("entries", "page|4k", "TLB entries are as large as the walked page, or 4 KiB");
-const START: Key =
-    ("start", "segment|paged", "the VMM segment is there from the beginning, or not");
-const COMPACT: Key = (
-    "compact",
-    "PAGES",
-    "with start=paged: pages per millisecond that the VMM moves until there is a segment",
-);
-const BAD: Key = ("bad", "N", "faulty frames at random places of the VMM segment");
-const BAD_SEED: Key = ("bad-seed", "N", "decides the places of bad=N");
-const BAD_AT: Key = ("bad-at", "FRAME+FRAME", "faulty frames of the host by number (hPA / 4096)");
-const ESCAPES: Key =
-    ("escapes", "N", "pages that may escape beside the bad ones before the segment is cut");
+type Row = OptionRow<SegmentConfig>;
 
-/// Keys of bare metal with a segment.
-pub static DS: &[Key] = &[CHECK, FILTER, FILTER_SEED];
-/// Keys of Guest Direct.
-pub static GUEST: &[Key] = &[FILTER, FILTER_SEED, ENTRIES];
-/// Keys of VMM Direct.
-pub static VMM: &[Key] =
-    &[FILTER, FILTER_SEED, ENTRIES, START, COMPACT, BAD, BAD_SEED, BAD_AT, ESCAPES];
-/// Keys of Dual Direct.
-pub static DUAL: &[Key] =
-    &[CHECK, FILTER, FILTER_SEED, ENTRIES, START, COMPACT, BAD, BAD_SEED, BAD_AT, ESCAPES];
+const CHECK: Row = Row {
+    name: "check",
+    values: "l1|l2",
+    meaning: "guest addresses are checked beside the first or second-level TLB",
+    set: |c, value| one_of(value, &CHECKS).map(|check| c.check = check),
+    get: |c| word_of(&c.check, &CHECKS),
+};
+const FILTER: Row = Row {
+    name: "filter",
+    values: "BITSxHASHES",
+    meaning: "size of each escape filter (256x4)",
+    set: |c, value| filter(value).map(|filter| c.filter = filter),
+    get: |c| format!("{}x{}", c.filter.bits, c.filter.hashes),
+};
+const FILTER_SEED: Row = Row {
+    name: "filter-seed",
+    values: "N",
+    meaning: "decides the filters' hash functions",
+    set: |c, value| whole(value, 0, u64::MAX).map(|seed| c.filter_seed = seed),
+    get: |c| c.filter_seed.to_string(),
+};
+const ENTRIES: Row = Row {
+    name: "entries",
+    values: "page|4k",
+    meaning: "TLB entries are as large as the walked page, or 4 KiB",
+    set: |c, value| one_of(value, &ENTRY_SIZES).map(|whole| c.whole_pages = whole),
+    get: |c| word_of(&c.whole_pages, &ENTRY_SIZES),
+};
+const START: Row = Row {
+    name: "start",
+    values: "segment|paged",
+    meaning: "the VMM segment is there from the beginning, or not",
+    set: |c, value| one_of(value, &STARTS).map(|there| c.at_start = there),
+    get: |c| word_of(&c.at_start, &STARTS),
+};
+const COMPACT: Row = Row {
+    name: "compact",
+    values: "PAGES",
+    meaning: "with start=paged: pages per millisecond that the VMM moves until there is a segment",
+    set: |c, value| whole(value, 0, 1 << 32).map(|pages| c.compact = pages),
+    get: |c| c.compact.to_string(),
+};
+const BAD: Row = Row {
+    name: "bad",
+    values: "N",
+    meaning: "faulty frames at random places of the VMM segment",
+    set: |c, value| whole(value, 0, 1 << 24).map(|frames| c.bad = frames),
+    get: |c| c.bad.to_string(),
+};
+const BAD_SEED: Row = Row {
+    name: "bad-seed",
+    values: "N",
+    meaning: "decides the places of bad=N",
+    set: |c, value| whole(value, 0, u64::MAX).map(|seed| c.bad_seed = seed),
+    get: |c| c.bad_seed.to_string(),
+};
+const BAD_AT: Row = Row {
+    name: "bad-at",
+    values: "FRAME+FRAME",
+    meaning: "faulty frames of the host by number (hPA / 4096)",
+    set: |c, value| frames(value).map(|frames| c.bad_at = frames),
+    get: |c| c.bad_at.iter().map(|f| format!("{f:#x}")).collect::<Vec<_>>().join("+"),
+};
+const ESCAPES: Row = Row {
+    name: "escapes",
+    values: "N",
+    meaning: "pages that may escape beside the bad ones before the segment is cut",
+    set: |c, value| whole(value, 0, 1 << 24).map(|pages| c.escapes = pages as usize),
+    get: |c| c.escapes.to_string(),
+};
 
-/// The keys that a scheme has.
-pub fn keys_of(scheme: &str) -> &'static [Key] {
-    match scheme {
-        "ds" => DS,
-        "guest-direct" => GUEST,
-        "vmm-direct" => VMM,
-        _ => DUAL,
-    }
+const fn table(rows: &'static [Row]) -> OptionTable<SegmentConfig> {
+    OptionTable { check: together, ..OptionTable::new(rows) }
 }
 
-/// A whole number, decimal or hexadecimal with `0x`.
-fn whole(text: &str) -> Option<u64> {
-    match text.strip_prefix("0x") {
-        Some(digits) => u64::from_str_radix(digits, 16).ok(),
-        None => text.parse().ok(),
+/// Of bare metal with a segment.
+pub static DS: OptionTable<SegmentConfig> = table(&[CHECK, FILTER, FILTER_SEED]);
+/// Of Guest Direct.
+pub static GUEST: OptionTable<SegmentConfig> = table(&[FILTER, FILTER_SEED, ENTRIES]);
+/// Of VMM Direct.
+pub static VMM: OptionTable<SegmentConfig> =
+    table(&[FILTER, FILTER_SEED, ENTRIES, START, COMPACT, BAD, BAD_SEED, BAD_AT, ESCAPES]);
+/// Of Dual Direct.
+pub static DUAL: OptionTable<SegmentConfig> =
+    table(&[CHECK, FILTER, FILTER_SEED, ENTRIES, START, COMPACT, BAD, BAD_SEED, BAD_AT, ESCAPES]);
+
+fn together(c: &SegmentConfig) -> Result<(), String> {
+    if c.compact > 0 && c.at_start {
+        return Err(format!("compact={} goes with start=paged", c.compact));
     }
+    if c.compact > 0 && c.bad > 0 {
+        return Err(format!("bad={} goes with start=segment", c.bad));
+    }
+    Ok(())
 }
 
-impl SegmentConfig {
-    /// Reads `name=value` parts with `/` between them; what is not named is the default.
-    ///
-    /// # Errors
-    /// What is wrong, and what there is.
-    pub fn parse(scheme: &str, text: &str) -> Result<Self, String> {
-        let keys = keys_of(scheme);
-        let known =
-            || keys.iter().map(|k| format!("{}={}", k.0, k.1)).collect::<Vec<_>>().join(", ");
-        let mut config = Self::default();
-        for part in text.split('/').filter(|p| !p.is_empty()) {
-            let (name, value) = part
-                .split_once('=')
-                .ok_or_else(|| format!("`{part}` is no `name=value`; there are: {}", known()))?;
-            if !keys.iter().any(|k| k.0 == name) {
-                return Err(format!("{scheme} has no `{name}`; there are: {}", known()));
-            }
-            config.set(name, value).map_err(|what| format!("{scheme}: {name}={value}: {what}"))?;
-        }
-        if config.compact > 0 && config.at_start {
-            return Err(format!("{scheme}: compact={} goes with start=paged", config.compact));
-        }
-        if config.compact > 0 && config.bad > 0 {
-            return Err(format!("{scheme}: bad={} goes with start=segment", config.bad));
-        }
-        Ok(config)
+fn frames(value: &str) -> Result<Vec<u64>, String> {
+    let frame = |text| whole(text, 0, u64::MAX);
+    let frames = value.split('+').map(frame).collect::<Result<Vec<u64>, _>>();
+    let wrong = "not numbers of frames with `+` between them, as in 0x1000+0x1001";
+    let mut frames = frames.map_err(|_| wrong)?;
+    frames.sort_unstable();
+    if frames.windows(2).any(|w| w[0] == w[1]) {
+        return Err("names a frame twice".into());
     }
-
-    fn set(&mut self, name: &str, value: &str) -> Result<(), String> {
-        let number = |most: u64| {
-            let n = whole(value).filter(|n| *n <= most);
-            n.ok_or_else(|| format!("not a whole number from 0 to {most}"))
-        };
-        let one_of = |a: &str, b: &str| match value {
-            v if v == a => Ok(true),
-            v if v == b => Ok(false),
-            _ => Err(format!("neither {a} nor {b}")),
-        };
-        match name {
-            "check" => self.check = if one_of("l1", "l2")? { Check::L1 } else { Check::L2 },
-            "filter" => self.filter = filter(value)?,
-            "filter-seed" => self.filter_seed = number(u64::MAX)?,
-            "entries" => self.whole_pages = one_of("page", "4k")?,
-            "start" => self.at_start = one_of("segment", "paged")?,
-            "compact" => self.compact = number(1 << 32)?,
-            "bad" => self.bad = number(1 << 24)?,
-            "bad-seed" => self.bad_seed = number(u64::MAX)?,
-            "bad-at" => {
-                let frames = value.split('+').map(whole).collect::<Option<Vec<u64>>>();
-                let mut frames = frames
-                    .ok_or("not numbers of frames with `+` between them, as in 0x1000+0x1001")?;
-                frames.sort_unstable();
-                if frames.windows(2).any(|w| w[0] == w[1]) {
-                    return Err("names a frame twice".into());
-                }
-                self.bad_at = frames;
-            }
-            _ => self.escapes = number(1 << 24)? as usize,
-        }
-        Ok(())
-    }
+    Ok(frames)
 }
 
 fn filter(value: &str) -> Result<FilterGeometry, String> {
@@ -176,71 +177,46 @@ fn filter(value: &str) -> Result<FilterGeometry, String> {
     Ok(geometry)
 }
 
-/// What differs from the default, as [`SegmentConfig::parse`] reads it.
-impl fmt::Display for SegmentConfig {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let d = Self::default();
-        let mut parts = Vec::new();
-        let mut part = |differs: bool, text: String| {
-            if differs {
-                parts.push(text);
-            }
-        };
-        part(self.check != d.check, "check=l1".into());
-        let FilterGeometry { bits, hashes } = self.filter;
-        part(self.filter != d.filter, format!("filter={bits}x{hashes}"));
-        part(self.filter_seed != d.filter_seed, format!("filter-seed={}", self.filter_seed));
-        part(self.whole_pages != d.whole_pages, "entries=4k".into());
-        part(self.at_start != d.at_start, "start=paged".into());
-        part(self.compact != d.compact, format!("compact={}", self.compact));
-        part(self.bad != d.bad, format!("bad={}", self.bad));
-        part(self.bad_seed != d.bad_seed, format!("bad-seed={}", self.bad_seed));
-        let frames: Vec<String> = self.bad_at.iter().map(|f| format!("{f:#x}")).collect();
-        part(!frames.is_empty(), format!("bad-at={}", frames.join("+")));
-        part(self.escapes != d.escapes, format!("escapes={}", self.escapes));
-        f.write_str(&parts.join("/"))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::options::SchemeOptions;
 
     #[test]
     fn names_are_read_back_as_they_are_written() {
         let all = "check=l1/filter=512x8/filter-seed=9/entries=4k/start=paged/bad=3/bad-seed=7/\
                    bad-at=0x1000+0x1001/escapes=2";
-        let config = SegmentConfig::parse("dual-direct", all).unwrap();
-        assert_eq!(config.to_string(), all);
-        let compacts = "start=paged/compact=300";
-        let config2 = SegmentConfig::parse("vmm-direct", compacts).unwrap();
-        assert_eq!((config2.to_string().as_str(), config2.compact), (compacts, 300));
-        let named: Vec<&str> = all.split('/').filter_map(|p| p.split('=').next()).collect();
-        assert_eq!(named, DUAL.iter().map(|k| k.0).filter(|k| *k != "compact").collect::<Vec<_>>());
+        let config = DUAL.parse(all).unwrap();
+        assert_eq!(DUAL.spell(&config), all);
         assert_eq!((config.bad, config.escapes, config.bad_at.len()), (3, 2, 2));
-        assert_eq!(SegmentConfig::parse("ds", "check=l2/filter=256x4").unwrap().to_string(), "");
-        for scheme in ["ds", "guest-direct", "vmm-direct", "dual-direct"] {
-            assert_eq!(SegmentConfig::parse(scheme, "").unwrap(), SegmentConfig::default());
-            assert!(keys_of(scheme).iter().all(|k| DUAL.contains(k)));
+        let compacts = "start=paged/compact=300";
+        assert_eq!(VMM.normalize(compacts).unwrap(), compacts);
+        assert_eq!(VMM.parse(compacts).unwrap().compact, 300);
+        let named: Vec<&str> = all.split('/').filter_map(|p| p.split('=').next()).collect();
+        let names = DUAL.rows.iter().map(|row| row.name);
+        assert_eq!(named, names.filter(|name| *name != "compact").collect::<Vec<_>>());
+        assert_eq!(DS.normalize("check=l2/filter=256x4").unwrap(), "");
+        for table in [&DS, &GUEST, &VMM, &DUAL] {
+            assert_eq!(table.parse("").unwrap(), SegmentConfig::default());
         }
     }
 
     #[test]
     fn what_is_wrong_is_named_with_what_there_is() {
-        for (scheme, text, words) in [
-            ("ds", "fast", ["`fast`", "check=l1|l2"]),
-            ("ds", "bad=3", ["ds has no `bad`", "filter="]),
-            ("guest-direct", "check=l1", ["no `check`", "entries="]),
-            ("dual-direct", "check=l3", ["check=l3", "neither l1 nor l2"]),
-            ("dual-direct", "filter=0x4", ["filter=0x4", "neither may be 0"]),
-            ("dual-direct", "filter=256", ["filter=256", "256x4"]),
-            ("dual-direct", "filter=100x4", ["power of two", "256 and 4"]),
-            ("vmm-direct", "compact=5", ["compact=5", "start=paged"]),
-            ("vmm-direct", "bad=-1", ["bad=-1", "whole number"]),
-            ("vmm-direct", "bad-at=5+5", ["bad-at=5+5", "twice"]),
-            ("vmm-direct", "bad-at=5,6", ["bad-at", "`+`"]),
+        for (table, text, words) in [
+            (&DS, "fast", ["`fast`", "check=l1|l2"]),
+            (&DS, "bad=3", ["no option `bad`", "filter="]),
+            (&GUEST, "check=l1", ["no option `check`", "entries="]),
+            (&DUAL, "check=l3", ["check=l3", "l1, l2"]),
+            (&DUAL, "filter=0x4", ["filter=0x4", "neither may be 0"]),
+            (&DUAL, "filter=256", ["filter=256", "256x4"]),
+            (&DUAL, "filter=100x4", ["power of two", "256 and 4"]),
+            (&VMM, "compact=5", ["compact=5", "start=paged"]),
+            (&VMM, "bad=-1", ["bad=-1", "whole number"]),
+            (&VMM, "bad-at=5+5", ["bad-at=5+5", "twice"]),
+            (&VMM, "bad-at=5,6", ["bad-at", "`+`"]),
         ] {
-            let e = SegmentConfig::parse(scheme, text).unwrap_err();
+            let e = table.parse(text).unwrap_err();
             assert!(words.iter().all(|w| e.contains(w)), "{e}");
         }
     }

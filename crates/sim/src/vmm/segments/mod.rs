@@ -9,6 +9,6 @@ mod config;
 mod guest;
 mod vm;
 
-pub use config::{Check, DS, DUAL, GUEST, SegmentConfig, VMM, keys_of};
+pub use config::{Check, DS, DUAL, GUEST, SegmentConfig, VMM};
 pub use guest::GuestSegments;
 pub use vm::SegmentedVm;

@@ -1,11 +1,12 @@
 //! A virtual machine with segments: the nested tables, the VMM segment, and the guest's.
 
-use super::config::{Check, SegmentConfig, keys_of};
+use super::config::{Check, SegmentConfig};
 use super::guest::GuestSegments;
 use crate::ahead::{LeafHints, read_sets};
 use crate::counters::{Counters, Dimension, ExitReason};
 use crate::engine::Machine;
 use crate::hardware::Request;
+use crate::options::OptionTable;
 use crate::scheme::{
     Answer, MachineError, PageTableBytes, Platform, Scheme, SegmentInfo, SegmentState,
 };
@@ -58,12 +59,12 @@ impl SegmentedVm {
     /// There is no host, no frame for the nested root table, or a filter that cannot be.
     pub fn new(
         request: &mut Build,
-        scheme: &str,
+        options: &OptionTable<SegmentConfig>,
         (guest, vmm): (bool, bool),
     ) -> Result<Self, MachineError> {
         let machine = request.name.clone();
         let wrong = |reason| MachineError::Variant { machine, reason };
-        let made = SegmentConfig::parse(scheme, &request.variant).and_then(|config| {
+        let made = options.parse(&request.variant).and_then(|config| {
             let guest = guest.then(|| GuestSegments::new(&config, request.vcpus)).transpose()?;
             let unit = || SegmentUnit::new(config.filter, config.filter_seed);
             let vmm = vmm.then(unit).transpose().map_err(|e| e.to_string())?;
@@ -98,11 +99,10 @@ impl SegmentedVm {
     /// As [`SegmentedVm::new`]; bad frames that cannot be; host memory is exhausted.
     pub fn machine(
         mut request: Build,
-        scheme: &str,
+        options: &OptionTable<SegmentConfig>,
         registers: (bool, bool),
     ) -> Result<Machine<Self>, MachineError> {
-        debug_assert!(!keys_of(scheme).is_empty());
-        let vm = Self::new(&mut request, scheme, registers)?;
+        let vm = Self::new(&mut request, options, registers)?;
         let mut machine = Machine::new(vm, request)?;
         let Machine { platform, scheme: vm, name, .. } = &mut machine;
         vm.switch_on(platform).map_err(|e| match e {
