@@ -705,6 +705,10 @@ pub struct ReproduceArgs {
     /// The referee checks every access of every machine
     #[arg(long)]
     pub verify: bool,
+    /// TLBs that a filtered recording is not exact for are simulated all the same; the program's
+    /// description names them
+    #[arg(long)]
+    pub approximate: bool,
     /// Length of a policy's interval, simulated milliseconds
     #[arg(long, value_name = "MS", default_value_t = 20.0, help_heading = "The thesis")]
     pub interval: f64,

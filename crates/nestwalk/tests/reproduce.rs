@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Lab, count, number};
+use common::{Lab, count, number, workspace};
 use serde_json::Value;
 
 fn bar<'a>(program: &'a Value, name: &str) -> &'a Value {
@@ -323,4 +323,17 @@ fn sensitivity_shows_what_each_price_decides() {
     let row = text.lines().find(|l| l.starts_with("shadow_fill_ns")).unwrap();
     assert!(row.contains(&wanted), "{wanted}: {row}");
     assert!(!lab.ok(line).contains("halving"));
+}
+
+/// The thesis's processor has TLBs that no filter is exact for.
+#[test]
+fn recordings_on_other_processors_are_approximate_and_say_so() {
+    let lab = Lab::new();
+    std::fs::create_dir(lab.path("r")).unwrap();
+    std::fs::copy(workspace().join("samples/storm.nwt"), lab.path("r/shell.nwt")).unwrap();
+    let line = "reproduce thesis --recordings r --programs shell --interval 5 --quiet";
+    assert!(lab.refused(line).contains("accept an approximation with --approximate"));
+    let results = lab.json(&format!("{line} --approximate"));
+    let description = results["programs"][0]["description"].as_str().unwrap();
+    assert!(description.contains("misses are approximate"), "{description}");
 }

@@ -11,7 +11,7 @@ use crate::coverage::{CoverageResult, Looks};
 use crate::hardware::{GUEST_VPID, Hardware, Request, Step};
 use crate::referee::{Referee, Verdict};
 use crate::scheme::{
-    Answer, ContiguityState, MachineError, PageTableBytes, Platform, Scheme, SegmentState,
+    Answer, ContiguityState, Event, MachineError, PageTableBytes, Platform, Scheme, SegmentState,
 };
 use crate::series::Series;
 use crate::switching::SwitchingResult;
@@ -174,7 +174,7 @@ impl<S: Scheme> Machine<S> {
         let slots: Vec<(Gpa, u64)> =
             host.map_or(Vec::new(), |h| h.slots().iter().map(|s| (s.gpa, s.bytes)).collect());
         for (start, bytes) in slots {
-            self.scheme.backed(&mut self.platform, start, bytes)?;
+            self.scheme.on(&mut self.platform, Event::Prefault { start, bytes })?;
         }
         self.platform.counters = Counters::default();
         Ok(self)
@@ -294,7 +294,8 @@ impl<S: Scheme> Machine<S> {
                 let fits = |s: &PageSize| at.offset_in(*s) == 0 && s.bytes() <= left;
                 let sizes = [PageSize::SIZE_1G, PageSize::SIZE_2M];
                 let size = sizes.into_iter().find(fits).unwrap_or(PageSize::SIZE_4K);
-                self.scheme.host_changed(&mut self.platform, at, size)?;
+                self.scheme
+                    .on(&mut self.platform, Event::HostChanged { at, size, promoted: false })?;
                 at = at.offset_by(size.bytes());
             }
         }
@@ -312,7 +313,10 @@ impl<S: Scheme> Machine<S> {
         if let Some(referee) = &mut self.referee {
             referee.discarded(first, page.size);
         }
-        self.scheme.host_changed(&mut self.platform, first, page.size)?;
+        self.scheme.on(
+            &mut self.platform,
+            Event::HostChanged { at: first, size: page.size, promoted: false },
+        )?;
         Ok(true)
     }
 
@@ -328,7 +332,7 @@ impl<S: Scheme> Machine<S> {
         if self.platform.world.host.is_none() {
             return Ok(());
         }
-        self.scheme.ballooning(&mut self.platform)?;
+        self.scheme.on(&mut self.platform, Event::Ballooning)?;
         for &(first, count) in pages {
             let end = first.offset_by(count << 12);
             let mut at = first;
@@ -347,7 +351,7 @@ impl<S: Scheme> Machine<S> {
         if let Some(host) = &mut self.platform.world.host {
             host.hot_add(start, bytes)?;
         }
-        self.scheme.hot_added(&mut self.platform, start, bytes)
+        self.scheme.on(&mut self.platform, Event::MemoryAdded { start, bytes })
     }
 
     fn run_group(&mut self, runs: &[Run], gpas: &[Gpa]) -> Result<(), MachineError> {
@@ -513,7 +517,7 @@ impl<S: Scheme> Machine<S> {
     fn host_joined(&mut self) -> Result<(), MachineError> {
         let host = self.platform.world.host.as_mut().filter(|h| h.has_joined());
         for (at, size) in host.map_or(Vec::new(), HostMemory::take_joined) {
-            self.scheme.host_joined(&mut self.platform, at, size)?;
+            self.scheme.on(&mut self.platform, Event::HostChanged { at, size, promoted: true })?;
         }
         Ok(())
     }
@@ -587,7 +591,7 @@ impl<S: Scheme> Machine<S> {
             Control::RegionOfInterest => {
                 self.before = Some(Box::new(std::mem::take(&mut platform.counters)));
                 self.series.counting_begins(platform.clock);
-                self.scheme.counting_begins(platform);
+                self.scheme.on(platform, Event::RegionOfInterest)?;
                 if let Some(recorder) = &mut self.recorder {
                     recorder.counting_begins(platform.clock, self.scheme.paging_mode());
                 }
@@ -614,22 +618,25 @@ impl<S: Scheme> Machine<S> {
             Control::TableNew { vcpu, gpa, ref entries } => {
                 self.known(vcpu)?;
                 if entries.is_none() {
-                    self.scheme.page_written(&mut self.platform, vcpu, gpa, PageSize::SIZE_4K)?;
+                    self.scheme.on(
+                        &mut self.platform,
+                        Event::PageWritten { vcpu, at: gpa, size: PageSize::SIZE_4K },
+                    )?;
                 }
                 self.platform.world.guest.insert(gpa, entries.as_deref());
                 // A root is loaded after this; what was one before is another table now.
                 self.platform.world.known_roots.remove(&gpa);
-                self.scheme.table_new(&mut self.platform, vcpu, gpa)?;
+                self.scheme.on(&mut self.platform, Event::TableAdded { vcpu, at: gpa })?;
             }
             Control::TableReused { vcpu, gpa } => {
                 self.known(vcpu)?;
                 self.platform.world.guest.remove(gpa);
                 self.platform.world.known_roots.remove(&gpa);
-                self.scheme.table_reused(&mut self.platform, vcpu, gpa)?;
+                self.scheme.on(&mut self.platform, Event::TableRetired { vcpu, at: gpa })?;
             }
             Control::Backed { start, bytes } => {
                 let counted = platform.counters.clone();
-                self.scheme.backed(&mut self.platform, start, bytes)?;
+                self.scheme.on(&mut self.platform, Event::Prefault { start, bytes })?;
                 self.platform.counters = counted;
                 self.fresh.resize(self.platform.hardware.cores.len(), true);
             }
@@ -639,18 +646,21 @@ impl<S: Scheme> Machine<S> {
                 self.platform.counters.cr3_loads += 1;
                 self.platform.world.roots[usize::from(vcpu.0)] = root;
                 self.platform.world.known_roots.insert(root);
-                self.scheme.load_cr3(&mut self.platform, vcpu, pcid, keep)?;
+                self.scheme.on(&mut self.platform, Event::LoadCr3 { vcpu, pcid, keep })?;
                 if let Some(fresh) = self.fresh.get_mut(usize::from(vcpu.0))
                     && std::mem::take(fresh)
                 {
                     let counted = self.platform.counters.clone();
-                    self.scheme.ran_before(&mut self.platform, vcpu)?;
+                    self.scheme.on(&mut self.platform, Event::WarmStart { vcpu })?;
                     self.platform.counters = counted;
                 }
             }
             Control::LoadSegment { vcpu, ref segment } => {
                 self.known(vcpu)?;
-                self.scheme.load_segment(&mut self.platform, vcpu, segment.as_deref())?;
+                self.scheme.on(
+                    &mut self.platform,
+                    Event::LoadSegment { vcpu, segment: segment.as_deref() },
+                )?;
             }
             Control::SelfBallooned { ref pages, start, bytes } => {
                 self.self_ballooned(pages, start, bytes)?;
@@ -658,7 +668,7 @@ impl<S: Scheme> Machine<S> {
             Control::Invalidate { vcpu, what } => {
                 self.known(vcpu)?;
                 self.platform.counters.invalidations += 1;
-                self.scheme.invalidate(&mut self.platform, vcpu, what)?;
+                self.scheme.on(&mut self.platform, Event::Invalidate { vcpu, what })?;
             }
             _ => return Err(MachineError::NotArchitectural { machine: self.name.clone() }),
         }
@@ -670,7 +680,8 @@ impl<S: Scheme> Machine<S> {
         let bytes = world.mode.entry_bytes;
         if let Some(old) = world.guest.write(gpa, bytes, value) {
             self.platform.counters.table_writes += 1;
-            self.scheme.table_write(&mut self.platform, vcpu, gpa, old, value)?;
+            self.scheme
+                .on(&mut self.platform, Event::TableStore { vcpu, at: gpa, old, new: value })?;
         }
         Ok(())
     }
@@ -680,7 +691,7 @@ impl<S: Scheme> Machine<S> {
         for i in 0..size.base_pages() {
             self.platform.world.guest.remove(gpa.offset_by(i << 12));
         }
-        self.scheme.page_written(&mut self.platform, vcpu, gpa, size)
+        self.scheme.on(&mut self.platform, Event::PageWritten { vcpu, at: gpa, size })
     }
 }
 

@@ -35,6 +35,27 @@ pub struct Platform {
 }
 
 impl Platform {
+    /// What an event does where no hypervisor takes part.
+    ///
+    /// # Errors
+    /// Host memory is exhausted, or a range is no guest memory.
+    pub fn bare_metal(&mut self, event: Event<'_>) -> Result<(), MachineError> {
+        match event {
+            Event::LoadCr3 { vcpu, pcid, keep } => self.hardware.load_cr3(vcpu, pcid, keep),
+            Event::Invalidate { vcpu, what } => self.hardware.invalidate(vcpu, what),
+            Event::Prefault { start, bytes } => {
+                let end = start.value().saturating_add(bytes);
+                let mut at = start;
+                while at.value() < end && self.world.host.is_some() {
+                    let (_, size) = crate::vmm::host_page(self, at)?;
+                    at = at.align_down(size).offset_by(size.bytes());
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
     /// The VMM has every core drop its linear and combined translations. Other vCPUs that run are called
     /// out of the guest for it (`kvm_flush_remote_tlbs`).
     pub fn flush_remote(&mut self) {
@@ -233,10 +254,131 @@ pub struct PageTableBytes {
     pub host: u64,
 }
 
+/// What happens to a machine beside accesses. All of it is off the path of a walk.
+#[derive(Clone, Copy, Debug)]
+pub enum Event<'a> {
+    /// The region of interest begins: counters are zero again.
+    RegionOfInterest,
+    /// The page of `size` at `at` no longer backs guest memory as it did: the host took it back or moved
+    /// it, or (`promoted`) it is one larger page now, where it is. No translation of it may stay, so that
+    /// the next use maps what there is.
+    HostChanged {
+        /// First guest-physical address.
+        at: Gpa,
+        /// Size of the host's page.
+        size: PageSize,
+        /// Smaller pages have become this one.
+        promoted: bool,
+    },
+    /// The guest is about to give pages to the VMM, scattered over its memory.
+    Ballooning,
+    /// The guest has new memory; the host has it already.
+    MemoryAdded {
+        /// First address.
+        start: Gpa,
+        /// Length.
+        bytes: u64,
+    },
+    /// The guest loaded CR3.
+    LoadCr3 {
+        /// On which vCPU.
+        vcpu: VcpuId,
+        /// The PCID.
+        pcid: u16,
+        /// Translations of the PCID stay.
+        keep: bool,
+    },
+    /// The guest loaded the registers of its process's segment, or cleared them.
+    LoadSegment {
+        /// On which vCPU.
+        vcpu: VcpuId,
+        /// The segment.
+        segment: Option<&'a GuestSegment>,
+    },
+    /// The guest invalidated translations.
+    Invalidate {
+        /// On which vCPU.
+        vcpu: VcpuId,
+        /// Which.
+        what: Invalidation,
+    },
+    /// The guest stored to an entry of one of its tables; the store is done.
+    TableStore {
+        /// By which vCPU.
+        vcpu: VcpuId,
+        /// Address of the entry.
+        at: Gpa,
+        /// Its value before.
+        old: u64,
+        /// Its value now.
+        new: u64,
+    },
+    /// A page of the guest is a table from now on, or its contents were announced again; the guest's
+    /// tables have them.
+    TableAdded {
+        /// By which vCPU.
+        vcpu: VcpuId,
+        /// The page.
+        at: Gpa,
+    },
+    /// The guest stored to a page that was one of its tables, and no longer is.
+    TableRetired {
+        /// By which vCPU.
+        vcpu: VcpuId,
+        /// The page.
+        at: Gpa,
+    },
+    /// The guest kernel wrote a whole page through its own mapping: a fresh page or a fresh table.
+    PageWritten {
+        /// By which vCPU.
+        vcpu: VcpuId,
+        /// First address.
+        at: Gpa,
+        /// How much.
+        size: PageSize,
+    },
+    /// The guest had used this memory before the stream began: the host has pages behind it, and
+    /// whatever tables its hypervisor keeps by guest-physical address map them. Nothing of this is
+    /// counted.
+    Prefault {
+        /// First address.
+        start: Gpa,
+        /// Length.
+        bytes: u64,
+    },
+    /// The guest ran before the stream began, and this vCPU has loaded its first root: whatever tables
+    /// the hypervisor keeps by guest-virtual address map what that address space has used. Nothing of
+    /// this is counted.
+    WarmStart {
+        /// Which vCPU.
+        vcpu: VcpuId,
+    },
+}
+
 /// A technique of address translation: the hardware that walks, and the hypervisor behind it.
 ///
-/// The hooks with a body do what bare hardware does; a scheme overrides those where its hypervisor
-/// takes part. The guest's tables in `platform.world` are always up to date when a hook is called.
+/// **Order.** A machine takes the stream's events one by one, in the order of the stream, and finishes
+/// each before the next. Let `G` be the guest's tables in `platform.world`, `H` the host's own record of
+/// what backs guest memory.
+///
+/// - An [`Event`] arrives after its effect on `G` and `H`: `G` has the store, `H` no longer has the page.
+///   Of a table page, `PageWritten` (if its contents are zeros), then `TableAdded`, then its stores, then
+///   `TableRetired`. `LoadCr3` of a root arrives after `TableAdded` of its page; `WarmStart` of a vCPU once,
+///   after its first `LoadCr3` of a recording. Every `Prefault` of a recording precedes its accesses.
+/// - An access is one look-up, and on a miss [`Scheme::walk`]. A fault goes to [`Scheme::answer`] at once;
+///   `Retry` has the same access walk again, `GuestFault` ends it.
+/// - [`Scheme::tick`] is called between accesses to two pages, never within one.
+///
+/// **What is owed.** Let `t(a)` be the composition of `G` and `H` at address `a`. When a call of `on`,
+/// `answer` or `tick` returns:
+///
+/// - No structure of any core holds a translation of `a` other than `t(a)`, unless the guest itself has
+///   changed `G` since and still owes the invalidation that the architecture asks of it.
+/// - A translation allows no access that `G` or `H` forbids, by the same exception.
+/// - `answer` has changed something that the walk has met, or says `GuestFault`: a retry ends.
+///
+/// The referee checks the first two at every access. A hook with a body does what bare hardware does;
+/// a scheme overrides those where its hypervisor takes part.
 pub trait Scheme: Send {
     /// Interrupts between vCPUs go through an interrupt controller that the hypervisor emulates, as far
     /// as the processor does not. Guests of Xen send events by hypercalls instead, and have their TLBs
@@ -313,57 +455,13 @@ pub trait Scheme: Send {
         Ok(())
     }
 
-    /// The region of interest begins: counters are zero again.
-    fn counting_begins(&mut self, _platform: &mut Platform) {}
-
-    /// The host took the page of `size` at `at` back or moved it: it is behind the guest no more, and
-    /// nothing of the machine may use it any longer.
+    /// Software hears of an event. The guest's tables in `platform.world` have its effect already. A
+    /// wrapper gives every event to what it wraps.
     ///
     /// # Errors
     /// The machine cannot go on.
-    fn host_changed(
-        &mut self,
-        _platform: &mut Platform,
-        _at: Gpa,
-        _size: PageSize,
-    ) -> Result<(), MachineError> {
-        Ok(())
-    }
-
-    /// Pages of the host have become one larger page of `size` at `at`, where they are. As if the
-    /// host had taken them back, what maps them is dropped, so that the next use maps the whole
-    /// page.
-    ///
-    /// # Errors
-    /// The machine cannot go on.
-    fn host_joined(
-        &mut self,
-        platform: &mut Platform,
-        at: Gpa,
-        size: PageSize,
-    ) -> Result<(), MachineError> {
-        self.host_changed(platform, at, size)
-    }
-
-    /// The guest is about to give pages to the VMM, scattered over its memory.
-    ///
-    /// # Errors
-    /// The machine cannot go on.
-    fn ballooning(&mut self, _platform: &mut Platform) -> Result<(), MachineError> {
-        Ok(())
-    }
-
-    /// The guest has new memory; the host has it already.
-    ///
-    /// # Errors
-    /// The machine cannot go on.
-    fn hot_added(
-        &mut self,
-        _platform: &mut Platform,
-        _start: Gpa,
-        _bytes: u64,
-    ) -> Result<(), MachineError> {
-        Ok(())
+    fn on(&mut self, platform: &mut Platform, event: Event<'_>) -> Result<(), MachineError> {
+        platform.bare_metal(event)
     }
 
     /// The paging mode now, for schemes in which it is one of the two between which policies choose.
@@ -376,34 +474,6 @@ pub trait Scheme: Send {
         None
     }
 
-    /// The guest loaded CR3.
-    ///
-    /// # Errors
-    /// The machine cannot go on.
-    fn load_cr3(
-        &mut self,
-        platform: &mut Platform,
-        vcpu: VcpuId,
-        pcid: u16,
-        keep: bool,
-    ) -> Result<(), MachineError> {
-        platform.hardware.load_cr3(vcpu, pcid, keep);
-        Ok(())
-    }
-
-    /// The guest loaded the registers of its process's segment.
-    ///
-    /// # Errors
-    /// The segment cannot be, or the machine cannot go on.
-    fn load_segment(
-        &mut self,
-        _platform: &mut Platform,
-        _vcpu: VcpuId,
-        _segment: Option<&GuestSegment>,
-    ) -> Result<(), MachineError> {
-        Ok(())
-    }
-
     /// What segments there are, for schemes that have any.
     fn segments(&self, _platform: &Platform) -> Option<SegmentState> {
         None
@@ -412,107 +482,6 @@ pub trait Scheme: Send {
     /// How contiguous memory is, for schemes that follow it.
     fn contiguity(&self, _platform: &Platform) -> Option<ContiguityState> {
         None
-    }
-
-    /// The guest invalidated translations.
-    ///
-    /// # Errors
-    /// The machine cannot go on.
-    fn invalidate(
-        &mut self,
-        platform: &mut Platform,
-        vcpu: VcpuId,
-        what: Invalidation,
-    ) -> Result<(), MachineError> {
-        platform.hardware.invalidate(vcpu, what);
-        Ok(())
-    }
-
-    /// The guest stored `new` over `old` in one of its tables; the store is done.
-    ///
-    /// # Errors
-    /// The machine cannot go on.
-    fn table_write(
-        &mut self,
-        _platform: &mut Platform,
-        _vcpu: VcpuId,
-        _at: Gpa,
-        _old: u64,
-        _new: u64,
-    ) -> Result<(), MachineError> {
-        Ok(())
-    }
-
-    /// A page of the guest is a table from now on, or its contents were told again; the guest's tables
-    /// have them.
-    ///
-    /// # Errors
-    /// The machine cannot go on.
-    fn table_new(
-        &mut self,
-        _platform: &mut Platform,
-        _vcpu: VcpuId,
-        _at: Gpa,
-    ) -> Result<(), MachineError> {
-        Ok(())
-    }
-
-    /// The guest kernel wrote a whole page through its own mapping: a fresh page or a fresh table.
-    ///
-    /// # Errors
-    /// The machine cannot go on.
-    fn page_written(
-        &mut self,
-        _platform: &mut Platform,
-        _vcpu: VcpuId,
-        _at: Gpa,
-        _size: PageSize,
-    ) -> Result<(), MachineError> {
-        Ok(())
-    }
-
-    /// The guest stored to a page that was one of its tables, and is none any more.
-    ///
-    /// # Errors
-    /// The machine cannot go on.
-    fn table_reused(
-        &mut self,
-        _platform: &mut Platform,
-        _vcpu: VcpuId,
-        _at: Gpa,
-    ) -> Result<(), MachineError> {
-        Ok(())
-    }
-
-    /// The guest had used this memory before the stream began: the host has pages behind it, and
-    /// whatever tables its hypervisor keeps by guest-physical address map them. Nothing of this is
-    /// counted.
-    ///
-    /// # Errors
-    /// Host memory is exhausted, or the range is no guest memory.
-    fn backed(
-        &mut self,
-        platform: &mut Platform,
-        start: Gpa,
-        bytes: u64,
-    ) -> Result<(), MachineError> {
-        let end = start.value().saturating_add(bytes);
-        let mut at = start;
-        while at.value() < end && platform.world.host.is_some() {
-            let (_, size) = crate::vmm::host_page(platform, at)?;
-            at = at.align_down(size).offset_by(size.bytes());
-        }
-        Ok(())
-    }
-
-    /// The guest ran before the stream began, and this vCPU has loaded its first root: whatever tables
-    /// the hypervisor keeps by guest-virtual address map what that address space has used. Nothing of
-    /// this is counted.
-    ///
-    /// # Errors
-    /// Host memory is exhausted.
-    fn ran_before(&mut self, _platform: &mut Platform, _vcpu: VcpuId) -> Result<(), MachineError> {
-        Ok(())
     }
 
     /// Paging mode of the tables that the hardware's first dimension walks: what walk caches of linear

@@ -8,7 +8,7 @@ use common::machines::{Probe, Setup, exits, tlb, with_roomy_tlbs};
 use common::{Script, V0, approve, bare_profile};
 use nestwalk_hw::{Profile, ServedBy, Translation};
 use nestwalk_sim::hardware::Request;
-use nestwalk_sim::scheme::{Answer, MachineError, Platform, Scheme};
+use nestwalk_sim::scheme::{Answer, Event, MachineError, Platform, Scheme};
 use nestwalk_sim::schemes::nested::Nested;
 use nestwalk_sim::walk::Fault;
 use nestwalk_sim::{AnyMachine, ExitReason, Machine};
@@ -158,6 +158,9 @@ impl Scheme for Logged {
             self.1.push(gpa);
         }
         self.0.answer(platform, request, fault)
+    }
+    fn on(&mut self, platform: &mut Platform, event: Event<'_>) -> Result<(), MachineError> {
+        self.0.on(platform, event)
     }
 }
 

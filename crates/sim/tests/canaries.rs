@@ -9,7 +9,7 @@ use common::{Script, V0};
 use nestwalk_hw::{Profile, Translation};
 use nestwalk_sim::counters::Dimension;
 use nestwalk_sim::hardware::Request;
-use nestwalk_sim::scheme::{Answer, MachineError, Platform, Scheme};
+use nestwalk_sim::scheme::{Answer, Event, MachineError, Platform, Scheme};
 use nestwalk_sim::schemes::native::Native;
 use nestwalk_sim::schemes::nested::Nested;
 use nestwalk_sim::schemes::shadow::Shadow;
@@ -17,9 +17,7 @@ use nestwalk_sim::schemes::xen_pv::XenPv;
 use nestwalk_sim::walk::{Fault, Tables, walk_1d};
 use nestwalk_sim::{AnyMachine, Machine};
 use nestwalk_tables::{LONG4, Permissions, look_up};
-use nestwalk_types::{
-    Address, Gpa, GuestBatch, Gva, Hpa, Invalidation, PageSize, Protection, VcpuId,
-};
+use nestwalk_types::{Address, Gpa, GuestBatch, Gva, Hpa, Invalidation, PageSize, Protection};
 
 /// What is wrong with a scheme.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -96,72 +94,32 @@ impl<S: Scheme> Scheme for Spoilt<S> {
         self.inner.answer(platform, request, fault)
     }
 
-    fn load_cr3(
-        &mut self,
-        platform: &mut Platform,
-        vcpu: VcpuId,
-        pcid: u16,
-        keep: bool,
-    ) -> Result<(), MachineError> {
-        match self.wrong {
-            Wrong::Cr3Kept => self.inner.load_cr3(platform, vcpu, pcid, true),
-            Wrong::PcidIgnored => self.inner.load_cr3(platform, vcpu, 0, keep),
-            _ => self.inner.load_cr3(platform, vcpu, pcid, keep),
-        }
-    }
-
-    fn invalidate(
-        &mut self,
-        platform: &mut Platform,
-        vcpu: VcpuId,
-        what: Invalidation,
-    ) -> Result<(), MachineError> {
-        match (self.wrong, what) {
-            (Wrong::InvlpgIgnored, Invalidation::Page(_)) => Ok(()),
-            (Wrong::WalkCacheKept, Invalidation::Page(gva)) => {
+    fn on(&mut self, platform: &mut Platform, event: Event<'_>) -> Result<(), MachineError> {
+        let event = match (self.wrong, event) {
+            (Wrong::Cr3Kept, Event::LoadCr3 { vcpu, pcid, .. }) => {
+                Event::LoadCr3 { vcpu, pcid, keep: true }
+            }
+            (Wrong::PcidIgnored, Event::LoadCr3 { vcpu, keep, .. }) => {
+                Event::LoadCr3 { vcpu, pcid: 0, keep }
+            }
+            (Wrong::InvlpgIgnored, Event::Invalidate { what: Invalidation::Page(_), .. }) => {
+                return Ok(());
+            }
+            (Wrong::WalkCacheKept, Event::Invalidate { vcpu, what: Invalidation::Page(gva) }) => {
                 let core = &mut platform.hardware.cores[usize::from(vcpu.0)];
                 let asid = core.asid;
                 let kept = core.walk_cache.clone();
                 core.invalidate_page(gva, asid, true);
                 core.walk_cache = kept;
-                Ok(())
+                return Ok(());
             }
-            (Wrong::ShootdownLost, _) if vcpu != V0 => Ok(()),
-            _ => self.inner.invalidate(platform, vcpu, what),
-        }
-    }
-
-    fn table_write(
-        &mut self,
-        platform: &mut Platform,
-        vcpu: VcpuId,
-        at: Gpa,
-        old: u64,
-        new: u64,
-    ) -> Result<(), MachineError> {
-        if self.wrong == Wrong::UpdateNeverSent && old & 1 == 1 {
-            return Ok(());
-        }
-        self.inner.table_write(platform, vcpu, at, old, new)
-    }
-
-    fn table_new(
-        &mut self,
-        platform: &mut Platform,
-        vcpu: VcpuId,
-        at: Gpa,
-    ) -> Result<(), MachineError> {
-        self.inner.table_new(platform, vcpu, at)
-    }
-
-    fn page_written(
-        &mut self,
-        platform: &mut Platform,
-        vcpu: VcpuId,
-        at: Gpa,
-        size: PageSize,
-    ) -> Result<(), MachineError> {
-        self.inner.page_written(platform, vcpu, at, size)
+            (Wrong::ShootdownLost, Event::Invalidate { vcpu, .. }) if vcpu != V0 => return Ok(()),
+            (Wrong::UpdateNeverSent, Event::TableStore { old, .. }) if old & 1 == 1 => {
+                return Ok(());
+            }
+            (_, event) => event,
+        };
+        self.inner.on(platform, event)
     }
 }
 
@@ -403,35 +361,16 @@ impl Scheme for NeverInStep {
     ) -> Result<Answer, MachineError> {
         self.0.answer(platform, request, fault)
     }
-    fn load_cr3(
-        &mut self,
-        platform: &mut Platform,
-        vcpu: VcpuId,
-        pcid: u16,
-        keep: bool,
-    ) -> Result<(), MachineError> {
-        self.0.load_cr3(platform, vcpu, pcid, true)?;
-        platform.hardware.load_cr3(vcpu, pcid, keep);
-        Ok(())
-    }
-    fn invalidate(
-        &mut self,
-        platform: &mut Platform,
-        vcpu: VcpuId,
-        what: Invalidation,
-    ) -> Result<(), MachineError> {
-        platform.hardware.invalidate(vcpu, what);
-        Ok(())
-    }
-    fn table_write(
-        &mut self,
-        platform: &mut Platform,
-        vcpu: VcpuId,
-        at: Gpa,
-        old: u64,
-        new: u64,
-    ) -> Result<(), MachineError> {
-        self.0.table_write(platform, vcpu, at, old, new)
+    fn on(&mut self, platform: &mut Platform, event: Event<'_>) -> Result<(), MachineError> {
+        match event {
+            Event::LoadCr3 { vcpu, pcid, keep } => {
+                self.0.on(platform, Event::LoadCr3 { vcpu, pcid, keep: true })?;
+                platform.hardware.load_cr3(vcpu, pcid, keep);
+                Ok(())
+            }
+            Event::Invalidate { .. } => platform.bare_metal(event),
+            other => self.0.on(platform, other),
+        }
     }
 }
 
@@ -450,22 +389,13 @@ impl Scheme for NeverTold {
     ) -> Result<Answer, MachineError> {
         self.0.answer(platform, request, fault)
     }
-    fn load_cr3(
-        &mut self,
-        platform: &mut Platform,
-        vcpu: VcpuId,
-        pcid: u16,
-        keep: bool,
-    ) -> Result<(), MachineError> {
-        self.0.load_cr3(platform, vcpu, pcid, keep)
-    }
-    fn invalidate(
-        &mut self,
-        platform: &mut Platform,
-        vcpu: VcpuId,
-        what: Invalidation,
-    ) -> Result<(), MachineError> {
-        self.0.invalidate(platform, vcpu, what)
+    fn on(&mut self, platform: &mut Platform, event: Event<'_>) -> Result<(), MachineError> {
+        match event {
+            Event::TableStore { .. } | Event::TableRetired { .. } | Event::PageWritten { .. } => {
+                Ok(())
+            }
+            other => self.0.on(platform, other),
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use common::machines::Setup;
 use nestwalk_hw::{Line, Profile, Shape, Translation};
 use nestwalk_sim::coalescing::{CoalescingNative, CoalescingNested, machine_of};
 use nestwalk_sim::hardware::Request;
-use nestwalk_sim::scheme::{Answer, MachineError, Platform, Scheme};
+use nestwalk_sim::scheme::{Answer, Event, MachineError, Platform, Scheme};
 use nestwalk_sim::walk::Fault;
 use nestwalk_sim::{AnyMachine, Machine};
 use nestwalk_tables::{LONG4, look_up};
@@ -66,28 +66,14 @@ impl<S: Scheme> Scheme for Spoilt<S> {
         self.inner.answer(platform, request, fault)
     }
 
-    fn invalidate(
-        &mut self,
-        platform: &mut Platform,
-        vcpu: VcpuId,
-        what: Invalidation,
-    ) -> Result<(), MachineError> {
-        if let (Wrong::InvlpgOfOthers, Invalidation::Page(gva)) = (self.wrong, what)
+    fn on(&mut self, platform: &mut Platform, event: Event<'_>) -> Result<(), MachineError> {
+        if let Event::Invalidate { vcpu, what: Invalidation::Page(gva) } = event
+            && self.wrong == Wrong::InvlpgOfOthers
             && self.walked.get(&(vcpu, gva.page_number() / 8)) != Some(&gva.page_number())
         {
             return Ok(());
         }
-        self.inner.invalidate(platform, vcpu, what)
-    }
-
-    fn page_written(
-        &mut self,
-        platform: &mut Platform,
-        vcpu: VcpuId,
-        at: Gpa,
-        size: PageSize,
-    ) -> Result<(), MachineError> {
-        self.inner.page_written(platform, vcpu, at, size)
+        self.inner.on(platform, event)
     }
 }
 

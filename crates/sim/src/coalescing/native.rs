@@ -3,7 +3,7 @@
 use super::lines::{LeafLine, native_line};
 use crate::counters::Dimension;
 use crate::hardware::Request;
-use crate::scheme::{Answer, MachineError, Platform, Scheme};
+use crate::scheme::{Answer, Event, MachineError, Platform, Scheme};
 use crate::schemes::native::Native;
 use crate::walk::{Fault, Tables, walk_1d_marking};
 use nestwalk_hw::Translation;
@@ -47,5 +47,9 @@ impl Scheme for CoalescingNative {
         fault: Fault,
     ) -> Result<Answer, MachineError> {
         self.inner.answer(platform, request, fault)
+    }
+
+    fn on(&mut self, platform: &mut Platform, event: Event<'_>) -> Result<(), MachineError> {
+        self.inner.on(platform, event)
     }
 }

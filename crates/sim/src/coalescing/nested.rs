@@ -4,13 +4,13 @@ use super::lines::{LeafLine, combine};
 use crate::counters::{Counters, Dimension};
 use crate::engine::Build;
 use crate::hardware::{Hardware, Request};
-use crate::scheme::{Answer, MachineError, PageTableBytes, Platform, Scheme};
+use crate::scheme::{Answer, Event, MachineError, PageTableBytes, Platform, Scheme};
 use crate::schemes::nested::Nested;
 use crate::walk::{
     Fault, HostDimension, NestedTables, Purpose, Tables, translate_nested_watched, walk_2d_watched,
 };
 use nestwalk_hw::Translation;
-use nestwalk_types::{Gpa, PageSize, Run, VcpuId};
+use nestwalk_types::{Gpa, PageSize, Run};
 
 /// `nested`, whose walks say what lies beside the page.
 pub struct CoalescingNested {
@@ -97,41 +97,8 @@ impl Scheme for CoalescingNested {
         self.inner.answer(platform, request, fault)
     }
 
-    fn page_written(
-        &mut self,
-        platform: &mut Platform,
-        vcpu: VcpuId,
-        at: Gpa,
-        size: PageSize,
-    ) -> Result<(), MachineError> {
-        self.inner.page_written(platform, vcpu, at, size)
-    }
-
-    fn backed(
-        &mut self,
-        platform: &mut Platform,
-        start: Gpa,
-        bytes: u64,
-    ) -> Result<(), MachineError> {
-        self.inner.backed(platform, start, bytes)
-    }
-
-    fn hot_added(
-        &mut self,
-        platform: &mut Platform,
-        start: Gpa,
-        bytes: u64,
-    ) -> Result<(), MachineError> {
-        self.inner.hot_added(platform, start, bytes)
-    }
-
-    fn host_changed(
-        &mut self,
-        platform: &mut Platform,
-        at: Gpa,
-        size: PageSize,
-    ) -> Result<(), MachineError> {
-        self.inner.host_changed(platform, at, size)
+    fn on(&mut self, platform: &mut Platform, event: Event<'_>) -> Result<(), MachineError> {
+        self.inner.on(platform, event)
     }
 
     fn page_table_bytes(&self, platform: &Platform) -> PageTableBytes {

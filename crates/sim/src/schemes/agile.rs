@@ -8,7 +8,7 @@ use crate::ahead::{LeafHints, read_sets};
 use crate::counters::Dimension;
 use crate::engine::{AnyMachine, Machine};
 use crate::hardware::Request;
-use crate::scheme::{Answer, MachineError, PageTableBytes, Platform, Scheme};
+use crate::scheme::{Event, Answer, MachineError, PageTableBytes, Platform, Scheme};
 use crate::vmm::agile::{AgileConfig, AgileMmu, OPTIONS, VmShape};
 use crate::walk::agile::{AgileFault, AgileTables, Start, walk_agile};
 use crate::walk::{Fault, Tables};
@@ -16,7 +16,7 @@ use crate::world::World;
 use crate::vmm::options::VmmKind;
 use nestwalk_hw::Translation;
 use nestwalk_tables::Mode;
-use nestwalk_types::{Address, Gpa, Hpa, Invalidation, PageSize, Run, VcpuId};
+use nestwalk_types::{Address, Gpa, Hpa, PageSize, Run};
 
 /// The catalogue's entry.
 pub const DEFINITION: Definition = Definition {
@@ -133,93 +133,46 @@ impl Scheme for Agile {
         self.mmu.tick(platform)
     }
 
-    fn counting_begins(&mut self, _platform: &mut Platform) {
-        self.mmu.counting_begins();
-    }
-
-    fn host_changed(
-        &mut self,
-        platform: &mut Platform,
-        at: Gpa,
-        size: PageSize,
-    ) -> Result<(), MachineError> {
-        self.mmu.host_changed(platform, at, size)
-    }
-
-    fn load_cr3(
-        &mut self,
-        platform: &mut Platform,
-        vcpu: VcpuId,
-        pcid: u16,
-        keep: bool,
-    ) -> Result<(), MachineError> {
-        self.mmu.load_cr3(platform, vcpu, pcid, keep)
-    }
-
-    fn invalidate(
-        &mut self,
-        platform: &mut Platform,
-        vcpu: VcpuId,
-        what: Invalidation,
-    ) -> Result<(), MachineError> {
-        self.mmu.invalidate(platform, vcpu, what);
-        Ok(())
-    }
-
-    fn table_write(
-        &mut self,
-        platform: &mut Platform,
-        _vcpu: VcpuId,
-        at: Gpa,
-        _old: u64,
-        new: u64,
-    ) -> Result<(), MachineError> {
-        self.mmu.table_write(platform, at, new)
-    }
-
-    fn table_new(
-        &mut self,
-        _platform: &mut Platform,
-        _vcpu: VcpuId,
-        at: Gpa,
-    ) -> Result<(), MachineError> {
-        self.mmu.table_new(at);
-        Ok(())
-    }
-
-    fn page_written(
-        &mut self,
-        platform: &mut Platform,
-        vcpu: VcpuId,
-        at: Gpa,
-        size: PageSize,
-    ) -> Result<(), MachineError> {
-        self.mmu.page_written(platform, vcpu, at, size)
-    }
-
-    fn table_reused(
-        &mut self,
-        platform: &mut Platform,
-        _vcpu: VcpuId,
-        at: Gpa,
-    ) -> Result<(), MachineError> {
-        self.mmu.table_reused(platform, at)
-    }
-
-    fn backed(
-        &mut self,
-        platform: &mut Platform,
-        start: Gpa,
-        bytes: u64,
-    ) -> Result<(), MachineError> {
-        self.mmu.map_range(platform, start, bytes)
-    }
-
-    fn ran_before(&mut self, platform: &mut Platform, vcpu: VcpuId) -> Result<(), MachineError> {
-        if self.mmu.start(usize::from(vcpu.0)) == Start::Shadow {
-            self.mmu.shadow.ran_before(platform, vcpu)?;
+    fn on(&mut self, platform: &mut Platform, event: Event<'_>) -> Result<(), MachineError> {
+        match event {
+            Event::RegionOfInterest => {
+                self.mmu.counting_begins();
+                Ok(())
+            }
+            Event::HostChanged { at, size, .. } => {
+                self.mmu.host_changed(platform, at, size)
+            }
+            Event::LoadCr3 { vcpu, pcid, keep } => {
+                self.mmu.load_cr3(platform, vcpu, pcid, keep)
+            }
+            Event::Invalidate { vcpu, what } => {
+                self.mmu.invalidate(platform, vcpu, what);
+                Ok(())
+            }
+            Event::TableStore { at, new, .. } => {
+                self.mmu.table_write(platform, at, new)
+            }
+            Event::TableAdded { at, .. } => {
+                self.mmu.table_new(at);
+                Ok(())
+            }
+            Event::PageWritten { vcpu, at, size } => {
+                self.mmu.page_written(platform, vcpu, at, size)
+            }
+            Event::TableRetired { at, .. } => {
+                self.mmu.table_reused(platform, at)
+            }
+            Event::Prefault { start, bytes } => {
+                self.mmu.map_range(platform, start, bytes)
+            }
+            Event::WarmStart { vcpu } => {
+                if self.mmu.start(usize::from(vcpu.0)) == Start::Shadow {
+                    self.mmu.shadow.ran_before(platform, vcpu)?;
+                }
+                Ok(())
+            }
+            other => platform.bare_metal(other),
         }
-        Ok(())
     }
 
     fn walk_mode(&self, _world: &World) -> &'static Mode {

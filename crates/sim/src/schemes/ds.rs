@@ -6,13 +6,13 @@ use crate::ahead::read_sets;
 use crate::counters::{Counters, Dimension};
 use crate::engine::{AnyMachine, Machine};
 use crate::hardware::Request;
-use crate::scheme::{Answer, MachineError, Platform, Scheme, SegmentInfo, SegmentState};
+use crate::scheme::{Event, Answer, MachineError, Platform, Scheme, SegmentInfo, SegmentState};
 use crate::vmm::segments::{Check, DS, GuestSegments};
 use crate::walk::segments::{Found, covered};
 use crate::walk::{Fault, Tables, walk_1d};
 use crate::vmm::options::VmmKind;
 use nestwalk_hw::Translation;
-use nestwalk_types::{Gpa, GuestSegment, Gva, Hpa, Run, VcpuId};
+use nestwalk_types::{Gpa, Gva, Hpa, Run};
 
 /// The catalogue's entry.
 pub const DEFINITION: Definition = Definition {
@@ -112,13 +112,13 @@ impl Scheme for DirectSegment {
         Ok(Answer::GuestFault)
     }
 
-    fn load_segment(
-        &mut self,
-        platform: &mut Platform,
-        vcpu: VcpuId,
-        segment: Option<&GuestSegment>,
-    ) -> Result<(), MachineError> {
-        self.segments.load(&mut platform.counters, vcpu, segment)
+    fn on(&mut self, platform: &mut Platform, event: Event<'_>) -> Result<(), MachineError> {
+        match event {
+            Event::LoadSegment { vcpu, segment } => {
+                self.segments.load(&mut platform.counters, vcpu, segment)
+            }
+            other => platform.bare_metal(other),
+        }
     }
 
     fn segments(&self, _platform: &Platform) -> Option<SegmentState> {

@@ -9,13 +9,13 @@ use crate::counters::Dimension;
 use crate::engine::{AnyMachine, Machine};
 use crate::hardware::Request;
 use crate::options::{OptionRow, OptionTable, one_of, word_of};
-use crate::scheme::{Answer, MachineError, PageTableBytes, Platform, Scheme};
+use crate::scheme::{Event, Answer, MachineError, PageTableBytes, Platform, Scheme};
 use crate::vmm::nested_mmu::NestedMmu;
 use crate::walk::{Fault, Tables, walk_2d};
 use crate::vmm::options::VmmKind;
 use nestwalk_hw::Translation;
 use nestwalk_policy::Mode as PagingMode;
-use nestwalk_types::{Address, Gpa, Hpa, PageSize, Run, VcpuId};
+use nestwalk_types::{Address, Gpa, Hpa, PageSize, Run};
 
 /// The catalogue's entry.
 pub const DEFINITION: Definition = Definition {
@@ -76,6 +76,23 @@ impl Nested {
     }
 }
 
+impl Nested {
+    fn backed(
+        &mut self,
+        platform: &mut Platform,
+        start: Gpa,
+        bytes: u64,
+    ) -> Result<(), MachineError> {
+        let end = start.value().saturating_add(bytes);
+        let mut at = start;
+        while at.value() < end {
+            let size = self.mmu.map(platform, at)?;
+            at = at.align_down(size).offset_by(size.bytes());
+        }
+        Ok(())
+    }
+}
+
 impl Scheme for Nested {
     #[inline]
     fn walk(&mut self, platform: &mut Platform, request: &Request) -> Result<Translation, Fault> {
@@ -124,49 +141,22 @@ impl Scheme for Nested {
         }
     }
 
-    fn page_written(
-        &mut self,
-        platform: &mut Platform,
-        vcpu: VcpuId,
-        at: Gpa,
-        size: PageSize,
-    ) -> Result<(), MachineError> {
-        self.mmu.back(platform, vcpu, at, size)
-    }
-
-    fn backed(
-        &mut self,
-        platform: &mut Platform,
-        start: Gpa,
-        bytes: u64,
-    ) -> Result<(), MachineError> {
-        let end = start.value().saturating_add(bytes);
-        let mut at = start;
-        while at.value() < end {
-            let size = self.mmu.map(platform, at)?;
-            at = at.align_down(size).offset_by(size.bytes());
+    fn on(&mut self, platform: &mut Platform, event: Event<'_>) -> Result<(), MachineError> {
+        match event {
+            Event::PageWritten { vcpu, at, size } => {
+                self.mmu.back(platform, vcpu, at, size)
+            }
+            Event::Prefault { start, bytes } => self.backed(platform, start, bytes),
+            Event::MemoryAdded { start, bytes } => {
+                self.mmu.hot_added(start, bytes)
+            }
+            Event::HostChanged { at, size, .. } => {
+                self.mmu.host_changed(platform, at, size);
+                platform.hardware.invalidate_nested_everywhere();
+                Ok(())
+            }
+            other => platform.bare_metal(other),
         }
-        Ok(())
-    }
-
-    fn hot_added(
-        &mut self,
-        _platform: &mut Platform,
-        start: Gpa,
-        bytes: u64,
-    ) -> Result<(), MachineError> {
-        self.mmu.hot_added(start, bytes)
-    }
-
-    fn host_changed(
-        &mut self,
-        platform: &mut Platform,
-        at: Gpa,
-        size: PageSize,
-    ) -> Result<(), MachineError> {
-        self.mmu.host_changed(platform, at, size);
-        platform.hardware.invalidate_nested_everywhere();
-        Ok(())
     }
 
     fn paging_mode(&self) -> Option<PagingMode> {

@@ -7,7 +7,7 @@ use crate::ahead::{LeafHints, read_sets};
 use crate::counters::Dimension;
 use crate::engine::{AnyMachine, Machine};
 use crate::hardware::Request;
-use crate::scheme::{Answer, MachineError, PageTableBytes, Platform, Scheme};
+use crate::scheme::{Event, Answer, MachineError, PageTableBytes, Platform, Scheme};
 use crate::vmm::shadow::{Rules, ShadowMmu};
 use crate::walk::{Fault, Tables, walk_1d};
 use crate::world::World;
@@ -15,7 +15,7 @@ use crate::vmm::options::{VmmKind, VmmRules};
 use nestwalk_hw::Translation;
 use nestwalk_policy::Mode as PagingMode;
 use nestwalk_tables::Mode;
-use nestwalk_types::{Address, Gpa, Hpa, Invalidation, PageSize, Run, VcpuId};
+use nestwalk_types::{Address, Gpa, Hpa, PageSize, Run};
 
 /// The catalogue's entry.
 pub const DEFINITION: Definition = Definition {
@@ -86,71 +86,36 @@ impl Scheme for Shadow {
         self.mmu.page_fault(platform, request)
     }
 
-    fn load_cr3(
-        &mut self,
-        platform: &mut Platform,
-        vcpu: VcpuId,
-        pcid: u16,
-        keep: bool,
-    ) -> Result<(), MachineError> {
-        self.mmu.load_cr3(platform, vcpu, pcid, keep)
-    }
-
-    fn invalidate(
-        &mut self,
-        platform: &mut Platform,
-        vcpu: VcpuId,
-        what: Invalidation,
-    ) -> Result<(), MachineError> {
-        self.mmu.invalidate(platform, vcpu, what);
-        Ok(())
-    }
-
-    fn table_write(
-        &mut self,
-        platform: &mut Platform,
-        _vcpu: VcpuId,
-        at: Gpa,
-        _old: u64,
-        new: u64,
-    ) -> Result<(), MachineError> {
-        self.mmu.table_write(platform, at, new);
-        Ok(())
-    }
-
-    fn page_written(
-        &mut self,
-        platform: &mut Platform,
-        _vcpu: VcpuId,
-        at: Gpa,
-        size: PageSize,
-    ) -> Result<(), MachineError> {
-        self.mmu.page_written(platform, at, size)
-    }
-
-    fn table_reused(
-        &mut self,
-        platform: &mut Platform,
-        _vcpu: VcpuId,
-        at: Gpa,
-    ) -> Result<(), MachineError> {
-        self.mmu.table_reused(platform, at);
-        Ok(())
-    }
-
-    fn ran_before(&mut self, platform: &mut Platform, vcpu: VcpuId) -> Result<(), MachineError> {
-        self.mmu.ran_before(platform, vcpu)
-    }
-
-    fn host_changed(
-        &mut self,
-        platform: &mut Platform,
-        at: Gpa,
-        size: PageSize,
-    ) -> Result<(), MachineError> {
-        self.mmu.host_changed(at, size);
-        platform.hardware.invalidate_everywhere();
-        Ok(())
+    fn on(&mut self, platform: &mut Platform, event: Event<'_>) -> Result<(), MachineError> {
+        match event {
+            Event::LoadCr3 { vcpu, pcid, keep } => {
+                self.mmu.load_cr3(platform, vcpu, pcid, keep)
+            }
+            Event::Invalidate { vcpu, what } => {
+                self.mmu.invalidate(platform, vcpu, what);
+                Ok(())
+            }
+            Event::TableStore { at, new, .. } => {
+                self.mmu.table_write(platform, at, new);
+                Ok(())
+            }
+            Event::PageWritten { at, size, .. } => {
+                self.mmu.page_written(platform, at, size)
+            }
+            Event::TableRetired { at, .. } => {
+                self.mmu.table_reused(platform, at);
+                Ok(())
+            }
+            Event::WarmStart { vcpu } => {
+                self.mmu.ran_before(platform, vcpu)
+            }
+            Event::HostChanged { at, size, .. } => {
+                self.mmu.host_changed(at, size);
+                platform.hardware.invalidate_everywhere();
+                Ok(())
+            }
+            other => platform.bare_metal(other),
+        }
     }
 
     fn walk_mode(&self, _world: &World) -> &'static Mode {

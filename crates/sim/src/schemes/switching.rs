@@ -10,7 +10,7 @@
 //!   goes back before its root is loaded, so no vCPU walks tables of the mode that another has left.
 //! - `keep=nested`: nested tables stay while the VM is in shadow mode, and their memory with them. They
 //!   depend on the host's mapping alone, and whatever the host takes back is cleared in them at once
-//!   ([`Scheme::host_changed`]), so at the next switch they are in step, and what is missing then is
+//!   (`Event::HostChanged`), so at the next switch they are in step, and what is missing then is
 //!   what the host gave or changed meanwhile.
 //!   Shadow tables are never kept: in nested mode nobody tells the hypervisor of the guest's stores to
 //!   its tables, so every one of them might have changed.
@@ -44,7 +44,7 @@
 use super::{Build, Definition};
 use crate::engine::{AnyMachine, Machine};
 use crate::hardware::Request;
-use crate::scheme::{Answer, MachineError, PageTableBytes, Platform, Scheme};
+use crate::scheme::{Event, Answer, MachineError, PageTableBytes, Platform, Scheme};
 use crate::schemes::nested::Nested;
 use crate::schemes::shadow::Shadow;
 use crate::switching::SwitchingResult;
@@ -59,7 +59,7 @@ use crate::vmm::options::{VmmKind, VmmRules};
 use nestwalk_hw::Translation;
 use nestwalk_policy::{Mode as PagingMode, Outcome, Policy, Sample};
 use nestwalk_tables::Mode;
-use nestwalk_types::{Gpa, Invalidation, PageSize, Run, VcpuId};
+use nestwalk_types::{Gpa, Run};
 
 /// The catalogue's entry.
 pub const DEFINITION: Definition = Definition {
@@ -280,25 +280,6 @@ impl Scheme for Switching {
         Ok(())
     }
 
-    fn counting_begins(&mut self, platform: &mut Platform) {
-        self.governor.counting_begins(platform.clock);
-        self.journal.restart(self.mode);
-    }
-
-    fn host_changed(
-        &mut self,
-        platform: &mut Platform,
-        at: Gpa,
-        size: PageSize,
-    ) -> Result<(), MachineError> {
-        self.shadow.mmu.host_changed(at, size);
-        if let Some(nested) = &mut self.nested {
-            nested.mmu.host_changed(platform, at, size);
-        }
-        platform.hardware.invalidate_nested_everywhere();
-        Ok(())
-    }
-
     fn paging_mode(&self) -> Option<PagingMode> {
         Some(self.mode)
     }
@@ -308,69 +289,28 @@ impl Scheme for Switching {
         Some(self.journal.result(counters, self.mode))
     }
 
-    fn load_cr3(
-        &mut self,
-        platform: &mut Platform,
-        vcpu: VcpuId,
-        pcid: u16,
-        keep: bool,
-    ) -> Result<(), MachineError> {
-        in_force!(self, scheme => scheme.load_cr3(platform, vcpu, pcid, keep))
-    }
-
-    fn invalidate(
-        &mut self,
-        platform: &mut Platform,
-        vcpu: VcpuId,
-        what: Invalidation,
-    ) -> Result<(), MachineError> {
-        in_force!(self, scheme => scheme.invalidate(platform, vcpu, what))
-    }
-
-    fn table_write(
-        &mut self,
-        platform: &mut Platform,
-        vcpu: VcpuId,
-        at: Gpa,
-        old: u64,
-        new: u64,
-    ) -> Result<(), MachineError> {
-        in_force!(self, scheme => scheme.table_write(platform, vcpu, at, old, new))
-    }
-
-    fn page_written(
-        &mut self,
-        platform: &mut Platform,
-        vcpu: VcpuId,
-        at: Gpa,
-        size: PageSize,
-    ) -> Result<(), MachineError> {
-        in_force!(self, scheme => scheme.page_written(platform, vcpu, at, size))
-    }
-
-    fn table_reused(
-        &mut self,
-        platform: &mut Platform,
-        vcpu: VcpuId,
-        at: Gpa,
-    ) -> Result<(), MachineError> {
-        in_force!(self, scheme => scheme.table_reused(platform, vcpu, at))
-    }
-
-    fn backed(
-        &mut self,
-        platform: &mut Platform,
-        start: Gpa,
-        bytes: u64,
-    ) -> Result<(), MachineError> {
-        match &mut self.nested {
-            Some(nested) => nested.backed(platform, start, bytes),
-            None => self.shadow.backed(platform, start, bytes),
+    fn on(&mut self, platform: &mut Platform, event: Event<'_>) -> Result<(), MachineError> {
+        match event {
+            Event::RegionOfInterest => {
+                self.governor.counting_begins(platform.clock);
+                self.journal.restart(self.mode);
+                Ok(())
+            }
+            Event::HostChanged { at, size, .. } => {
+                self.shadow.mmu.host_changed(at, size);
+                if let Some(nested) = &mut self.nested {
+                    nested.mmu.host_changed(platform, at, size);
+                }
+                platform.hardware.invalidate_nested_everywhere();
+                Ok(())
+            }
+            // Kept nested tables map what is prefaulted in either mode.
+            Event::Prefault { .. } => match &mut self.nested {
+                Some(nested) => nested.on(platform, event),
+                None => self.shadow.on(platform, event),
+            },
+            other => in_force!(self, scheme => scheme.on(platform, other)),
         }
-    }
-
-    fn ran_before(&mut self, platform: &mut Platform, vcpu: VcpuId) -> Result<(), MachineError> {
-        in_force!(self, scheme => scheme.ran_before(platform, vcpu))
     }
 
     fn walk_mode(&self, world: &World) -> &'static Mode {

@@ -9,12 +9,12 @@ use crate::ahead::{LeafHints, read_sets};
 use crate::counters::Dimension;
 use crate::engine::{AnyMachine, Machine};
 use crate::hardware::Request;
-use crate::scheme::{Answer, MachineError, PageTableBytes, Platform, Scheme};
+use crate::scheme::{Event, Answer, MachineError, PageTableBytes, Platform, Scheme};
 use crate::vmm::direct::{DirectMmu, config};
 use crate::walk::{Fault, Tables, walk_1d_marking};
 use crate::vmm::options::VmmKind;
 use nestwalk_hw::Translation;
-use nestwalk_types::{Address, Gpa, Gva, Hpa, Invalidation, PageSize, Run, VcpuId};
+use nestwalk_types::{Address, Gpa, Gva, Hpa, PageSize, Run};
 
 /// The catalogue's entry.
 pub const DEFINITION: Definition = Definition {
@@ -149,84 +149,36 @@ impl Scheme for XenPv {
         self.mmu.fault(platform, request)
     }
 
-    fn load_cr3(
-        &mut self,
-        platform: &mut Platform,
-        vcpu: VcpuId,
-        pcid: u16,
-        keep: bool,
-    ) -> Result<(), MachineError> {
-        self.mmu.load_cr3(platform, vcpu, pcid, keep)
-    }
-
-    fn invalidate(
-        &mut self,
-        platform: &mut Platform,
-        vcpu: VcpuId,
-        what: Invalidation,
-    ) -> Result<(), MachineError> {
-        self.mmu.invalidate(platform, vcpu, what);
-        Ok(())
-    }
-
-    fn table_write(
-        &mut self,
-        platform: &mut Platform,
-        vcpu: VcpuId,
-        at: Gpa,
-        _old: u64,
-        new: u64,
-    ) -> Result<(), MachineError> {
-        self.mmu.table_write(platform, vcpu, at, new)
-    }
-
-    fn table_new(
-        &mut self,
-        platform: &mut Platform,
-        _vcpu: VcpuId,
-        at: Gpa,
-    ) -> Result<(), MachineError> {
-        self.mmu.table_new(platform, at)
-    }
-
-    fn page_written(
-        &mut self,
-        platform: &mut Platform,
-        _vcpu: VcpuId,
-        at: Gpa,
-        size: PageSize,
-    ) -> Result<(), MachineError> {
-        self.mmu.page_written(platform, at, size);
-        Ok(())
-    }
-
-    fn table_reused(
-        &mut self,
-        platform: &mut Platform,
-        _vcpu: VcpuId,
-        at: Gpa,
-    ) -> Result<(), MachineError> {
-        self.mmu.page_written(platform, at, PageSize::SIZE_4K);
-        Ok(())
-    }
-
-    fn host_changed(
-        &mut self,
-        platform: &mut Platform,
-        at: Gpa,
-        size: PageSize,
-    ) -> Result<(), MachineError> {
-        self.mmu.host_changed(platform, at, size)
-    }
-
-    /// Machine addresses stay, and the guest's own tables map what they did.
-    fn host_joined(
-        &mut self,
-        _platform: &mut Platform,
-        _at: Gpa,
-        _size: PageSize,
-    ) -> Result<(), MachineError> {
-        Ok(())
+    fn on(&mut self, platform: &mut Platform, event: Event<'_>) -> Result<(), MachineError> {
+        match event {
+            Event::LoadCr3 { vcpu, pcid, keep } => {
+                self.mmu.load_cr3(platform, vcpu, pcid, keep)
+            }
+            Event::Invalidate { vcpu, what } => {
+                self.mmu.invalidate(platform, vcpu, what);
+                Ok(())
+            }
+            Event::TableStore { vcpu, at, new, .. } => {
+                self.mmu.table_write(platform, vcpu, at, new)
+            }
+            Event::TableAdded { at, .. } => {
+                self.mmu.table_new(platform, at)
+            }
+            Event::PageWritten { at, size, .. } => {
+                self.mmu.page_written(platform, at, size);
+                Ok(())
+            }
+            Event::TableRetired { at, .. } => {
+                self.mmu.page_written(platform, at, PageSize::SIZE_4K);
+                Ok(())
+            }
+            // Machine addresses stay, and the guest's own tables map what they did.
+            Event::HostChanged { promoted: true, .. } => Ok(()),
+            Event::HostChanged { at, size, .. } => {
+                self.mmu.host_changed(platform, at, size)
+            }
+            other => platform.bare_metal(other),
+        }
     }
 
     fn page_table_bytes(&self, platform: &Platform) -> PageTableBytes {

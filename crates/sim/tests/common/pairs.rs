@@ -4,14 +4,14 @@ use super::machines::Setup;
 use super::oracle::{Oracle, Shadowed};
 use nestwalk_hw::Translation;
 use nestwalk_sim::hardware::Request;
-use nestwalk_sim::scheme::{Answer, MachineError, Platform, Scheme};
+use nestwalk_sim::scheme::{Answer, Event, MachineError, Platform, Scheme};
 use nestwalk_sim::schemes::shadow::Shadow;
 use nestwalk_sim::vmm::options::VmmOptions;
 use nestwalk_sim::walk::Fault;
 use nestwalk_sim::{AnyMachine, Machine};
 use nestwalk_tables::entry::PRESENT;
 use nestwalk_tables::look_up;
-use nestwalk_types::{Gpa, GuestBatch, Invalidation, PageSize, VcpuId};
+use nestwalk_types::{GuestBatch, Invalidation, PageSize};
 
 /// Shadow paging that writes down what the oracle cannot know.
 struct Watched {
@@ -64,58 +64,29 @@ impl Scheme for Watched {
         }
         Ok(answer)
     }
-    fn load_cr3(
-        &mut self,
-        platform: &mut Platform,
-        vcpu: VcpuId,
-        pcid: u16,
-        keep: bool,
-    ) -> Result<(), MachineError> {
-        self.inner.load_cr3(platform, vcpu, pcid, keep)?;
-        self.flushed(platform);
-        // Whether the root was at hand, the oracle does not know.
-        let core = &platform.hardware.cores[usize::from(vcpu.0)];
-        if core.l1d.is_empty() && core.l1i.is_empty() && core.l2.is_empty() {
-            self.log.push(Shadowed::FlushedVcpu(vcpu));
-        }
-        Ok(())
-    }
-    fn invalidate(
-        &mut self,
-        platform: &mut Platform,
-        vcpu: VcpuId,
-        what: Invalidation,
-    ) -> Result<(), MachineError> {
-        if let Invalidation::PageInPcid(_, pcid) = what
+    fn on(&mut self, platform: &mut Platform, event: Event<'_>) -> Result<(), MachineError> {
+        if let Event::Invalidate { vcpu, what: Invalidation::PageInPcid(_, pcid) } = event
             && self.inner.mmu.has_at_hand(usize::from(vcpu.0), pcid)
         {
             self.log.push(Shadowed::AtHand);
         }
-        self.inner.invalidate(platform, vcpu, what)?;
-        self.flushed(platform);
-        Ok(())
-    }
-    fn table_write(
-        &mut self,
-        platform: &mut Platform,
-        vcpu: VcpuId,
-        at: Gpa,
-        old: u64,
-        new: u64,
-    ) -> Result<(), MachineError> {
-        self.inner.table_write(platform, vcpu, at, old, new)?;
-        self.flushed(platform);
-        Ok(())
-    }
-    fn page_written(
-        &mut self,
-        platform: &mut Platform,
-        vcpu: VcpuId,
-        at: Gpa,
-        size: PageSize,
-    ) -> Result<(), MachineError> {
-        self.inner.page_written(platform, vcpu, at, size)?;
-        self.flushed(platform);
+        self.inner.on(platform, event)?;
+        if matches!(
+            event,
+            Event::LoadCr3 { .. }
+                | Event::Invalidate { .. }
+                | Event::TableStore { .. }
+                | Event::PageWritten { .. }
+        ) {
+            self.flushed(platform);
+        }
+        if let Event::LoadCr3 { vcpu, .. } = event {
+            // Whether the root was at hand, the oracle does not know.
+            let core = &platform.hardware.cores[usize::from(vcpu.0)];
+            if core.l1d.is_empty() && core.l1i.is_empty() && core.l2.is_empty() {
+                self.log.push(Shadowed::FlushedVcpu(vcpu));
+            }
+        }
         Ok(())
     }
 }

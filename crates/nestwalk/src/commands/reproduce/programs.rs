@@ -229,6 +229,7 @@ impl Program {
         let mut compare = *compare;
         compare.seed = args.seed;
         compare.verify = args.verify;
+        compare.approximate |= args.approximate;
         if !self.recorded {
             if args.accesses.is_some() {
                 compare.accesses.clone_from(&args.accesses);
@@ -273,7 +274,11 @@ impl Program {
         if look.contiguity {
             opened.look_at_contiguity(None);
         }
-        let session = opened.run(stop)?;
+        let mut session = opened.run(stop)?;
+        let info = &mut session.info;
+        for told in info.approximations.iter().filter(|told| told.starts_with(INEXACT)) {
+            info.description = format!("{}; {told}", info.description);
+        }
         match session.outcome.error {
             Some(CompareError::Interrupted) => bail!("interrupted: there are no results"),
             Some(error) => return Err(error.into()),
@@ -288,6 +293,9 @@ impl Program {
         Ok(Ran { session, first, profile: experiment.profile })
     }
 }
+
+/// Begins what is said of TLBs that a recording's filter is not exact for.
+const INEXACT: &str = "misses are approximate";
 
 /// A program that was run.
 pub struct Ran {

@@ -5,7 +5,9 @@ use super::guest::{GuestRuns, SpaceId, Touched};
 use crate::counters::Counters;
 use crate::engine::{AnyMachine, Machine};
 use crate::hardware::{Hardware, Request};
-use crate::scheme::{Answer, ContiguityState, MachineError, PageTableBytes, Platform, Scheme};
+use crate::scheme::{
+    Answer, ContiguityState, Event, MachineError, PageTableBytes, Platform, Scheme,
+};
 use crate::schemes::Build;
 use crate::schemes::native::Native;
 use crate::schemes::nested::Nested;
@@ -291,6 +293,44 @@ impl<B: Base, U: Unit> Contiguous<B, U> {
     }
 }
 
+impl<B: Base, U: Unit> Contiguous<B, U> {
+    fn host_changed(&mut self, platform: &mut Platform, at: Gpa, size: PageSize) {
+        let (page, pages) = (at.page_number(), size.base_pages());
+        if let Some(host) = &mut self.runs.host
+            && host.unmap(page, pages) > 0
+        {
+            self.runs.host_touched.push((page, pages));
+        }
+        for core in 0..platform.hardware.cores.len() {
+            self.unit.invalidate(platform, core, Scope::Everything);
+        }
+    }
+
+    fn loaded_cr3(&mut self, platform: &mut Platform, vcpu: VcpuId, keep: bool) {
+        let core = usize::from(vcpu.0);
+        self.runs.guest.load(&platform.world, platform.world.root(vcpu));
+        self.look_again(platform);
+        if !keep || !platform.hardware.cores[core].has_pcids() {
+            let asid = platform.hardware.cores[core].asid;
+            self.unit.invalidate(platform, core, Scope::Space(asid));
+        }
+        self.unit.switched(&self.runs, platform, core);
+    }
+
+    fn invalidated(&mut self, platform: &mut Platform, vcpu: VcpuId, what: Invalidation) {
+        let core = usize::from(vcpu.0);
+        let asid = platform.hardware.cores[core].asid;
+        let tag = |pcid| platform.hardware.cores[core].tag(pcid);
+        let scope = match what {
+            Invalidation::Page(gva) => self.around(gva, asid),
+            Invalidation::PageInPcid(gva, pcid) => self.around(gva, tag(pcid)),
+            Invalidation::Pcid(pcid) => Scope::Space(tag(pcid)),
+            Invalidation::AllButGlobal | Invalidation::All => Scope::Everything,
+        };
+        self.unit.invalidate(platform, core, scope);
+    }
+}
+
 impl<B: Base, U: Unit> Scheme for Contiguous<B, U> {
     #[inline]
     fn walk(&mut self, platform: &mut Platform, request: &Request) -> Result<Translation, Fault> {
@@ -353,134 +393,39 @@ impl<B: Base, U: Unit> Scheme for Contiguous<B, U> {
         self.unit.tick(platform, &self.runs)
     }
 
-    fn counting_begins(&mut self, platform: &mut Platform) {
-        self.unit.counting_begins(platform, &self.runs);
-    }
-
-    fn host_changed(
-        &mut self,
-        platform: &mut Platform,
-        at: Gpa,
-        size: PageSize,
-    ) -> Result<(), MachineError> {
-        self.base.host_changed(platform, at, size)?;
-        let (page, pages) = (at.page_number(), size.base_pages());
-        if let Some(host) = &mut self.runs.host
-            && host.unmap(page, pages) > 0
-        {
-            self.runs.host_touched.push((page, pages));
+    fn on(&mut self, platform: &mut Platform, event: Event<'_>) -> Result<(), MachineError> {
+        if let Event::PageWritten { at, size, .. } = event {
+            self.runs.guest.gone_in(&platform.world, at, size);
         }
-        for core in 0..platform.hardware.cores.len() {
-            self.unit.invalidate(platform, core, Scope::Everything);
+        self.base.on(platform, event)?;
+        match event {
+            Event::RegionOfInterest => {
+                self.unit.counting_begins(platform, &self.runs);
+                return Ok(());
+            }
+            Event::HostChanged { at, size, .. } => self.host_changed(platform, at, size),
+            Event::LoadCr3 { vcpu, keep, .. } => self.loaded_cr3(platform, vcpu, keep),
+            Event::Invalidate { vcpu, what } => {
+                self.invalidated(platform, vcpu, what);
+                return Ok(());
+            }
+            Event::TableStore { at, old, new, .. } => {
+                self.runs.guest.stored(&platform.world, at, old, new);
+            }
+            Event::TableAdded { at, .. } => {
+                self.runs.guest.told(&platform.world, at);
+                self.look_again(platform);
+            }
+            Event::PageWritten { at, size, .. } => self.follow_host(at, size.bytes()),
+            Event::TableRetired { at, .. } => {
+                self.runs.guest.gone_in(&platform.world, at, PageSize::SIZE_4K);
+            }
+            Event::Prefault { start, bytes } => self.follow_host(start, bytes),
+            Event::Ballooning
+            | Event::MemoryAdded { .. }
+            | Event::LoadSegment { .. }
+            | Event::WarmStart { .. } => return Ok(()),
         }
-        self.tell(platform)
-    }
-
-    fn hot_added(
-        &mut self,
-        platform: &mut Platform,
-        start: Gpa,
-        bytes: u64,
-    ) -> Result<(), MachineError> {
-        self.base.hot_added(platform, start, bytes)
-    }
-
-    fn load_cr3(
-        &mut self,
-        platform: &mut Platform,
-        vcpu: VcpuId,
-        pcid: u16,
-        keep: bool,
-    ) -> Result<(), MachineError> {
-        self.base.load_cr3(platform, vcpu, pcid, keep)?;
-        let core = usize::from(vcpu.0);
-        self.runs.guest.load(&platform.world, platform.world.root(vcpu));
-        self.look_again(platform);
-        if !keep || !platform.hardware.cores[core].has_pcids() {
-            let asid = platform.hardware.cores[core].asid;
-            self.unit.invalidate(platform, core, Scope::Space(asid));
-        }
-        self.unit.switched(&self.runs, platform, core);
-        self.tell(platform)
-    }
-
-    fn invalidate(
-        &mut self,
-        platform: &mut Platform,
-        vcpu: VcpuId,
-        what: Invalidation,
-    ) -> Result<(), MachineError> {
-        self.base.invalidate(platform, vcpu, what)?;
-        let core = usize::from(vcpu.0);
-        let asid = platform.hardware.cores[core].asid;
-        let tag = |pcid| platform.hardware.cores[core].tag(pcid);
-        let scope = match what {
-            Invalidation::Page(gva) => self.around(gva, asid),
-            Invalidation::PageInPcid(gva, pcid) => self.around(gva, tag(pcid)),
-            Invalidation::Pcid(pcid) => Scope::Space(tag(pcid)),
-            Invalidation::AllButGlobal | Invalidation::All => Scope::Everything,
-        };
-        self.unit.invalidate(platform, core, scope);
-        Ok(())
-    }
-
-    fn table_write(
-        &mut self,
-        platform: &mut Platform,
-        vcpu: VcpuId,
-        at: Gpa,
-        old: u64,
-        new: u64,
-    ) -> Result<(), MachineError> {
-        self.base.table_write(platform, vcpu, at, old, new)?;
-        self.runs.guest.stored(&platform.world, at, old, new);
-        self.tell(platform)
-    }
-
-    fn table_new(
-        &mut self,
-        platform: &mut Platform,
-        vcpu: VcpuId,
-        at: Gpa,
-    ) -> Result<(), MachineError> {
-        self.base.table_new(platform, vcpu, at)?;
-        self.runs.guest.told(&platform.world, at);
-        self.look_again(platform);
-        self.tell(platform)
-    }
-
-    fn page_written(
-        &mut self,
-        platform: &mut Platform,
-        vcpu: VcpuId,
-        at: Gpa,
-        size: PageSize,
-    ) -> Result<(), MachineError> {
-        self.runs.guest.gone_in(&platform.world, at, size);
-        self.base.page_written(platform, vcpu, at, size)?;
-        self.follow_host(at, size.bytes());
-        self.tell(platform)
-    }
-
-    fn table_reused(
-        &mut self,
-        platform: &mut Platform,
-        vcpu: VcpuId,
-        at: Gpa,
-    ) -> Result<(), MachineError> {
-        self.base.table_reused(platform, vcpu, at)?;
-        self.runs.guest.gone_in(&platform.world, at, PageSize::SIZE_4K);
-        self.tell(platform)
-    }
-
-    fn backed(
-        &mut self,
-        platform: &mut Platform,
-        start: Gpa,
-        bytes: u64,
-    ) -> Result<(), MachineError> {
-        self.base.backed(platform, start, bytes)?;
-        self.follow_host(start, bytes);
         self.tell(platform)
     }
 

@@ -8,7 +8,7 @@ use crate::engine::Machine;
 use crate::hardware::Request;
 use crate::options::OptionTable;
 use crate::scheme::{
-    Answer, MachineError, PageTableBytes, Platform, Scheme, SegmentInfo, SegmentState,
+    Answer, Event, MachineError, PageTableBytes, Platform, Scheme, SegmentInfo, SegmentState,
 };
 use crate::schemes::Build;
 use crate::vmm::nested_mmu::NestedMmu;
@@ -19,7 +19,7 @@ use crate::walk::segments::{
 use crate::walk::{Fault, Purpose, Tables, walk_2d};
 use nestwalk_hw::Translation;
 use nestwalk_mm::{SegmentChange, SegmentRequest, Slot};
-use nestwalk_types::{Address, Gpa, GuestSegment, Gva, Hpa, PageSize, Run, VcpuId};
+use nestwalk_types::{Address, Gpa, Gva, Hpa, PageSize, Run, VcpuId};
 
 /// Smallest VMM segment that is worth its registers: 2 MiB, an assumption.
 const LEAST_BYTES: u64 = 2 << 20;
@@ -328,6 +328,45 @@ impl SegmentedVm {
     }
 }
 
+impl SegmentedVm {
+    fn page_written(
+        &mut self,
+        platform: &mut Platform,
+        vcpu: VcpuId,
+        at: Gpa,
+        size: PageSize,
+    ) -> Result<(), MachineError> {
+        let mut done = 0;
+        while done < size.bytes() {
+            let gpa = at.offset_by(done);
+            if !self.has_page(gpa) {
+                self.nested.back(platform, vcpu, gpa, PageSize::SIZE_4K)?;
+            }
+            done += 4096;
+        }
+        Ok(())
+    }
+
+    fn backed(
+        &mut self,
+        platform: &mut Platform,
+        start: Gpa,
+        bytes: u64,
+    ) -> Result<(), MachineError> {
+        let end = start.value().saturating_add(bytes);
+        let mut at = start;
+        while at.value() < end {
+            let size = if self.has_page(at) {
+                PageSize::SIZE_4K
+            } else {
+                self.nested.map(platform, at)?
+            };
+            at = at.align_down(size).offset_by(size.bytes());
+        }
+        Ok(())
+    }
+}
+
 impl Scheme for SegmentedVm {
     #[inline]
     fn beside_l1(&mut self, platform: &mut Platform, run: &Run) -> Option<Translation> {
@@ -427,65 +466,32 @@ impl Scheme for SegmentedVm {
         }
     }
 
-    fn load_segment(
-        &mut self,
-        platform: &mut Platform,
-        vcpu: VcpuId,
-        segment: Option<&GuestSegment>,
-    ) -> Result<(), MachineError> {
-        match &mut self.guest {
-            Some(guest) => guest.load(&mut platform.counters, vcpu, segment),
-            None => Ok(()),
-        }
-    }
-
-    fn page_written(
-        &mut self,
-        platform: &mut Platform,
-        vcpu: VcpuId,
-        at: Gpa,
-        size: PageSize,
-    ) -> Result<(), MachineError> {
-        let mut done = 0;
-        while done < size.bytes() {
-            let gpa = at.offset_by(done);
-            if !self.has_page(gpa) {
-                self.nested.back(platform, vcpu, gpa, PageSize::SIZE_4K)?;
+    fn on(&mut self, platform: &mut Platform, event: Event<'_>) -> Result<(), MachineError> {
+        match event {
+            Event::LoadSegment { vcpu, segment } => match &mut self.guest {
+                Some(guest) => guest.load(&mut platform.counters, vcpu, segment),
+                None => Ok(()),
+            },
+            Event::PageWritten { vcpu, at, size } => self.page_written(platform, vcpu, at, size),
+            Event::Prefault { start, bytes } => self.backed(platform, start, bytes),
+            Event::HostChanged { at, size, .. } => {
+                self.nested.host_changed(platform, at, size);
+                self.reload(platform)?;
+                platform.hardware.invalidate_nested_everywhere();
+                Ok(())
             }
-            done += 4096;
+            Event::Ballooning => {
+                self.had_segment = self.vmm.as_ref().is_some_and(SegmentUnit::is_on);
+                self.shrink_vmm_segment(platform, 0)
+            }
+            Event::MemoryAdded { start, bytes } => {
+                if std::mem::take(&mut self.had_segment) {
+                    self.create_vmm_segment(platform, start, bytes)?;
+                }
+                Ok(())
+            }
+            other => platform.bare_metal(other),
         }
-        Ok(())
-    }
-
-    fn backed(
-        &mut self,
-        platform: &mut Platform,
-        start: Gpa,
-        bytes: u64,
-    ) -> Result<(), MachineError> {
-        let end = start.value().saturating_add(bytes);
-        let mut at = start;
-        while at.value() < end {
-            let size = if self.has_page(at) {
-                PageSize::SIZE_4K
-            } else {
-                self.nested.map(platform, at)?
-            };
-            at = at.align_down(size).offset_by(size.bytes());
-        }
-        Ok(())
-    }
-
-    fn host_changed(
-        &mut self,
-        platform: &mut Platform,
-        at: Gpa,
-        size: PageSize,
-    ) -> Result<(), MachineError> {
-        self.nested.host_changed(platform, at, size);
-        self.reload(platform)?;
-        platform.hardware.invalidate_nested_everywhere();
-        Ok(())
     }
 
     #[inline]
@@ -502,23 +508,8 @@ impl Scheme for SegmentedVm {
     }
 
     /// The segment goes: pages all over it are about to be taken back.
-    fn ballooning(&mut self, platform: &mut Platform) -> Result<(), MachineError> {
-        self.had_segment = self.vmm.as_ref().is_some_and(SegmentUnit::is_on);
-        self.shrink_vmm_segment(platform, 0)
-    }
 
     /// The segment comes back behind the new memory, where the guest's segments will be.
-    fn hot_added(
-        &mut self,
-        platform: &mut Platform,
-        start: Gpa,
-        bytes: u64,
-    ) -> Result<(), MachineError> {
-        if std::mem::take(&mut self.had_segment) {
-            self.create_vmm_segment(platform, start, bytes)?;
-        }
-        Ok(())
-    }
 
     fn segments(&self, platform: &Platform) -> Option<SegmentState> {
         let slots = platform.world.host.as_ref().map_or(&[][..], |h| h.slots());
