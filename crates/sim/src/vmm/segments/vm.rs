@@ -480,10 +480,12 @@ impl Scheme for SegmentedVm {
                 platform.hardware.invalidate_nested_everywhere();
                 Ok(())
             }
+            // The segment goes: pages all over it are about to be taken back.
             Event::Ballooning => {
                 self.had_segment = self.vmm.as_ref().is_some_and(SegmentUnit::is_on);
                 self.shrink_vmm_segment(platform, 0)
             }
+            // It comes back behind the new memory, where the guest's segments will be.
             Event::MemoryAdded { start, bytes } => {
                 if std::mem::take(&mut self.had_segment) {
                     self.create_vmm_segment(platform, start, bytes)?;
@@ -506,10 +508,6 @@ impl Scheme for SegmentedVm {
         let pages = self.config.compact.saturating_mul(passed) / LOOKS as u64;
         self.compact(platform, pages.max(1))
     }
-
-    /// The segment goes: pages all over it are about to be taken back.
-
-    /// The segment comes back behind the new memory, where the guest's segments will be.
 
     fn segments(&self, platform: &Platform) -> Option<SegmentState> {
         let slots = platform.world.host.as_ref().map_or(&[][..], |h| h.slots());
