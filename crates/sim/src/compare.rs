@@ -296,7 +296,7 @@ pub fn machine(plan: &Plan, spec: &MachineSpec) -> Result<Box<dyn AnyMachine>, C
                 })?)
             }
         };
-    Ok((spec.scheme.build)(Build {
+    let built = (spec.scheme.build)(Build {
         name: spec.name.clone(),
         variant: spec.variant.clone(),
         vmm: spec.vmm,
@@ -307,7 +307,8 @@ pub fn machine(plan: &Plan, spec: &MachineSpec) -> Result<Box<dyn AnyMachine>, C
         guest_bytes: plan.guest_bytes,
         host,
         verify: plan.verify,
-    })?)
+    });
+    Ok(built.map_err(|e| e.of(&spec.name))?)
 }
 
 /// Takes batches from the source and gives each guest's version, in parts, to `each`, until the end.

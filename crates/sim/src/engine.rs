@@ -695,12 +695,8 @@ impl<S: Scheme> Machine<S> {
     }
 }
 
-impl<S: Scheme> AnyMachine for Machine<S> {
-    fn name(&self) -> &str {
-        &self.name
-    }
-
-    fn run(&mut self, batch: &GuestBatch) -> Result<(), MachineError> {
+impl<S: Scheme> Machine<S> {
+    fn run_batch(&mut self, batch: &GuestBatch) -> Result<(), MachineError> {
         for (controls, runs) in batch.batch.segments() {
             for (_, control) in controls {
                 self.tick()?;
@@ -710,6 +706,16 @@ impl<S: Scheme> AnyMachine for Machine<S> {
             self.run_slice(&batch.batch.runs[runs.clone()], &batch.gpas[runs])?;
         }
         Ok(())
+    }
+}
+
+impl<S: Scheme> AnyMachine for Machine<S> {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn run(&mut self, batch: &GuestBatch) -> Result<(), MachineError> {
+        self.run_batch(batch).map_err(|e| e.of(&self.name))
     }
 
     fn counters(&self) -> &Counters {

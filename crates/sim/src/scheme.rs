@@ -116,8 +116,12 @@ pub enum MachineError {
         source: Box<MmError>,
     },
     /// The host has no frame for a table of the VMM.
-    #[error("host memory is exhausted: no frame for a {what}; give the host more memory")]
+    #[error(
+        "{machine}: host memory is exhausted: no frame for a {what}; give the host more memory"
+    )]
     NoTableFrame {
+        /// The machine.
+        machine: String,
         /// Which table.
         what: &'static str,
     },
@@ -163,7 +167,7 @@ pub enum MachineError {
     /// A segment that its registers cannot hold.
     #[error("{machine}: {source}")]
     Segment {
-        /// The machine, or whose segment it is.
+        /// The machine.
         machine: String,
         /// What is wrong.
         source: nestwalk_hw::SegmentError,
@@ -180,9 +184,28 @@ pub enum MachineError {
     },
 }
 
+impl MachineError {
+    /// Of the machine of this name. Parts of a machine do not know it: whoever runs one, or makes one,
+    /// names it once.
+    #[must_use]
+    pub fn of(mut self, name: &str) -> Self {
+        match &mut self {
+            Self::Host { machine, .. }
+            | Self::NoTableFrame { machine, .. }
+            | Self::NotMapped { machine, .. }
+            | Self::NoSuchVcpu { machine, .. }
+            | Self::NotArchitectural { machine }
+            | Self::Variant { machine, .. }
+            | Self::Segment { machine, .. }
+            | Self::Stuck { machine, .. } => name.clone_into(machine),
+        }
+        self
+    }
+}
+
 impl From<MmError> for MachineError {
     fn from(source: MmError) -> Self {
-        Self::Host { machine: "host".into(), source: Box::new(source) }
+        Self::Host { machine: String::new(), source: Box::new(source) }
     }
 }
 

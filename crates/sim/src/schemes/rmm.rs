@@ -247,7 +247,7 @@ struct Nodes<'a> {
 
 impl Nodes<'_> {
     fn take(&mut self) -> Result<Node, MachineError> {
-        let none = MachineError::NoTableFrame { what: "range table" };
+        let none = MachineError::NoTableFrame { machine: String::new(), what: "range table" };
         if let Some(host) = &mut self.platform.world.host {
             return host.alloc_table().map(Address::value).ok_or(none);
         }

@@ -21,7 +21,10 @@ use nestwalk_types::{Gpa, Hpa, PageSize};
 /// Host memory is exhausted, or the address is no guest memory.
 pub fn host_page(platform: &mut Platform, gpa: Gpa) -> Result<(Hpa, PageSize), MachineError> {
     let Some(host) = &mut platform.world.host else {
-        return Err(MachineError::NoTableFrame { what: "guest without a host" });
+        return Err(MachineError::NoTableFrame {
+            machine: String::new(),
+            what: "guest without a host",
+        });
     };
     let page = host.ensure(gpa)?;
     if page.fresh {

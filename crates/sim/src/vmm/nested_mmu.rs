@@ -54,7 +54,8 @@ impl NestedMmu {
         host: &mut Option<HostMemory>,
         rules: VmmRules,
     ) -> Result<Self, MachineError> {
-        let no_frame = MachineError::NoTableFrame { what: "nested root table" };
+        let no_frame =
+            MachineError::NoTableFrame { machine: String::new(), what: "nested root table" };
         let root = host.as_mut().and_then(HostMemory::alloc_table).ok_or(no_frame)?;
         let mut memory = TableMemory::new();
         memory.insert(root, None);
@@ -82,7 +83,7 @@ impl NestedMmu {
             (pages..1 << order).for_each(|page| h.free_table(root.offset_by(page << 12)));
             Some(root)
         });
-        let root = root.ok_or(MachineError::NoTableFrame { what })?;
+        let root = root.ok_or(MachineError::NoTableFrame { machine: String::new(), what })?;
         let mut memory = TableMemory::new();
         (0..pages).for_each(|page| memory.insert(root.offset_by(page << 12), None));
         let (rules, executed) = (VmmRules::PLAIN, FxHashSet::default());
@@ -213,7 +214,10 @@ impl NestedMmu {
         frame: Hpa,
     ) -> Result<(), MachineError> {
         let Some(host) = &mut platform.world.host else {
-            return Err(MachineError::NoTableFrame { what: "nested table" });
+            return Err(MachineError::NoTableFrame {
+                machine: String::new(),
+                what: "nested table",
+            });
         };
         let forbidden = level > 1 && self.rules.nx_huge_pages;
         let allowed = if forbidden { Protection::READ_WRITE } else { Protection::ALL };
@@ -229,7 +233,10 @@ impl NestedMmu {
             }
             Ok(_) | Err(MapError::Occupied(_)) => {}
             Err(MapError::OutOfMemory) => {
-                return Err(MachineError::NoTableFrame { what: "nested table" });
+                return Err(MachineError::NoTableFrame {
+                    machine: String::new(),
+                    what: "nested table",
+                });
             }
         }
         Ok(())

@@ -56,7 +56,7 @@ impl DirectMmu {
         let machine = page.frame.offset_by(gpa.offset_in(page.size)).align_down(PageSize::SIZE_4K);
         if self.mode.entry_bytes == 4 && machine.value() >> 32 != 0 {
             self.failed.get_or_insert(MachineError::Variant {
-                machine: "xen-pv".into(),
+                machine: String::new(),
                 reason: format!(
                     "the guest's 4-byte entries cannot hold {machine:?}: \
                      give the host at most 4 GiB"
@@ -380,7 +380,10 @@ impl DirectMmu {
             return false;
         }
         let Some(table) = host.alloc_table() else {
-            self.failed.get_or_insert(MachineError::NoTableFrame { what: "split large page" });
+            self.failed.get_or_insert(MachineError::NoTableFrame {
+                machine: String::new(),
+                what: "split large page",
+            });
             return false;
         };
         self.memory.insert(table, None);

@@ -104,13 +104,8 @@ impl SegmentedVm {
     ) -> Result<Machine<Self>, MachineError> {
         let vm = Self::new(&mut request, options, registers)?;
         let mut machine = Machine::new(vm, request)?;
-        let Machine { platform, scheme: vm, name, .. } = &mut machine;
-        vm.switch_on(platform).map_err(|e| match e {
-            MachineError::Host { source, .. } => {
-                MachineError::Host { machine: name.clone(), source }
-            }
-            other => other,
-        })?;
+        let Machine { platform, scheme: vm, .. } = &mut machine;
+        vm.switch_on(platform)?;
         // Nothing of this is counted: the machine has not run.
         platform.counters = Counters::default();
         platform.moved.clear();
@@ -287,7 +282,7 @@ impl SegmentedVm {
         };
         let registers = (segment.gpa, segment.bytes, segment.target);
         unit.load(registers, &segment.escaped)
-            .map_err(|source| MachineError::Segment { machine: "the VMM".into(), source })?;
+            .map_err(|source| MachineError::Segment { machine: String::new(), source })?;
         for gfn in unit.filter().reported(unit.registers().pages()) {
             let gpa = Gpa::new(gfn << 12);
             let there = platform.world.host.as_ref().is_some_and(|h| h.look_up(gpa).is_some());

@@ -23,12 +23,10 @@ impl ShadowMmu {
             return Ok(page);
         }
         self.enforce_quota(platform);
-        let table = platform
-            .world
-            .host
-            .as_mut()
-            .and_then(HostMemory::alloc_table)
-            .ok_or(MachineError::NoTableFrame { what: "shadow table" })?;
+        let table =
+            platform.world.host.as_mut().and_then(HostMemory::alloc_table).ok_or(
+                MachineError::NoTableFrame { machine: String::new(), what: "shadow table" },
+            )?;
         self.memory.insert(table, None);
         platform.counters.shadow_pages += 1;
         let page = self.free.pop().unwrap_or(self.pages.len() as PageId);
