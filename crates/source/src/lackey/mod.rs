@@ -28,7 +28,7 @@ pub(crate) use text::{Text, matches};
 use crate::bytes::Window;
 use crate::decoder::Decoder;
 use crate::input::{not_empty, open_file};
-use nestwalk_types::{Batch, Source, SourceError, SourceInfo};
+use nestwalk_types::{Batch, Room, Source, SourceError, SourceInfo};
 use std::ffi::OsString;
 use std::io::Read;
 use std::path::Path;
@@ -84,6 +84,9 @@ impl Source for Lackey {
     }
     fn next_batch(&mut self, batch: &mut Batch) -> Result<bool, SourceError> {
         self.0.next_batch(batch)
+    }
+    fn set_room(&mut self, room: Room) -> bool {
+        self.0.set_room(room)
     }
     fn position(&self) -> u64 {
         self.0.position()

@@ -5,10 +5,16 @@
 //! `" M %08lx,%lu\n"`: a lower-case hexadecimal address of at least eight digits and a decimal size
 //! in bytes. Data records follow the record of their instruction.
 //!
+//! Logs that others wrote or edited differ in what does not matter, and are read all the same: fewer
+//! digits (the traces of courses), upper case, `CR LF`, blanks at the end of a line or one less behind
+//! `I`, and a last line without its end. Without `I` lines neither instructions nor their number are
+//! known. Any other line is the program's own output, or another's: it is counted, and said.
+//!
 //! `M`, a modify, is a load and a store of one instruction. It becomes one store, since a TLB is
 //! looked up for writing and a read-modify-write counts as a write.
 
 use crate::decoder::{Decode, Step};
+use crate::lines::{CUT_LINE, DIGITS, blanks, decimal, hex};
 use nestwalk_types::{AccessKind, BatchBuilder, Gva, SourceInfo, VcpuId};
 
 /// What was found in a log.
@@ -65,19 +71,9 @@ pub(crate) struct Record {
     pub(crate) line: usize,
 }
 
-/// Bytes that hold any record with its newline: 3 of kind, 16 of address, 1 comma, 4 of size, 1.
+/// Bytes that hold any record as lackey writes it: 3 of kind, 16 of address, 1 comma, 4 of size, 2 of
+/// the line's end.
 const LONGEST: usize = 32;
-
-/// Value of a lower-case hexadecimal digit; 0xff for every other byte.
-const DIGITS: [u8; 256] = {
-    let mut table = [0xff; 256];
-    let mut i = 0;
-    while i < 16 {
-        table[b"0123456789abcdef"[i] as usize] = i as u8;
-        i += 1;
-    }
-    table
-};
 
 /// The record that `bytes` begin with, if they begin with one.
 #[inline]
@@ -123,12 +119,30 @@ pub(crate) fn record(bytes: &[u8; LONGEST]) -> Option<Record> {
         size = size * 10 + u32::from(bytes[at] - b'0');
         at += 1;
     }
-    (size > 0 && bytes[first] != b'0' && bytes[at] == b'\n').then_some(Record {
-        kind,
-        address,
-        bytes: size,
-        line: at + 1,
-    })
+    let line = match bytes[at] {
+        b'\n' => at + 1,
+        b'\r' if bytes[at + 1] == b'\n' => at + 2,
+        _ => return None,
+    };
+    (size > 0 && bytes[first] != b'0').then_some(Record { kind, address, bytes: size, line })
+}
+
+/// The record of a whole line that is not as lackey writes it, if it is one.
+#[cold]
+#[inline(never)]
+fn loose(line: &[u8]) -> Option<Record> {
+    let (kind, rest) = match line.trim_ascii() {
+        [b'I', rest @ ..] => (Kind::Instruction, rest),
+        [b'L', rest @ ..] => (Kind::Load, rest),
+        [b'S', rest @ ..] => (Kind::Store, rest),
+        [b'M', rest @ ..] => (Kind::Modify, rest),
+        _ => return None,
+    };
+    let (address, rest) = hex(blanks(rest)?)?;
+    let [b',', size @ ..] = rest else { return None };
+    let (bytes, rest) = decimal(size)?;
+    let is_size = size[0] != b'0' && bytes < 10_000 && rest.is_empty();
+    is_size.then_some(Record { kind, address, bytes, line: line.len() })
 }
 
 /// Distinct process numbers in chatter that are remembered: more than enough to say "several".
@@ -145,6 +159,8 @@ pub(crate) struct Text {
     skipping: bool,
     /// A log of a live process may lack its end: the process was killed.
     may_be_cut: bool,
+    /// The last record has no end of line.
+    no_newline: bool,
     processes: Vec<u32>,
 }
 
@@ -205,6 +221,15 @@ impl Text {
                 self.processes.len()
             ));
         }
+        if self.stats.instructions == 0 && self.stats.records() > 0 {
+            all.push(
+                "the log has no instruction lines, so that instructions and their number are not known"
+                    .to_owned(),
+            );
+        }
+        if self.no_newline {
+            all.push(CUT_LINE.to_owned());
+        }
         if self.stats.other_lines > 0 {
             all.push(format!(
                 "{} lines of the log are neither records nor valgrind's own and were skipped",
@@ -257,7 +282,10 @@ impl Decode for Text {
                 self.take(r, out);
                 used += r.line;
             } else if let Some(end) = newline(rest) {
-                self.other(&rest[..end]);
+                match loose(&rest[..end]) {
+                    Some(r) => self.take(r, out),
+                    None => self.other(&rest[..end]),
+                }
                 used += end;
             } else if rest.len() >= LONGEST {
                 self.other(rest);
@@ -269,8 +297,11 @@ impl Decode for Text {
         Step { used, error: None }
     }
 
-    fn finish(&mut self, rest: &[u8], offset: u64, _: &mut BatchBuilder) -> Result<(), String> {
-        if !rest.is_empty() {
+    fn finish(&mut self, rest: &[u8], offset: u64, out: &mut BatchBuilder) -> Result<(), String> {
+        if let Some(r) = loose(rest).filter(|_| !self.may_be_cut) {
+            self.take(r, out);
+            self.no_newline = true;
+        } else if !rest.is_empty() {
             if is_cut_record(rest) && !self.may_be_cut {
                 return Err(format!(
                     "the log ends inside the record at byte {offset}, line {}: it was cut off",
@@ -293,8 +324,8 @@ impl Decode for Text {
         SourceInfo {
             description: "log of valgrind's lackey".into(),
             knows_lines: true,
-            knows_pc: true,
-            has_fetches: true,
+            knows_pc: self.stats.instructions > 0,
+            has_fetches: self.stats.instructions > 0,
             approximations: self.approximations(),
             ..SourceInfo::default()
         }
@@ -303,17 +334,14 @@ impl Decode for Text {
 
 /// Bytes up to and with the first newline.
 fn newline(bytes: &[u8]) -> Option<usize> {
-    bytes.iter().position(|&b| b == b'\n').map(|i| i + 1)
+    memchr::memchr(b'\n', bytes).map(|i| i + 1)
 }
 
 /// Whether these bytes, the start of a file, look like a lackey log: a record among its lines, or
 /// the tool's greeting.
 pub(crate) fn matches(head: &[u8]) -> bool {
     head.split_inclusive(|&b| b == b'\n').any(|line| {
-        let mut padded = [0; LONGEST];
-        let n = line.len().min(LONGEST);
-        padded[..n].copy_from_slice(&line[..n]);
-        record(&padded).is_some()
+        loose(line).is_some()
             || (chatter(line).is_some() && line.windows(8).any(|w| w == b" Lackey,"))
     })
 }
