@@ -31,11 +31,26 @@ fn oracle(log: &str) -> (Vec<Run>, [u64; 4], u64) {
     let (mut runs, mut counts, mut other) = (Vec::new(), [0; 4], 0);
     let mut batch = Batch::default();
     let mut pc = Gva::new(0);
-    for line in log.split_inclusive('\n') {
+    let lines: Vec<&str> = log.split_inclusive('\n').collect();
+    let mut data_since = None;
+    for (i, line) in lines.iter().enumerate() {
         let Some((kind, address, size)) = naive(line) else {
             other += 1;
             continue;
         };
+        // The load of an atomic instruction, whose modify follows in lackey's own words.
+        if data_since == Some(0)
+            && line.starts_with(" L ")
+            && lines.get(i + 1).is_some_and(|next| next.replacen('M', "L", 1) == **line)
+            && lines[i + 1].starts_with(" M ")
+        {
+            continue;
+        }
+        // A further element of a repeated string instruction.
+        if kind == 'I' && pc.value() == address && data_since.is_some_and(|n| n > 0) {
+            continue;
+        }
+        data_since = if kind == 'I' { Some(0) } else { data_since.map(|n| n + 1) };
         let gva = Gva::new(address);
         let (index, access) = match kind {
             'I' => (0, AccessKind::Fetch),
@@ -109,6 +124,12 @@ fn random_log(seed: u64, lines: usize) -> Vec<u8> {
             13 => format!("{head}{address:08x},{size}\r\n"),
             14 => format!("{} {address:x},{size} \t\r\n", head.trim()),
             15 => format!("{head}{address:X},{size}\n"),
+            // An atomic instruction, and a repeated one.
+            16 => format!(
+                "I  {address:08x},4\n L {address:08x},{size}\n M {address:08x},{size}\n"
+            ),
+            17 => format!("I  {address:08x},2\n S {address:08x},8\n").repeat(1 + size as usize % 9),
+            18 => format!("I  {address:08x},2\n").repeat(2),
             _ => format!("{head}{address:08x},{size}\n"),
         };
         log.extend(line.bytes());

@@ -10,9 +10,16 @@
 //! `I`, and a last line without its end. Without `I` lines neither instructions nor their number are
 //! known. Any other line is the program's own output, or another's: it is counted, and said.
 //!
+//! Two things are shown otherwise than they happen (`mod.rs`): the load before the modify of an atomic
+//! instruction, and each further element of a repeated string instruction. Both are told by their
+//! place: a load directly behind its instruction's record, and directly before a modify of the same
+//! bytes; an instruction at the address of the one before, which has accessed something. No other
+//! instruction of x86 does either, but one that jumps to itself by an address in memory.
+//!
 //! `M`, a modify, is a load and a store of one instruction. It becomes one store, since a TLB is
 //! looked up for writing and a read-modify-write counts as a write.
 
+use super::command::EVERY_LOAD;
 use crate::decoder::{Decode, Step};
 use crate::lines::{CUT_LINE, DIGITS, blanks, decimal, hex};
 use nestwalk_types::{AccessKind, BatchBuilder, Gva, SourceInfo, VcpuId};
@@ -28,6 +35,10 @@ pub struct LackeyStats {
     pub stores: u64,
     /// `M` records.
     pub modifies: u64,
+    /// `I` records of further elements of repeated string instructions, not among `instructions`.
+    pub repeats: u64,
+    /// `L` records of atomic instructions, whose modify follows, not among `loads`.
+    pub atomic_loads: u64,
     /// Lines of valgrind itself, which begin with `==`, `--` or `**` and a process number.
     pub chatter_lines: u64,
     /// Lines that are neither: the program's own output, or records damaged by it.
@@ -37,7 +48,8 @@ pub struct LackeyStats {
 impl LackeyStats {
     /// Records of all four kinds.
     pub fn records(&self) -> u64 {
-        self.instructions + self.loads + self.stores + self.modifies
+        let shown_twice = self.repeats + self.atomic_loads;
+        self.instructions + self.loads + self.stores + self.modifies + shown_twice
     }
     /// The sum of two logs.
     #[must_use]
@@ -47,6 +59,8 @@ impl LackeyStats {
             loads: self.loads + other.loads,
             stores: self.stores + other.stores,
             modifies: self.modifies + other.modifies,
+            repeats: self.repeats + other.repeats,
+            atomic_loads: self.atomic_loads + other.atomic_loads,
             chatter_lines: self.chatter_lines + other.chatter_lines,
             other_lines: self.other_lines + other.other_lines,
         }
@@ -148,13 +162,17 @@ fn loose(line: &[u8]) -> Option<Record> {
 /// Distinct process numbers in chatter that are remembered: more than enough to say "several".
 const PROCESSES: usize = 64;
 
+/// Data records of no instruction: more than any has.
+const NO_INSTRUCTION: u64 = 1 << 63;
+
 /// The decoder of one log.
-#[derive(Default)]
 pub(crate) struct Text {
     pub(crate) stats: LackeyStats,
     pub(crate) vcpu: VcpuId,
     /// Address of the latest instruction: that of the data records which follow.
     pc: Gva,
+    /// Data records of the latest instruction; [`NO_INSTRUCTION`] before the first.
+    data: u64,
     /// Inside a line that is no record and whose end is not known yet.
     skipping: bool,
     /// A log of a live process may lack its end: the process was killed.
@@ -162,6 +180,21 @@ pub(crate) struct Text {
     /// The last record has no end of line.
     no_newline: bool,
     processes: Vec<u32>,
+}
+
+impl Default for Text {
+    fn default() -> Self {
+        Self {
+            stats: LackeyStats::default(),
+            vcpu: VcpuId(0),
+            pc: Gva::new(0),
+            data: NO_INSTRUCTION,
+            skipping: false,
+            may_be_cut: false,
+            no_newline: false,
+            processes: Vec::new(),
+        }
+    }
 }
 
 impl Text {
@@ -175,8 +208,14 @@ impl Text {
         let gva = Gva::new(r.address);
         let kind = match r.kind {
             Kind::Instruction => {
+                // Of a repeated string instruction only the first element is an instruction.
+                if gva == self.pc && self.data.wrapping_sub(1) < NO_INSTRUCTION - 1 {
+                    self.stats.repeats += 1;
+                    return;
+                }
                 self.stats.instructions += 1;
                 self.pc = gva;
+                self.data = 0;
                 out.access(self.vcpu, gva, gva, r.bytes, AccessKind::Fetch, 1);
                 return;
             }
@@ -193,7 +232,23 @@ impl Text {
                 AccessKind::Store
             }
         };
+        self.data += 1;
         out.access(self.vcpu, self.pc, gva, r.bytes, kind, 0);
+    }
+
+    /// Whether a load, the first record behind its instruction, belongs to the modify in the next line:
+    /// that of an atomic instruction. `rest` begins with the load's line; `None` if more of it is needed.
+    #[inline(always)]
+    fn is_atomic(&self, r: Record, rest: &[u8], ending: bool) -> Option<bool> {
+        if self.data != 0 || r.kind != Kind::Load {
+            return Some(false);
+        }
+        let (load, next) = rest.split_at(r.line);
+        if next.len() < load.len() && !ending {
+            // What is there may already show that it is none.
+            return (next.len() > 1 && next[1] != b'M').then_some(false);
+        }
+        Some(next.get(1) == Some(&b'M') && next.get(2..load.len()) == Some(&load[2..]))
     }
 
     /// A line, or the beginning of one, that is no record.
@@ -219,6 +274,11 @@ impl Text {
                 "the log holds the records of {} processes mixed, taken as one process; `--lackey \
                  -- COMMAND` keeps them apart",
                 self.processes.len()
+            ));
+        }
+        if !self.may_be_cut {
+            all.push(format!(
+                "a log that was written without {EVERY_LOAD} lacks loads whose results are never used"
             ));
         }
         if self.stats.instructions == 0 && self.stats.records() > 0 {
@@ -259,15 +319,17 @@ fn is_cut_record(rest: &[u8]) -> bool {
     })
 }
 
-impl Decode for Text {
-    fn decode(&mut self, bytes: &[u8], _: u64, out: &mut BatchBuilder) -> Step {
+impl Text {
+    /// Decodes whole lines, until the batch is full or, if the log is `ending`, all of them. Says how many
+    /// bytes these were.
+    #[inline(always)]
+    fn lines(&mut self, bytes: &[u8], ending: bool, out: &mut BatchBuilder) -> usize {
         let mut used = 0;
-        while !out.is_full() {
+        while ending || !out.is_full() {
             let rest = &bytes[used..];
             if self.skipping {
                 let Some(end) = newline(rest) else {
-                    used = bytes.len();
-                    break;
+                    return bytes.len();
                 };
                 used += end;
                 self.skipping = false;
@@ -279,7 +341,11 @@ impl Decode for Text {
                 &short
             });
             if let Some(r) = record(head) {
-                self.take(r, out);
+                match self.is_atomic(r, rest, ending) {
+                    Some(false) => self.take(r, out),
+                    Some(true) => self.stats.atomic_loads += 1,
+                    None => break,
+                }
                 used += r.line;
             } else if let Some(end) = newline(rest) {
                 match loose(&rest[..end]) {
@@ -294,10 +360,18 @@ impl Decode for Text {
                 break;
             }
         }
-        Step { used, error: None }
+        used
+    }
+}
+
+impl Decode for Text {
+    fn decode(&mut self, bytes: &[u8], _: u64, out: &mut BatchBuilder) -> Step {
+        Step { used: self.lines(bytes, false, out), error: None }
     }
 
     fn finish(&mut self, rest: &[u8], offset: u64, out: &mut BatchBuilder) -> Result<(), String> {
+        let used = self.lines(rest, true, out);
+        let (rest, offset) = (&rest[used..], offset + used as u64);
         if let Some(r) = loose(rest).filter(|_| !self.may_be_cut) {
             self.take(r, out);
             self.no_newline = true;
