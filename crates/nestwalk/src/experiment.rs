@@ -57,6 +57,9 @@ pub struct Experiment {
     pub guest: Option<RealGuest>,
     /// Format of trace files; empty to tell it by their contents.
     pub trace_format: String,
+    /// A file with the page tables of the one trace that is the source; empty if there is none.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub page_tables: String,
     /// Names of machines, controls included.
     pub machines: Vec<String>,
     /// Bytes that workloads and patterns work on.
@@ -128,7 +131,10 @@ impl Experiment {
         }
         let recorded = match args.guest {
             true => Some(Self::real_guest(&args)?.info()),
-            false => sources::recorded(&args.sources, format)?,
+            false => {
+                let tables = args.page_tables.as_deref().unwrap_or_default();
+                sources::recorded(&args.sources, format, tables)?
+            }
         };
         Self::resolve(&args, recorded.as_ref())
     }
@@ -207,6 +213,7 @@ impl Experiment {
             lackey,
             guest: args.guest.then(|| Self::real_guest(args)).transpose()?,
             trace_format: args.trace_format.clone().unwrap_or_default(),
+            page_tables: args.page_tables.clone().unwrap_or_default(),
             machines: machines.into_iter().map(|m| m.name).collect(),
             footprint,
             accesses,
@@ -267,7 +274,11 @@ impl Experiment {
         Profile::parse("in it", &profile)?;
         let recorded = match &experiment.guest {
             Some(guest) => Some(guest.info()),
-            None => sources::recorded(&experiment.sources, &experiment.trace_format)?,
+            None => sources::recorded(
+                &experiment.sources,
+                &experiment.trace_format,
+                &experiment.page_tables,
+            )?,
         };
         check::experiment(&experiment, recorded.as_ref(), Origin::File)?;
         Ok(experiment)

@@ -52,7 +52,14 @@ pub fn open(experiment: &Experiment, work: &Work) -> Result<Opened> {
     if let (Some(guest), [path]) = (&guest, experiment.sources.as_slice())
         && experiment.has_modelled_guest()
     {
-        plan.mappings = Some(sources::survey(path, guest)?);
+        let (tables, format) = (&experiment.page_tables, &experiment.trace_format);
+        plan.mappings = Some(match tables.is_empty() {
+            true => sources::survey(path, guest)?,
+            false => {
+                let format = sources::trace_format(format)?;
+                sources::survey_mapped(&experiment.sources, format, tables, guest)?
+            }
+        });
     }
     Ok(Opened { plan, source, guest, quiet: work.quiet })
 }

@@ -212,6 +212,17 @@ impl Decode for Gem5 {
         Ok(())
     }
 
+    fn tally(&self) -> Vec<(&'static str, u64)> {
+        vec![
+            ("records", self.packets),
+            ("fetch packets", self.fetches),
+            ("data packets", self.data),
+            ("prefetches left out", self.prefetches),
+            ("packets of other commands left out", self.other_commands),
+            ("packets without an address left out", self.without_address),
+        ]
+    }
+
     fn info(&self) -> SourceInfo {
         let mut approximations = vec![
             "gem5 packets: addresses are those of the port that was watched, physical ones behind the \
@@ -229,10 +240,8 @@ impl Decode for Gem5 {
             approximations.push(format!("{} prefetches were left out", self.prefetches));
         }
         if self.without_address > 0 {
-            approximations.push(format!(
-                "{} packets without an address were left out",
-                self.without_address
-            ));
+            approximations
+                .push(format!("{} packets without an address were left out", self.without_address));
         }
         SourceInfo {
             description: "packet trace of gem5, one process".into(),

@@ -275,6 +275,11 @@ impl Source for Drmemtrace {
         true
     }
 
+    fn tally(&self) -> Vec<(&'static str, u64)> {
+        let records = self.streams.iter().map(|s| s.thread.records).sum();
+        vec![("records", records), ("threads", self.streams.len() as u64)]
+    }
+
     /// Bytes of the files read so far, compressed.
     fn position(&self) -> u64 {
         self.streams.iter().map(|s| s.taken.load(Relaxed)).sum()

@@ -36,7 +36,7 @@ mod text;
 
 pub use live::{Live, RunOptions};
 pub use text::LackeyStats;
-pub(crate) use text::{Text, matches};
+pub(crate) use text::{PLAIN, Text, matches};
 
 use crate::bytes::Window;
 use crate::decoder::Decoder;
@@ -100,6 +100,9 @@ impl Source for Lackey {
     }
     fn set_room(&mut self, room: Room) -> bool {
         self.0.set_room(room)
+    }
+    fn tally(&self) -> Vec<(&'static str, u64)> {
+        self.0.tally()
     }
     fn position(&self) -> u64 {
         self.0.position()
