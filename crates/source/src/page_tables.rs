@@ -91,7 +91,8 @@ fn page(line: &[u8], number_of_line: u64) -> Result<Option<Page>, String> {
     let mut words = words(line);
     let numbers = (words.next().and_then(number), words.next().and_then(number));
     let (Some(gva), Some(gpa)) = numbers else {
-        if number_of_line == 1 && numbers == (None, None) {
+        let is_title = line.len() < 200 && line.iter().all(|b| b.is_ascii_graphic() || *b == b' ');
+        if number_of_line == 1 && is_title && numbers == (None, None) {
             return Ok(None);
         }
         return Err("is no page; write a virtual and a physical address, hexadecimal, as in \
