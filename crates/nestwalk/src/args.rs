@@ -267,6 +267,10 @@ pub struct CompareArgs {
     /// become those of an observed guest
     #[arg(long, value_name = "FILE", conflicts_with_all = ["lackey", "guest"])]
     pub page_tables: Option<String>,
+    /// The host's page tables beside them, a line with guest-physical and host-physical address for each
+    /// page: where every host has guest memory
+    #[arg(long, value_name = "FILE", requires = "page_tables")]
+    pub host_page_tables: Option<String>,
     /// A table of energies, too: per instruction, and above the ideal machine's. JSON and CSV
     /// always
     /// have them

@@ -127,6 +127,18 @@ fn approximations(plan: &Plan, guest: Option<&GuestInfo>, outcome: &Outcome) -> 
             m.scheme.name
         ));
     }
+    if plan.host_pages.is_some() {
+        for m in &outcome.machines {
+            let placed = m.host_placement.as_ref();
+            if let Some(p) = placed.filter(|p| p.placed_elsewhere > 0) {
+                all.push(format!(
+                    "{}: {} pages of the host are not where its page tables have them, since these frames \
+                     were not free",
+                    m.name, p.placed_elsewhere
+                ));
+            }
+        }
+    }
     for (_, guest) in &outcome.guests {
         if let GuestOutcome::Remapped { approximations, .. } = guest {
             all.extend(

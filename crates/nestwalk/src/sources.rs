@@ -15,7 +15,7 @@ use nestwalk_source::{
 };
 use nestwalk_types::Source;
 use nestwalk_workloads::{Populate, WORKLOADS, WorkloadSpec};
-pub use recorded::{mapped, recorded, survey, survey_mapped};
+pub use recorded::{host_pages, mapped, recorded, survey, survey_mapped};
 use std::ffi::OsString;
 use std::path::Path;
 use warmup::Warmup;

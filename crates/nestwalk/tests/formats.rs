@@ -248,6 +248,24 @@ fn page_tables_of_a_trace_are_those_of_an_observed_guest() {
         let message = lab.refused(&format!("{words} --quiet"));
         assert!(message.contains(expected), "{words}: {message}");
     }
+    // Tables of the dump: code and data share all but the last.
+    let tables = 5;
+    // The host's beside them: the first page of data is the last of host memory.
+    let host: String = (0..0x300u64)
+        .map(|i| format!("{:#x} {:#x}\n", i << 12, 0x40_0000_0000 - ((i + 1) << 12)))
+        .collect();
+    lab.write("host", host);
+    let both = "compare a --page-tables dump --host-page-tables host --quiet --verify --contiguity";
+    let nested = lab.json(&format!("{both} --machines nested"));
+    let m = machine(&nested, "nested:observed+4k");
+    assert_eq!((count(m, "accesses"), count(m, "walks")), (127, 64));
+    assert_eq!(nested["error"], Value::Null);
+    let placed = &m["host_placement"];
+    assert_eq!(count(placed, "placed_elsewhere"), 0);
+    // The host has memory behind all that the guest's dump names, and nothing else was used.
+    assert_eq!(count(placed, "at_target"), 64 + tables);
+    let message = lab.refused("compare a --host-page-tables host --quiet");
+    assert!(message.contains("--page-tables"), "{message}");
     // And from the file that repeats it.
     lab.ok(&format!("{line} --output here"));
     let again = lab.ok("run here/config.toml --quiet --format json");

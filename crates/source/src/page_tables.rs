@@ -13,7 +13,7 @@ use crate::bytes::Window;
 use crate::input::{not_empty, open_file};
 use crate::lines::{decimal, hex, trim};
 use nestwalk_types::{
-    Address, Batch, Control, Filter, Gpa, GuestInfo, Gva, PageSize, ProcessId, Room, Source,
+    Address, Batch, Control, Filter, Gpa, GuestInfo, Gva, Hpa, PageSize, ProcessId, Room, Source,
     SourceError, SourceInfo, VcpuId,
 };
 use std::collections::BTreeMap;
@@ -134,8 +134,34 @@ impl PageTables {
         Self::read(name, window)
     }
 
-    pub(crate) fn read(name: String, mut window: Window) -> Result<Self, SourceError> {
-        let fail = |message| SourceError { source: name.clone(), message };
+    /// Reads the dump of the host beside that of the guest: where the host has each page of the guest's
+    /// memory, first address and size. What was moved in the guest is moved here.
+    ///
+    /// # Errors
+    /// As [`PageTables::open`].
+    pub fn open_host(&self, path: &Path) -> Result<Vec<(Gpa, Hpa, PageSize)>, SourceError> {
+        let (name, file, _) = open_file(path)?;
+        let window = not_empty(&name, Window::file(file))?;
+        let pages = Self::lines(&name, window)?;
+        let moved = |gpa: u64| if self.moved && gpa >= GAP { gpa + GAP_BYTES } else { gpa };
+        let page = |p: Page| (Gpa::new(moved(p.gva)), Hpa::new(p.gpa), p.size);
+        Ok(pages.into_iter().map(page).collect())
+    }
+
+    pub(crate) fn read(name: String, window: Window) -> Result<Self, SourceError> {
+        let mut pages = Self::lines(&name, window)?;
+        let moved = pages.iter().any(|p| p.gpa + p.size.bytes() > GAP && p.gpa < GAP + GAP_BYTES);
+        if moved {
+            for page in pages.iter_mut().filter(|p| p.gpa >= GAP) {
+                page.gpa += GAP_BYTES;
+            }
+        }
+        Ok(Self { name, pages, moved })
+    }
+
+    /// The pages of a dump, by virtual address.
+    fn lines(name: &str, mut window: Window) -> Result<Vec<Page>, SourceError> {
+        let fail = |message| SourceError { source: name.to_owned(), message };
         let (mut pages, mut line) = (Vec::new(), 0);
         loop {
             let offset = window.offset();
@@ -154,31 +180,18 @@ impl PageTables {
             window.consume(end);
         }
         window.failure().map_err(fail)?;
-        Self::new(name, pages)
-    }
-
-    fn new(name: String, mut pages: Vec<Page>) -> Result<Self, SourceError> {
-        let fail = |message| Err(SourceError { source: name.clone(), message });
         pages.sort_by_key(|p| (p.gva, p.line));
         pages.dedup_by(|b, a| (a.gva, a.gpa, a.size) == (b.gva, b.gpa, b.size));
         if let Some(w) = pages.windows(2).find(|w| w[1].gva - w[0].gva < w[0].size.bytes()) {
-            return fail(format!(
+            return Err(fail(format!(
                 "lines {} and {} both map {:#x}; a page has one place",
                 w[0].line, w[1].line, w[1].gva
-            ));
-        }
-        let moved = pages.iter().any(|p| p.gpa + p.size.bytes() > GAP && p.gpa < GAP + GAP_BYTES);
-        if moved {
-            for page in pages.iter_mut().filter(|p| p.gpa >= GAP) {
-                page.gpa += GAP_BYTES;
-            }
+            )));
         }
         if pages.is_empty() {
-            return fail(
-                "no page; write a line with a virtual and a physical address for each".into(),
-            );
+            return Err(fail("no page; write a line with two addresses for each".into()));
         }
-        Ok(Self { name, pages, moved })
+        Ok(pages)
     }
 
     /// The first address behind the memory that is named, above the gap if any is above it.

@@ -2,7 +2,7 @@
 
 use super::{Kind, kind, samples, trace_format};
 use anyhow::{Context, Result, bail};
-use nestwalk_mm::{Mappings, Survey};
+use nestwalk_mm::{HostPages, Mappings, Survey};
 use nestwalk_source::trace::TraceReader;
 use nestwalk_source::{Format, Mapped, PageTables};
 use nestwalk_types::{Batch, Control, GuestInfo, Room, Source, SourceError, SourceInfo};
@@ -62,6 +62,16 @@ pub fn mapped(
     let tables = PageTables::open(Path::new(page_tables)).context("--page-tables")?;
     let trace = nestwalk_source::open_on(Path::new(name), format, 1)?;
     Ok(Mapped::new(trace, &tables)?)
+}
+
+/// Where the host has the pages of the guest's memory, as the dumps that come with a trace say it.
+///
+/// # Errors
+/// One of the dumps cannot be read.
+pub fn host_pages(page_tables: &str, host_page_tables: &str) -> Result<Arc<HostPages>> {
+    let guest = PageTables::open(Path::new(page_tables)).context("--page-tables")?;
+    let host = guest.open_host(Path::new(host_page_tables)).context("--host-page-tables")?;
+    Ok(Arc::new(HostPages::new(host)))
 }
 
 /// What the process of a trace with page tables has mapped.
