@@ -110,8 +110,8 @@ fn word(bytes: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(word)
 }
 
-/// How far the next instruction may be for two records to look like neighbours: code is executed near the
-/// code before much more often than not.
+/// How far the next instruction may be for two records to look like neighbours: code is executed near
+/// the code before much more often than not.
 const NEAR: u64 = 64 << 10;
 
 /// How well these bytes, the start of a file, fit a layout: records that look like an instruction after

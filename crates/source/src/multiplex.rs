@@ -28,8 +28,8 @@ struct Part {
 /// interest, the stream says [`Control::RegionOfInterest`] once. From then on sources take turns of
 /// a quantum of instructions each. The turn with number `t` begins at vCPU `t` modulo the number of
 /// vCPUs, and a source's own vCPU `u` is `u` further on; [`Control::Switch`] is said whenever a vCPU
-/// is to run another process than before. A quantum ends with the last access of its last instruction, in
-/// the order of the source; a source that knows no instructions has as many accesses for a turn.
+/// is to run another process than before. A quantum ends with the last access of its last instruction,
+/// in the order of the source; a source that knows no instructions has as many accesses for a turn.
 ///
 /// Sources must say process-level controls only, and their region of interest (a source that never
 /// says it is all set-up). An error of one source ends the stream after everything before it.
@@ -232,7 +232,8 @@ impl Multiplex {
                 let accesses = self.wanted.min(turn);
                 // Up to the last instruction of the turn, and then up to the one after it.
                 let instructions = self.left.max(1);
-                // Of set-up it is not known where it ends, and what stands behind it may be cut anywhere.
+                // Of set-up it is not known where it ends, and what stands behind it may be cut
+                // anywhere.
                 let single = self.single || !self.in_roi;
                 part.source.set_room(Room { accesses, instructions, single });
                 if !part.source.next_batch(&mut part.batch)? {

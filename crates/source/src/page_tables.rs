@@ -1,4 +1,5 @@
-//! Page tables that come with a trace: dumps with a line for each page, as artifacts of the field publish.
+//! Page tables that come with a trace: dumps with a line for each page, as artifacts of the field
+//! publish.
 //!
 //! A line has a virtual and a physical address, hexadecimal with or without `0x`, and perhaps the size
 //! of the page (`4096`, `4K`, `2M`, `1G`; 4 KiB if there is none), with blanks, commas, colons, `|` or

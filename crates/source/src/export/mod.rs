@@ -1,16 +1,16 @@
 //! From a stream of events to the formats of accesses: what they can hold of it.
 //!
-//! A stream whose runs are single accesses in their order ([`Room::SINGLE`]) is written access by access.
-//! How long an access was is known by the cache lines that it touched, and is written so far as the format
-//! has sizes: it touches the same lines and pages. Where a format has no place for something, that is
-//! counted: [`Exported::lost`] says it.
+//! A stream whose runs are single accesses in their order ([`Room::SINGLE`]) is written access by
+//! access. How long an access was is known by the cache lines that it touched, and is written so far as
+//! the format has sizes: it touches the same lines and pages. Where a format has no place for
+//! something, that is counted: [`Exported::lost`] says it.
 //!
-//! A recorded guest's runs are folded. Of a run the formats get its first access and one access, a load, for
-//! each further cache line that it touched; how often lines were touched is lost, as is when, since the
-//! recorder's filter has folded later accesses into earlier runs. No sizes are known: accesses are of one
-//! byte. An instruction is written for each line of a fetch run and for each data run; with
-//! [`ExportOptions::all_instructions`] as many follow a fetch run as it says, so that rates per instruction
-//! are right.
+//! A recorded guest's runs are folded. Of a run the formats get its first access and one access, a
+//! load, for each further cache line that it touched; how often lines were touched is lost, as is when,
+//! since the recorder's filter has folded later accesses into earlier runs. No sizes are known:
+//! accesses are of one byte. An instruction is written for each line of a fetch run and for each data
+//! run; with [`ExportOptions::all_instructions`] as many follow a fetch run as it says, so that rates
+//! per instruction are right.
 //!
 //! [`Room::SINGLE`]: nestwalk_types::Room::SINGLE
 

@@ -364,8 +364,8 @@ fn is_cut_record(rest: &[u8]) -> bool {
 }
 
 impl Text {
-    /// Decodes whole lines, until the batch is full or, if the log is `ending`, all of them. Says how many
-    /// bytes these were.
+    /// Decodes whole lines, until the batch is full or, if the log is `ending`, all of them. Says how
+    /// many bytes these were.
     #[inline(always)]
     fn lines(&mut self, bytes: &[u8], ending: bool, out: &mut BatchBuilder) -> usize {
         let mut used = 0;
