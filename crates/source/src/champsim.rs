@@ -238,7 +238,7 @@ impl ChampSim {
             if out.is_full() {
                 break;
             }
-            if record[8] | record[9] > 1
+            if u16::from_le_bytes([record[8], record[9]]) & !0x0101 != 0
                 && let Some(fault) = fault(record[8], record[9])
             {
                 let at = offset + used as u64;
