@@ -107,7 +107,8 @@ pub struct BatchBuilder {
     highest: VcpuId,
     /// What is still wanted of the stream in this batch, but for instructions.
     room: Room,
-    /// Instructions that are still wanted in this batch, but for the last one, so that a borrow tells it.
+    /// Instructions that are still wanted in this batch, but for the last one, so that a borrow tells
+    /// it.
     instructions: u64,
     /// Runs at which the batch is handed on: 0 once controls or the room are used up.
     most: usize,
