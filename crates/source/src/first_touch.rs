@@ -1,7 +1,7 @@
 //! Set-up by the program: memory is populated by the process's own stores.
 
 use nestwalk_types::{
-    Batch, Control, Gva, ProcessId, Run, RunFlags, Source, SourceError, SourceInfo, VcpuId,
+    Batch, Control, Gva, ProcessId, Room, Run, RunFlags, Source, SourceError, SourceInfo, VcpuId,
 };
 
 /// Turns every [`Control::Populate`] into what a program's initialisation does to page tables and
@@ -55,8 +55,14 @@ impl<S: Source> Source for FirstTouch<S> {
     fn info(&self) -> SourceInfo {
         self.inner.info()
     }
+    fn tally(&self) -> Vec<(&'static str, u64)> {
+        self.inner.tally()
+    }
     fn position(&self) -> u64 {
         self.inner.position()
+    }
+    fn set_room(&mut self, room: Room) -> bool {
+        self.inner.set_room(room)
     }
     fn next_batch(&mut self, batch: &mut Batch) -> Result<bool, SourceError> {
         let more = self.inner.next_batch(batch)?;

@@ -5,7 +5,7 @@ use super::zip::Chunks;
 use crate::bytes::{Compression, Window};
 use crate::input::{cannot_read, not_empty, open_file};
 use nestwalk_types::{
-    Batch, BatchBuilder, Control, ProcessId, Source, SourceError, SourceInfo, VcpuId,
+    Batch, BatchBuilder, Control, ProcessId, Room, Source, SourceError, SourceInfo, VcpuId,
 };
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -268,6 +268,16 @@ impl Source for Drmemtrace {
             Some(Err(error)) => Err(error.clone()),
             _ => Ok(false),
         }
+    }
+
+    fn set_room(&mut self, room: Room) -> bool {
+        self.builder.set_room(room);
+        true
+    }
+
+    fn tally(&self) -> Vec<(&'static str, u64)> {
+        let records = self.streams.iter().map(|s| s.thread.records).sum();
+        vec![("records", records), ("threads", self.streams.len() as u64)]
     }
 
     /// Bytes of the files read so far, compressed.
