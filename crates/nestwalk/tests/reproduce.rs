@@ -199,7 +199,7 @@ fn contiguity_has_its_mappings_and_its_hardware() {
 #[test]
 fn what_was_found_before_an_error_is_printed() {
     let lab = Lab::new();
-    let storm = common::workspace().join("samples/storm.nwt");
+    let storm = workspace().join("samples/storm.nwt");
     let mut bytes = std::fs::read(storm).unwrap();
     std::fs::create_dir(lab.path("r")).unwrap();
     lab.write("r/whole.nwt", &bytes);
