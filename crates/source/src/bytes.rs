@@ -1,7 +1,9 @@
 //! Bytes of a trace: decompression by content, read ahead in a thread of its own.
 
+use crate::lz4::Lz4;
+use crate::snappy::Snappy;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, BufReader, Read, Seek, SeekFrom};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -11,6 +13,10 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 pub(crate) const BLOCK: usize = 256 << 10;
 /// Blocks that the reading thread may be ahead.
 const AHEAD: usize = 3;
+/// Compressed bytes read at a time.
+const INPUT: usize = 128 << 10;
+/// Bytes of a block where thousands of files are read in turn, compressed and decompressed.
+pub(crate) const SMALL: usize = 16 << 10;
 
 /// How a file is compressed, told by its first bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -22,17 +28,28 @@ pub(crate) enum Compression {
     Xz,
     /// RFC 8878; skippable frames too, which parallel compressors write first.
     Zstd,
+    /// The LZ4 frame format 1.6.4.
+    Lz4,
+    /// Snappy's framing format, 2013-10-25.
+    Snappy,
+    /// bzip2, blocks of 100 to 900 kB.
+    Bzip2,
 }
 
 impl Compression {
     /// Longest magic number.
-    pub(crate) const MAGIC: usize = 6;
+    pub(crate) const MAGIC: usize = 10;
 
     pub(crate) fn of(head: &[u8]) -> Self {
         match head {
             [0x1f, 0x8b, ..] => Self::Gzip,
             [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => Self::Xz,
             [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Self::Zstd,
+            [0x04, 0x22, 0x4d, 0x18, ..] | [0x02, 0x21, 0x4c, 0x18, ..] => Self::Lz4,
+            [0xff, 0x06, 0, 0, b's', b'N', b'a', b'P', b'p', b'Y'] => Self::Snappy,
+            // The block's magic number is pi, that of an empty stream the root of pi.
+            [b'B', b'Z', b'h', b'1'..=b'9', 0x31, 0x41, 0x59, 0x26, 0x53, 0x59]
+            | [b'B', b'Z', b'h', b'1'..=b'9', 0x17, 0x72, 0x45, 0x38, 0x50, 0x90] => Self::Bzip2,
             _ => Self::None,
         }
     }
@@ -45,20 +62,72 @@ impl Compression {
             _ => None,
         }
     }
+    /// Bytes that a decompressor keeps, by what the beginning of the file says of it.
+    pub(crate) fn memory(self, head: &[u8]) -> usize {
+        let at = |index: usize| head.get(index).copied().unwrap_or(0);
+        match self {
+            Self::None => 0,
+            // A window of 32 KiB, twice, and the tables of codes.
+            Self::Gzip => 80 << 10,
+            // A block, and the most that one may take compressed.
+            Self::Snappy => (64 << 10) + (76 << 10),
+            // Blocks of 64 KiB to 4 MiB: one compressed, two and a window decompressed.
+            Self::Lz4 => 3 << (8 + 2 * usize::from(at(5) >> 4 & 7)),
+            // Four bytes for each byte of a block.
+            Self::Bzip2 => usize::from(at(3).saturating_sub(b'0')) * 400_000 + (64 << 10),
+            Self::Zstd => (256 << 10) + zstd_window(head),
+            // The size byte of the dictionary (`.xz` 1.2, 5.3.1), if LZMA2 is the only filter.
+            Self::Xz if at(14) == 0x21 => {
+                let bits = usize::from(at(16)).min(40);
+                (256 << 10) + ((2 | (bits & 1)) << (bits / 2 + 11))
+            }
+            Self::Xz => 64 << 20,
+        }
+    }
     fn name(self) -> &'static str {
         match self {
             Self::None => "file",
             Self::Gzip => "gzip stream",
             Self::Xz => "xz stream",
             Self::Zstd => "zstd stream",
+            Self::Lz4 => "LZ4 stream",
+            Self::Snappy => "snappy stream",
+            Self::Bzip2 => "bzip2 stream",
         }
     }
 }
 
+/// The window that the header of a zstd frame announces (RFC 8878, 3.1.1.1).
+fn zstd_window(head: &[u8]) -> usize {
+    let Some([descriptor, window, rest @ ..]) = head.get(4..) else { return 8 << 20 };
+    if head[0] != 0x28 {
+        // A skippable frame: that behind it is not seen.
+        return 8 << 20;
+    }
+    if descriptor & 0x20 == 0 {
+        let base = 1_usize << (10 + (window >> 3));
+        return base + base / 8 * usize::from(window & 7);
+    }
+    // The window is the content, whose size is behind the identifier of a dictionary.
+    let mut size = [0; 8];
+    let dictionary = [0, 1, 2, 4][usize::from(descriptor & 3)];
+    let bytes = [1, 2, 4, 8][usize::from(descriptor >> 6)];
+    let all: Vec<u8> = std::iter::once(*window).chain(rest.iter().copied()).collect();
+    let Some(field) = all.get(dictionary..dictionary + bytes) else { return 8 << 20 };
+    size[..bytes].copy_from_slice(field);
+    usize::try_from(u64::from_le_bytes(size)).unwrap_or(usize::MAX).saturating_add(256)
+}
+
 /// Counts the bytes that were taken from the file.
-struct Counting<R> {
-    inner: R,
-    taken: Arc<AtomicU64>,
+pub(crate) struct Counting<R> {
+    pub(crate) inner: R,
+    pub(crate) taken: Arc<AtomicU64>,
+}
+
+impl<R: Seek> Seek for Counting<R> {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        self.inner.seek(to)
+    }
 }
 
 impl<R: Read> Read for Counting<R> {
@@ -73,7 +142,8 @@ impl<R: Read> Read for Counting<R> {
 type Block = (Vec<u8>, Option<Result<(), String>>);
 
 enum Input {
-    Direct(Box<dyn Read + Send>),
+    /// Read when more is wanted, in blocks of so many bytes.
+    Direct(Box<dyn Read + Send>, usize),
     Thread(Receiver<Block>),
 }
 
@@ -100,13 +170,7 @@ impl Window {
         thread: bool,
     ) -> io::Result<Self> {
         let taken = Arc::new(AtomicU64::new(0));
-        let counted = Counting { inner: reader, taken: taken.clone() };
-        let decoded: Box<dyn Read + Send> = match compression {
-            Compression::None => Box::new(counted),
-            Compression::Gzip => Box::new(flate2::read::MultiGzDecoder::new(counted)),
-            Compression::Xz => Box::new(liblzma::read::XzDecoder::new_multi_decoder(counted)),
-            Compression::Zstd => Box::new(zstd::stream::read::Decoder::new(counted)?),
-        };
+        let decoded = decompress(reader, compression, INPUT, &taken)?;
         let input = if thread {
             let (send, receive) = sync_channel(AHEAD);
             let taken = taken.clone();
@@ -115,9 +179,24 @@ impl Window {
                 .spawn(move || read_ahead(decoded, compression, &taken, &send))?;
             Input::Thread(receive)
         } else {
-            Input::Direct(decoded)
+            Input::Direct(decoded, BLOCK)
         };
-        Ok(Self { input, compression, buf: Vec::new(), pos: 0, base: 0, end: None, taken })
+        Ok(Self::of(input, compression, taken))
+    }
+
+    /// A window that takes as little memory as it can, beside what the decompressor needs, and reads
+    /// when it is asked: for one of thousands of files. `taken` counts the bytes taken from the file.
+    pub(crate) fn small(
+        reader: Box<dyn Read + Send>,
+        compression: Compression,
+        taken: Arc<AtomicU64>,
+    ) -> io::Result<Self> {
+        let decoded = decompress(reader, compression, SMALL, &taken)?;
+        Ok(Self::of(Input::Direct(decoded, SMALL), compression, taken))
+    }
+
+    fn of(input: Input, compression: Compression, taken: Arc<AtomicU64>) -> Self {
+        Self { input, compression, buf: Vec::new(), pos: 0, base: 0, end: None, taken }
     }
 
     /// A window on a reader of which nothing is known yet: its magic number decides.
@@ -162,9 +241,9 @@ impl Window {
         self.pos = 0;
         let before = self.buf.len();
         match &mut self.input {
-            Input::Direct(reader) => {
-                self.end =
-                    read_block(reader.as_mut(), self.compression, &self.taken, &mut self.buf);
+            Input::Direct(reader, block) => {
+                let (reader, block) = (reader.as_mut(), *block);
+                self.end = read_block(reader, block, self.compression, &self.taken, &mut self.buf);
             }
             Input::Thread(receive) => match receive.recv() {
                 Ok((block, end)) => {
@@ -181,6 +260,24 @@ impl Window {
         self.buf.len() > before || self.end.is_none()
     }
 
+    /// Goes forward to this offset in the decompressed stream; `false` if it ends before.
+    pub(crate) fn skip_to(&mut self, offset: u64) -> bool {
+        while self.offset() < offset {
+            let have = self.rest().len() as u64;
+            let now = have.min(offset - self.offset());
+            self.consume(now as usize);
+            if self.offset() < offset && !self.refill() {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Says that the stream began at this offset of what is meant, and not at its beginning.
+    pub(crate) fn begin_at(&mut self, offset: u64) {
+        self.base += offset;
+    }
+
     /// Reads until `bytes` are there or the stream ends, and shows these, or what there is.
     pub(crate) fn peek(&mut self, bytes: usize) -> &[u8] {
         while self.rest().len() < bytes && self.refill() {}
@@ -194,6 +291,28 @@ impl Window {
     }
 }
 
+/// The decompressed bytes of `reader`, of which so many are read at a time.
+fn decompress(
+    reader: Box<dyn Read + Send>,
+    compression: Compression,
+    input: usize,
+    taken: &Arc<AtomicU64>,
+) -> io::Result<Box<dyn Read + Send>> {
+    let counted = Counting { inner: reader, taken: taken.clone() };
+    let buffered = |counted| BufReader::with_capacity(input, counted);
+    Ok(match compression {
+        Compression::None => Box::new(counted),
+        Compression::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(buffered(counted))),
+        Compression::Xz => {
+            Box::new(liblzma::bufread::XzDecoder::new_multi_decoder(buffered(counted)))
+        }
+        Compression::Zstd => Box::new(zstd::stream::read::Decoder::with_buffer(buffered(counted))?),
+        Compression::Lz4 => Box::new(Lz4::new(buffered(counted))),
+        Compression::Snappy => Box::new(Snappy::new(buffered(counted))),
+        Compression::Bzip2 => Box::new(bzip2::bufread::MultiBzDecoder::new(buffered(counted))),
+    })
+}
+
 fn read_ahead(
     mut reader: Box<dyn Read + Send>,
     compression: Compression,
@@ -202,7 +321,7 @@ fn read_ahead(
 ) {
     loop {
         let mut block = Vec::with_capacity(BLOCK);
-        let end = read_block(reader.as_mut(), compression, taken, &mut block);
+        let end = read_block(reader.as_mut(), BLOCK, compression, taken, &mut block);
         let last = end.is_some();
         // A closed channel means that nobody wants the rest.
         if send.send((block, end)).is_err() || last {
@@ -211,15 +330,16 @@ fn read_ahead(
     }
 }
 
-/// Appends up to a block to `buf`; says how the stream ended if it did.
+/// Appends up to a block of `size` bytes to `buf`; says how the stream ended if it did.
 fn read_block(
     reader: &mut dyn Read,
+    size: usize,
     compression: Compression,
     taken: &AtomicU64,
     buf: &mut Vec<u8>,
 ) -> Option<Result<(), String>> {
     let mut have = buf.len();
-    let goal = have + BLOCK;
+    let goal = have + size;
     buf.resize(goal, 0);
     let end = loop {
         if have == goal {

@@ -15,13 +15,16 @@ mod first_touch;
 mod input;
 pub mod lackey;
 mod limit;
+mod lz4;
 mod multiplex;
 mod patterns;
+mod snappy;
 pub mod trace;
 
 #[doc(hidden)]
 pub mod fuzzing;
 
+pub use drmemtrace::{Drmemtrace, are_one_trace};
 pub use export::{ExportOptions, Exported, Exporter};
 pub use first_touch::FirstTouch;
 pub use input::{Format, open, open_on};

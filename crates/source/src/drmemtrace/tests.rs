@@ -142,8 +142,6 @@ fn damage_is_named() {
     assert!(message(instruction(0x1000, 4)).contains("where a header (type 25) must be"));
     let bundle = [head(1, 1), instruction(0, 1), entry(kind::INSTR_BUNDLE, 9, 0)].concat();
     assert!(message(bundle).contains("a bundle of 9 instructions"));
-    let narrow = [head(1, 1), entry(kind::MARKER, marker::FILETYPE, 0x20)].concat();
-    assert!(message(narrow).contains("32-bit"));
     assert!(message(entry(kind::HEADER, 0, 1 << 40)).contains("version 1099511627776"));
 }
 

@@ -51,11 +51,26 @@ pub fn compressed(data: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
     gz.write_all(data).unwrap();
     let mut xz = liblzma::write::XzEncoder::new(Vec::new(), 1);
     xz.write_all(data).unwrap();
+    let blocks = lz4_flex::frame::FrameInfo::new().block_size(lz4_flex::frame::BlockSize::Max64KB);
+    let mut lz4 = lz4_flex::frame::FrameEncoder::with_frame_info(blocks, Vec::new());
+    lz4.write_all(data).unwrap();
+    let mut snappy = snap::write::FrameEncoder::new(Vec::new());
+    snappy.write_all(data).unwrap();
+    let snappy = match data {
+        // The library writes nothing for nothing, not even the stream identifier.
+        [] => b"\xff\x06\0\0sNaPpY".to_vec(),
+        _ => snappy.into_inner().unwrap(),
+    };
+    let mut bzip2 = bzip2::write::BzEncoder::new(Vec::new(), bzip2::Compression::fast());
+    bzip2.write_all(data).unwrap();
     vec![
         ("plain", data.to_vec()),
         ("gzip", gz.finish().unwrap()),
         ("xz", xz.finish().unwrap()),
         ("zstd", zstd::encode_all(data, 1).unwrap()),
+        ("lz4", lz4.finish().unwrap()),
+        ("snappy", snappy),
+        ("bzip2", bzip2.finish().unwrap()),
     ]
 }
 
