@@ -11,7 +11,8 @@ use anyhow::{Context, Result, anyhow, bail};
 use narrow::Narrow;
 use nestwalk_capture::live::Live;
 use nestwalk_source::{
-    FirstTouch, Format, Lackey, Limit, Multiplex, Pattern, PatternSpec, RunOptions,
+    Drmemtrace, FirstTouch, Format, Lackey, Limit, Multiplex, Pattern, PatternSpec, RunOptions,
+    are_one_trace,
 };
 use nestwalk_types::Source;
 use nestwalk_workloads::{Populate, WORKLOADS, WorkloadSpec};
@@ -71,15 +72,7 @@ pub fn open(experiment: &Experiment, quiet: bool) -> Result<Box<dyn Source>> {
         let output = Box::new(std::io::stderr());
         Box::new(Live::start(guest.boot(quiet)?, guest.options(), output)?)
     } else if experiment.lackey.is_empty() {
-        let mut sources = Vec::new();
-        for name in &experiment.sources {
-            sources.push(open_one(name, experiment)?);
-        }
-        if sources.len() == 1 {
-            sources.remove(0)
-        } else {
-            Box::new(Multiplex::new(sources, experiment.vcpus, experiment.quantum))
-        }
+        open_sources(experiment)?
     } else {
         let command: Vec<OsString> = experiment.lackey.iter().map(OsString::from).collect();
         let options = RunOptions { vcpus: experiment.vcpus, ..RunOptions::default() };
@@ -100,6 +93,24 @@ pub fn open(experiment: &Experiment, quiet: bool) -> Result<Box<dyn Source>> {
         0 => source,
         n => Box::new(Limit::new(source, n)),
     })
+}
+
+/// The sources: one, several as processes, or the files of one trace.
+fn open_sources(experiment: &Experiment) -> Result<Box<dyn Source>> {
+    if let [only] = experiment.sources.as_slice() {
+        return open_one(only, experiment);
+    }
+    let format = trace_format(&experiment.trace_format)?;
+    let files = experiment.sources.iter().all(|s| kind(s) == Some(Kind::File));
+    if files && format.is_none_or(|f| f == Format::Drmemtrace) {
+        let paths: Vec<&Path> = experiment.sources.iter().map(Path::new).collect();
+        if are_one_trace(&paths) {
+            return Ok(Box::new(Drmemtrace::open_files(&paths, experiment.vcpus)?));
+        }
+    }
+    let sources = experiment.sources.iter().map(|name| open_one(name, experiment));
+    let sources = sources.collect::<Result<Vec<_>>>()?;
+    Ok(Box::new(Multiplex::new(sources, experiment.vcpus, experiment.quantum)))
 }
 
 fn open_one(name: &str, experiment: &Experiment) -> Result<Box<dyn Source>> {

@@ -75,3 +75,60 @@ impl<R: Read> Read for Lz4<R> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lz4_flex::frame::{BlockMode, BlockSize, FrameEncoder, FrameInfo};
+    use std::io::Write;
+
+    fn data() -> Vec<u8> {
+        (0..200_000_u32).map(|i| (i / 7 % 300 * i / 1000) as u8).collect()
+    }
+
+    fn frame(data: &[u8], checksum: bool, mode: BlockMode) -> Vec<u8> {
+        let info = FrameInfo::new().block_size(BlockSize::Max64KB).block_mode(mode);
+        let mut out = FrameEncoder::with_frame_info(info.content_checksum(checksum), Vec::new());
+        out.write_all(data).unwrap();
+        out.finish().unwrap()
+    }
+
+    fn decode(bytes: &[u8]) -> (Vec<u8>, io::Result<()>) {
+        let (mut all, mut some) = (Vec::new(), vec![0; 10_000]);
+        let mut lz4 = Lz4::new(bytes);
+        loop {
+            match lz4.read(&mut some) {
+                Ok(0) => return (all, Ok(())),
+                Ok(n) => all.extend(&some[..n]),
+                Err(e) => return (all, Err(e)),
+            }
+        }
+    }
+
+    #[test]
+    fn frames_follow_one_another_and_none_ends_early() {
+        let data = data();
+        for mode in [BlockMode::Independent, BlockMode::Linked] {
+            let first = frame(&data, true, mode);
+            let second = frame(&data[5..], false, mode);
+            let both = [&first[..], &second].concat();
+            let (found, end) = decode(&both);
+            assert!(end.is_ok() && found == [&data[..], &data[5..]].concat(), "{mode:?}");
+            for cut in (1..both.len()).step_by(97).chain(first.len() - 9..first.len() + 9) {
+                let (found, end) = decode(&both[..cut]);
+                assert!([&data[..], &data[5..]].concat().starts_with(&found));
+                assert_eq!(end.is_ok(), cut == first.len(), "{mode:?}, cut at {cut}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_cut_between_blocks_is_found() {
+        // The length of the first block is behind the descriptor; the cut is behind the block.
+        let whole = frame(&data(), false, BlockMode::Independent);
+        let length = u32::from_le_bytes(whole[7..11].try_into().unwrap()) & 0x7fff_ffff;
+        let (found, end) = decode(&whole[..11 + length as usize]);
+        assert_eq!(found.len(), 64 << 10);
+        assert_eq!(end.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+    }
+}

@@ -151,3 +151,82 @@ impl<R: Read> Read for Snappy<R> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    const IDENTIFIER: &[u8] = b"\xff\x06\0\0sNaPpY";
+
+    fn chunk(kind: u8, data: &[u8]) -> Vec<u8> {
+        let length = (data.len() as u32).to_le_bytes();
+        [&[kind], &length[..3], data].concat()
+    }
+
+    fn decode(bytes: &[u8], piece: usize) -> (Vec<u8>, io::Result<()>) {
+        let (mut all, mut some) = (Vec::new(), vec![0; piece]);
+        let mut snappy = Snappy::new(bytes);
+        loop {
+            match snappy.read(&mut some) {
+                Ok(0) => return (all, Ok(())),
+                Ok(n) => all.extend(&some[..n]),
+                Err(e) => return (all, Err(e)),
+            }
+        }
+    }
+
+    #[test]
+    fn what_another_writes_is_read() {
+        let data: Vec<u8> = (0..300_000_u32).map(|i| (i / 5 % 300 * i / 999) as u8).collect();
+        let mut out = snap::write::FrameEncoder::new(Vec::new());
+        out.write_all(&data).unwrap();
+        let bytes = out.into_inner().unwrap();
+        // Files that were put behind one another, read in pieces smaller and larger than blocks.
+        let twice = bytes.repeat(2);
+        for piece in [1000, 65_536, 1 << 20] {
+            let (found, end) = decode(&twice, piece);
+            assert!(end.is_ok() && found == data.repeat(2), "{piece}");
+        }
+        for at in (20..bytes.len()).step_by(1009) {
+            let mut damaged = bytes.clone();
+            damaged[at] ^= 0x10;
+            let (found, end) = decode(&damaged, 65_536);
+            assert!(end.is_err() || found == data, "byte {at}");
+        }
+    }
+
+    #[test]
+    fn chunks_without_checksums_are_read() {
+        let packed = |data: &[u8]| snap::raw::Encoder::new().compress_vec(data).unwrap();
+        let bytes = [
+            IDENTIFIER,
+            &chunk(2, &packed(b"one, one, one, one; ")),
+            &chunk(0xfe, &[0; 9]),
+            &chunk(3, b"two; "),
+            &chunk(0x80, b"of someone else"),
+            &chunk(1, b"\0\0\0\0three; "),
+            &chunk(0, &[&[0; 4], &packed(b"four")[..]].concat()),
+        ]
+        .concat();
+        let (found, end) = decode(&bytes, 7);
+        assert!(end.is_ok() && found == b"one, one, one, one; two; three; four");
+        // Anywhere but between chunks a cut is an error.
+        let between = (0..bytes.len()).filter(|cut| decode(&bytes[..*cut], 99).1.is_ok());
+        assert_eq!(between.count(), 7);
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused() {
+        let message = |bytes: &[u8]| decode(bytes, 99).1.unwrap_err().to_string();
+        let with = |chunk: Vec<u8>| message(&[IDENTIFIER, &chunk].concat());
+        assert!(message(&chunk(1, b"\0\0\0\0x")).contains("where the stream identifier must be"));
+        assert!(message(&chunk(0xff, b"SnApPy")).contains("not that of snappy"));
+        assert!(with(chunk(4, b"")).contains("may not be skipped"));
+        assert!(with(chunk(1, b"abcdefg")).contains("checksum"));
+        assert!(with(chunk(1, b"abc")).contains("chunk of 3 bytes"));
+        assert!(with(chunk(3, &[0; 70_000])).contains("at most 65536"));
+        assert!(with(chunk(3, &[0; 90_000])).contains("chunk of 90000 bytes"));
+        assert!(!with(chunk(2, b"\xff\xff\xff")).is_empty());
+    }
+}

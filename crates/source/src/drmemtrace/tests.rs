@@ -1,5 +1,9 @@
 //! Streams made by hand from `trace_entry.h` and `reader.cpp`.
 
+mod features;
+mod many;
+mod naive;
+
 use super::Drmemtrace;
 use super::record::{kind, marker};
 use crate::bytes::{Compression, Window};
