@@ -5,16 +5,28 @@
 //! destination_registers[2]; u8 source_registers[4]; u64 destination_memory[2]; u64
 //! source_memory[4]`. A memory address of 0 stands for none.
 //!
+//! `CloudSuite`'s traces have `struct cloudsuite_instr` of the same file, 96 bytes: four destination
+//! registers and addresses, two bytes of address-space identifier (`asid`) behind the addresses, and
+//! padding. Each address space is a process; the record that has another is where the processor
+//! switches.
+//!
 //! What the record does not hold: the size of the instruction and of its accesses. Each is taken as
 //! one byte, so that no second page is touched that the program may not have touched. Loads come
 //! before stores, as in an instruction that reads and writes the same address.
+//!
+//! Real tracers write things that the header does not lead one to expect: `branch_taken` is left from an
+//! earlier branch on instructions that are none, and an `ip` of 0 stands where an instruction's address
+//! was not known. Both are taken as they are; how many had no address is said.
 
 use crate::bytes::Window;
-use crate::decoder::{Decode, Decoder, Step};
-use nestwalk_types::{AccessKind, BatchBuilder, Gva, SourceInfo, VcpuId};
+use crate::decoder::{Decode, Decoder, ONLY_PROCESS, Step};
+use crate::input::Format;
+use nestwalk_types::{AccessKind, BatchBuilder, Control, Gva, ProcessId, SourceInfo, VcpuId};
 
 /// Bytes of a record.
 pub const RECORD: usize = 64;
+/// Bytes of a record of `CloudSuite`'s traces.
+pub const CLOUDSUITE_RECORD: usize = 96;
 
 const V: VcpuId = VcpuId(0);
 
@@ -36,11 +48,7 @@ pub struct Instruction {
 impl Instruction {
     /// Reads a record.
     pub fn from_bytes(bytes: &[u8; RECORD]) -> Self {
-        let word = |i: usize| {
-            let mut w = [0; 8];
-            w.copy_from_slice(&bytes[i * 8..i * 8 + 8]);
-            u64::from_le_bytes(w)
-        };
+        let word = |i: usize| word(bytes, i * 8);
         Self {
             ip: word(0),
             is_branch: bytes[8],
@@ -62,72 +70,193 @@ impl Instruction {
         }
         bytes
     }
+}
 
-    /// Why this cannot be a record, if it cannot.
-    fn fault(&self) -> Option<String> {
-        let flags = [("is_branch", self.is_branch), ("branch_taken", self.branch_taken)];
-        let (name, value) = flags.into_iter().find(|f| f.1 > 1)?;
-        Some(format!("{name} is {value}, which must be 0 or 1: not a ChampSim trace, or damaged"))
+/// Why flags cannot be those of a record, if they cannot.
+fn fault(is_branch: u8, branch_taken: u8) -> Option<String> {
+    let flags = [("is_branch", is_branch), ("branch_taken", branch_taken)];
+    let (name, value) = flags.into_iter().find(|f| f.1 > 1)?;
+    Some(format!("{name} is {value}, which must be 0 or 1: not a ChampSim trace, or damaged"))
+}
+
+/// Which of the two structures a file consists of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Layout {
+    /// `input_instr`.
+    Plain,
+    /// `cloudsuite_instr`.
+    CloudSuite,
+}
+
+impl Layout {
+    const fn record(self) -> usize {
+        match self {
+            Self::Plain => RECORD,
+            Self::CloudSuite => CLOUDSUITE_RECORD,
+        }
+    }
+    /// Where addresses begin, and how many there are, those of stores first.
+    const fn addresses(self) -> (usize, usize) {
+        match self {
+            Self::Plain => (16, 6),
+            Self::CloudSuite => (24, 8),
+        }
     }
 }
 
-/// Whether these bytes, the start of a file, look like `ChampSim` records.
-///
-/// The format has no magic number: the flags of every whole record must be 0 or 1, only branches
-/// may be taken, and every address must be canonical (48 or 57 bits, sign-extended).
-pub(crate) fn matches(head: &[u8]) -> bool {
-    let canonical = |a: u64| matches!((a as i64) >> 56, 0 | -1);
-    let (records, _) = head.as_chunks::<RECORD>();
-    let fits = |bytes: &[u8; RECORD]| {
-        let i = Instruction::from_bytes(bytes);
-        let memory = i.destination_memory.iter().chain(&i.source_memory);
-        i.ip != 0
-            && i.fault().is_none()
-            && i.branch_taken <= i.is_branch
-            && canonical(i.ip)
-            && memory.copied().all(canonical)
-    };
-    !records.is_empty() && records.iter().all(fits)
+fn word(bytes: &[u8], at: usize) -> u64 {
+    let mut word = [0; 8];
+    word.copy_from_slice(&bytes[at..at + 8]);
+    u64::from_le_bytes(word)
 }
 
-/// The decoder's state: nothing but a count.
-#[derive(Default)]
+/// How far the next instruction may be for two records to look like neighbours: a call within a program.
+const NEAR: u64 = 16 << 20;
+
+/// How well these bytes, the start of a file, fit a layout: records that look like an instruction after
+/// another, in units of 1/1000 of all; `None` if one cannot be a record. The format has no magic number:
+/// the flags of every whole record must be 0 or 1, and every address must be canonical (48 or 57 bits,
+/// sign-extended).
+fn fit(head: &[u8], layout: Layout) -> Option<u64> {
+    let canonical = |a: u64| matches!((a as i64) >> 56, 0 | -1);
+    let (first, count) = layout.addresses();
+    let (mut good, mut all, mut previous, mut some) = (0u64, 0, None::<u64>, false);
+    for record in head.chunks_exact(layout.record()) {
+        let ip = word(record, 0);
+        let addresses = (0..count).map(|i| word(record, first + 8 * i));
+        let padding = layout == Layout::CloudSuite
+            && record[18..24].iter().chain(&record[90..]).any(|&byte| byte != 0);
+        if fault(record[8], record[9]).is_some()
+            || padding
+            || !canonical(ip)
+            || !addresses.clone().all(canonical)
+        {
+            return None;
+        }
+        some |= ip != 0 || addresses.clone().any(|a| a != 0);
+        all += 1;
+        good += u64::from(ip != 0 && previous.is_none_or(|p| p.abs_diff(ip) < NEAR));
+        previous = Some(ip);
+    }
+    some.then(|| good * 1000 / all)
+}
+
+/// Which records these bytes, the start of a file, look like, if they do.
+///
+/// Read by the wrong length, every second or third record begins in the middle of one, where hardly
+/// anything is an address near the one before. If both fit equally well, they are `ChampSim`'s own.
+pub(crate) fn layout(head: &[u8]) -> Option<Layout> {
+    let plain = fit(head, Layout::Plain);
+    match fit(head, Layout::CloudSuite) {
+        Some(cloud) if cloud >= 750 && plain.is_none_or(|p| cloud > p) => Some(Layout::CloudSuite),
+        _ => plain.map(|_| Layout::Plain),
+    }
+}
+
+/// Whether these bytes, the start of a file, look like `ChampSim` records of its own or of `CloudSuite`.
+pub(crate) fn matches(head: &[u8], format: Format) -> bool {
+    let wanted = if format == Format::CloudSuite { Layout::CloudSuite } else { Layout::Plain };
+    layout(head) == Some(wanted)
+}
+
+/// The decoder's state.
 pub(crate) struct ChampSim {
+    layout: Layout,
     records: u64,
+    /// Records whose instruction has no address.
+    nowhere: u64,
+    /// The address space of the latest record, and our number of each that was met.
+    asid: Option<u16>,
+    processes: Vec<(u16, ProcessId)>,
 }
 
 impl ChampSim {
-    pub(crate) fn source(name: String, window: Window, total: Option<u64>) -> Decoder<Self> {
-        Decoder::new(name, window, total, Self::default())
+    pub(crate) fn source(
+        name: String,
+        window: Window,
+        total: Option<u64>,
+        layout: Layout,
+    ) -> Decoder<Self> {
+        let state = Self { layout, records: 0, nowhere: 0, asid: None, processes: Vec::new() };
+        Decoder::new(name, window, total, state)
     }
-}
 
-impl Decode for ChampSim {
-    fn decode(&mut self, bytes: &[u8], offset: u64, out: &mut BatchBuilder) -> Step {
-        let (records, _) = bytes.as_chunks::<RECORD>();
+    /// The records are of another address space from here on.
+    #[cold]
+    #[inline(never)]
+    fn switch(&mut self, asid: u16, out: &mut BatchBuilder) {
+        let process = match self.processes.binary_search_by_key(&asid, |p| p.0) {
+            Ok(found) => self.processes[found].1,
+            Err(place) => {
+                let process = ProcessId(ONLY_PROCESS.0 + self.processes.len() as u32);
+                self.processes.insert(place, (asid, process));
+                process
+            }
+        };
+        // The first one runs already.
+        if self.asid.is_some() {
+            out.control(Control::Switch { vcpu: V, process });
+        }
+        self.asid = Some(asid);
+    }
+
+    /// Decodes records of `LENGTH` bytes with the addresses of `STORES` stores and four loads.
+    #[inline(always)]
+    fn records<const LENGTH: usize, const STORES: usize>(
+        &mut self,
+        bytes: &[u8],
+        offset: u64,
+        out: &mut BatchBuilder,
+    ) -> Step {
+        let (records, _) = bytes.as_chunks::<LENGTH>();
+        let (first, _) = self.layout.addresses();
         let mut used = 0;
         for record in records {
             if out.is_full() {
                 break;
             }
-            let i = Instruction::from_bytes(record);
-            if let Some(fault) = i.fault() {
+            if record[8] | record[9] > 1
+                && let Some(fault) = fault(record[8], record[9])
+            {
                 let at = offset + used as u64;
                 let error = Some(format!("record {} at byte {at}: {fault}", self.records));
                 return Step { used, error };
             }
-            let pc = Gva::new(i.ip);
-            out.access(V, pc, pc, 1, AccessKind::Fetch, 1);
-            for address in i.source_memory.into_iter().filter(|&a| a != 0) {
-                out.access(V, pc, Gva::new(address), 1, AccessKind::Load, 0);
+            if self.layout == Layout::CloudSuite {
+                let asid = u16::from_le_bytes([record[LENGTH - 8], record[LENGTH - 7]]);
+                if self.asid != Some(asid) {
+                    self.switch(asid, out);
+                }
             }
-            for address in i.destination_memory.into_iter().filter(|&a| a != 0) {
-                out.access(V, pc, Gva::new(address), 1, AccessKind::Store, 0);
+            let ip = word(record, 0);
+            self.nowhere += u64::from(ip == 0);
+            let pc = Gva::new(ip);
+            out.access(V, pc, pc, 1, AccessKind::Fetch, 1);
+            for i in STORES..STORES + 4 {
+                let address = word(record, first + 8 * i);
+                if address != 0 {
+                    out.access(V, pc, Gva::new(address), 1, AccessKind::Load, 0);
+                }
+            }
+            for i in 0..STORES {
+                let address = word(record, first + 8 * i);
+                if address != 0 {
+                    out.access(V, pc, Gva::new(address), 1, AccessKind::Store, 0);
+                }
             }
             self.records += 1;
-            used += RECORD;
+            used += LENGTH;
         }
         Step { used, error: None }
+    }
+}
+
+impl Decode for ChampSim {
+    fn decode(&mut self, bytes: &[u8], offset: u64, out: &mut BatchBuilder) -> Step {
+        match self.layout {
+            Layout::Plain => self.records::<RECORD, 2>(bytes, offset, out),
+            Layout::CloudSuite => self.records::<CLOUDSUITE_RECORD, 4>(bytes, offset, out),
+        }
     }
 
     fn finish(&mut self, rest: &[u8], offset: u64, _: &mut BatchBuilder) -> Result<(), String> {
@@ -135,23 +264,38 @@ impl Decode for ChampSim {
             return Ok(());
         }
         Err(format!(
-            "record {} at byte {offset} has {} of its {RECORD} bytes: the trace was cut off",
+            "record {} at byte {offset} has {} of its {} bytes: the trace was cut off",
             self.records,
-            rest.len()
+            rest.len(),
+            self.layout.record()
         ))
     }
 
     fn info(&self) -> SourceInfo {
+        let mut approximations = vec![
+            "ChampSim records hold no sizes: instructions and accesses that cross into a second \
+             page are counted once"
+                .to_owned(),
+        ];
+        if self.nowhere > 0 {
+            approximations.push(format!(
+                "{} instructions have the address 0 in the trace, and are taken as fetched there",
+                self.nowhere
+            ));
+        }
+        let description = match self.layout {
+            Layout::Plain => "ChampSim trace, one process".to_owned(),
+            Layout::CloudSuite => format!(
+                "ChampSim trace, CloudSuite's records, {} address spaces",
+                self.processes.len()
+            ),
+        };
         SourceInfo {
-            description: "ChampSim trace, one process".into(),
+            description,
             knows_lines: true,
             knows_pc: true,
             has_fetches: true,
-            approximations: vec![
-                "ChampSim records hold no sizes: instructions and accesses that cross into a \
-                 second page are counted once"
-                    .into(),
-            ],
+            approximations,
             ..SourceInfo::default()
         }
     }

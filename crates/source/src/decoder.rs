@@ -2,7 +2,7 @@
 
 use crate::bytes::Window;
 use nestwalk_types::{
-    Batch, BatchBuilder, Control, ProcessId, Source, SourceError, SourceInfo, VcpuId,
+    Batch, BatchBuilder, Control, ProcessId, Room, Source, SourceError, SourceInfo, VcpuId,
 };
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -85,6 +85,10 @@ impl<D: Decode> Source for Decoder<D> {
             }
             _ => Ok(false),
         }
+    }
+    fn set_room(&mut self, room: Room) -> bool {
+        self.builder.set_room(room);
+        true
     }
     fn position(&self) -> u64 {
         self.taken.load(Relaxed)

@@ -1,7 +1,7 @@
 //! Set-up by the program: memory is populated by the process's own stores.
 
 use nestwalk_types::{
-    Batch, Control, Gva, ProcessId, Run, RunFlags, Source, SourceError, SourceInfo, VcpuId,
+    Batch, Control, Gva, ProcessId, Room, Run, RunFlags, Source, SourceError, SourceInfo, VcpuId,
 };
 
 /// Turns every [`Control::Populate`] into what a program's initialisation does to page tables and
@@ -57,6 +57,9 @@ impl<S: Source> Source for FirstTouch<S> {
     }
     fn position(&self) -> u64 {
         self.inner.position()
+    }
+    fn set_room(&mut self, room: Room) -> bool {
+        self.inner.set_room(room)
     }
     fn next_batch(&mut self, batch: &mut Batch) -> Result<bool, SourceError> {
         let more = self.inner.next_batch(batch)?;

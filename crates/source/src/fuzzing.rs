@@ -1,10 +1,16 @@
 //! What the fuzz targets call: each decoder over any bytes, checked for what must always hold.
 
 use crate::bytes::{Compression, Window};
-use crate::champsim::ChampSim;
+use crate::champsim::{ChampSim, Layout};
+use crate::decoder::Decoder;
+use crate::dinero::Dinero;
 use crate::drmemtrace::Drmemtrace;
+use crate::gem5::Gem5;
 use crate::lackey::Lackey;
+use crate::lines::{LineDecoder, Lines};
 use crate::patterns::PatternSpec;
+use crate::perf::Perf;
+use crate::pinatrace::Pinatrace;
 use crate::trace::{self, TraceReader, TraceWriter, WriteOptions};
 use nestwalk_types::{Batch, Control, Source};
 use std::io::Cursor;
@@ -57,7 +63,45 @@ pub fn lackey(data: &[u8]) {
 /// A `ChampSim` trace.
 pub fn champsim(data: &[u8]) {
     let window = window(data, Some(Compression::None));
-    window.into_iter().for_each(|w| drain(ChampSim::source("fuzz".into(), w, None)));
+    window.into_iter().for_each(|w| drain(champsim_source(w, Layout::Plain)));
+}
+
+/// A `ChampSim` trace with `CloudSuite`'s records.
+pub fn cloudsuite(data: &[u8]) {
+    let window = window(data, Some(Compression::None));
+    window.into_iter().for_each(|w| drain(champsim_source(w, Layout::CloudSuite)));
+}
+
+fn champsim_source(window: Window, layout: Layout) -> Decoder<ChampSim> {
+    ChampSim::source("fuzz".into(), window, None, layout)
+}
+
+fn lines<F: Lines + Default>(data: &[u8]) {
+    let decoder = |w| Decoder::new("fuzz".into(), w, None, LineDecoder::<F>::default());
+    window(data, Some(Compression::None)).into_iter().for_each(|w| drain(decoder(w)));
+}
+
+/// A trace of Pin's pinatrace.
+pub fn pinatrace(data: &[u8]) {
+    lines::<Pinatrace>(data);
+}
+
+/// A Dinero trace.
+pub fn dinero(data: &[u8]) {
+    lines::<Dinero>(data);
+}
+
+/// Output of perf script.
+pub fn perf(data: &[u8]) {
+    lines::<Perf>(data);
+}
+
+/// A packet trace of gem5. Half of the inputs get the magic number.
+pub fn gem5(data: &[u8]) {
+    let Some((kind, data)) = data.split_first() else { return };
+    let magic: &[u8] = if kind & 1 == 0 { b"gem5" } else { b"" };
+    let window = window(&[magic, data].concat(), Some(Compression::None));
+    window.into_iter().for_each(|w| drain(Gem5::source("fuzz".into(), w, None)));
 }
 
 /// A drmemtrace.
@@ -76,7 +120,7 @@ pub fn zip(data: &[u8]) {
 /// A compressed file; its content is taken for `ChampSim` records.
 pub fn compressed(data: &[u8]) {
     let window = window(data, None);
-    window.into_iter().for_each(|w| drain(ChampSim::source("fuzz".into(), w, None)));
+    window.into_iter().for_each(|w| drain(champsim_source(w, Layout::Plain)));
 }
 
 /// Everything that a trace of a guest says, with positions in the whole stream, if it ends well.

@@ -1,9 +1,15 @@
 //! Opening a file as a source: compression and format are told by content, not by name.
 
 use crate::bytes::Window;
-use crate::champsim::{self, ChampSim};
+use crate::champsim::{self, ChampSim, Layout};
+use crate::decoder::Decoder;
+use crate::dinero::{self, Dinero};
 use crate::drmemtrace::{self, Drmemtrace};
+use crate::gem5::{self, Gem5};
 use crate::lackey::{self, Lackey};
+use crate::lines::LineDecoder;
+use crate::perf::{self, Perf};
+use crate::pinatrace::{self, Pinatrace};
 use crate::trace::{self, TraceReader};
 use nestwalk_types::{Source, SourceError};
 use std::fs::File;
@@ -17,6 +23,16 @@ pub enum Format {
     Lackey,
     /// 64-byte `ChampSim` records.
     ChampSim,
+    /// 96-byte records of `ChampSim` for `CloudSuite`, with address spaces.
+    CloudSuite,
+    /// Text of Pin's example tool `pinatrace`.
+    Pinatrace,
+    /// Dinero's `din` text, plain or extended.
+    Dinero,
+    /// Text of `perf script`: sampled data addresses.
+    Perf,
+    /// gem5's packet traces.
+    Gem5,
     /// `DynamoRIO` drmemtrace, final (post-processed) form.
     Drmemtrace,
     /// Recorded guests, [`trace`]: plain files, which are compressed inside.
@@ -25,13 +41,28 @@ pub enum Format {
 
 impl Format {
     /// All formats, in the order in which they are tried.
-    pub const ALL: [Self; 4] = [Self::Nestwalk, Self::Lackey, Self::Drmemtrace, Self::ChampSim];
+    pub const ALL: [Self; 9] = [
+        Self::Nestwalk,
+        Self::Gem5,
+        Self::Lackey,
+        Self::Pinatrace,
+        Self::Perf,
+        Self::Dinero,
+        Self::Drmemtrace,
+        Self::ChampSim,
+        Self::CloudSuite,
+    ];
 
     /// The name on the command line.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Lackey => "lackey",
             Self::ChampSim => "champsim",
+            Self::CloudSuite => "cloudsuite",
+            Self::Pinatrace => "pinatrace",
+            Self::Dinero => "dinero",
+            Self::Perf => "perf",
+            Self::Gem5 => "gem5",
             Self::Drmemtrace => "drmemtrace",
             Self::Nestwalk => "nestwalk",
         }
@@ -39,12 +70,35 @@ impl Format {
 
     /// The format that the first bytes of a file show, if one does.
     fn of(head: &[u8]) -> Option<Self> {
-        Self::ALL.into_iter().find(|format| match format {
+        Self::ALL.into_iter().find(|format| format.fits(head))
+    }
+
+    /// Whether the first bytes of a file show this format.
+    fn fits(self, head: &[u8]) -> bool {
+        match self {
             Self::Lackey => lackey::matches(head),
-            Self::ChampSim => champsim::matches(head),
+            Self::ChampSim | Self::CloudSuite => champsim::matches(head, self),
             Self::Drmemtrace => drmemtrace::matches(head),
             Self::Nestwalk => trace::matches(head),
-        })
+            Self::Pinatrace => pinatrace::matches(head),
+            Self::Dinero => dinero::matches(head),
+            Self::Perf => perf::matches(head),
+            Self::Gem5 => gem5::matches(head),
+        }
+    }
+
+    /// The format to read a file in that was said to be of this one: `CloudSuite`'s records are
+    /// `ChampSim`'s, too. One that looks like another, and not like this one, is refused.
+    fn forced(self, head: &[u8]) -> Result<Self, String> {
+        match Self::of(head) {
+            Some(Self::CloudSuite) if self == Self::ChampSim => Ok(Self::CloudSuite),
+            Some(found) if found != self && !self.fits(head) => Err(format!(
+                "said to be {self}, but its first {} bytes are those of a {found} trace; leave \
+                 `--trace-format` out, or say {found}",
+                head.len()
+            )),
+            _ => Ok(self),
+        }
     }
 
     fn names() -> String {
@@ -66,7 +120,7 @@ impl std::fmt::Display for Format {
     }
 }
 
-/// Decompressed bytes that detection looks at: some 200 lines of lackey, 64 `ChampSim` records.
+/// Decompressed bytes that detection looks at: some 200 lines of text, 64 `ChampSim` records.
 const HEAD: usize = 4096;
 
 /// Opens the trace at `path`. Compression (gzip, xz, zstd, LZ4, snappy, bzip2, zip for drmemtrace) is
@@ -98,8 +152,11 @@ pub fn open_on(
         return Ok(Box::new(Drmemtrace::open(path)?));
     }
     let mut window = not_empty(&name, Window::file(file))?;
-    let found = format.or_else(|| Format::of(window.peek(HEAD)));
     let fail = |message| SourceError { source: name.clone(), message };
+    let found = match format {
+        Some(format) => Some(format.forced(window.peek(HEAD)).map_err(fail)?),
+        None => Format::of(window.peek(HEAD)),
+    };
     let Some(found) = found else {
         window.failure().map_err(fail)?;
         return Err(fail(format!(
@@ -111,7 +168,12 @@ pub fn open_on(
     };
     Ok(match found {
         Format::Lackey => Box::new(Lackey::source(name, window, total)),
-        Format::ChampSim => Box::new(ChampSim::source(name, window, total)),
+        Format::ChampSim => Box::new(ChampSim::source(name, window, total, Layout::Plain)),
+        Format::CloudSuite => Box::new(ChampSim::source(name, window, total, Layout::CloudSuite)),
+        Format::Pinatrace => lines::<Pinatrace>(name, window, total),
+        Format::Dinero => lines::<Dinero>(name, window, total),
+        Format::Perf => lines::<Perf>(name, window, total),
+        Format::Gem5 => Box::new(Gem5::source(name, window, total)),
         Format::Drmemtrace => Box::new(Drmemtrace::source(name, window, total)),
         Format::Nestwalk if window.is_compressed() => {
             return Err(fail(
@@ -122,6 +184,13 @@ pub fn open_on(
         }
         Format::Nestwalk => Box::new(TraceReader::open(path)?),
     })
+}
+
+fn lines<F>(name: String, window: Window, total: Option<u64>) -> Box<dyn Source>
+where
+    F: crate::lines::Lines + Default + 'static,
+{
+    Box::new(Decoder::new(name, window, total, LineDecoder::<F>::default()))
 }
 
 /// A file that is one and has something in it: its name for messages, and its length in bytes, which

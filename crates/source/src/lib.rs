@@ -9,15 +9,20 @@
 mod bytes;
 pub mod champsim;
 mod decoder;
+mod dinero;
 pub mod drmemtrace;
 mod export;
 mod first_touch;
+mod gem5;
 mod input;
 pub mod lackey;
 mod limit;
+mod lines;
 mod lz4;
 mod multiplex;
 mod patterns;
+mod perf;
+mod pinatrace;
 mod snappy;
 pub mod trace;
 
@@ -29,6 +34,6 @@ pub use export::{ExportOptions, Exported, Exporter};
 pub use first_touch::FirstTouch;
 pub use input::{Format, open, open_on};
 pub use lackey::{Lackey, LackeyStats, RunOptions};
-pub use limit::Limit;
+pub use limit::{CUT_BY_RUNS, Limit};
 pub use multiplex::Multiplex;
 pub use patterns::{Pattern, PatternError, PatternSource, PatternSpec};

@@ -1,23 +1,34 @@
 //! Ends a stream after a number of accesses.
 
-use nestwalk_types::{Batch, Control, Run, Source, SourceError, SourceInfo};
+use nestwalk_types::{Batch, Control, Room, Run, Source, SourceError, SourceInfo};
 
 /// A source that ends after so many accesses, counted from [`Control::RegionOfInterest`].
 ///
 /// Set-up before it passes unchanged and is not counted; a source that never says it is not
-/// limited. The last run is split so that the count is exact; its part keeps the run's lines, of
-/// which it may have touched fewer, and its share of the instructions.
+/// limited. They are the first of the stream in its own order, however many page runs were open at the
+/// end ([`Source::set_room`]). Of a recording, whose runs do not have that order any more, the last run
+/// is split, and [`SourceInfo::approximations`] says so: its part keeps the run's lines, of which it may
+/// have touched fewer, and its share of the instructions.
 pub struct Limit<S> {
     inner: S,
     accesses: u64,
     left: u64,
     counting: bool,
+    /// What whoever reads this wants of the next batch.
+    room: Room,
+    /// The stream has no order within runs, and one was cut.
+    by_runs: bool,
 }
+
+/// What a cut of a stream without order within runs is said to be.
+pub const CUT_BY_RUNS: &str = "within page runs the recording keeps no order of accesses: where it is \
+                               cut, the first accesses are those of its first runs";
 
 impl<S: Source> Limit<S> {
     /// Limits `inner` to `accesses`.
     pub fn new(inner: S, accesses: u64) -> Self {
-        Self { inner, accesses, left: accesses, counting: false }
+        let room = Room::ALL;
+        Self { inner, accesses, left: accesses, counting: false, room, by_runs: false }
     }
 
     /// Index of the first run that counts.
@@ -30,7 +41,7 @@ impl<S: Source> Limit<S> {
     }
 
     /// Cuts the batch behind the last access that is wanted.
-    fn cut(&mut self, batch: &mut Batch, first: usize) {
+    fn cut(&mut self, batch: &mut Batch, first: usize, exact: bool) {
         self.counting = true;
         let within = batch.runs[first..].iter().position(|run| {
             let count = u64::from(run.count);
@@ -42,6 +53,7 @@ impl<S: Source> Limit<S> {
         });
         if let Some(offset) = within {
             let last = first + offset;
+            self.by_runs |= !exact;
             let kept = self.left as u16;
             let whole = batch.runs[last];
             batch.runs.truncate(last);
@@ -62,19 +74,29 @@ fn part(run: Run, count: u16) -> Run {
 
 impl<S: Source> Source for Limit<S> {
     fn info(&self) -> SourceInfo {
-        let info = self.inner.info();
+        let mut info = self.inner.info();
+        if self.by_runs {
+            info.approximations.push(CUT_BY_RUNS.into());
+        }
         SourceInfo { description: format!("{}, first {}", info.description, self.accesses), ..info }
+    }
+    fn set_room(&mut self, room: Room) -> bool {
+        self.room = room;
+        self.inner.set_room(room)
     }
     fn next_batch(&mut self, batch: &mut Batch) -> Result<bool, SourceError> {
         if self.counting && self.left == 0 {
             *batch = Batch::default();
             return Ok(false);
         }
+        let room = std::mem::replace(&mut self.room, Room::ALL);
+        let accesses = room.accesses.min(self.left);
+        let exact = self.inner.set_room(Room { accesses, ..room });
         if !self.inner.next_batch(batch)? {
             return Ok(false);
         }
         if let Some(first) = self.first_counted(batch) {
-            self.cut(batch, first);
+            self.cut(batch, first, exact);
         }
         Ok(true)
     }

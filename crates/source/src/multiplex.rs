@@ -1,6 +1,8 @@
 //! Several sources as one stream of several processes.
 
-use nestwalk_types::{Batch, Control, ProcessId, Run, Source, SourceError, SourceInfo, VcpuId};
+use nestwalk_types::{
+    Batch, Control, ProcessId, Room, Run, Source, SourceError, SourceInfo, VcpuId,
+};
 
 /// One of the sources, and how its names map to those of the whole.
 struct Part {
@@ -16,6 +18,8 @@ struct Part {
     runs_on: Vec<ProcessId>,
     in_roi: bool,
     ended: bool,
+    /// It has said instructions. Of a source that never does, accesses count for a turn.
+    has_instructions: bool,
 }
 
 /// Runs several sources side by side: each keeps its processes, all share the vCPUs.
@@ -24,7 +28,9 @@ struct Part {
 /// interest, the stream says [`Control::RegionOfInterest`] once. From then on sources take turns of
 /// a quantum of instructions each. The turn with number `t` begins at vCPU `t` modulo the number of
 /// vCPUs, and a source's own vCPU `u` is `u` further on; [`Control::Switch`] is said whenever a vCPU
-/// is to run another process than before. A quantum ends with the run that reaches it.
+/// is to run another process than before. A quantum ends with the access with which its last
+/// instruction retires, in the order of the source; a source that knows no instructions has as many
+/// accesses for a turn.
 ///
 /// Sources must say process-level controls only, and their region of interest (a source that never
 /// says it is all set-up). An error of one source ends the stream after everything before it.
@@ -38,6 +44,8 @@ pub struct Multiplex {
     on_vcpu: Vec<Option<ProcessId>>,
     next_process: u32,
     in_roi: bool,
+    /// Accesses that are still wanted in this batch.
+    wanted: u64,
     error: Option<SourceError>,
 }
 
@@ -68,6 +76,7 @@ impl Multiplex {
             runs_on: Vec::new(),
             in_roi: false,
             ended: false,
+            has_instructions: false,
         };
         Self {
             parts: sources.into_iter().map(part).collect(),
@@ -79,6 +88,7 @@ impl Multiplex {
             on_vcpu: vec![None; usize::from(vcpus)],
             next_process: 1,
             in_roi: false,
+            wanted: u64::MAX,
             error: None,
         }
     }
@@ -197,14 +207,17 @@ impl Multiplex {
                     return Ok(Stop::RegionOfInterest);
                 }
             } else if let Some(&run) = part.batch.runs.get(part.run) {
-                if out.runs.len() >= Batch::RUNS {
+                if out.runs.len() >= Batch::RUNS || self.wanted == 0 {
                     return Ok(Stop::Full);
                 }
                 if self.left == 0 {
                     return Ok(Stop::Quantum);
                 }
                 part.run += 1;
-                self.left = self.left.saturating_sub(u64::from(run.instructions));
+                part.has_instructions |= run.instructions > 0;
+                let used = if part.has_instructions { run.instructions } else { run.count };
+                self.left = self.left.saturating_sub(u64::from(used));
+                self.wanted = self.wanted.saturating_sub(u64::from(run.count));
                 self.push_run(run, out);
             } else {
                 if out.controls.len() >= Batch::RUNS {
@@ -212,6 +225,9 @@ impl Multiplex {
                 }
                 part.run = 0;
                 part.control = 0;
+                let turn = if part.has_instructions { u64::MAX } else { self.left };
+                let accesses = self.wanted.min(turn);
+                part.source.set_room(Room { accesses, instructions: self.left });
                 if !part.source.next_batch(&mut part.batch)? {
                     part.ended = true;
                     return Ok(Stop::Ended);
@@ -312,13 +328,21 @@ impl Source for Multiplex {
         if let Some(error) = &self.error {
             return Err(error.clone());
         }
-        if let Err(error) = self.fill(batch) {
+        let filled = self.fill(batch);
+        self.wanted = u64::MAX;
+        if let Err(error) = filled {
             self.error = Some(error.clone());
             if batch.is_empty() {
                 return Err(error);
             }
         }
         Ok(!batch.is_empty() || self.parts.iter().any(|p| !p.ended))
+    }
+
+    fn set_room(&mut self, room: Room) -> bool {
+        self.wanted = room.accesses.max(1);
+        // All of them are asked, though each is told again when its turn has come.
+        self.parts.iter_mut().fold(true, |exact, part| part.source.set_room(room) & exact)
     }
 
     fn position(&self) -> u64 {

@@ -106,7 +106,7 @@ fn formats_have_names() {
         assert_eq!(format.name().parse(), Ok(format));
     }
     let message = "pin".parse::<Format>().unwrap_err();
-    assert!(message.contains("lackey, drmemtrace, champsim"), "{message}");
+    assert!(message.contains("lackey, pinatrace, perf, dinero, drmemtrace"), "{message}");
 }
 
 #[test]

@@ -180,3 +180,58 @@ fn dropping_the_source_ends_the_program_and_leaves_nothing() {
         assert_eq!(sleeping(), [0, 0, 0]);
     }
 }
+
+/// A program without a library, whose instructions and accesses can be counted by reading it.
+fn assembled(text: &str) -> (tempfile::TempDir, String) {
+    let dir = tempfile::tempdir().unwrap();
+    let (source, program) = (dir.path().join("a.s"), dir.path().join("a"));
+    let head = ".globl _start\n.bss\n.balign 4096\narea: .skip 4096*130\n.text\n_start:\n";
+    let exit = "\nmov $60, %eax\nxor %edi, %edi\nsyscall\n";
+    std::fs::write(&source, [head, text, exit].concat()).unwrap();
+    let mut gcc = std::process::Command::new("gcc");
+    gcc.args(["-nostdlib", "-static", "-o"]).arg(&program).arg(&source);
+    assert!(gcc.status().expect("this test needs gcc").success());
+    let name = program.to_str().unwrap().to_owned();
+    (dir, name)
+}
+
+/// Instructions, loads, and stores and modifies of a live program, and what its records say.
+fn counts(text: &str) -> ([u64; 3], LackeyStats) {
+    let (_dir, program) = assembled(text);
+    let (stream, stats, _) = run(&[&program], &RunOptions::default());
+    assert_eq!(stream.end, Ok(()));
+    assert_eq!(stream.instructions(), stats.instructions);
+    ([stats.instructions, stats.loads, stats.stores + stats.modifies], stats)
+}
+
+#[test]
+fn every_load_is_seen_even_if_nothing_needs_it() {
+    // Eight loads to one register: only the last is needed.
+    let eight: String = (0..8).map(|i| format!("mov {}(%rbx), %rax\n", i << 12)).collect();
+    let text = format!(
+        "lea area(%rip), %rbx\nmov $16, %ecx\n1:\n{eight}add $32768, %rbx\ndec %ecx\njnz 1b\n"
+    );
+    assert_eq!(counts(&text).0, [2 + 16 * 11 + 3, 128, 0]);
+    // The register is overwritten by what accesses nothing.
+    let text = "lea area(%rip), %rbx\nmov $16, %ecx\n1: mov (%rbx), %rax\nxor %eax, %eax\n\
+                mov 4096(%rbx), %rax\nmov $3, %eax\nadd $8192, %rbx\ndec %ecx\njnz 1b\n";
+    assert_eq!(counts(text).0, [2 + 16 * 7 + 3, 32, 0]);
+}
+
+#[test]
+fn atomic_and_repeated_instructions_are_counted_once() {
+    let text = "lea area(%rip), %rbx\nlock incq (%rbx)\nlock xaddq %rax, (%rbx)\nxchg %rax, (%rbx)\n\
+                lock cmpxchgq %rcx, (%rbx)\nincq (%rbx)\n";
+    let (found, stats) = counts(text);
+    assert_eq!(found, [6 + 3, 0, 5]);
+    assert_eq!(stats.atomic_loads, 3, "valgrind shows three of them with a load");
+    let text = "lea area(%rip), %rdi\nmov $16, %ecx\nrep stosq\nlea area(%rip), %rsi\n\
+                lea area+4096(%rip), %rdi\nmov $16, %ecx\nrep movsq\nlea area(%rip), %rdi\n\
+                mov $16, %ecx\nmov $1, %eax\nrepne scasq\n";
+    let (found, stats) = counts(text);
+    assert_eq!(found, [11 + 3, 32, 32]);
+    assert_eq!(stats.repeats, 3 * 16, "an instruction for each element and the end");
+    // A jump to itself is another instruction each time.
+    let text = "mov $5, %ecx\n1: loop 1b\nxor %ecx, %ecx\nrep stosq\n";
+    assert_eq!(counts(text).0, [1 + 5 + 2 + 3, 0, 0]);
+}

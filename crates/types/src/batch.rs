@@ -59,6 +59,26 @@ pub struct GuestBatch {
     pub gpas: Vec<Gpa>,
 }
 
+/// How much of a stream is wanted in the next batch, so that a cut falls where the trace has it and not
+/// where a page run happens to end: several runs may be open side by side, which all end there.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Room {
+    /// A run begins behind exactly so many accesses, and the batch is handed on soon after.
+    pub accesses: u64,
+    /// The batch is handed on once so many instructions have retired in it.
+    pub instructions: u64,
+}
+
+impl Room {
+    /// No limit but the size of a batch.
+    pub const ALL: Self = Self { accesses: u64::MAX, instructions: u64::MAX };
+
+    /// So many accesses.
+    pub const fn accesses(accesses: u64) -> Self {
+        Self { accesses, ..Self::ALL }
+    }
+}
+
 /// The latest run of one kind on one vCPU.
 #[derive(Clone, Copy)]
 struct Open {
@@ -81,6 +101,10 @@ pub struct BatchBuilder {
     open: Box<[[Open; 2]; 256]>,
     /// The highest vCPU that may have open runs.
     highest: VcpuId,
+    /// What is still wanted of the stream in this batch.
+    room: Room,
+    /// Runs at which the batch is handed on: 0 once controls or the room are used up.
+    most: usize,
 }
 
 #[cold]
@@ -100,7 +124,38 @@ impl BatchBuilder {
     /// An empty builder.
     pub fn new() -> Self {
         let open = Box::new([[CLOSED; 2]; 256]);
-        Self { batch: Batch::default(), open, highest: VcpuId(0) }
+        let batch = Batch::default();
+        Self { batch, open, highest: VcpuId(0), room: Room::ALL, most: Batch::RUNS }
+    }
+
+    /// Says how much of the stream is wanted in the batch that is being built; see [`Room`]. It holds
+    /// until the batch is handed on. At least one access is always wanted, or there would be no batch.
+    pub fn set_room(&mut self, room: Room) {
+        let (accesses, instructions) = (room.accesses.max(1), room.instructions.max(1));
+        self.room = Room { accesses, instructions };
+    }
+    /// What is still wanted of the stream in this batch.
+    #[inline]
+    pub const fn room(&self) -> Room {
+        self.room
+    }
+
+    /// The accesses that are wanted are there: what comes after them begins runs of its own, each
+    /// access one, until the batch is handed on.
+    #[cold]
+    #[inline(never)]
+    fn border(&mut self) {
+        self.close();
+        self.room.accesses = 0;
+        self.most = 0;
+    }
+
+    /// The instructions that are wanted are there with this access: the next one is behind a border.
+    #[cold]
+    #[inline(never)]
+    fn turn_ends(&mut self) {
+        self.room = Room { accesses: 0, instructions: 0 };
+        self.most = 0;
     }
 
     /// Adds an access of `bytes` bytes. One that crosses into the next page is two accesses, one to
@@ -183,6 +238,18 @@ impl BatchBuilder {
         flags: RunFlags,
         instructions: u16,
     ) {
+        let (accesses, none_left) = self.room.accesses.overflowing_sub(1);
+        self.room.accesses = accesses;
+        if none_left {
+            self.border();
+        }
+        if instructions > 0 {
+            let wanted = self.room.instructions;
+            self.room.instructions = wanted.wrapping_sub(u64::from(instructions));
+            if wanted <= u64::from(instructions) {
+                self.turn_ends();
+            }
+        }
         let page = gva.value() & !0xfff | flags.kernel_bit();
         let runs = &mut self.batch.runs;
         let open = &mut self.open[usize::from(vcpu.0)][usize::from(flags.is_fetch())];
@@ -239,6 +306,9 @@ impl BatchBuilder {
     pub fn control(&mut self, control: Control) {
         self.close();
         self.batch.controls.push((self.batch.runs.len() as u32, control));
+        if self.batch.controls.len() >= Batch::RUNS {
+            self.most = 0;
+        }
     }
 
     fn close(&mut self) {
@@ -257,11 +327,13 @@ impl BatchBuilder {
     /// Whether the batch should be handed on.
     #[inline]
     pub fn is_full(&self) -> bool {
-        self.batch.runs.len() >= Batch::RUNS || self.batch.controls.len() >= Batch::RUNS
+        self.batch.runs.len() >= self.most
     }
     /// Hands the batch over and leaves the builder empty; `into` is reused for its memory.
     pub fn take_into(&mut self, into: &mut Batch) {
         self.close();
+        self.room = Room::ALL;
+        self.most = Batch::RUNS;
         into.runs.clear();
         into.controls.clear();
         std::mem::swap(&mut self.batch, into);
@@ -406,6 +478,57 @@ mod tests {
             }
             b.take_into(&mut out);
             assert_eq!(out.runs, runs);
+        }
+    }
+
+    #[test]
+    fn a_cut_falls_behind_the_access_that_was_asked_for() {
+        let mut random = crate::SplitMix64::new(7);
+        for wanted in 1..300 {
+            let mut b = BatchBuilder::new();
+            b.set_room(Room::accesses(wanted));
+            let mut accesses = Vec::new();
+            for i in 0..400 {
+                // A loop in one page of code over few pages of data, on two vCPUs.
+                let (fetch, vcpu) = (i % 3 == 0, VcpuId(random.below(2) as u8));
+                let at = if fetch { 0x40_0000 + i } else { random.below(2) << 12 };
+                let kind = if fetch { AccessKind::Fetch } else { AccessKind::Load };
+                b.access(vcpu, Gva::new(1), Gva::new(at), 1, kind, u32::from(fetch));
+                accesses.push((vcpu, at >> 12));
+                assert_eq!(b.is_full(), i + 1 > wanted, "{wanted} {i}");
+            }
+            let mut out = Batch::default();
+            b.take_into(&mut out);
+            assert!(!b.is_full(), "the next batch has room");
+            // Runs up to the border hold the first accesses, as a multiset of vCPU and page.
+            let mut left = wanted;
+            let mut found = Vec::new();
+            for run in &out.runs {
+                if left == 0 {
+                    break;
+                }
+                left -= u64::from(run.count);
+                let page = (run.vcpu, run.gva.value() >> 12);
+                found.extend(std::iter::repeat_n(page, usize::from(run.count)));
+            }
+            let mut first = accesses[..wanted as usize].to_vec();
+            first.sort_unstable();
+            found.sort_unstable();
+            assert_eq!((left, found), (0, first), "{wanted}");
+        }
+    }
+
+    #[test]
+    fn a_batch_is_full_when_the_instructions_that_were_asked_for_have_retired() {
+        for wanted in [1, 2, 7, 100] {
+            let mut b = BatchBuilder::new();
+            b.set_room(Room { instructions: wanted, ..Room::ALL });
+            let mut done = 0;
+            while !b.is_full() {
+                load(&mut b, 0x1000);
+                done += 1;
+            }
+            assert_eq!(done, wanted);
         }
     }
 

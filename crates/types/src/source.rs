@@ -1,6 +1,6 @@
 //! What a source of events is to its consumer.
 
-use crate::Batch;
+use crate::{Batch, Room};
 
 /// Why a source ended early. The message names the place and says what would be right.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -105,6 +105,12 @@ pub trait Source: Send {
     /// # Errors
     /// The stream is damaged or its producer failed; everything before was delivered.
     fn next_batch(&mut self, batch: &mut Batch) -> Result<bool, SourceError>;
+    /// How much of the stream is wanted in the next batch: a cut that falls within page runs ends them
+    /// all. It is said before each [`Source::next_batch`] for which it holds. `false` if the order of
+    /// accesses within runs is not known any more, so that a run can be cut only as a whole.
+    fn set_room(&mut self, _: Room) -> bool {
+        false
+    }
     /// Progress in the unit of [`SourceInfo::total`].
     fn position(&self) -> u64 {
         0
@@ -117,6 +123,9 @@ impl<S: Source + ?Sized> Source for Box<S> {
     }
     fn next_batch(&mut self, batch: &mut Batch) -> Result<bool, SourceError> {
         (**self).next_batch(batch)
+    }
+    fn set_room(&mut self, room: Room) -> bool {
+        (**self).set_room(room)
     }
     fn position(&self) -> u64 {
         (**self).position()

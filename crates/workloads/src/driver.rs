@@ -3,7 +3,7 @@
 use crate::layout::{AddressSpace, Mapping};
 use crate::recorder::Recorder;
 use crate::spec::{Populate, WorkloadSpec};
-use nestwalk_types::{Batch, Control, Gva, ProcessId, Source, SourceError, SourceInfo, VcpuId};
+use nestwalk_types::{Batch, Control, Gva, ProcessId, Room, Source, SourceError, SourceInfo, VcpuId};
 
 /// The process of a single-process workload, and the first of the others.
 pub(crate) const PROCESS: ProcessId = ProcessId(0);
@@ -160,6 +160,11 @@ impl<K: Kernel + 'static> Source for Driver<K> {
         }
         self.recorder.take_into(batch);
         Ok(!batch.is_empty())
+    }
+
+    fn set_room(&mut self, room: Room) -> bool {
+        self.recorder.set_room(room);
+        true
     }
 
     fn position(&self) -> u64 {

@@ -1,6 +1,6 @@
 //! The instrument: what a program does to memory becomes events here.
 
-use nestwalk_types::{AccessKind, Batch, BatchBuilder, Control, Gva, VcpuId};
+use nestwalk_types::{AccessKind, Batch, BatchBuilder, Control, Gva, Room, VcpuId};
 
 /// An instruction of the program that accesses memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,6 +89,10 @@ impl Recorder {
     /// Accesses recorded so far.
     pub(crate) const fn recorded(&self) -> u64 {
         self.limit - self.left
+    }
+    /// How much is wanted until it is handed over.
+    pub(crate) fn set_room(&mut self, room: Room) {
+        self.builder.set_room(room);
     }
     /// Hands over what was recorded since the last time.
     pub(crate) fn take_into(&mut self, batch: &mut Batch) {

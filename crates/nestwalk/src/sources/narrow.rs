@@ -1,6 +1,6 @@
 //! 64-bit programs in a 32-bit guest.
 
-use nestwalk_types::{Batch, Control, Gva, Source, SourceError, SourceInfo};
+use nestwalk_types::{Batch, Control, Gva, Room, Source, SourceError, SourceInfo};
 
 /// Where a 64-bit process has its static data and heap, and where its mappings and stack.
 const LOW: std::ops::Range<u64> = 0x5555_5540_0000..0x5556_5540_0000;
@@ -93,6 +93,10 @@ impl<S: Source> Source for Narrow<S> {
 
     fn position(&self) -> u64 {
         self.inner.position()
+    }
+
+    fn set_room(&mut self, room: Room) -> bool {
+        self.inner.set_room(room)
     }
 
     fn next_batch(&mut self, batch: &mut Batch) -> Result<bool, SourceError> {

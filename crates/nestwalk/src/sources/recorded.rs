@@ -4,7 +4,7 @@ use super::{Kind, kind, samples, trace_format};
 use anyhow::{Context, Result, bail};
 use nestwalk_mm::{Mappings, Survey};
 use nestwalk_source::trace::TraceReader;
-use nestwalk_types::{Batch, Control, GuestInfo, Source, SourceError, SourceInfo};
+use nestwalk_types::{Batch, Control, GuestInfo, Room, Source, SourceError, SourceInfo};
 use std::io::{Read, Seek};
 use std::path::Path;
 use std::sync::Arc;
@@ -109,6 +109,9 @@ impl<S: Source> Source for Interest<S> {
             batch.controls.insert(place, (0, Control::RegionOfInterest));
         }
         Ok(more)
+    }
+    fn set_room(&mut self, room: Room) -> bool {
+        self.inner.set_room(room)
     }
     fn position(&self) -> u64 {
         self.inner.position()

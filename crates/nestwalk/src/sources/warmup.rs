@@ -1,7 +1,8 @@
 //! Warm-up: accesses that are simulated and not counted.
 
 use nestwalk_report::count;
-use nestwalk_types::{Batch, Control, Source, SourceError, SourceInfo};
+use nestwalk_source::CUT_BY_RUNS;
+use nestwalk_types::{Batch, Control, Room, Source, SourceError, SourceInfo};
 
 /// Moves the beginning of the region of interest: the first accesses are simulated, not counted.
 ///
@@ -12,6 +13,10 @@ pub struct Warmup<S> {
     wanted: u64,
     left: u64,
     state: State,
+    /// What whoever reads this wants of the next batch.
+    room: Room,
+    /// The stream has no order within runs, and one was cut.
+    by_runs: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -27,7 +32,8 @@ enum State {
 impl<S: Source> Warmup<S> {
     /// The first `accesses` from the source's region of interest on are warm-up.
     pub const fn new(inner: S, accesses: u64) -> Self {
-        Self { inner, wanted: accesses, left: accesses, state: State::SetUp }
+        let (state, room) = (State::SetUp, Room::ALL);
+        Self { inner, wanted: accesses, left: accesses, state, room, by_runs: false }
     }
 
     /// The source has ended.
@@ -52,7 +58,7 @@ impl<S: Source> Warmup<S> {
     }
 
     /// Counts accesses of the warm-up from run `from` on, and puts the beginning where it ends.
-    fn skip(&mut self, batch: &mut Batch, from: usize) {
+    fn skip(&mut self, batch: &mut Batch, from: usize, exact: bool) {
         for index in from..batch.runs.len() {
             let count = u64::from(batch.runs[index].count);
             if count < self.left {
@@ -61,6 +67,7 @@ impl<S: Source> Warmup<S> {
             }
             if count > self.left {
                 split(batch, index, self.left as u16);
+                self.by_runs |= !exact;
             }
             self.left = 0;
             self.state = State::Counting;
@@ -89,7 +96,10 @@ fn split(batch: &mut Batch, index: usize, count: u16) {
 
 impl<S: Source> Source for Warmup<S> {
     fn info(&self) -> SourceInfo {
-        let info = self.inner.info();
+        let mut info = self.inner.info();
+        if self.by_runs {
+            info.approximations.push(CUT_BY_RUNS.into());
+        }
         let warmup = count(self.wanted);
         let description = format!("{}, after {warmup} accesses of warm-up", info.description);
         SourceInfo { description, ..info }
@@ -99,7 +109,18 @@ impl<S: Source> Source for Warmup<S> {
         self.inner.position()
     }
 
+    fn set_room(&mut self, room: Room) -> bool {
+        self.room = room;
+        self.inner.set_room(room)
+    }
+
     fn next_batch(&mut self, batch: &mut Batch) -> Result<bool, SourceError> {
+        let room = std::mem::replace(&mut self.room, Room::ALL);
+        let accesses = match self.state {
+            State::SetUp | State::WarmUp => room.accesses.min(self.left),
+            State::Counting | State::Short => room.accesses,
+        };
+        let exact = self.inner.set_room(Room { accesses, ..room });
         if self.state == State::Short || !self.inner.next_batch(batch)? {
             *batch = Batch::default();
             return self.end(batch);
@@ -112,7 +133,7 @@ impl<S: Source> Source for Warmup<S> {
             self.state = State::WarmUp;
         }
         if self.state == State::WarmUp {
-            self.skip(batch, from);
+            self.skip(batch, from, exact);
         }
         Ok(true)
     }

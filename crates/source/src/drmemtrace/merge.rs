@@ -7,7 +7,7 @@ use super::stream::Stream;
 use super::zip::Chunks;
 use crate::bytes::{Compression, Window};
 use nestwalk_types::{
-    Batch, BatchBuilder, Control, ProcessId, Source, SourceError, SourceInfo, VcpuId,
+    Batch, BatchBuilder, Control, ProcessId, Room, Source, SourceError, SourceInfo, VcpuId,
 };
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap};
@@ -304,6 +304,11 @@ impl Source for Drmemtrace {
             Some(Err(error)) => Err(error.clone()),
             _ => Ok(false),
         }
+    }
+
+    fn set_room(&mut self, room: Room) -> bool {
+        self.builder.set_room(room);
+        true
     }
 
     /// Bytes of the files read so far, compressed.

@@ -6,17 +6,21 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+/// The option with which valgrind's optimiser removes no access.
+pub(crate) const EVERY_LOAD: &str = "--vex-iropt-register-updates=allregs-at-each-insn";
+
 /// Starts valgrind's lackey on `command`, with `log_file` as its argument for logs.
 ///
 /// Without its server for debuggers, whose pipes in the temporary directory outlive a process that is
-/// killed.
+/// killed. With the registers of each instruction kept up to date: otherwise valgrind's optimiser removes
+/// loads whose results are never used before lackey sees them (`mod.rs` has what was counted).
 pub(crate) fn start(
     valgrind: &OsStr,
     log_file: &OsStr,
     command: &[OsString],
 ) -> Result<Child, String> {
     Command::new(valgrind)
-        .args(["--tool=lackey", "--trace-mem=yes", "--trace-children=yes", "--vgdb=no"])
+        .args(["--tool=lackey", "--trace-mem=yes", "--trace-children=yes", "--vgdb=no", EVERY_LOAD])
         .arg(log_file)
         .arg("--")
         .args(command)

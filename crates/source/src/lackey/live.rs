@@ -5,7 +5,7 @@ use super::follow::{Found, HostProcess, Shared, end_all, follow};
 use super::text::{LackeyStats, Text, chatter};
 use crate::decoder::Decode;
 use nestwalk_types::{
-    Batch, BatchBuilder, Control, ProcessId, Source, SourceError, SourceInfo, VcpuId,
+    Batch, BatchBuilder, Control, ProcessId, Room, Source, SourceError, SourceInfo, VcpuId,
 };
 use rustix::fs::{FallocateFlags, fallocate};
 use std::ffi::OsString;
@@ -427,6 +427,11 @@ impl Source for Live {
                 Err(SourceError { source: self.name.clone(), message: message.clone() })
             }
         }
+    }
+
+    fn set_room(&mut self, room: Room) -> bool {
+        self.builder.set_room(room);
+        true
     }
 
     /// Bytes of log used so far.

@@ -5,10 +5,23 @@
 //! `" M %08lx,%lu\n"`: a lower-case hexadecimal address of at least eight digits and a decimal size
 //! in bytes. Data records follow the record of their instruction.
 //!
+//! Logs that others wrote or edited differ in what does not matter, and are read all the same: fewer
+//! digits (the traces of courses), upper case, `CR LF`, blanks at the end of a line or one less behind
+//! `I`, and a last line without its end. Without `I` lines neither instructions nor their number are
+//! known. Any other line is the program's own output, or another's: it is counted, and said.
+//!
+//! Two things are shown otherwise than they happen (`mod.rs`): the load before the modify of an atomic
+//! instruction, and each further element of a repeated string instruction. Both are told by their
+//! place: a load directly behind its instruction's record, and directly before a modify of the same
+//! bytes; an instruction at the address of the one before, which has accessed something. No other
+//! instruction of x86 does either, but one that jumps to itself by an address in memory.
+//!
 //! `M`, a modify, is a load and a store of one instruction. It becomes one store, since a TLB is
 //! looked up for writing and a read-modify-write counts as a write.
 
+use super::command::EVERY_LOAD;
 use crate::decoder::{Decode, Step};
+use crate::lines::{CUT_LINE, DIGITS, blanks, decimal, hex};
 use nestwalk_types::{AccessKind, BatchBuilder, Gva, SourceInfo, VcpuId};
 
 /// What was found in a log.
@@ -22,6 +35,10 @@ pub struct LackeyStats {
     pub stores: u64,
     /// `M` records.
     pub modifies: u64,
+    /// `I` records of further elements of repeated string instructions, not among `instructions`.
+    pub repeats: u64,
+    /// `L` records of atomic instructions, whose modify follows, not among `loads`.
+    pub atomic_loads: u64,
     /// Lines of valgrind itself, which begin with `==`, `--` or `**` and a process number.
     pub chatter_lines: u64,
     /// Lines that are neither: the program's own output, or records damaged by it.
@@ -31,7 +48,8 @@ pub struct LackeyStats {
 impl LackeyStats {
     /// Records of all four kinds.
     pub fn records(&self) -> u64 {
-        self.instructions + self.loads + self.stores + self.modifies
+        let shown_twice = self.repeats + self.atomic_loads;
+        self.instructions + self.loads + self.stores + self.modifies + shown_twice
     }
     /// The sum of two logs.
     #[must_use]
@@ -41,6 +59,8 @@ impl LackeyStats {
             loads: self.loads + other.loads,
             stores: self.stores + other.stores,
             modifies: self.modifies + other.modifies,
+            repeats: self.repeats + other.repeats,
+            atomic_loads: self.atomic_loads + other.atomic_loads,
             chatter_lines: self.chatter_lines + other.chatter_lines,
             other_lines: self.other_lines + other.other_lines,
         }
@@ -65,19 +85,9 @@ pub(crate) struct Record {
     pub(crate) line: usize,
 }
 
-/// Bytes that hold any record with its newline: 3 of kind, 16 of address, 1 comma, 4 of size, 1.
+/// Bytes that hold any record as lackey writes it: 3 of kind, 16 of address, 1 comma, 4 of size, 2 of
+/// the line's end.
 const LONGEST: usize = 32;
-
-/// Value of a lower-case hexadecimal digit; 0xff for every other byte.
-const DIGITS: [u8; 256] = {
-    let mut table = [0xff; 256];
-    let mut i = 0;
-    while i < 16 {
-        table[b"0123456789abcdef"[i] as usize] = i as u8;
-        i += 1;
-    }
-    table
-};
 
 /// The record that `bytes` begin with, if they begin with one.
 #[inline]
@@ -123,29 +133,68 @@ pub(crate) fn record(bytes: &[u8; LONGEST]) -> Option<Record> {
         size = size * 10 + u32::from(bytes[at] - b'0');
         at += 1;
     }
-    (size > 0 && bytes[first] != b'0' && bytes[at] == b'\n').then_some(Record {
-        kind,
-        address,
-        bytes: size,
-        line: at + 1,
-    })
+    let line = match bytes[at] {
+        b'\n' => at + 1,
+        b'\r' if bytes[at + 1] == b'\n' => at + 2,
+        _ => return None,
+    };
+    (size > 0 && bytes[first] != b'0').then_some(Record { kind, address, bytes: size, line })
+}
+
+/// The record of a whole line that is not as lackey writes it, if it is one.
+#[cold]
+#[inline(never)]
+fn loose(line: &[u8]) -> Option<Record> {
+    let (kind, rest) = match line.trim_ascii() {
+        [b'I', rest @ ..] => (Kind::Instruction, rest),
+        [b'L', rest @ ..] => (Kind::Load, rest),
+        [b'S', rest @ ..] => (Kind::Store, rest),
+        [b'M', rest @ ..] => (Kind::Modify, rest),
+        _ => return None,
+    };
+    let (address, rest) = hex(blanks(rest)?)?;
+    let [b',', size @ ..] = rest else { return None };
+    let (bytes, rest) = decimal(size)?;
+    let is_size = size[0] != b'0' && bytes < 10_000 && rest.is_empty();
+    is_size.then_some(Record { kind, address, bytes, line: line.len() })
 }
 
 /// Distinct process numbers in chatter that are remembered: more than enough to say "several".
 const PROCESSES: usize = 64;
 
+/// Data records of no instruction: more than any has.
+const NO_INSTRUCTION: u64 = 1 << 63;
+
 /// The decoder of one log.
-#[derive(Default)]
 pub(crate) struct Text {
     pub(crate) stats: LackeyStats,
     pub(crate) vcpu: VcpuId,
     /// Address of the latest instruction: that of the data records which follow.
     pc: Gva,
+    /// Data records of the latest instruction; [`NO_INSTRUCTION`] before the first.
+    data: u64,
     /// Inside a line that is no record and whose end is not known yet.
     skipping: bool,
     /// A log of a live process may lack its end: the process was killed.
     may_be_cut: bool,
+    /// The last record has no end of line.
+    no_newline: bool,
     processes: Vec<u32>,
+}
+
+impl Default for Text {
+    fn default() -> Self {
+        Self {
+            stats: LackeyStats::default(),
+            vcpu: VcpuId(0),
+            pc: Gva::new(0),
+            data: NO_INSTRUCTION,
+            skipping: false,
+            may_be_cut: false,
+            no_newline: false,
+            processes: Vec::new(),
+        }
+    }
 }
 
 impl Text {
@@ -159,8 +208,14 @@ impl Text {
         let gva = Gva::new(r.address);
         let kind = match r.kind {
             Kind::Instruction => {
+                // Of a repeated string instruction only the first element is an instruction.
+                if gva == self.pc && self.data.wrapping_sub(1) < NO_INSTRUCTION - 1 {
+                    self.stats.repeats += 1;
+                    return;
+                }
                 self.stats.instructions += 1;
                 self.pc = gva;
+                self.data = 0;
                 out.access(self.vcpu, gva, gva, r.bytes, AccessKind::Fetch, 1);
                 return;
             }
@@ -177,7 +232,23 @@ impl Text {
                 AccessKind::Store
             }
         };
+        self.data += 1;
         out.access(self.vcpu, self.pc, gva, r.bytes, kind, 0);
+    }
+
+    /// Whether a load, the first record behind its instruction, belongs to the modify in the next line:
+    /// that of an atomic instruction. `rest` begins with the load's line; `None` if more of it is needed.
+    #[inline(always)]
+    fn is_atomic(&self, r: Record, rest: &[u8], ending: bool) -> Option<bool> {
+        if self.data != 0 || r.kind != Kind::Load {
+            return Some(false);
+        }
+        let (load, next) = rest.split_at(r.line);
+        if next.len() < load.len() && !ending {
+            // What is there may already show that it is none.
+            return (next.len() > 1 && next[1] != b'M').then_some(false);
+        }
+        Some(next.get(1) == Some(&b'M') && next.get(2..load.len()) == Some(&load[2..]))
     }
 
     /// A line, or the beginning of one, that is no record.
@@ -204,6 +275,20 @@ impl Text {
                  -- COMMAND` keeps them apart",
                 self.processes.len()
             ));
+        }
+        if !self.may_be_cut {
+            all.push(format!(
+                "a log that was written without {EVERY_LOAD} lacks loads whose results are never used"
+            ));
+        }
+        if self.stats.instructions == 0 && self.stats.records() > 0 {
+            all.push(
+                "the log has no instruction lines, so that instructions and their number are not known"
+                    .to_owned(),
+            );
+        }
+        if self.no_newline {
+            all.push(CUT_LINE.to_owned());
         }
         if self.stats.other_lines > 0 {
             all.push(format!(
@@ -234,15 +319,17 @@ fn is_cut_record(rest: &[u8]) -> bool {
     })
 }
 
-impl Decode for Text {
-    fn decode(&mut self, bytes: &[u8], _: u64, out: &mut BatchBuilder) -> Step {
+impl Text {
+    /// Decodes whole lines, until the batch is full or, if the log is `ending`, all of them. Says how many
+    /// bytes these were.
+    #[inline(always)]
+    fn lines(&mut self, bytes: &[u8], ending: bool, out: &mut BatchBuilder) -> usize {
         let mut used = 0;
-        while !out.is_full() {
+        while ending || !out.is_full() {
             let rest = &bytes[used..];
             if self.skipping {
                 let Some(end) = newline(rest) else {
-                    used = bytes.len();
-                    break;
+                    return bytes.len();
                 };
                 used += end;
                 self.skipping = false;
@@ -254,10 +341,17 @@ impl Decode for Text {
                 &short
             });
             if let Some(r) = record(head) {
-                self.take(r, out);
+                match self.is_atomic(r, rest, ending) {
+                    Some(false) => self.take(r, out),
+                    Some(true) => self.stats.atomic_loads += 1,
+                    None => break,
+                }
                 used += r.line;
             } else if let Some(end) = newline(rest) {
-                self.other(&rest[..end]);
+                match loose(&rest[..end]) {
+                    Some(r) => self.take(r, out),
+                    None => self.other(&rest[..end]),
+                }
                 used += end;
             } else if rest.len() >= LONGEST {
                 self.other(rest);
@@ -266,11 +360,22 @@ impl Decode for Text {
                 break;
             }
         }
-        Step { used, error: None }
+        used
+    }
+}
+
+impl Decode for Text {
+    fn decode(&mut self, bytes: &[u8], _: u64, out: &mut BatchBuilder) -> Step {
+        Step { used: self.lines(bytes, false, out), error: None }
     }
 
-    fn finish(&mut self, rest: &[u8], offset: u64, _: &mut BatchBuilder) -> Result<(), String> {
-        if !rest.is_empty() {
+    fn finish(&mut self, rest: &[u8], offset: u64, out: &mut BatchBuilder) -> Result<(), String> {
+        let used = self.lines(rest, true, out);
+        let (rest, offset) = (&rest[used..], offset + used as u64);
+        if let Some(r) = loose(rest).filter(|_| !self.may_be_cut) {
+            self.take(r, out);
+            self.no_newline = true;
+        } else if !rest.is_empty() {
             if is_cut_record(rest) && !self.may_be_cut {
                 return Err(format!(
                     "the log ends inside the record at byte {offset}, line {}: it was cut off",
@@ -293,8 +398,8 @@ impl Decode for Text {
         SourceInfo {
             description: "log of valgrind's lackey".into(),
             knows_lines: true,
-            knows_pc: true,
-            has_fetches: true,
+            knows_pc: self.stats.instructions > 0,
+            has_fetches: self.stats.instructions > 0,
             approximations: self.approximations(),
             ..SourceInfo::default()
         }
@@ -303,17 +408,14 @@ impl Decode for Text {
 
 /// Bytes up to and with the first newline.
 fn newline(bytes: &[u8]) -> Option<usize> {
-    bytes.iter().position(|&b| b == b'\n').map(|i| i + 1)
+    memchr::memchr(b'\n', bytes).map(|i| i + 1)
 }
 
 /// Whether these bytes, the start of a file, look like a lackey log: a record among its lines, or
 /// the tool's greeting.
 pub(crate) fn matches(head: &[u8]) -> bool {
     head.split_inclusive(|&b| b == b'\n').any(|line| {
-        let mut padded = [0; LONGEST];
-        let n = line.len().min(LONGEST);
-        padded[..n].copy_from_slice(&line[..n]);
-        record(&padded).is_some()
+        loose(line).is_some()
             || (chatter(line).is_some() && line.windows(8).any(|w| w == b" Lackey,"))
     })
 }

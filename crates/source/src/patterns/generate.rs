@@ -4,8 +4,8 @@ use super::zipf::Zipf;
 use super::{Pattern, PatternSpec};
 use crate::decoder::ONLY_PROCESS;
 use nestwalk_types::{
-    AccessKind, Batch, BatchBuilder, Control, Gva, PermutationKey, Protection, ShortPermutation,
-    Source, SourceError, SourceInfo, SplitMix64, VcpuId,
+    AccessKind, Batch, BatchBuilder, Control, Gva, PermutationKey, Protection, Room,
+    ShortPermutation, Source, SourceError, SourceInfo, SplitMix64, VcpuId,
 };
 
 /// The state of a pattern: what decides its next address.
@@ -150,6 +150,9 @@ impl PatternSource {
         // An access makes one run at most, since slots are aligned.
         let room = Batch::RUNS.saturating_sub(emitter.out.len()).max(1) as u64;
         let n = room.min(self.phase_left).min(u64::from(self.chunk_left));
+        let wanted = emitter.out.room();
+        let turn = wanted.instructions.div_ceil(u64::from(self.spec.instructions));
+        let n = n.min(wanted.accesses.min(turn).max(1));
         let footprint = self.spec.footprint;
         let align = !(u64::from(bytes) - 1);
         match &mut self.walk {
@@ -288,6 +291,11 @@ impl Source for PatternSource {
         }
         self.builder.take_into(batch);
         Ok(!batch.is_empty())
+    }
+
+    fn set_room(&mut self, room: Room) -> bool {
+        self.builder.set_room(room);
+        true
     }
 
     fn position(&self) -> u64 {
