@@ -138,23 +138,31 @@ impl<R: Read> Read for Counting<R> {
     }
 }
 
-/// A block of the decompressed stream, and what ended the stream if this is the last one.
-type Block = (Vec<u8>, Option<Result<(), String>>);
+/// Bytes before each block that the reading thread fills, in which what is left of the block before it
+/// finds room: half a record, as a rule, and then nothing is copied.
+const HEADROOM: usize = 4096;
+
+/// A block of the decompressed stream behind the headroom, its end, and what ended the stream if this is
+/// the last one.
+type Block = (Vec<u8>, usize, Option<Result<(), String>>);
 
 enum Input {
     /// Read when more is wanted, in blocks of so many bytes.
     Direct(Box<dyn Read + Send>, usize),
-    Thread(Receiver<Block>),
+    /// Blocks that are read ahead, and a way back for their memory.
+    Thread(Receiver<Block>, SyncSender<Vec<u8>>),
 }
 
 /// A window on the decompressed stream: a decoder consumes from the front, blocks join at the back.
 pub(crate) struct Window {
     input: Input,
     compression: Compression,
+    /// Memory, of which `pos..filled` was read and not consumed yet.
     buf: Vec<u8>,
     pos: usize,
-    /// Offset of `buf[0]` in the decompressed stream.
-    base: u64,
+    filled: usize,
+    /// Offset of `buf[pos]` in the decompressed stream.
+    offset: u64,
     end: Option<Result<(), String>>,
     taken: Arc<AtomicU64>,
 }
@@ -173,11 +181,12 @@ impl Window {
         let decoded = decompress(reader, compression, INPUT, &taken)?;
         let input = if thread {
             let (send, receive) = sync_channel(AHEAD);
+            let (give_back, used) = sync_channel(AHEAD + 2);
             let taken = taken.clone();
             std::thread::Builder::new()
                 .name("trace-reader".into())
-                .spawn(move || read_ahead(decoded, compression, &taken, &send))?;
-            Input::Thread(receive)
+                .spawn(move || read_ahead(decoded, compression, &taken, &send, &used))?;
+            Input::Thread(receive, give_back)
         } else {
             Input::Direct(decoded, BLOCK)
         };
@@ -196,7 +205,8 @@ impl Window {
     }
 
     fn of(input: Input, compression: Compression, taken: Arc<AtomicU64>) -> Self {
-        Self { input, compression, buf: Vec::new(), pos: 0, base: 0, end: None, taken }
+        let buf = Vec::new();
+        Self { input, compression, buf, pos: 0, filled: 0, offset: 0, end: None, taken }
     }
 
     /// A window on a reader of which nothing is known yet: its magic number decides.
@@ -213,15 +223,16 @@ impl Window {
 
     /// What was read and not consumed yet.
     pub(crate) fn rest(&self) -> &[u8] {
-        &self.buf[self.pos..]
+        &self.buf[self.pos..self.filled]
     }
     /// Offset of `rest()[0]` in the decompressed stream.
     pub(crate) fn offset(&self) -> u64 {
-        self.base + self.pos as u64
+        self.offset
     }
     pub(crate) fn consume(&mut self, bytes: usize) {
         self.pos += bytes;
-        debug_assert!(self.pos <= self.buf.len());
+        self.offset += bytes as u64;
+        debug_assert!(self.pos <= self.filled);
     }
     pub(crate) fn is_compressed(&self) -> bool {
         self.compression != Compression::None
@@ -236,28 +247,41 @@ impl Window {
         if self.end.is_some() {
             return false;
         }
-        self.base += self.pos as u64;
-        self.buf.drain(..self.pos);
-        self.pos = 0;
-        let before = self.buf.len();
+        let left = self.filled - self.pos;
         match &mut self.input {
             Input::Direct(reader, block) => {
-                let (reader, block) = (reader.as_mut(), *block);
-                self.end = read_block(reader, block, self.compression, &self.taken, &mut self.buf);
+                self.buf.copy_within(self.pos..self.filled, 0);
+                (self.pos, self.filled) = (0, left);
+                if self.buf.len() < left + *block {
+                    self.buf.resize(left + *block, 0);
+                }
+                let buf = &mut self.buf[left..left + *block];
+                let (read, end) = read_block(reader.as_mut(), self.compression, &self.taken, buf);
+                self.filled += read;
+                self.end = end;
             }
-            Input::Thread(receive) => match receive.recv() {
-                Ok((block, end)) => {
-                    if self.buf.is_empty() {
-                        self.buf = block;
-                    } else {
-                        self.buf.extend_from_slice(&block);
-                    }
+            Input::Thread(receive, used) => match receive.recv() {
+                Ok((mut block, filled, end)) => {
                     self.end = end;
+                    if left <= HEADROOM {
+                        let pos = HEADROOM - left;
+                        block[pos..HEADROOM].copy_from_slice(&self.buf[self.pos..self.filled]);
+                        let old = std::mem::replace(&mut self.buf, block);
+                        (self.pos, self.filled) = (pos, filled);
+                        if !old.is_empty() {
+                            // The reading thread may have ended.
+                            drop(used.try_send(old));
+                        }
+                    } else {
+                        self.buf.truncate(self.filled);
+                        self.buf.extend_from_slice(&block[HEADROOM..filled]);
+                        self.filled = self.buf.len();
+                    }
                 }
                 Err(_) => self.end = Some(Err("the reading thread ended early".into())),
             },
         }
-        self.buf.len() > before || self.end.is_none()
+        self.filled - self.pos > left || self.end.is_none()
     }
 
     /// Goes forward to this offset in the decompressed stream; `false` if it ends before.
@@ -275,7 +299,7 @@ impl Window {
 
     /// Says that the stream began at this offset of what is meant, and not at its beginning.
     pub(crate) fn begin_at(&mut self, offset: u64) {
-        self.base += offset;
+        self.offset += offset;
     }
 
     /// Reads until `bytes` are there or the stream ends, and shows these, or what there is.
@@ -318,42 +342,38 @@ fn read_ahead(
     compression: Compression,
     taken: &AtomicU64,
     send: &SyncSender<Block>,
+    used: &Receiver<Vec<u8>>,
 ) {
     loop {
-        let mut block = Vec::with_capacity(BLOCK);
-        let end = read_block(reader.as_mut(), BLOCK, compression, taken, &mut block);
+        let fits = |block: &Vec<u8>| block.len() == HEADROOM + BLOCK;
+        let old = used.try_recv().ok().filter(fits);
+        let mut block = old.unwrap_or_else(|| vec![0; HEADROOM + BLOCK]);
+        let (read, end) = read_block(reader.as_mut(), compression, taken, &mut block[HEADROOM..]);
         let last = end.is_some();
         // A closed channel means that nobody wants the rest.
-        if send.send((block, end)).is_err() || last {
+        if send.send((block, HEADROOM + read, end)).is_err() || last {
             return;
         }
     }
 }
 
-/// Appends up to a block of `size` bytes to `buf`; says how the stream ended if it did.
+/// Fills `buf` as far as the stream goes: bytes read, and how the stream ended if it did.
 fn read_block(
     reader: &mut dyn Read,
-    size: usize,
     compression: Compression,
     taken: &AtomicU64,
-    buf: &mut Vec<u8>,
-) -> Option<Result<(), String>> {
-    let mut have = buf.len();
-    let goal = have + size;
-    buf.resize(goal, 0);
-    let end = loop {
-        if have == goal {
-            break None;
-        }
-        match reader.read(&mut buf[have..goal]) {
-            Ok(0) => break Some(Ok(())),
+    buf: &mut [u8],
+) -> (usize, Option<Result<(), String>>) {
+    let mut have = 0;
+    while have < buf.len() {
+        match reader.read(&mut buf[have..]) {
+            Ok(0) => return (have, Some(Ok(()))),
             Ok(n) => have += n,
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) => break Some(Err(describe(compression, taken.load(Relaxed), &e))),
+            Err(e) => return (have, Some(Err(describe(compression, taken.load(Relaxed), &e)))),
         }
-    };
-    buf.truncate(have);
-    end
+    }
+    (have, None)
 }
 
 fn describe(compression: Compression, taken: u64, error: &io::Error) -> String {

@@ -229,10 +229,8 @@ impl Decode for Gem5 {
             approximations.push(format!("{} prefetches were left out", self.prefetches));
         }
         if self.without_address > 0 {
-            approximations.push(format!(
-                "{} packets without an address were left out",
-                self.without_address
-            ));
+            approximations
+                .push(format!("{} packets without an address were left out", self.without_address));
         }
         SourceInfo {
             description: "packet trace of gem5, one process".into(),

@@ -13,9 +13,7 @@
 
 use crate::decoder::ONLY_PROCESS;
 use crate::lines::{DIGITS, Line, Lines, head_lines, hex};
-use nestwalk_types::{
-    BatchBuilder, Control, Gva, ProcessId, RunFlags, SourceInfo, VcpuId,
-};
+use nestwalk_types::{BatchBuilder, Control, Gva, ProcessId, RunFlags, SourceInfo, VcpuId};
 
 const V: VcpuId = VcpuId(0);
 /// Fewest digits of what is taken for an instruction address and not for a weight.
@@ -131,7 +129,8 @@ impl Perf {
 
 impl Lines for Perf {
     const EXAMPLE: &'static str = "ls 7 [000] 1.5: 1 cpu/mem-loads,ldlat=30/P: 7ffd0010 4011d0";
-    const WRITER: &'static str = "`perf script -F comm,pid,tid,time,event,addr,ip` of `perf mem record`";
+    const WRITER: &'static str =
+        "`perf script -F comm,pid,tid,time,event,addr,ip` of `perf mem record`";
 
     fn line(&mut self, line: &[u8], out: &mut BatchBuilder) -> Line {
         let Some(s) = sample(line) else {

@@ -125,9 +125,7 @@ fn random_log(seed: u64, lines: usize) -> Vec<u8> {
             14 => format!("{} {address:x},{size} \t\r\n", head.trim()),
             15 => format!("{head}{address:X},{size}\n"),
             // An atomic instruction, and a repeated one.
-            16 => format!(
-                "I  {address:08x},4\n L {address:08x},{size}\n M {address:08x},{size}\n"
-            ),
+            16 => format!("I  {address:08x},4\n L {address:08x},{size}\n M {address:08x},{size}\n"),
             17 => format!("I  {address:08x},2\n S {address:08x},8\n").repeat(1 + size as usize % 9),
             18 => format!("I  {address:08x},2\n").repeat(2),
             _ => format!("{head}{address:08x},{size}\n"),
@@ -177,7 +175,10 @@ fn a_cut_is_reported_at_its_byte_and_costs_nothing_before() {
             // It could be whole, and is taken, and said.
             let (with, ..) = oracle(&String::from_utf8_lossy(&log[..cut]));
             let notes = source.info().approximations.join("\n");
-            assert!(stream.runs == with && notes.contains("may have been cut off"), "{cut}: {notes}");
+            assert!(
+                stream.runs == with && notes.contains("may have been cut off"),
+                "{cut}: {notes}"
+            );
             assert_eq!(stream.end, Ok(()));
             continue;
         }

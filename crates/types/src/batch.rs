@@ -1,5 +1,9 @@
 //! Batches of events: how a source hands its stream on, and the builder that makes page runs.
 
+mod lane;
+
+pub use lane::Lane;
+
 use crate::{AccessKind, Control, Gpa, Gva, Run, RunFlags, VcpuId};
 
 /// A piece of the event stream: runs in program order, and the controls between them.
@@ -103,6 +107,8 @@ pub struct BatchBuilder {
     highest: VcpuId,
     /// What is still wanted of the stream in this batch.
     room: Room,
+    /// What a [`Lane`] writes to before it is handed over.
+    slots: Box<[Run; lane::SLOTS]>,
     /// Runs at which the batch is handed on: 0 once controls or the room are used up.
     most: usize,
 }
@@ -125,7 +131,8 @@ impl BatchBuilder {
     pub fn new() -> Self {
         let open = Box::new([[CLOSED; 2]; 256]);
         let batch = Batch::default();
-        Self { batch, open, highest: VcpuId(0), room: Room::ALL, most: Batch::RUNS }
+        let slots = Box::new([lane::EMPTY; lane::SLOTS]);
+        Self { batch, open, highest: VcpuId(0), room: Room::ALL, slots, most: Batch::RUNS }
     }
 
     /// Says how much of the stream is wanted in the batch that is being built; see [`Room`]. It holds

@@ -3,7 +3,9 @@
 use crate::layout::{AddressSpace, Mapping};
 use crate::recorder::Recorder;
 use crate::spec::{Populate, WorkloadSpec};
-use nestwalk_types::{Batch, Control, Gva, ProcessId, Room, Source, SourceError, SourceInfo, VcpuId};
+use nestwalk_types::{
+    Batch, Control, Gva, ProcessId, Room, Source, SourceError, SourceInfo, VcpuId,
+};
 
 /// The process of a single-process workload, and the first of the others.
 pub(crate) const PROCESS: ProcessId = ProcessId(0);

@@ -1,6 +1,6 @@
 //! The records of one file's stream.
 
-use nestwalk_types::{AccessKind, BatchBuilder, Gva, ProcessId, RunFlags, VcpuId};
+use nestwalk_types::{BatchBuilder, Lane, ProcessId, RunFlags, VcpuId};
 use std::collections::BTreeMap;
 
 /// `trace_type_t`, as far as it is told apart here.
@@ -75,17 +75,9 @@ const VERSION_MAX: u64 = 64;
 pub(super) const WIDE: usize = 12;
 pub(super) const NARROW: usize = 8;
 
-/// Record types that fetch an instruction, as bits.
-const FETCHES: u64 = {
-    let mut bits = 1 << kind::INSTR_SYSENTER | 1 << kind::INSTR_TAKEN_JUMP;
-    bits |= 1 << kind::INSTR_UNTAKEN_JUMP;
-    let mut k = kind::INSTR;
-    while k <= kind::INSTR_RETURN {
-        bits |= 1 << k;
-        k += 1;
-    }
-    bits
-};
+/// Bits of kind and size that are 0 in a load or store of any size. Looked at so, and not as a number
+/// among others, they come second.
+const DATA_MASK: u32 = 0xffff & !(kind::READ | kind::WRITE) as u32;
 
 /// A record as read. That of a 32-bit build has a value of 32 bits.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -99,16 +91,32 @@ impl Record {
     /// Of [`WIDE`] or [`NARROW`] bytes.
     #[inline(always)]
     pub(super) fn from_bytes<const N: usize>(b: &[u8; N]) -> Self {
-        let value = if N == NARROW {
-            u64::from(u32::from_le_bytes([b[4], b[5], b[6], b[7]]))
-        } else {
-            u64::from_le_bytes([b[4], b[5], b[6], b[7], b[8], b[9], b[10], b[11]])
+        let value = match (b.last_chunk::<8>(), b.last_chunk::<4>()) {
+            (Some(wide), _) if N == WIDE => u64::from_le_bytes(*wide),
+            (_, Some(narrow)) => u64::from(u32::from_le_bytes(*narrow)),
+            _ => 0,
         };
-        Self {
-            kind: u16::from_le_bytes([b[0], b[1]]),
-            size: u16::from_le_bytes([b[2], b[3]]),
-            value,
-        }
+        let word = Self::word(b);
+        Self { kind: word as u16, size: (word >> 16) as u16, value }
+    }
+
+    /// Kind and size.
+    #[inline(always)]
+    fn word<const N: usize>(b: &[u8; N]) -> u32 {
+        b.first_chunk::<4>().map_or(0, |word| u32::from_le_bytes(*word))
+    }
+
+    /// A fetch of what is no conditional jump.
+    #[inline(always)]
+    const fn is_plain_fetch(self) -> bool {
+        self.kind.wrapping_sub(kind::INSTR) <= kind::INSTR_RETURN - kind::INSTR
+    }
+    #[inline(always)]
+    const fn is_rare_fetch(self) -> bool {
+        matches!(
+            self.kind,
+            kind::INSTR_TAKEN_JUMP | kind::INSTR_UNTAKEN_JUMP | kind::INSTR_SYSENTER
+        )
     }
 
     fn is_header(self) -> bool {
@@ -276,11 +284,12 @@ pub(super) struct Thread {
     thread: u64,
     process_of: BTreeMap<u64, u64>,
     pub(super) process: Option<ProcessId>,
-    /// Address of the instruction that accesses belong to, and that behind it.
+    /// Address of the instruction that accesses belong to, and its size in bytes; with a size of 0
+    /// the latest that has one is at `before` and ends at `behind`.
     pc: u64,
-    next_pc: u64,
-    /// Address of the latest instruction with a size.
-    previous: u64,
+    size: u16,
+    before: u64,
+    behind: u64,
     /// [`RunFlags::KERNEL`] within a part of the kernel.
     mode: RunFlags,
     in_syscall: bool,
@@ -304,7 +313,9 @@ pub(super) struct Thread {
 }
 
 /// Records that are decoded between two looks at whether the batch is full.
-const BLOCK: usize = 64;
+const BLOCK: usize = 256;
+/// Accesses within a line that they make at most: a bundle has eight instructions.
+const ACCESSES: u32 = 8 * BLOCK as u32;
 
 /// An address without what hardware ignores of it.
 ///
@@ -319,8 +330,14 @@ const fn canonical<const N: usize, const TAGGED: bool>(address: u64) -> u64 {
     if TAGGED {
         return ((address << 8) as i64 >> 8) as u64;
     }
-    let top = address as i64 >> 56;
-    if top == 0 || top == -1 { address } else { ((address << 16) as i64 >> 16) as u64 }
+    // The top eight bits are alike.
+    if address.wrapping_add(1 << 56) >> 57 == 0 { address } else { without_mask(address) }
+}
+
+/// An address of 48 bits that has something else above.
+#[cold]
+const fn without_mask(address: u64) -> u64 {
+    ((address << 16) as i64 >> 16) as u64
 }
 
 impl Thread {
@@ -346,11 +363,13 @@ impl Thread {
             if block.len() < size {
                 return (done, Pause::Bytes);
             }
-            // What a block is may change with a file type, so it ends there.
-            let (used, pause) = match (self.layout, self.is_tagged()) {
-                (Layout::Wide, false) => self.block::<WIDE, false>(block, vcpu, out),
-                (Layout::Wide, true) => self.block::<WIDE, true>(block, vcpu, out),
-                (Layout::Narrow, _) => self.block::<NARROW, false>(block, vcpu, out),
+            // How records are read may change with a file type, so a block ends there.
+            let (used, pause) = match (self.layout, self.slow, self.is_tagged()) {
+                (Layout::Narrow, ..) => self.block::<NARROW, false, true>(block, vcpu, out),
+                (Layout::Wide, true, false) => self.block::<WIDE, false, true>(block, vcpu, out),
+                (Layout::Wide, true, true) => self.block::<WIDE, true, true>(block, vcpu, out),
+                (Layout::Wide, false, false) => self.block::<WIDE, false, false>(block, vcpu, out),
+                (Layout::Wide, false, true) => self.block::<WIDE, true, false>(block, vcpu, out),
             };
             done += used;
             if let Some(pause) = pause {
@@ -370,34 +389,47 @@ impl Thread {
 
     /// Decodes whole records until one asks for a pause, or changes how the others are read.
     #[inline(never)]
-    fn block<const N: usize, const TAGGED: bool>(
+    fn block<const N: usize, const TAGGED: bool, const SLOW: bool>(
         &mut self,
         bytes: &[u8],
         vcpu: VcpuId,
         out: &mut BatchBuilder,
     ) -> (usize, Option<Pause>) {
         let (records, _) = bytes.as_chunks::<N>();
-        for (i, record) in records.iter().enumerate() {
+        let mut lane = out.lane(vcpu, ACCESSES, self.mode);
+        let mut rest = records.iter();
+        while let Some(record) = rest.next() {
             let r = Record::from_bytes(record);
-            if r.kind < 64 && FETCHES >> r.kind & 1 != 0 {
-                let pc = canonical::<N, TAGGED>(r.value);
-                self.pc = pc;
-                if r.size > 0 {
-                    self.fetch(pc, r.size, vcpu, out);
+            // In the order of how many there are. What joins a run needs no look at its upper bits.
+            if r.is_plain_fetch() {
+                if !TAGGED && !SLOW && lane.joins_fetch(r.value, r.size) {
+                    (self.pc, self.size) = (r.value, r.size);
+                } else {
+                    self.fetch_record::<N, TAGGED>(r.size, r.value, &mut lane);
                 }
-            } else if matches!(r.kind, kind::READ | kind::WRITE) {
-                let store = RunFlags::of(AccessKind::Store).when(r.kind == kind::WRITE);
-                let gva = Gva::new(canonical::<N, TAGGED>(r.value));
-                if self.slow {
-                    self.count_slow();
+            } else if Record::word(record) & DATA_MASK == 0 {
+                let store = r.kind == kind::WRITE;
+                if TAGGED || SLOW || !lane.joins_data(r.value, r.size, store) {
+                    if SLOW && self.slow {
+                        self.count_slow(&mut lane);
+                    }
+                    let gva = canonical::<N, TAGGED>(r.value);
+                    if !TAGGED && !SLOW && gva == r.value {
+                        lane.begins_data(self.pc, gva, r.size, store);
+                    } else {
+                        lane.data(self.pc, gva, r.size, store);
+                    }
                 }
-                let flags = self.mode.union(store);
-                out.access_with(vcpu, Gva::new(self.pc), gva, u32::from(r.size), flags, 0);
+            } else if r.is_rare_fetch() {
+                self.fetch_record::<N, TAGGED>(r.size, r.value, &mut lane);
             } else if r.kind != kind::ENCODING {
-                let before = self.file_type;
-                match self.special::<N, TAGGED>(r, vcpu, out) {
+                let before = (self.file_type, self.slow);
+                let pause = self.special::<N, TAGGED>(r.kind, r.size, r.value, &mut lane);
+                lane.set_mode(self.mode);
+                let i = records.len() - rest.len() - 1;
+                match pause {
                     Some(Pause::Bad(message)) => return (i * N, Some(Pause::Bad(message))),
-                    None if self.file_type == before => {}
+                    None if (self.file_type, self.slow) == before => {}
                     pause => {
                         self.whole = false;
                         return ((i + 1) * N, pause);
@@ -411,24 +443,55 @@ impl Thread {
         (records.len() * N, None)
     }
 
-    /// An instruction of some size.
-    #[inline(always)]
-    fn fetch(&mut self, pc: u64, size: u16, vcpu: VcpuId, out: &mut BatchBuilder) {
-        self.previous = pc;
-        self.next_pc = pc.wrapping_add(u64::from(size));
-        if self.slow {
-            self.count_slow();
+    /// A record of an instruction that does not simply join a run.
+    #[inline]
+    fn fetch_record<const N: usize, const TAGGED: bool>(
+        &mut self,
+        size: u16,
+        value: u64,
+        lane: &mut Lane<'_>,
+    ) {
+        let pc = canonical::<N, TAGGED>(value);
+        if size == 0 {
+            self.only_pc(pc);
+        } else {
+            self.fetch(pc, size, lane);
         }
-        let gva = Gva::new(pc);
-        let flags = self.mode.union(RunFlags::FETCH);
-        out.access_with(vcpu, gva, gva, u32::from(size), flags, 1);
+    }
+
+    /// A record that only names the instruction that accesses belong to.
+    #[cold]
+    fn only_pc(&mut self, pc: u64) {
+        let (next, previous) = (self.next(), self.previous());
+        (self.behind, self.before) = (next, previous);
+        (self.pc, self.size) = (pc, 0);
+    }
+
+    /// Address behind the latest instruction with a size.
+    fn next(&self) -> u64 {
+        if self.size == 0 { self.behind } else { self.pc.wrapping_add(u64::from(self.size)) }
+    }
+    /// Address of the latest instruction with a size that was not in a bundle.
+    fn previous(&self) -> u64 {
+        if self.size == 0 { self.before } else { self.pc }
+    }
+
+    /// An instruction of some size, off the short way.
+    #[inline]
+    fn fetch(&mut self, pc: u64, size: u16, lane: &mut Lane<'_>) {
+        (self.pc, self.size) = (pc, size);
+        if self.slow {
+            self.count_slow(lane);
+        }
+        lane.fetch(pc, size);
     }
 
     /// What is looked at for each access of few traces.
     #[cold]
-    fn count_slow(&mut self) {
+    fn count_slow(&mut self, lane: &mut Lane<'_>) {
         self.counts.filtered_late += u64::from(self.counting && self.filtering);
         self.set_mode();
+        lane.set_mode(self.mode);
     }
 
     /// Kernel mode is told by markers around the kernel's parts. Whole-system traces have markers where
@@ -445,20 +508,22 @@ impl Thread {
     #[inline(never)]
     fn special<const N: usize, const TAGGED: bool>(
         &mut self,
-        r: Record,
-        vcpu: VcpuId,
-        out: &mut BatchBuilder,
+        kind: u16,
+        size: u16,
+        value: u64,
+        lane: &mut Lane<'_>,
     ) -> Option<Pause> {
+        let r = Record { kind, size, value };
         match r.kind {
             kind::INSTR_MAYBE_FETCH | kind::INSTR_NO_FETCH => {
                 let pc = canonical::<N, TAGGED>(r.value);
-                self.pc = pc;
+                let again = r.kind == kind::INSTR_NO_FETCH || pc == self.previous();
                 if r.size == 0 {
-                } else if r.kind == kind::INSTR_MAYBE_FETCH && pc != self.previous {
-                    self.fetch(pc, r.size, vcpu, out);
+                    self.only_pc(pc);
+                } else if again {
+                    (self.pc, self.size) = (pc, r.size);
                 } else {
-                    self.previous = pc;
-                    self.next_pc = pc.wrapping_add(u64::from(r.size));
+                    self.fetch(pc, r.size, lane);
                 }
             }
             kind::INSTR_BUNDLE if usize::from(r.size) > N - 4 => {
@@ -467,12 +532,14 @@ impl Thread {
                 return Some(Pause::Bad(message));
             }
             kind::INSTR_BUNDLE => {
-                let previous = self.previous;
+                let previous = self.previous();
                 for length in &r.value.to_le_bytes()[..usize::from(r.size)] {
-                    self.pc = self.next_pc;
-                    self.fetch(self.next_pc, u16::from(*length), vcpu, out);
+                    let next = self.next();
+                    self.fetch(next, u16::from(*length), lane);
+                    self.behind = next.wrapping_add(u64::from(*length));
                 }
-                self.previous = previous;
+                // What was before the bundle stays the latest.
+                (self.before, self.behind, self.size) = (previous, self.next(), 0);
             }
             kind::PREFETCH..=kind::PREFETCH_INSTR
             | kind::PREFETCH_READ_L1_NT..=kind::PREFETCH_WRITE_L3_NT

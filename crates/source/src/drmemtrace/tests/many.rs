@@ -158,7 +158,10 @@ fn what_is_not_read_of_a_directory_is_said() {
     write("other", b"neither");
     write("v2p.textproto.bak", b"neither");
     let said = notes(dir.path());
-    assert!(said[0].contains("2 files") && said[0].contains("other, v2p.textproto.bak"), "{said:?}");
+    assert!(
+        said[0].contains("2 files") && said[0].contains("other, v2p.textproto.bak"),
+        "{said:?}"
+    );
     // What has the name of a trace must be one.
     write("b.2.trace", b"neither this");
     let end = collect(Drmemtrace::open_directory(dir.path(), 1).unwrap()).2.unwrap_err();
