@@ -14,6 +14,10 @@ struct Side {
     /// First address of its page, and bytes from there that it takes: those of the page, or none.
     page: u64,
     bytes: u64,
+    /// First address of the line that was fetched from last, which is one of `lines`, and bytes from
+    /// there that need nothing but to be counted: those of the line, or none.
+    line: u64,
+    line_bytes: u64,
     /// Where it is among the slots.
     slot: usize,
     lines: u64,
@@ -26,8 +30,17 @@ struct Side {
 }
 
 /// No run: nothing joins it.
-const NONE: Side =
-    Side { page: 0, bytes: 0, slot: usize::MAX, lines: 0, count: 0, apart: 0, stores: false };
+const NONE: Side = Side {
+    page: 0,
+    bytes: 0,
+    line: 0,
+    line_bytes: 0,
+    slot: usize::MAX,
+    lines: 0,
+    count: 0,
+    apart: 0,
+    stores: false,
+};
 
 /// What no slot holds yet.
 pub(super) const EMPTY: Run = Run {
@@ -118,6 +131,15 @@ impl Lane<'_> {
     #[inline(always)]
     fn joins<const KIND: usize>(&mut self, gva: u64, bytes: u16, store: bool) -> bool {
         let side = &mut self.sides[KIND];
+        if KIND == FETCH && bytes != 0 {
+            // Most instructions are in the line of the one before.
+            let first = gva.wrapping_sub(side.line);
+            let last = first.wrapping_add(u64::from(bytes) - 1);
+            if (first | last) < side.line_bytes {
+                side.count += 1;
+                return true;
+            }
+        }
         let more = u64::from(bytes).wrapping_sub(1);
         if more >= 64 {
             return false;
@@ -130,6 +152,9 @@ impl Lane<'_> {
         }
         if KIND == DATA && store && !side.stores {
             return false;
+        }
+        if KIND == FETCH {
+            (side.line, side.line_bytes) = (gva.wrapping_add(more) & !63, 64);
         }
         side.count += 1;
         side.lines |= 1 << (first >> 6 & 63);
@@ -178,8 +203,10 @@ impl Lane<'_> {
         let run = Run { gva: start, pc, lines, count: 0, instructions: 0, vcpu, flags };
         self.builder.slots[slot % SLOTS] = run;
         let page = gva & !0xfff;
+        let (line, line_bytes) = (0, 0);
+        let (bytes, count, apart, stores) = (4096, 1, 0, store);
         self.sides[KIND] =
-            Side { page, bytes: 4096, slot, lines, count: 1, apart: 0, stores: store };
+            Side { page, bytes, line, line_bytes, slot, lines, count, apart, stores };
     }
 
     /// An access to more than a page, or near to what is wanted of the stream.
@@ -219,6 +246,8 @@ impl Lane<'_> {
             *side = Side {
                 page: open.page & !0xfff,
                 bytes: if fits { 4096 } else { 0 },
+                line: 0,
+                line_bytes: 0,
                 slot,
                 lines: run.lines,
                 count: run.count,
