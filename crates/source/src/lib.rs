@@ -28,6 +28,8 @@ pub mod trace;
 
 #[doc(hidden)]
 pub mod fuzzing;
+#[doc(hidden)]
+pub mod reading;
 
 pub use drmemtrace::{Drmemtrace, are_one_trace};
 pub use export::{ExportOptions, Exported, Exporter};

@@ -313,7 +313,7 @@ pub(super) struct Thread {
 }
 
 /// Records that are decoded between two looks at whether the batch is full.
-const BLOCK: usize = 256;
+const BLOCK: usize = 512;
 /// Accesses within a line that they make at most: a bundle has eight instructions.
 const ACCESSES: u32 = 8 * BLOCK as u32;
 
@@ -421,7 +421,11 @@ impl Thread {
                     }
                 }
             } else if r.is_rare_fetch() {
-                self.fetch_record::<N, TAGGED>(r.size, r.value, &mut lane);
+                if !TAGGED && !SLOW && lane.joins_fetch(r.value, r.size) {
+                    (self.pc, self.size) = (r.value, r.size);
+                } else {
+                    self.fetch_record::<N, TAGGED>(r.size, r.value, &mut lane);
+                }
             } else if r.kind != kind::ENCODING {
                 let before = (self.file_type, self.slow);
                 let pause = self.special::<N, TAGGED>(r.kind, r.size, r.value, &mut lane);
@@ -454,6 +458,9 @@ impl Thread {
         let pc = canonical::<N, TAGGED>(value);
         if size == 0 {
             self.only_pc(pc);
+        } else if !TAGGED && !self.slow && pc == value {
+            (self.pc, self.size) = (pc, size);
+            lane.begins_fetch(pc, size);
         } else {
             self.fetch(pc, size, lane);
         }
