@@ -5,7 +5,7 @@ use crate::error::MmError;
 use crate::fragmentation::Fragmentation;
 use crate::host_compaction::Compaction;
 use crate::physical::PhysicalMemory;
-use crate::placement::{PagePolicy, PlacementKind};
+use crate::placement::{HostPages, Listed, PagePolicy, PlacementKind};
 use crate::placement_stats::PlacementStats;
 use crate::space::{Access, AddressSpace, Counters, Memory, SpaceConfig, Unobserved};
 use nestwalk_tables::Mode;
@@ -108,23 +108,50 @@ impl HostMemory {
     /// More than 16 TiB, a page size that the mode does not have, slots that do not fit into the
     /// address space of the mode.
     pub fn with_config(config: &HostConfig, slots: &[(Gpa, u64)]) -> Result<Self, MmError> {
+        Self::with_pages(config, slots, None)
+    }
+
+    /// As [`HostMemory::with_config`], with the pages of guest memory that are listed where the list has
+    /// them, in place of the placement policy.
+    ///
+    /// # Errors
+    /// See [`HostMemory::with_config`].
+    pub fn with_pages(
+        config: &HostConfig,
+        slots: &[(Gpa, u64)],
+        listed: Option<&HostPages>,
+    ) -> Result<Self, MmError> {
         let ranges = [(Hpa::new(0), config.bytes)];
         let mut physical = PhysicalMemory::new(&ranges, config.kernel_bytes)?;
         physical.fragment(config.fragmentation, config.seed)?;
         let mut memory = Memory::new(physical, false);
         let HostConfig { mode, policy, placement, .. } = *config;
         let space_config = SpaceConfig { mode, policy, placement, primary: None };
-        let mut space = AddressSpace::new(space_config, &mut memory, &mut Unobserved)?;
         // Where Linux has its mmap area, in round numbers.
         let mut hva = if mode.address_bits() > 32 { 0x6000_0000_0000 } else { 0 };
         let mut placed = Vec::new();
         for &(gpa, bytes) in slots {
             let at = Hva::new(hva + gpa.value() % GIB);
-            let protection = Protection::READ_WRITE;
-            space.map(&mut memory, at, bytes, protection, &mut Unobserved)?;
             placed.push(Slot { gpa, bytes, hva: at });
             // A hole, so that mappings of two slots never merge into one.
             hva = (at.value() + bytes + 4096).next_multiple_of(GIB);
+        }
+        let mut space = match listed {
+            None => AddressSpace::new(space_config, &mut memory, &mut Unobserved)?,
+            Some(listed) => {
+                policy.check(mode)?;
+                let at = |gpa: Gpa| {
+                    let offset = |s: &Slot| gpa.value().checked_sub(s.gpa.value());
+                    let slot = placed.iter().find(|s| offset(s).is_some_and(|o| o < s.bytes))?;
+                    Some(slot.hva.value() + offset(slot)?)
+                };
+                let placement = Box::new(Listed::new(listed.renamed(at)));
+                AddressSpace::with(space_config, placement, &mut memory, &mut Unobserved)?
+            }
+        };
+        for slot in &placed {
+            let protection = Protection::READ_WRITE;
+            space.map(&mut memory, slot.hva, slot.bytes, protection, &mut Unobserved)?;
         }
         placed.sort_by_key(|s| s.gpa);
         let daemons = Daemons::new(&config.daemons, policy, placement);

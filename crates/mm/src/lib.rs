@@ -64,8 +64,8 @@ pub use physical::{
     PhysicalMemory, pc_memory_map, reclaimed_memory_map,
 };
 pub use placement::{
-    Ca, CaConfig, Eager, FirstFit, HugeTlb, Ideal, Linux, Outcome, PLACEMENTS, POOL_PERCENT,
-    PagePolicy, Placed, Placement, PlacementKind, Request, Reserve,
+    Ca, CaConfig, Eager, FirstFit, HostPages, HugeTlb, Ideal, Linux, Outcome, PLACEMENTS,
+    POOL_PERCENT, PagePolicy, Placed, Placement, PlacementKind, Request, Reserve,
 };
 pub use placement_stats::PlacementStats;
 pub use remap::{Mappings, Remap, RemapError, RemapStats, Survey};

@@ -259,9 +259,18 @@ pub struct CompareArgs {
     /// them
     #[arg(long)]
     pub approximate: bool,
-    /// Format of trace files, instead of telling it by their contents: lackey, champsim, drmemtrace
+    /// Format of trace files, instead of telling it by their contents: lackey, champsim, cloudsuite,
+    /// drmemtrace, pinatrace, dinero, perf, gem5
     #[arg(long, value_name = "FORMAT")]
     pub trace_format: Option<String>,
+    /// Page tables that come with the trace, a line with virtual and physical address for each page:
+    /// they become those of an observed guest
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["lackey", "guest"])]
+    pub page_tables: Option<String>,
+    /// The host's page tables beside them, a line with guest-physical and host-physical address for each
+    /// page: where every host has guest memory
+    #[arg(long, value_name = "FILE", requires = "page_tables")]
+    pub host_page_tables: Option<String>,
     /// A table of energies, too: per instruction, and above the ideal machine's. JSON and CSV
     /// always
     /// have them
@@ -445,11 +454,17 @@ Examples:
   nestwalk trace convert live.nwt small.nwt --level 22
   nestwalk trace convert gcc.nwt gcc.champsim.xz --user-only --process 87
   nestwalk trace convert trace.champsim.xz trace.nwt
+  nestwalk trace convert pinatrace.out trace.drmemtrace.gz --accesses 10M
 
 To nestwalk: a trace of nestwalk is compressed again; any other is given to a modelled Linux
-guest with 4 KiB pages, whose page tables, faults and invalidations become part of the trace.
+guest with 4 KiB pages, whose page tables, faults and invalidations become part of the trace, or,
+with --page-tables, to an observed one that has those.
 
-To champsim and lackey: an instruction for each cache line of a fetch run and for each data run,
+To champsim, cloudsuite, lackey and drmemtrace, from a trace of accesses: access by access. What
+the format has no place for is counted and said: sizes, processes, kernel mode, addresses of
+instructions that were not fetched. Accesses cover the cache lines that they did.
+
+To them from a recorded guest: an instruction for each cache line of a fetch run and for each data run,
 which accesses the run's first address and loads from each further line that it touched. Lost
 are: how often and when lines were touched again, sizes (all are 1 byte), page tables and address
 spaces (processes are mixed unless --process chooses one), and branches. Instructions that make
@@ -458,7 +473,7 @@ no run are left out unless --all-instructions is given.";
 /// What is done with traces of guests.
 #[derive(Subcommand, Debug)]
 pub enum TraceCommand {
-    /// What a trace holds, and what made it
+    /// What a trace of any format holds, after reading it, and what made it
     Info(TraceInfoArgs),
     /// Check checksums, order, totals, and that every access has a mapping in the recorded page
     /// tables
@@ -471,12 +486,18 @@ pub enum TraceCommand {
 /// Options of `trace info`.
 #[derive(ClapArgs, Debug, Clone)]
 pub struct TraceInfoArgs {
-    /// A trace of nestwalk
+    /// A trace of nestwalk, or any that `compare` reads
     #[arg(value_name = "FILE")]
     pub file: PathBuf,
+    /// Format of FILE, instead of telling it by the contents
+    #[arg(long, value_name = "FORMAT")]
+    pub trace_format: Option<String>,
     /// How it is printed: table or json
     #[arg(long, value_enum, default_value_t)]
     pub format: Format,
+    /// No progress on standard error
+    #[arg(long, short)]
+    pub quiet: bool,
 }
 
 /// Options of `trace verify`.
@@ -499,19 +520,24 @@ pub struct TraceConvertArgs {
     /// The trace to read: of nestwalk, or any that `compare` reads
     #[arg(value_name = "IN")]
     pub input: PathBuf,
-    /// The trace to write: .nwt, .champsim or .lackey; the latter two may end with .gz, .xz or .zst
+    /// The trace to write: .nwt, .champsim, .cloudsuite, .lackey or .drmemtrace; all but the first may
+    /// end with .gz, .xz or .zst
     #[arg(value_name = "OUT")]
     pub output: PathBuf,
-    /// Format of OUT, instead of telling it by the name: nestwalk, champsim, lackey
+    /// Format of OUT, instead of telling it by the name: nestwalk, champsim, cloudsuite, lackey,
+    /// drmemtrace
     #[arg(long, value_name = "FORMAT")]
     pub to: Option<String>,
     /// Format of IN, instead of telling it by the contents
     #[arg(long, value_name = "FORMAT")]
     pub trace_format: Option<String>,
-    /// Only so many accesses from the beginning of the region of interest, rounded up to a whole
-    /// run
+    /// Only so many accesses from the beginning of the region of interest; of a recorded guest rounded
+    /// up to a whole run
     #[arg(long, value_name = "COUNT")]
     pub accesses: Option<String>,
+    /// Page tables that come with IN, as for `compare`
+    #[arg(long, value_name = "FILE")]
+    pub page_tables: Option<PathBuf>,
     /// To nestwalk: level of compression, 1 to 22 [default: 19]
     #[arg(long, value_parser = clap::value_parser!(i32).range(1..=22))]
     pub level: Option<i32>,

@@ -9,7 +9,7 @@ use crate::sources::{self, Kind};
 use anyhow::{Context, Result, anyhow, bail};
 use nestwalk_hw::Profile;
 use nestwalk_mm::{
-    BadFrames, FREE_BLOCKS, Fragmentation, FreeBlocks, LOW_MEMORY_BYTES, PagePolicy,
+    BadFrames, FREE_BLOCKS, Fragmentation, FreeBlocks, HostPages, LOW_MEMORY_BYTES, PagePolicy,
 };
 use nestwalk_report::{parse_bytes, parse_count};
 use nestwalk_sim::DaemonTimes;
@@ -19,6 +19,7 @@ use nestwalk_tables::Mode;
 use nestwalk_types::GuestInfo;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
+use std::sync::Arc;
 
 /// Version of this program.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -57,6 +58,12 @@ pub struct Experiment {
     pub guest: Option<RealGuest>,
     /// Format of trace files; empty to tell it by their contents.
     pub trace_format: String,
+    /// A file with the page tables of the one trace that is the source; empty if there is none.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub page_tables: String,
+    /// A file with the host's page tables beside them; empty if there is none.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub host_page_tables: String,
     /// Names of machines, controls included.
     pub machines: Vec<String>,
     /// Bytes that workloads and patterns work on.
@@ -128,7 +135,10 @@ impl Experiment {
         }
         let recorded = match args.guest {
             true => Some(Self::real_guest(&args)?.info()),
-            false => sources::recorded(&args.sources, format)?,
+            false => {
+                let tables = args.page_tables.as_deref().unwrap_or_default();
+                sources::recorded(&args.sources, format, tables)?
+            }
         };
         Self::resolve(&args, recorded.as_ref())
     }
@@ -188,7 +198,7 @@ impl Experiment {
         };
         let host_memory = match &args.host_memory {
             Some(text) => parse_bytes(text).context("--host-memory")?,
-            None => (guest_memory / 4 * 5 + 8 * GIB).next_multiple_of(GIB),
+            None => (guest_memory / 4 * 5 + 8 * GIB).max(listed_end(args)?).next_multiple_of(GIB),
         };
         let trace = |s: &String| sources::kind(s) == Some(Kind::File);
         let traces = recorded.is_some() || args.lackey || sources.iter().any(trace);
@@ -207,6 +217,8 @@ impl Experiment {
             lackey,
             guest: args.guest.then(|| Self::real_guest(args)).transpose()?,
             trace_format: args.trace_format.clone().unwrap_or_default(),
+            page_tables: args.page_tables.clone().unwrap_or_default(),
+            host_page_tables: args.host_page_tables.clone().unwrap_or_default(),
             machines: machines.into_iter().map(|m| m.name).collect(),
             footprint,
             accesses,
@@ -267,7 +279,11 @@ impl Experiment {
         Profile::parse("in it", &profile)?;
         let recorded = match &experiment.guest {
             Some(guest) => Some(guest.info()),
-            None => sources::recorded(&experiment.sources, &experiment.trace_format)?,
+            None => sources::recorded(
+                &experiment.sources,
+                &experiment.trace_format,
+                &experiment.page_tables,
+            )?,
         };
         check::experiment(&experiment, recorded.as_ref(), Origin::File)?;
         Ok(experiment)
@@ -308,11 +324,22 @@ impl Experiment {
             verify: self.verify,
             threads,
             mappings: None,
+            host_pages: self.host_pages()?,
             series: None,
             contiguity: false,
             contiguity_every: None,
             samples: None,
         })
+    }
+
+    /// Where hosts have guest memory, if page tables say it.
+    fn host_pages(&self) -> Result<Option<Arc<HostPages>>> {
+        let (guest, host) = (&self.page_tables, &self.host_page_tables);
+        match (guest.as_str(), host.as_str()) {
+            (_, "") => Ok(None),
+            ("", _) => bail!("host_page_tables {host}: is for a trace with page_tables"),
+            _ => sources::host_pages(guest, host).map(Some),
+        }
     }
 
     /// Faulty frames of guest memory.
@@ -345,6 +372,14 @@ impl Experiment {
         };
         !self.machines.iter().all(observed)
     }
+}
+
+/// Bytes of host memory that page tables of the host need, if any are given.
+fn listed_end(args: &CompareArgs) -> Result<u64> {
+    Ok(match (&args.page_tables, &args.host_page_tables) {
+        (Some(guest), Some(host)) => sources::host_pages(guest, host)?.end().value() + GIB,
+        _ => 0,
+    })
 }
 
 /// What `--guest-fragmentation` says: a degree, and free blocks by order, if it is about those.

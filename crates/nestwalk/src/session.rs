@@ -52,7 +52,14 @@ pub fn open(experiment: &Experiment, work: &Work) -> Result<Opened> {
     if let (Some(guest), [path]) = (&guest, experiment.sources.as_slice())
         && experiment.has_modelled_guest()
     {
-        plan.mappings = Some(sources::survey(path, guest)?);
+        let (tables, format) = (&experiment.page_tables, &experiment.trace_format);
+        plan.mappings = Some(match tables.is_empty() {
+            true => sources::survey(path, guest)?,
+            false => {
+                let format = sources::trace_format(format)?;
+                sources::survey_mapped(&experiment.sources, format, tables, guest)?
+            }
+        });
     }
     Ok(Opened { plan, source, guest, quiet: work.quiet })
 }
@@ -119,6 +126,18 @@ fn approximations(plan: &Plan, guest: Option<&GuestInfo>, outcome: &Outcome) -> 
              which hides accesses that may miss there; record with --no-filter to see them",
             m.scheme.name
         ));
+    }
+    if plan.host_pages.is_some() {
+        for m in &outcome.machines {
+            let placed = m.host_placement.as_ref();
+            if let Some(p) = placed.filter(|p| p.placed_elsewhere > 0) {
+                all.push(format!(
+                    "{}: {} pages of the host are not where its page tables have them, since these frames \
+                     were not free",
+                    m.name, p.placed_elsewhere
+                ));
+            }
+        }
     }
     for (_, guest) in &outcome.guests {
         if let GuestOutcome::Remapped { approximations, .. } = guest {

@@ -18,6 +18,11 @@ fn or_none(value: u64, text: String) -> String {
     if value == 0 { NONE.into() } else { text }
 }
 
+/// A rate per instruction, which a source without instructions does not have.
+fn rate(value: f64) -> String {
+    if value.is_nan() { NONE.into() } else { format!("{value:.2}") }
+}
+
 /// The main table: a row per machine.
 pub fn machines(results: &[MachineResult]) -> String {
     let right = Align::Right;
@@ -48,8 +53,8 @@ pub fn machines(results: &[MachineResult]) -> String {
         let unless_ideal = |text: String| if ideal { NONE.into() } else { text };
         table.row(vec![
             r.name.clone(),
-            unless_ideal(format!("{:.2}", r.l1_tlb_mpki)),
-            unless_ideal(format!("{:.2}", r.l2_tlb_mpki)),
+            unless_ideal(rate(r.l1_tlb_mpki)),
+            unless_ideal(rate(r.l2_tlb_mpki)),
             unless_ideal(count(r.walks)),
             per_walk(r.guest_refs, r.walks),
             per_walk(r.nested_refs, r.walks),
@@ -64,7 +69,9 @@ pub fn machines(results: &[MachineResult]) -> String {
             or_none(host, bytes(host)),
         ]);
     }
-    table.drop_columns_of(NONE);
+    // That a rate is not known must be seen.
+    let unknown = results.iter().any(|r| r.l1_tlb_mpki.is_nan());
+    table.drop_columns_from(if unknown { 3 } else { 0 }, NONE);
     table.render()
 }
 
@@ -111,7 +118,8 @@ pub fn exits(results: &[MachineResult]) -> String {
             Some(n) => count(*n),
             None => NONE.into(),
         }));
-        row.push(format!("{:.4}", 1000.0 * ratio(r.vm_exits_total, r.instructions)));
+        let per_1000 = format!("{:.4}", 1000.0 * ratio(r.vm_exits_total, r.instructions));
+        row.push(or_none(r.instructions, per_1000));
         table.row(row);
     }
     format!("\n{}", table.render())
@@ -207,8 +215,8 @@ pub fn energy(results: &[MachineResult]) -> String {
     }
     for r in results {
         let (e, p) = (&r.energy, &r.energy.parts);
-        let each = |nj: f64| match 1000.0 * nj / r.instructions.max(1) as f64 {
-            0.0 => NONE.into(),
+        let each = |nj: f64| match 1000.0 * nj / r.instructions as f64 {
+            pj if pj == 0.0 || !pj.is_finite() => NONE.into(),
             pj if pj < 10.0 => format!("{pj:.2}"),
             pj => format!("{pj:.1}"),
         };

@@ -16,7 +16,7 @@ use nestwalk_source::{
 };
 use nestwalk_types::Source;
 use nestwalk_workloads::{Populate, WORKLOADS, WorkloadSpec};
-pub use recorded::{recorded, survey};
+pub use recorded::{host_pages, mapped, recorded, survey, survey_mapped};
 use std::ffi::OsString;
 use std::path::Path;
 use warmup::Warmup;
@@ -71,6 +71,9 @@ pub fn open(experiment: &Experiment, quiet: bool) -> Result<Box<dyn Source>> {
         // Standard output is for the results.
         let output = Box::new(std::io::stderr());
         Box::new(Live::start(guest.boot(quiet)?, guest.options(), output)?)
+    } else if !experiment.page_tables.is_empty() {
+        let format = trace_format(&experiment.trace_format)?;
+        Box::new(mapped(&experiment.sources, format, &experiment.page_tables)?)
     } else if experiment.lackey.is_empty() {
         open_sources(experiment)?
     } else {
@@ -80,7 +83,9 @@ pub fn open(experiment: &Experiment, quiet: bool) -> Result<Box<dyn Source>> {
     };
     let source: Box<dyn Source> = if source.info().guest.is_none() {
         Box::new(FirstTouch::new(source))
-    } else if experiment.sources.iter().any(|s| recorded::has_interest(s)) {
+    } else if !experiment.page_tables.is_empty()
+        || experiment.sources.iter().any(|s| recorded::has_interest(s))
+    {
         source
     } else {
         Box::new(recorded::Interest::new(source))

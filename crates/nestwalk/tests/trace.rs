@@ -136,8 +136,14 @@ fn info_says_what_made_a_trace_and_what_it_holds() {
         assert!(text.contains(words), "lacks `{words}`: {text}");
     }
     assert!(lab.refused("trace info a.nwt --format csv").contains("table and json"));
+    // Its runs are counted, too.
+    let read = &json["read"];
+    assert_eq!((count(read, "accesses"), count(read, "fetches")), (13, 2));
+    assert_eq!((count(read, "code_pages"), count(read, "data_pages")), (1, 1));
+    assert_eq!((count(read, "processes"), &read["loads"]), (1, &serde_json::Value::Null));
     lab.write("b.nwt", b"hello");
-    assert!(lab.refused("trace info b.nwt").contains("not a trace of nestwalk"));
+    let message = lab.refused("trace info b.nwt");
+    assert!(message.contains("neither nestwalk nor"), "{message}");
 }
 
 #[test]
@@ -329,11 +335,14 @@ fn kernel_processes_and_vcpus_can_be_left_out() {
 fn what_cannot_be_converted_is_refused_with_what_would_be_right() {
     let lab = lab(&sound());
     lab.write("a.champsim", champsim_trace(100));
-    let cases: [(&str, &[&str]); 10] = [
+    lab.write("dump", "0x400000 0x1000\n");
+    let cases: [(&str, &[&str]); 12] = [
         ("a.champsim b.nwt --pcids", &["--pcids", "no recorded guest"]),
-        ("a.champsim a.lackey", &["neither side is a trace of nestwalk", ".nwt"]),
-        ("a.nwt a.drmemtrace", &["does not say a format", ".champsim", "--to"]),
-        ("a.nwt b.x --to drmemtrace", &["champsim or lackey, not as drmemtrace"]),
+        ("a.champsim a.lackey --page-tables dump", &["--page-tables", "lackey has no place"]),
+        ("a.nwt b.nwt --page-tables dump", &["a recorded guest, which has its own"]),
+        ("a.champsim b.nwt --page-tables a.champsim", &["--page-tables", "line 1 at byte 0"]),
+        ("a.nwt a.pinatrace", &["does not say a format", ".champsim", "--to"]),
+        ("a.nwt b.x --to pinatrace", &["lackey or drmemtrace, not as pinatrace"]),
         ("a.nwt b.x --to elf", &["--to", "`elf`"]),
         ("a.nwt a.nwt", &["the same file"]),
         ("a.nwt b.nwt.xz", &["compressed inside", "--level"]),

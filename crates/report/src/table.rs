@@ -34,7 +34,11 @@ impl Table {
     }
     /// Leaves out columns whose cells are all `empty`.
     pub fn drop_columns_of(&mut self, empty: &str) {
-        for i in (0..self.columns.len()).rev() {
+        self.drop_columns_from(0, empty);
+    }
+    /// As [`Table::drop_columns_of`], but for the first columns, up to `first`.
+    pub fn drop_columns_from(&mut self, first: usize, empty: &str) {
+        for i in (first..self.columns.len()).rev() {
             if !self.rows.is_empty() && self.rows.iter().all(|r| r[i] == empty) {
                 self.columns.remove(i);
                 for row in &mut self.rows {

@@ -20,8 +20,8 @@ use crate::spec::{GuestSpec, MachineSpec};
 use crate::switching::{Cut, Recorded};
 use nestwalk_hw::Profile;
 use nestwalk_mm::{
-    BadFrames, Fragmentation, GuestError, HostConfig, HostMemory, KERNEL_BYTES, Mappings, MmError,
-    ObservedError, RemapError, pc_memory_map, reclaimed_memory_map,
+    BadFrames, Fragmentation, GuestError, HostConfig, HostMemory, HostPages, KERNEL_BYTES,
+    Mappings, MmError, ObservedError, RemapError, pc_memory_map, reclaimed_memory_map,
 };
 use nestwalk_tables::{LONG4, Mode};
 use nestwalk_types::{Batch, GuestBatch, GuestInfo, Source, SourceError};
@@ -69,6 +69,8 @@ pub struct Plan {
     /// What a recorded guest's processes have mapped at some time, if that is known beforehand: for
     /// machines with another guest than the observed one.
     pub mappings: Option<Arc<Mappings>>,
+    /// Where every host has the pages of guest memory, in place of its placement policy.
+    pub host_pages: Option<Arc<HostPages>>,
     /// Every machine but `ideal` records its counters every so many instructions of the region of
     /// interest.
     pub series: Option<u64>,
@@ -105,6 +107,7 @@ impl Plan {
             verify: false,
             threads: 1,
             mappings: None,
+            host_pages: None,
             series: None,
             contiguity: false,
             contiguity_every: None,
@@ -270,32 +273,34 @@ fn set_up(plan: &Plan, source: &dyn Source) -> Result<(Vec<Group>, Vec<Seat>), C
 /// # Errors
 /// Its memory or its scheme cannot be set up.
 pub fn machine(plan: &Plan, spec: &MachineSpec) -> Result<Box<dyn AnyMachine>, CompareError> {
-    let host =
-        match spec.host {
-            None => None,
-            Some(host) => {
-                let config = HostConfig {
-                    bytes: plan.host_bytes,
-                    mode: plan.host_mode,
-                    policy: host.pages,
-                    placement: host.placement,
-                    fragmentation: plan.fragmentation.1,
-                    // The host's memory is another machine's: its holes are elsewhere.
-                    seed: plan.seed ^ 0x686f_7374,
-                    kernel_bytes: KERNEL_BYTES,
-                    daemons: plan.daemons.config(&plan.profile),
-                };
-                let slots = match plan.low_bytes {
-                    Some(low) => reclaimed_memory_map(plan.guest_bytes, low),
-                    None => Ok(pc_memory_map(plan.guest_bytes)),
-                };
-                let memory = slots.and_then(|slots| HostMemory::with_config(&config, &slots));
-                Some(memory.map_err(|source| CompareError::Memory {
+    let host = match spec.host {
+        None => None,
+        Some(host) => {
+            let config = HostConfig {
+                bytes: plan.host_bytes,
+                mode: plan.host_mode,
+                policy: host.pages,
+                placement: host.placement,
+                fragmentation: plan.fragmentation.1,
+                // The host's memory is another machine's: its holes are elsewhere.
+                seed: plan.seed ^ 0x686f_7374,
+                kernel_bytes: KERNEL_BYTES,
+                daemons: plan.daemons.config(&plan.profile),
+            };
+            let slots = match plan.low_bytes {
+                Some(low) => reclaimed_memory_map(plan.guest_bytes, low),
+                None => Ok(pc_memory_map(plan.guest_bytes)),
+            };
+            let listed = plan.host_pages.as_deref();
+            let memory = slots.and_then(|slots| HostMemory::with_pages(&config, &slots, listed));
+            Some(
+                memory.map_err(|source| CompareError::Memory {
                     machine: spec.name.clone(),
                     source,
-                })?)
-            }
-        };
+                })?,
+            )
+        }
+    };
     Ok((spec.scheme.build)(Build {
         name: spec.name.clone(),
         variant: spec.variant.clone(),

@@ -169,8 +169,10 @@ impl EnergyResult {
             dynamic: parts.dynamic(),
             total: parts.total(),
             ideal_total: ideal.total(),
-            translation_pj_per_instruction: 1000.0
-                * ratio(parts.translation(), c.instructions as f64),
+            translation_pj_per_instruction: match c.instructions {
+                0 => f64::NAN,
+                n => 1000.0 * parts.translation() / n as f64,
+            },
             dynamic_overhead_percent: percent(parts.dynamic() - ideal.dynamic()),
             static_overhead_percent: percent(parts.static_power - ideal.static_power),
             overhead_percent: percent(parts.total() - ideal.total()),
@@ -201,7 +203,11 @@ pub static ENERGY_FIELDS: &[(&str, &str, &str)] = &[
     ("dynamic", "nJ", "translation + data + core + VMM"),
     ("total", "nJ", "dynamic + static"),
     ("ideal_total", "nJ", "total of the ideal machine with the same guest"),
-    ("translation_pj_per_instruction", "pJ", "translation per instruction"),
+    (
+        "translation_pj_per_instruction",
+        "pJ",
+        "translation per instruction; null if instructions are not known",
+    ),
     ("dynamic_overhead_percent", "% of ideal_total", "dynamic energy above the ideal machine's"),
     ("static_overhead_percent", "% of ideal_total", "static energy above the ideal machine's"),
     ("overhead_percent", "% of ideal_total", "both together"),

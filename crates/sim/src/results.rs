@@ -154,8 +154,16 @@ pub static FIELDS: &[(&str, &str, &str)] = &[
     ("l1_tlb_fills", "count", "entries put into first-level TLBs"),
     ("l2_tlb_hits", "count", "of these, the ones that the second level served"),
     ("l2_tlb_misses", "count", "accesses that missed both levels"),
-    ("l1_tlb_mpki", "per 1000 instructions", "first-level misses"),
-    ("l2_tlb_mpki", "per 1000 instructions", "second-level misses"),
+    (
+        "l1_tlb_mpki",
+        "per 1000 instructions",
+        "first-level misses; null if instructions are not known",
+    ),
+    (
+        "l2_tlb_mpki",
+        "per 1000 instructions",
+        "second-level misses; null if instructions are not known",
+    ),
     (
         "upgrades",
         "count",
@@ -414,6 +422,12 @@ fn ratio(a: f64, b: f64) -> f64 {
     if b == 0.0 { 0.0 } else { a / b }
 }
 
+/// A rate per instruction: of a source that does not know its instructions not a number, which is `null`
+/// in JSON and empty in CSV.
+fn rate(a: f64, instructions: f64) -> f64 {
+    if instructions == 0.0 { f64::NAN } else { a / instructions }
+}
+
 fn served(counts: &[u64; ServedBy::COUNT]) -> BTreeMap<&'static str, u64> {
     ServedBy::NAMES.into_iter().zip(counts.iter().copied()).collect()
 }
@@ -456,8 +470,8 @@ impl MachineResult {
             l1_tlb_fills: c.l1_tlb_fills,
             l2_tlb_hits: c.l2_tlb_hits,
             l2_tlb_misses: c.l2_tlb_misses,
-            l1_tlb_mpki: ratio(c.l1_tlb_misses as f64, kilo),
-            l2_tlb_mpki: ratio(c.l2_tlb_misses as f64, kilo),
+            l1_tlb_mpki: rate(c.l1_tlb_misses as f64, kilo),
+            l2_tlb_mpki: rate(c.l2_tlb_misses as f64, kilo),
             upgrades: c.upgrades,
             walks: c.walks,
             faulted_walks: c.faulted_walks,

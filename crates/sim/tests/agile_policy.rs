@@ -335,6 +335,7 @@ fn results(workload: &str, footprint: u64, accesses: u64, machines: &str) -> Vec
         verify: true,
         threads: 1,
         mappings: None,
+        host_pages: None,
         series: None,
         contiguity: false,
         contiguity_every: None,

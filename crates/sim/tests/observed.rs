@@ -56,6 +56,7 @@ fn plan(machines: &str, mode: &'static Mode, vcpus: u8, threads: usize) -> Plan 
         verify: true,
         threads,
         mappings: None,
+        host_pages: None,
         series: None,
         contiguity: false,
         contiguity_every: None,

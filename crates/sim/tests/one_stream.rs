@@ -204,6 +204,7 @@ fn plan(machines: &str, vcpus: usize, threads: usize) -> Plan {
         verify: true,
         threads,
         mappings: None,
+        host_pages: None,
         series: None,
         contiguity: false,
         contiguity_every: None,

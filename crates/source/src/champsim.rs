@@ -20,7 +20,7 @@
 
 use crate::bytes::Window;
 use crate::decoder::{Decode, Decoder, ONLY_PROCESS, Step};
-use crate::input::Format;
+use crate::input::{Format, HEAD};
 use nestwalk_types::{AccessKind, BatchBuilder, Control, Gva, ProcessId, SourceInfo, VcpuId};
 
 /// Bytes of a record.
@@ -110,8 +110,9 @@ fn word(bytes: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(word)
 }
 
-/// How far the next instruction may be for two records to look like neighbours: a call within a program.
-const NEAR: u64 = 16 << 20;
+/// How far the next instruction may be for two records to look like neighbours: code is executed near
+/// the code before much more often than not.
+const NEAR: u64 = 64 << 10;
 
 /// How well these bytes, the start of a file, fit a layout: records that look like an instruction after
 /// another, in units of 1/1000 of all; `None` if one cannot be a record. The format has no magic number:
@@ -144,19 +145,40 @@ fn fit(head: &[u8], layout: Layout) -> Option<u64> {
 /// Which records these bytes, the start of a file, look like, if they do.
 ///
 /// Read by the wrong length, every second or third record begins in the middle of one, where hardly
-/// anything is an address near the one before. If both fit equally well, they are `ChampSim`'s own.
+/// anything is an address near the one before. If both fit equally well, a short file is of the records
+/// that it is a whole number of, or else of `ChampSim`'s own.
 pub(crate) fn layout(head: &[u8]) -> Option<Layout> {
-    let plain = fit(head, Layout::Plain);
-    match fit(head, Layout::CloudSuite) {
-        Some(cloud) if cloud >= 750 && plain.is_none_or(|p| cloud > p) => Some(Layout::CloudSuite),
+    let (plain, cloud) = (fit(head, Layout::Plain), fit(head, Layout::CloudSuite));
+    let whole = |record| head.len().is_multiple_of(record);
+    match (whole(RECORD), whole(CLOUDSUITE_RECORD)) {
+        (false, true) if cloud.is_some() => Some(Layout::CloudSuite),
+        (true, false) if plain.is_some() && head.len() < HEAD => Some(Layout::Plain),
+        _ if is_better(plain, cloud) => Some(Layout::CloudSuite),
         _ => plain.map(|_| Layout::Plain),
     }
+}
+
+/// Whether most records follow each other as `CloudSuite`'s, and more than as `ChampSim`'s own.
+fn is_better(plain: Option<u64>, cloud: Option<u64>) -> bool {
+    cloud.is_some_and(|cloud| cloud >= 750 && plain.is_none_or(|plain| cloud > plain))
 }
 
 /// Whether these bytes, the start of a file, look like `ChampSim` records of its own or of `CloudSuite`.
 pub(crate) fn matches(head: &[u8], format: Format) -> bool {
     let wanted = if format == Format::CloudSuite { Layout::CloudSuite } else { Layout::Plain };
     layout(head) == Some(wanted)
+}
+
+/// Whether these bytes, said to be `ChampSim` records, are surely `CloudSuite`'s.
+pub(crate) fn is_surely_cloudsuite(head: &[u8]) -> bool {
+    let (plain, cloud) = (fit(head, Layout::Plain), fit(head, Layout::CloudSuite));
+    head.len() >= 8 * CLOUDSUITE_RECORD && is_better(plain, cloud)
+}
+
+/// Whether these bytes may be `CloudSuite`'s records, if someone says so: the others fit no better.
+pub(crate) fn may_be_cloudsuite(head: &[u8]) -> bool {
+    let plain = fit(head, Layout::Plain).unwrap_or(0);
+    fit(head, Layout::CloudSuite).is_some_and(|cloud| cloud + 250 > plain)
 }
 
 /// The decoder's state.
@@ -269,6 +291,13 @@ impl Decode for ChampSim {
             rest.len(),
             self.layout.record()
         ))
+    }
+
+    fn tally(&self) -> Vec<(&'static str, u64)> {
+        let spaces = self.processes.len() as u64;
+        let mut all = vec![("records", self.records), ("instructions at address 0", self.nowhere)];
+        all.extend((self.layout == Layout::CloudSuite).then_some(("address spaces", spaces)));
+        all
     }
 
     fn info(&self) -> SourceInfo {

@@ -25,6 +25,8 @@ pub(crate) trait Decode: Send {
     fn finish(&mut self, rest: &[u8], offset: u64, out: &mut BatchBuilder) -> Result<(), String>;
     /// What to say of this source, as known so far.
     fn info(&self) -> SourceInfo;
+    /// What was read so far, as [`Source::tally`] says it.
+    fn tally(&self) -> Vec<(&'static str, u64)>;
 }
 
 /// A source that decodes a byte stream.
@@ -89,6 +91,9 @@ impl<D: Decode> Source for Decoder<D> {
     fn set_room(&mut self, room: Room) -> bool {
         self.builder.set_room(room);
         true
+    }
+    fn tally(&self) -> Vec<(&'static str, u64)> {
+        self.decode.tally()
     }
     fn position(&self) -> u64 {
         self.taken.load(Relaxed)

@@ -55,6 +55,9 @@ impl<S: Source> Source for FirstTouch<S> {
     fn info(&self) -> SourceInfo {
         self.inner.info()
     }
+    fn tally(&self) -> Vec<(&'static str, u64)> {
+        self.inner.tally()
+    }
     fn position(&self) -> u64 {
         self.inner.position()
     }

@@ -8,6 +8,7 @@ use crate::drmemtrace::Drmemtrace;
 use crate::gem5::Gem5;
 use crate::lackey::Lackey;
 use crate::lines::{LineDecoder, Lines};
+use crate::page_tables::{Mapped, PageTables};
 use crate::patterns::PatternSpec;
 use crate::perf::Perf;
 use crate::pinatrace::Pinatrace;
@@ -94,6 +95,16 @@ pub fn dinero(data: &[u8]) {
 /// Output of perf script.
 pub fn perf(data: &[u8]) {
     lines::<Perf>(data);
+}
+
+/// A dump of page tables; what is accepted must put each page where a line says, and be a guest.
+pub fn page_tables(data: &[u8]) {
+    let window = window(data, Some(Compression::None));
+    let Some(Ok(tables)) = window.map(|w| PageTables::read("fuzz".into(), w)) else { return };
+    let spec = PatternSpec { footprint: 1 << 16, accesses: 10, ..PatternSpec::default() };
+    let mapped = Mapped::new(spec.source(), &tables).expect("no guest yet");
+    let guest = mapped.info().guest.expect("a guest now");
+    assert!(guest.memory_bytes > 0 && !mapped.begin().is_empty());
 }
 
 /// A packet trace of gem5. Half of the inputs get the magic number.

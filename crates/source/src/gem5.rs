@@ -1,10 +1,10 @@
 //! gem5's packet traces: what its `CommMonitor` with a `MemTraceProbe` writes.
 //!
-//! The format is that of `src/proto/packet.proto` and `src/proto/protoio.cc`: the four bytes `gem5`, then
-//! messages of Protocol Buffers, each behind its length as a varint: one `PacketHeader` (field 1 the name
-//! of the object, 2 the version, 3 ticks per second, 4 names of requestors) and any number of `Packet`
-//! (1 tick, 2 command, 3 address, 4 size, 5 flags, 6 id, 7 instruction address; varints). Files are
-//! gzip'ed if their name ends so.
+//! The format is that of `src/proto/packet.proto` and `src/proto/protoio.cc`: the four bytes `gem5`,
+//! then messages of Protocol Buffers, each behind its length as a varint: one `PacketHeader` (field 1
+//! the name of the object, 2 the version, 3 ticks per second, 4 names of requestors) and any number of
+//! `Packet` (1 tick, 2 command, 3 address, 4 size, 5 flags, 6 id, 7 instruction address; varints).
+//! Files are gzip'ed if their name ends so.
 //!
 //! Commands are numbers of `MemCmd` (`src/mem/packet.hh`): 1 is a read request and 4 a write request in
 //! every version; those behind were renumbered when others came between them, so they are counted, said,
@@ -29,8 +29,8 @@ const WRITE: u64 = 4;
 const FETCH: u64 = 0x100;
 const PREFETCH: u64 = 0x0100_0000;
 
-/// The varint that `bytes` begin with, and what follows; `Err` if it is none, `Ok(None)` if more bytes are
-/// needed.
+/// The varint that `bytes` begin with, and what follows; `Err` if it is none, `Ok(None)` if more bytes
+/// are needed.
 #[inline(always)]
 fn varint(bytes: &[u8]) -> Result<Option<(u64, &[u8])>, &'static str> {
     let mut value = 0u64;
@@ -210,6 +210,17 @@ impl Decode for Gem5 {
             return Err(self.at(offset, &format!("{left} bytes are left: the trace was cut off")));
         }
         Ok(())
+    }
+
+    fn tally(&self) -> Vec<(&'static str, u64)> {
+        vec![
+            ("records", self.packets),
+            ("fetch packets", self.fetches),
+            ("data packets", self.data),
+            ("prefetches left out", self.prefetches),
+            ("packets of other commands left out", self.other_commands),
+            ("packets without an address left out", self.without_address),
+        ]
     }
 
     fn info(&self) -> SourceInfo {

@@ -91,7 +91,14 @@ impl Format {
     /// `ChampSim`'s, too. One that looks like another, and not like this one, is refused.
     fn forced(self, head: &[u8]) -> Result<Self, String> {
         match Self::of(head) {
-            Some(Self::CloudSuite) if self == Self::ChampSim => Ok(Self::CloudSuite),
+            Some(Self::CloudSuite) if self == Self::ChampSim => {
+                Ok(if champsim::is_surely_cloudsuite(head) { Self::CloudSuite } else { self })
+            }
+            Some(Self::ChampSim)
+                if self == Self::CloudSuite && champsim::may_be_cloudsuite(head) =>
+            {
+                Ok(Self::CloudSuite)
+            }
             Some(found) if found != self && !self.fits(head) => Err(format!(
                 "said to be {self}, but its first {} bytes are those of a {found} trace; leave \
                  `--trace-format` out, or say {found}",
@@ -121,7 +128,7 @@ impl std::fmt::Display for Format {
 }
 
 /// Decompressed bytes that detection looks at: some 200 lines of text, 64 `ChampSim` records.
-const HEAD: usize = 4096;
+pub(crate) const HEAD: usize = 4096;
 
 /// Opens the trace at `path`. Compression (gzip, xz, zstd, LZ4, snappy, bzip2, zip for drmemtrace) is
 /// told by content, and so is the format, unless it is given.

@@ -100,6 +100,9 @@ impl<S: Source> Source for Limit<S> {
         }
         Ok(true)
     }
+    fn tally(&self) -> Vec<(&'static str, u64)> {
+        self.inner.tally()
+    }
     fn position(&self) -> u64 {
         self.inner.position()
     }

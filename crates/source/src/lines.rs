@@ -119,6 +119,14 @@ impl<F: Lines> Decode for LineDecoder<F> {
         ))
     }
 
+    fn tally(&self) -> Vec<(&'static str, u64)> {
+        vec![
+            ("records", self.records),
+            ("comment lines", self.comments),
+            ("other lines", self.others),
+        ]
+    }
+
     fn info(&self) -> SourceInfo {
         let mut info = self.format.info();
         if let Some((line, text)) = &self.first_other {

@@ -28,9 +28,8 @@ struct Part {
 /// interest, the stream says [`Control::RegionOfInterest`] once. From then on sources take turns of
 /// a quantum of instructions each. The turn with number `t` begins at vCPU `t` modulo the number of
 /// vCPUs, and a source's own vCPU `u` is `u` further on; [`Control::Switch`] is said whenever a vCPU
-/// is to run another process than before. A quantum ends with the access with which its last
-/// instruction retires, in the order of the source; a source that knows no instructions has as many
-/// accesses for a turn.
+/// is to run another process than before. A quantum ends with the last access of its last instruction,
+/// in the order of the source; a source that knows no instructions has as many accesses for a turn.
 ///
 /// Sources must say process-level controls only, and their region of interest (a source that never
 /// says it is all set-up). An error of one source ends the stream after everything before it.
@@ -46,6 +45,8 @@ pub struct Multiplex {
     in_roi: bool,
     /// Accesses that are still wanted in this batch.
     wanted: u64,
+    /// Each is to be a run of its own.
+    single: bool,
     error: Option<SourceError>,
 }
 
@@ -89,6 +90,7 @@ impl Multiplex {
             next_process: 1,
             in_roi: false,
             wanted: u64::MAX,
+            single: false,
             error: None,
         }
     }
@@ -210,7 +212,8 @@ impl Multiplex {
                 if out.runs.len() >= Batch::RUNS || self.wanted == 0 {
                     return Ok(Stop::Full);
                 }
-                if self.left == 0 {
+                // What accesses without being an instruction belongs to the one before.
+                if self.left == 0 && (run.instructions > 0 || !part.has_instructions) {
                     return Ok(Stop::Quantum);
                 }
                 part.run += 1;
@@ -227,7 +230,12 @@ impl Multiplex {
                 part.control = 0;
                 let turn = if part.has_instructions { u64::MAX } else { self.left };
                 let accesses = self.wanted.min(turn);
-                part.source.set_room(Room { accesses, instructions: self.left });
+                // Up to the last instruction of the turn, and then up to the one after it.
+                let instructions = self.left.max(1);
+                // Of set-up it is not known where it ends, and what stands behind it may be cut
+                // anywhere.
+                let single = self.single || !self.in_roi;
+                part.source.set_room(Room { accesses, instructions, single });
                 if !part.source.next_batch(&mut part.batch)? {
                     part.ended = true;
                     return Ok(Stop::Ended);
@@ -330,6 +338,7 @@ impl Source for Multiplex {
         }
         let filled = self.fill(batch);
         self.wanted = u64::MAX;
+        self.single = false;
         if let Err(error) = filled {
             self.error = Some(error.clone());
             if batch.is_empty() {
@@ -341,6 +350,7 @@ impl Source for Multiplex {
 
     fn set_room(&mut self, room: Room) -> bool {
         self.wanted = room.accesses.max(1);
+        self.single = room.single;
         // All of them are asked, though each is told again when its turn has come.
         self.parts.iter_mut().fold(true, |exact, part| part.source.set_room(room) & exact)
     }

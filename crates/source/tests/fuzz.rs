@@ -139,3 +139,42 @@ fn traces() -> Vec<Vec<u8>> {
 fn traces_of_guests() {
     fuzz(fuzzing::trace, &traces());
 }
+
+/// Small inputs of every format that the tests make.
+fn encoded(name: &str) -> Vec<u8> {
+    let all = common::programs::every_format(&common::programs::program(9, 12));
+    all.into_iter().find(|e| e.name == name).expect("a format").bytes
+}
+
+#[test]
+fn cloudsuite() {
+    fuzz(fuzzing::cloudsuite, &[encoded("cloudsuite")]);
+}
+
+#[test]
+fn pinatrace() {
+    fuzz(fuzzing::pinatrace, &[encoded("pinatrace"), b"0x1: R 0x1ffc 8 0x0\n#eof".to_vec()]);
+}
+
+#[test]
+fn dinero() {
+    fuzz(fuzzing::dinero, &[encoded("dinero"), b"2 401000\n0 600000\n4 0\n".to_vec()]);
+}
+
+#[test]
+fn perf() {
+    fuzz(fuzzing::perf, &[encoded("perf"), b"a 7 1.5: mem-stores: 7ffe1000 401000\n".to_vec()]);
+}
+
+#[test]
+fn gem5() {
+    // Behind a byte that says whether the magic number is put before it.
+    let whole = encoded("gem5");
+    fuzz(fuzzing::gem5, &[[&[0][..], &whole[4..]].concat(), [&[1][..], &whole].concat()]);
+}
+
+#[test]
+fn page_tables() {
+    let dump = b"va pa\n0x1000 0x2000\n0x7f0000200000, 40000000 2M\n7f4000000000:140000000 1G\n";
+    fuzz(fuzzing::page_tables, &[dump.to_vec()]);
+}

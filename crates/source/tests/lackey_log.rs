@@ -32,7 +32,7 @@ fn oracle(log: &str) -> (Vec<Run>, [u64; 4], u64) {
     let mut batch = Batch::default();
     let mut pc = Gva::new(0);
     let lines: Vec<&str> = log.split_inclusive('\n').collect();
-    let mut data_since = None;
+    let (mut data_since, mut first) = (None, None);
     for (i, line) in lines.iter().enumerate() {
         let Some((kind, address, size)) = naive(line) else {
             other += 1;
@@ -46,9 +46,20 @@ fn oracle(log: &str) -> (Vec<Run>, [u64; 4], u64) {
         {
             continue;
         }
-        // A further element of a repeated string instruction.
-        if kind == 'I' && pc.value() == address && data_since.is_some_and(|n| n > 0) {
-            continue;
+        // A further element of a repeated string instruction: bytes that follow those of the element
+        // before, or the end, where none are accessed.
+        if kind == 'I' && pc.value() == address && (2..4).contains(&size) && line.len() > 11 {
+            let next = lines.get(i + 1).and_then(|next| naive(next)).filter(|n| n.0 != 'I');
+            let follows = next.is_none_or(|(_, at, bytes)| {
+                first.is_some_and(|(a, b): (u64, u32)| b == bytes && a.abs_diff(at) == u64::from(b))
+            });
+            if follows && data_since.is_some_and(|n| n == 1 || n == 2) {
+                data_since = Some(0);
+                continue;
+            }
+        }
+        if kind != 'I' && data_since == Some(0) {
+            first = Some((address, size));
         }
         data_since = if kind == 'I' { Some(0) } else { data_since.map(|n| n + 1) };
         let gva = Gva::new(address);
@@ -126,7 +137,10 @@ fn random_log(seed: u64, lines: usize) -> Vec<u8> {
             15 => format!("{head}{address:X},{size}\n"),
             // An atomic instruction, and a repeated one.
             16 => format!("I  {address:08x},4\n L {address:08x},{size}\n M {address:08x},{size}\n"),
-            17 => format!("I  {address:08x},2\n S {address:08x},8\n").repeat(1 + size as usize % 9),
+            17 => (0..1 + size % 9)
+                .map(|i| format!("I  00401000,2\n S {:08x},8\n", 8 * i))
+                .chain(r.below(2).eq(&0).then(|| "I  00401000,2\n".into()))
+                .collect(),
             18 => format!("I  {address:08x},2\n").repeat(2),
             _ => format!("{head}{address:08x},{size}\n"),
         };

@@ -71,11 +71,15 @@ pub struct Room {
     pub accesses: u64,
     /// The batch is handed on once so many instructions have retired in it.
     pub instructions: u64,
+    /// Every access is a run of its own, so that their order is known.
+    pub single: bool,
 }
 
 impl Room {
     /// No limit but the size of a batch.
-    pub const ALL: Self = Self { accesses: u64::MAX, instructions: u64::MAX };
+    pub const ALL: Self = Self { accesses: u64::MAX, instructions: u64::MAX, single: false };
+    /// Every access by itself.
+    pub const SINGLE: Self = Self { single: true, ..Self::ALL };
 
     /// So many accesses.
     pub const fn accesses(accesses: u64) -> Self {
@@ -138,8 +142,8 @@ impl BatchBuilder {
     /// Says how much of the stream is wanted in the batch that is being built; see [`Room`]. It holds
     /// until the batch is handed on. At least one access is always wanted, or there would be no batch.
     pub fn set_room(&mut self, room: Room) {
-        let (accesses, instructions) = (room.accesses.max(1), room.instructions.max(1));
-        self.room = Room { accesses, instructions };
+        let accesses = if room.single { 0 } else { room.accesses.max(1) };
+        self.room = Room { accesses, instructions: room.instructions.max(1), ..room };
     }
     /// What is still wanted of the stream in this batch.
     #[inline]
@@ -154,14 +158,16 @@ impl BatchBuilder {
     fn border(&mut self) {
         self.close();
         self.room.accesses = 0;
-        self.most = 0;
+        if !self.room.single {
+            self.most = 0;
+        }
     }
 
     /// The instructions that are wanted are there with this access: the next one is behind a border.
     #[cold]
     #[inline(never)]
     fn turn_ends(&mut self) {
-        self.room = Room { accesses: 0, instructions: 0 };
+        self.room = Room { accesses: 0, instructions: 0, ..self.room };
         self.most = 0;
     }
 
@@ -523,6 +529,21 @@ mod tests {
             found.sort_unstable();
             assert_eq!((left, found), (0, first), "{wanted}");
         }
+    }
+
+    #[test]
+    fn accesses_that_are_asked_for_one_by_one_are_runs_in_their_order() {
+        let mut b = BatchBuilder::new();
+        b.set_room(Room::SINGLE);
+        for i in 0..20 {
+            b.access(V, Gva::new(0), Gva::new(0x1000 + i % 2 * 0x1000 + i), 1, AccessKind::Load, 1);
+        }
+        assert!(!b.is_full());
+        let mut out = Batch::default();
+        b.take_into(&mut out);
+        let found: Vec<u64> = out.runs.iter().map(|r| r.gva.value() & 0xfff).collect();
+        assert_eq!(found, (0..20).collect::<Vec<_>>());
+        assert!(out.runs.iter().all(|r| r.count == 1));
     }
 
     #[test]

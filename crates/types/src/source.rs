@@ -111,6 +111,10 @@ pub trait Source: Send {
     fn set_room(&mut self, _: Room) -> bool {
         false
     }
+    /// What was read so far, in the format's own words: a name and a number each, as in `records`.
+    fn tally(&self) -> Vec<(&'static str, u64)> {
+        Vec::new()
+    }
     /// Progress in the unit of [`SourceInfo::total`].
     fn position(&self) -> u64 {
         0
@@ -126,6 +130,9 @@ impl<S: Source + ?Sized> Source for Box<S> {
     }
     fn set_room(&mut self, room: Room) -> bool {
         (**self).set_room(room)
+    }
+    fn tally(&self) -> Vec<(&'static str, u64)> {
+        (**self).tally()
     }
     fn position(&self) -> u64 {
         (**self).position()

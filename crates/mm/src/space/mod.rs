@@ -326,7 +326,8 @@ impl<I: Address, O: Address> AddressSpace<I, O> {
         Self::with(config, placement, memory, observer)
     }
 
-    fn with(
+    /// As [`AddressSpace::new`], with this object for its placement.
+    pub(crate) fn with(
         config: SpaceConfig,
         mut placement: Box<dyn Placement<O>>,
         memory: &mut Memory<O>,

@@ -91,6 +91,9 @@ impl<S: Source> Source for Narrow<S> {
         info
     }
 
+    fn tally(&self) -> Vec<(&'static str, u64)> {
+        self.inner.tally()
+    }
     fn position(&self) -> u64 {
         self.inner.position()
     }

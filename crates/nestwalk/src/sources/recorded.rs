@@ -2,8 +2,9 @@
 
 use super::{Kind, kind, samples, trace_format};
 use anyhow::{Context, Result, bail};
-use nestwalk_mm::{Mappings, Survey};
+use nestwalk_mm::{HostPages, Mappings, Survey};
 use nestwalk_source::trace::TraceReader;
+use nestwalk_source::{Format, Mapped, PageTables};
 use nestwalk_types::{Batch, Control, GuestInfo, Room, Source, SourceError, SourceInfo};
 use std::io::{Read, Seek};
 use std::path::Path;
@@ -13,9 +14,12 @@ use std::sync::Arc;
 ///
 /// # Errors
 /// It is one of several sources.
-pub fn recorded(sources: &[String], format: &str) -> Result<Option<GuestInfo>> {
+pub fn recorded(sources: &[String], format: &str, page_tables: &str) -> Result<Option<GuestInfo>> {
     // A format that does not exist is reported with the other options.
     let Ok(format) = trace_format(format) else { return Ok(None) };
+    if !page_tables.is_empty() {
+        return Ok(mapped(sources, format, page_tables)?.info().guest);
+    }
     for name in sources {
         if let Some(sample) = samples::by_name(name) {
             alone(name, sources)?;
@@ -35,6 +39,57 @@ pub fn recorded(sources: &[String], format: &str) -> Result<Option<GuestInfo>> {
         }
     }
     Ok(None)
+}
+
+/// The trace with the page tables that come with it.
+///
+/// # Errors
+/// There is not one trace, either cannot be read, or the trace has its own page tables.
+pub fn mapped(
+    sources: &[String],
+    format: Option<Format>,
+    page_tables: &str,
+) -> Result<Mapped<Box<dyn Source>>> {
+    let [name] = sources else {
+        bail!(
+            "--page-tables {page_tables}: is for one trace file; {} sources are given",
+            sources.len()
+        )
+    };
+    if kind(name) != Some(Kind::File) {
+        bail!("--page-tables {page_tables}: is for a trace file, and {name} is none");
+    }
+    let tables = PageTables::open(Path::new(page_tables)).context("--page-tables")?;
+    let trace = nestwalk_source::open_on(Path::new(name), format, 1)?;
+    Ok(Mapped::new(trace, &tables)?)
+}
+
+/// Where the host has the pages of the guest's memory, as the dumps that come with a trace say it.
+///
+/// # Errors
+/// One of the dumps cannot be read.
+pub fn host_pages(page_tables: &str, host_page_tables: &str) -> Result<Arc<HostPages>> {
+    let guest = PageTables::open(Path::new(page_tables)).context("--page-tables")?;
+    let host = guest.open_host(Path::new(host_page_tables)).context("--host-page-tables")?;
+    Ok(Arc::new(HostPages::new(host)))
+}
+
+/// What the process of a trace with page tables has mapped.
+///
+/// # Errors
+/// As [`mapped`], or the guest cannot be re-mapped.
+pub fn survey_mapped(
+    sources: &[String],
+    format: Option<Format>,
+    page_tables: &str,
+    guest: &GuestInfo,
+) -> Result<Arc<Mappings>> {
+    let mapped = mapped(sources, format, page_tables)?;
+    let mut survey = Survey::new(guest).context("--page-tables")?;
+    for control in mapped.begin() {
+        survey.follow(&(0, control.clone())).context("--page-tables")?;
+    }
+    Ok(Arc::new(survey.finish()))
 }
 
 fn alone(name: &str, sources: &[String]) -> Result<()> {
@@ -112,6 +167,9 @@ impl<S: Source> Source for Interest<S> {
     }
     fn set_room(&mut self, room: Room) -> bool {
         self.inner.set_room(room)
+    }
+    fn tally(&self) -> Vec<(&'static str, u64)> {
+        self.inner.tally()
     }
     fn position(&self) -> u64 {
         self.inner.position()

@@ -105,6 +105,9 @@ impl<S: Source> Source for Warmup<S> {
         SourceInfo { description, ..info }
     }
 
+    fn tally(&self) -> Vec<(&'static str, u64)> {
+        self.inner.tally()
+    }
     fn position(&self) -> u64 {
         self.inner.position()
     }

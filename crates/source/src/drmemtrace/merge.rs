@@ -259,15 +259,20 @@ impl Drmemtrace {
         }
     }
 
+    /// Threads met so far.
+    fn threads(&self) -> u64 {
+        let all: BTreeSet<u64> = self.streams.iter().flat_map(|s| s.thread.threads()).collect();
+        all.len() as u64
+    }
+
     fn description(&self) -> String {
-        let threads: BTreeSet<u64> = self.streams.iter().flat_map(|s| s.thread.threads()).collect();
         let files = match self.streams.len() {
             1 => String::new(),
             n => format!(" in {n} files"),
         };
         format!(
             "drmemtrace, {} threads of {} processes{files}",
-            threads.len(),
+            self.threads(),
             self.processes.len()
         )
     }
@@ -309,6 +314,11 @@ impl Source for Drmemtrace {
     fn set_room(&mut self, room: Room) -> bool {
         self.builder.set_room(room);
         true
+    }
+
+    fn tally(&self) -> Vec<(&'static str, u64)> {
+        let records = self.streams.iter().map(Stream::records).sum();
+        vec![("records", records), ("threads", self.threads())]
     }
 
     /// Bytes of the files read so far, compressed.

@@ -225,8 +225,15 @@ impl Stream {
         Ok(Some(pause))
     }
 
+    /// Records read so far.
+    pub(super) fn records(&self) -> u64 {
+        let offset = self.window.as_ref().map_or(self.offset, Window::offset);
+        offset / self.thread.layout.bytes() as u64
+    }
+
     fn close(&mut self) {
         self.done = true;
+        self.offset = self.window.as_ref().map_or(self.offset, Window::offset);
         self.most = self.total.unwrap_or_else(|| self.position());
         self.window = None;
     }

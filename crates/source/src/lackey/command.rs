@@ -12,8 +12,8 @@ pub(crate) const EVERY_LOAD: &str = "--vex-iropt-register-updates=allregs-at-eac
 /// Starts valgrind's lackey on `command`, with `log_file` as its argument for logs.
 ///
 /// Without its server for debuggers, whose pipes in the temporary directory outlive a process that is
-/// killed. With the registers of each instruction kept up to date: otherwise valgrind's optimiser removes
-/// loads whose results are never used before lackey sees them (`mod.rs` has what was counted).
+/// killed. With the registers of each instruction kept up to date: otherwise valgrind's optimiser
+/// removes loads whose results are never used before lackey sees them (`mod.rs` has what was counted).
 pub(crate) fn start(
     valgrind: &OsStr,
     log_file: &OsStr,

@@ -17,9 +17,9 @@
 //!   `--vex-iropt-register-updates=allregs-at-mem-access` all 128 are; but of loads whose register an
 //!   instruction without an access overwrites only a third. With `allregs-at-each-insn` every load is
 //!   there, and a log takes no longer, so live programs run with that.
-//! - An atomic read-modify-write (`lock inc`, `lock xadd`, `xchg`) is shown as a load and a modify of the
-//!   same bytes, `lock cmpxchg` as a modify, as is `inc` without a prefix. The load is not made by the
-//!   program; it is left out.
+//! - An atomic read-modify-write (`lock inc`, `lock xadd`, `xchg`) is shown as a load and a modify
+//!   of the same bytes, `lock cmpxchg` as a modify, as is `inc` without a prefix. The load is not made
+//!   by the program; it is left out.
 //! - A repeated string instruction (`rep stos`) is shown as an instruction for each element and one for
 //!   the end. It is one instruction, which is fetched once, with an access for each element.
 //!
@@ -36,7 +36,7 @@ mod text;
 
 pub use live::{Live, RunOptions};
 pub use text::LackeyStats;
-pub(crate) use text::{Text, matches};
+pub(crate) use text::{PLAIN, Text, matches};
 
 use crate::bytes::Window;
 use crate::decoder::Decoder;
@@ -100,6 +100,9 @@ impl Source for Lackey {
     }
     fn set_room(&mut self, room: Room) -> bool {
         self.0.set_room(room)
+    }
+    fn tally(&self) -> Vec<(&'static str, u64)> {
+        self.0.tally()
     }
     fn position(&self) -> u64 {
         self.0.position()

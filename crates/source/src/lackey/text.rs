@@ -13,8 +13,8 @@
 //! Two things are shown otherwise than they happen (`mod.rs`): the load before the modify of an atomic
 //! instruction, and each further element of a repeated string instruction. Both are told by their
 //! place: a load directly behind its instruction's record, and directly before a modify of the same
-//! bytes; an instruction at the address of the one before, which has accessed something. No other
-//! instruction of x86 does either, but one that jumps to itself by an address in memory.
+//! bytes; an instruction of two or three bytes at the address of the one before, whose first access
+//! follows that of the one before, or that accesses nothing where the one before did.
 //!
 //! `M`, a modify, is a load and a store of one instruction. It becomes one store, since a TLB is
 //! looked up for writing and a read-modify-write counts as a write.
@@ -162,6 +162,10 @@ fn loose(line: &[u8]) -> Option<Record> {
 /// Distinct process numbers in chatter that are remembered: more than enough to say "several".
 const PROCESSES: usize = 64;
 
+/// In a line of valgrind's kind at the beginning of a log: it is not valgrind's, and every line is what
+/// it says.
+pub(crate) const PLAIN: &str = "nestwalk: each line is an instruction or an access";
+
 /// Data records of no instruction: more than any has.
 const NO_INSTRUCTION: u64 = 1 << 63;
 
@@ -173,6 +177,10 @@ pub(crate) struct Text {
     pc: Gva,
     /// Data records of the latest instruction; [`NO_INSTRUCTION`] before the first.
     data: u64,
+    /// Address and size of the first of them.
+    first: (u64, u32),
+    /// Written by [`crate::Exporter`]: every line is what it says.
+    plain: bool,
     /// Inside a line that is no record and whose end is not known yet.
     skipping: bool,
     /// A log of a live process may lack its end: the process was killed.
@@ -189,6 +197,8 @@ impl Default for Text {
             vcpu: VcpuId(0),
             pc: Gva::new(0),
             data: NO_INSTRUCTION,
+            first: (0, 0),
+            plain: false,
             skipping: false,
             may_be_cut: false,
             no_newline: false,
@@ -208,11 +218,6 @@ impl Text {
         let gva = Gva::new(r.address);
         let kind = match r.kind {
             Kind::Instruction => {
-                // Of a repeated string instruction only the first element is an instruction.
-                if gva == self.pc && self.data.wrapping_sub(1) < NO_INSTRUCTION - 1 {
-                    self.stats.repeats += 1;
-                    return;
-                }
                 self.stats.instructions += 1;
                 self.pc = gva;
                 self.data = 0;
@@ -232,23 +237,61 @@ impl Text {
                 AccessKind::Store
             }
         };
+        if self.data == 0 {
+            self.first = (r.address, r.bytes);
+        }
         self.data += 1;
         out.access(self.vcpu, self.pc, gva, r.bytes, kind, 0);
     }
 
-    /// Whether a load, the first record behind its instruction, belongs to the modify in the next line:
-    /// that of an atomic instruction. `rest` begins with the load's line; `None` if more of it is needed.
+    /// Whether a record is shown otherwise than it happened and makes nothing: the load of an atomic
+    /// instruction, or a further element of a repeated one. `rest` begins with the record's line; `None`
+    /// if the line behind it is needed and not there yet.
     #[inline(always)]
-    fn is_atomic(&self, r: Record, rest: &[u8], ending: bool) -> Option<bool> {
-        if self.data != 0 || r.kind != Kind::Load {
+    fn is_shown_only(&mut self, r: Record, rest: &[u8], ending: bool) -> Option<bool> {
+        match r.kind {
+            Kind::Load if self.data == 0 => self.is_atomic(r, rest, ending),
+            Kind::Instruction if r.address == self.pc.value() => self.is_repeat(r, rest, ending),
+            _ => Some(false),
+        }
+    }
+
+    /// Of a load, the first record behind its instruction: a modify of the same bytes follows.
+    #[inline(always)]
+    fn is_atomic(&mut self, r: Record, rest: &[u8], ending: bool) -> Option<bool> {
+        let (load, next) = rest.split_at(r.line);
+        let known = ending || next.len() >= load.len() || next.get(1).is_some_and(|&b| b != b'M');
+        let modify = next.get(1) == Some(&b'M') && next.get(2..load.len()) == Some(&load[2..]);
+        let atomic = modify && !self.plain;
+        self.stats.atomic_loads += u64::from(known && atomic);
+        known.then_some(atomic)
+    }
+
+    /// Of an instruction at the address of the one before: that is as long as a string instruction, it
+    /// has accessed something, and what follows is the next element or, at the end, no access.
+    #[cold]
+    fn is_repeat(&mut self, r: Record, rest: &[u8], ending: bool) -> Option<bool> {
+        if self.plain || !(1..=2).contains(&self.data) || !(2..=3).contains(&r.bytes) {
             return Some(false);
         }
-        let (load, next) = rest.split_at(r.line);
-        if next.len() < load.len() && !ending {
-            // What is there may already show that it is none.
-            return (next.len() > 1 && next[1] != b'M').then_some(false);
+        let next = &rest[r.line..];
+        let end = newline(next);
+        if end.is_none() && next.len() < LONGEST && !ending {
+            return None;
         }
-        Some(next.get(1) == Some(&b'M') && next.get(2..load.len()) == Some(&load[2..]))
+        let repeat = match end.and_then(|end| loose(&next[..end])) {
+            Some(data) if data.kind != Kind::Instruction => {
+                let (address, bytes) = self.first;
+                let step = data.address.abs_diff(address);
+                data.bytes == bytes && step == u64::from(bytes) && bytes <= 8
+            }
+            _ => true,
+        };
+        if repeat {
+            self.stats.repeats += 1;
+            self.data = 0;
+        }
+        Some(repeat)
     }
 
     /// A line, or the beginning of one, that is no record.
@@ -257,6 +300,7 @@ impl Text {
         match chatter(line) {
             Some(process) => {
                 self.stats.chatter_lines += 1;
+                self.plain |= memchr::memmem::find(line, PLAIN.as_bytes()).is_some();
                 if self.processes.len() < PROCESSES && !self.processes.contains(&process) {
                     self.processes.push(process);
                 }
@@ -320,8 +364,8 @@ fn is_cut_record(rest: &[u8]) -> bool {
 }
 
 impl Text {
-    /// Decodes whole lines, until the batch is full or, if the log is `ending`, all of them. Says how many
-    /// bytes these were.
+    /// Decodes whole lines, until the batch is full or, if the log is `ending`, all of them. Says how
+    /// many bytes these were.
     #[inline(always)]
     fn lines(&mut self, bytes: &[u8], ending: bool, out: &mut BatchBuilder) -> usize {
         let mut used = 0;
@@ -341,9 +385,9 @@ impl Text {
                 &short
             });
             if let Some(r) = record(head) {
-                match self.is_atomic(r, rest, ending) {
+                match self.is_shown_only(r, rest, ending) {
                     Some(false) => self.take(r, out),
-                    Some(true) => self.stats.atomic_loads += 1,
+                    Some(true) => {}
                     None => break,
                 }
                 used += r.line;
@@ -392,6 +436,20 @@ impl Decode for Text {
             ));
         }
         Ok(())
+    }
+
+    fn tally(&self) -> Vec<(&'static str, u64)> {
+        let s = &self.stats;
+        vec![
+            ("records", s.records()),
+            ("loads", s.loads),
+            ("stores", s.stores),
+            ("modifies", s.modifies),
+            ("loads of atomic instructions left out", s.atomic_loads),
+            ("further elements of string instructions", s.repeats),
+            ("lines of valgrind", s.chatter_lines),
+            ("other lines", s.other_lines),
+        ]
     }
 
     fn info(&self) -> SourceInfo {

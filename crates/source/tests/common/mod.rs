@@ -1,6 +1,8 @@
 //! What several tests need.
 #![allow(dead_code)]
 
+pub mod programs;
+
 use nestwalk_types::{Batch, Control, Run, Source, SourceError};
 
 /// A whole stream.

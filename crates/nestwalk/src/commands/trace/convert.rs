@@ -9,11 +9,11 @@ use nestwalk_mm::{GuestConfig, ModelledGuest};
 use nestwalk_report::{count, parse_bytes, parse_count};
 use nestwalk_sim::compare::Progress;
 use nestwalk_source::trace::{Header, Summary, TraceReader, TraceWriter, WriteOptions};
-use nestwalk_source::{ExportOptions, Exporter, Format, open};
+use nestwalk_source::{ExportOptions, Exporter, Format, Mapped, PageTables, open};
 use nestwalk_tables::Mode;
 use nestwalk_types::{
-    Batch, Control, Filter, GuestBatch, GuestInfo, ProcessId, Source, SourceError, SourceInfo,
-    VcpuId,
+    Batch, Control, Filter, GuestBatch, GuestInfo, ProcessId, Room, Source, SourceError,
+    SourceInfo, VcpuId,
 };
 use std::path::Path;
 
@@ -28,20 +28,29 @@ pub fn convert(args: &TraceConvertArgs) -> Result<()> {
     }
     let format = trace_format(args.trace_format.as_deref().unwrap_or_default());
     let source = open(&args.input, format.context("--trace-format")?)?;
+    // What is written is written access by access, if their order is known.
+    let exact = to != Format::Nestwalk && source.info().guest.is_none();
+    let source: Box<dyn Source> = match &args.page_tables {
+        Some(_) if to != Format::Nestwalk => {
+            bail!("--page-tables: {to} has no place for them; name OUT .nwt, or give --to nestwalk")
+        }
+        Some(path) => {
+            let tables = PageTables::open(path).context("--page-tables")?;
+            Box::new(Mapped::new(source, &tables)?)
+        }
+        None => source,
+    };
     let info = source.info();
     let source = if args.pcids { with_pcids(source, args, &info)? } else { source };
     let meter = Meter::new(&info, args.quiet);
-    let mut cut = Cut::new(source, args, &info)?;
-    let text = match (info.guest.is_some(), to) {
-        (true, Format::Nestwalk) => recompress(&mut cut, args, &meter),
-        (false, Format::Nestwalk) => model(&mut cut, args, &meter),
-        (true, _) => export(&mut cut, args, to, &meter),
-        (false, _) => bail!(
-            "{}: neither side is a trace of nestwalk; {} can be made a .nwt, and that a champsim or \
-             lackey trace",
-            args.input.display(),
-            info.name
-        ),
+    let mut cut = Cut::new(source, args, &info, exact)?;
+    let text = match (info.guest, to) {
+        (Some(guest), Format::Nestwalk) if args.page_tables.is_some() => {
+            observe(&mut cut, args, guest, &meter)
+        }
+        (Some(_), Format::Nestwalk) => recompress(&mut cut, args, &meter),
+        (None, Format::Nestwalk) => model(&mut cut, args, &meter),
+        (_, _) => export(&mut cut, args, to, &meter),
     };
     meter.done();
     eprintln!("{}", text?);
@@ -79,10 +88,12 @@ fn by_name(path: &Path) -> Result<Format> {
             path.display()
         ),
         "champsim" | "champsimtrace" => Format::ChampSim,
+        "cloudsuite" => Format::CloudSuite,
         "lackey" => Format::Lackey,
+        "drmemtrace" | "memtrace" => Format::Drmemtrace,
         _ => bail!(
-            "{}: its name does not say a format; end it with .nwt, .champsim or .lackey (the latter \
-             two may be followed by .gz, .xz or .zst), or give --to",
+            "{}: its name does not say a format; end it with .nwt, .champsim, .cloudsuite, .lackey or \
+             .drmemtrace (all but the first may be followed by .gz, .xz or .zst), or give --to",
             path.display()
         ),
     })
@@ -92,31 +103,43 @@ fn is_same(input: &Path, output: &Path) -> bool {
     matches!((input.canonicalize(), output.canonicalize()), (Ok(a), Ok(b)) if a == b)
 }
 
-/// The input, up to as many accesses as are wanted: whole runs, from the region of interest on if
-/// there is one.
+/// The input, up to as many accesses as are wanted, from the region of interest on if there is one: the
+/// first of the trace in its order, or, of a recorded guest, whose runs have none inside, whole runs.
 struct Cut {
     source: Box<dyn Source>,
     left: Option<u64>,
     counting: bool,
     ended: bool,
+    /// Every access is wanted as a run of its own.
+    single: bool,
 }
 
 impl Cut {
-    fn new(source: Box<dyn Source>, args: &TraceConvertArgs, info: &SourceInfo) -> Result<Self> {
+    fn new(
+        source: Box<dyn Source>,
+        args: &TraceConvertArgs,
+        info: &SourceInfo,
+        single: bool,
+    ) -> Result<Self> {
         let left = match args.accesses.as_deref() {
             None => None,
             Some(text) => Some(parse_count(text).context("--accesses")?),
         };
         // Of a guest's trace the index says whether there is a region; others always have one.
-        let has_region = info.guest.is_none() || {
+        let has_region = info.guest.is_none() || args.page_tables.is_some() || {
             let totals = TraceReader::open(&args.input)?.totals().cloned().unwrap_or_default();
             totals.controls_by_kind.contains_key("region_of_interest")
         };
-        Ok(Self { source, left, counting: !has_region, ended: false })
+        Ok(Self { source, left, counting: !has_region, ended: false, single })
     }
 
     fn next_batch(&mut self, batch: &mut Batch) -> Result<bool, SourceError> {
-        if self.ended || !self.source.next_batch(batch)? {
+        if self.ended {
+            return Ok(false);
+        }
+        let accesses = self.left.unwrap_or(u64::MAX);
+        self.source.set_room(Room { accesses, single: self.single, ..Room::ALL });
+        if !self.source.next_batch(batch)? {
             return Ok(false);
         }
         let mut first = 0;
@@ -195,6 +218,33 @@ fn finish(writer: TraceWriter, summary: Summary, before: u64) -> Result<String> 
     ))
 }
 
+/// A trace of accesses to nestwalk, with the page tables that come with it.
+fn observe(
+    cut: &mut Cut,
+    args: &TraceConvertArgs,
+    guest: GuestInfo,
+    meter: &Meter,
+) -> Result<String> {
+    let mut header = Header::of(&SourceInfo { guest: Some(guest), ..cut.source.info() });
+    header.reproducible = true;
+    header.description = format!("{}, with its page tables", header.description);
+    let mut writer =
+        TraceWriter::create(&args.output, &header, options(args, !args.whole_addresses))?;
+    let mut batch = Batch::default();
+    while cut.next_batch(&mut batch)? {
+        writer.write(&batch)?;
+        cut.show(meter);
+    }
+    finish(writer, summary_of(cut, &header), std::fs::metadata(&args.input)?.len())
+}
+
+/// What the source has found since the header was written.
+fn summary_of(cut: &Cut, header: &Header) -> Summary {
+    let mut notes = cut.source.info().approximations;
+    notes.retain(|note| !header.approximations.contains(note));
+    Summary { notes, ..Summary::default() }
+}
+
 /// A trace of accesses to nestwalk: a modelled guest makes the page tables.
 fn model(cut: &mut Cut, args: &TraceConvertArgs, meter: &Meter) -> Result<String> {
     let memory = parse_bytes(&args.guest_memory).context("--guest-memory")?;
@@ -233,10 +283,10 @@ fn model(cut: &mut Cut, args: &TraceConvertArgs, meter: &Meter) -> Result<String
         writer.write(&output.batch)?;
         cut.show(meter);
     }
-    finish(writer, Summary::default(), std::fs::metadata(&args.input)?.len())
+    finish(writer, summary_of(cut, &header), std::fs::metadata(&args.input)?.len())
 }
 
-/// Nestwalk to `ChampSim` or lackey.
+/// Anything to a format of accesses.
 fn export(cut: &mut Cut, args: &TraceConvertArgs, to: Format, meter: &Meter) -> Result<String> {
     let vcpus = cut.source.info().guest.map_or(1, |g| g.vcpus);
     let vcpu = match args.vcpu {
@@ -253,6 +303,7 @@ fn export(cut: &mut Cut, args: &TraceConvertArgs, to: Format, meter: &Meter) -> 
         process: args.process.map(ProcessId),
         vcpu: VcpuId(vcpu),
         all_instructions: args.all_instructions,
+        exact: cut.single,
     };
     let mut exporter = Exporter::create(&args.output, to, options)?;
     let mut batch = Batch::default();
@@ -263,10 +314,25 @@ fn export(cut: &mut Cut, args: &TraceConvertArgs, to: Format, meter: &Meter) -> 
     let done = exporter.finish()?;
     if done.runs == 0 {
         bail!(
-            "{}: none of {} runs is of what was asked for; `nestwalk trace info` shows what there is",
+            "{}: none of {} {} is of what was asked for; `nestwalk trace info` shows what there is",
             args.output.display(),
-            count(done.left_out)
+            count(done.left_out),
+            if options.exact { "accesses" } else { "runs" }
         );
+    }
+    if options.exact {
+        let mut lost = done.lost();
+        lost.extend(
+            cut.source.info().approximations.into_iter().map(|note| format!("of IN: {note}")),
+        );
+        let lost = if lost.is_empty() { "nothing".into() } else { lost.join("; ") };
+        return Ok(format!(
+            "{} instructions with {} data accesses, for {} accesses; sizes are whole cache lines; lost: \
+             {lost}",
+            count(done.instructions),
+            count(done.accesses),
+            count(done.run_accesses)
+        ));
     }
     Ok(format!(
         "{} instructions with {} accesses, for {} runs of {} accesses; lost: {} runs left out, {} \

@@ -1,21 +1,45 @@
-//! `trace info`: what a trace says of itself.
+//! `trace info`: what a trace says of itself, and what was found in it.
 
 use super::print;
+use super::read::Read;
 use crate::args::{Format, TraceInfoArgs};
-use anyhow::{Result, bail};
+use crate::progress::Meter;
+use crate::sources::trace_format;
+use anyhow::{Context, Result, bail};
 use nestwalk_report::{Align, Table, bytes, count};
 use nestwalk_source::trace::{Header, Totals, TraceReader, control_name};
-use nestwalk_types::{Filter, FilterArray};
+use nestwalk_types::{Filter, FilterArray, Source};
 use serde_json::json;
 
 /// `nestwalk trace info FILE`.
 pub fn info(args: &TraceInfoArgs) -> Result<()> {
+    if args.format == Format::Csv {
+        bail!("--format csv: a description is no table; there are table and json");
+    }
+    let format = trace_format(args.trace_format.as_deref().unwrap_or_default());
+    let mut source = nestwalk_source::open(&args.file, format.context("--trace-format")?)?;
+    let meter = Meter::new(&source.info(), args.quiet);
+    let is_recorded = source.info().guest.is_some();
+    let read = Read::all(source.as_mut(), &meter);
+    meter.done();
+    if is_recorded {
+        return recorded(args, &read);
+    }
+    let source = source.info();
+    print(&match args.format {
+        Format::Json => read.as_json(&source)?,
+        _ => read.as_text(&source),
+    })?;
+    read.error.map_or(Ok(()), |error| bail!("{error}; what is told came before"))
+}
+
+/// Of a recorded guest, which says more of itself.
+fn recorded(args: &TraceInfoArgs, read: &Read) -> Result<()> {
     let mut reader = TraceReader::open(&args.file)?;
     let (totals, damage) = totals(&mut reader);
     match args.format {
-        Format::Json => print(&as_json(&reader, &totals, damage.as_deref())?),
-        Format::Table => print(&as_text(&reader, &totals, damage.as_deref())),
-        Format::Csv => bail!("--format csv: a description is no table; there are table and json"),
+        Format::Json => print(&as_json(&reader, &totals, damage.as_deref(), read)?),
+        _ => print(&as_text(&reader, &totals, damage.as_deref(), read)),
     }
 }
 
@@ -48,7 +72,12 @@ fn per(bytes: u64, n: u64) -> f64 {
     if n == 0 { 0.0 } else { bytes as f64 / n as f64 }
 }
 
-fn as_json(reader: &TraceReader, totals: &Totals, damage: Option<&str>) -> Result<String> {
+fn as_json(
+    reader: &TraceReader,
+    totals: &Totals,
+    damage: Option<&str>,
+    read: &Read,
+) -> Result<String> {
     let bytes = reader.bytes();
     let value = json!({
         "bytes": bytes,
@@ -60,11 +89,12 @@ fn as_json(reader: &TraceReader, totals: &Totals, damage: Option<&str>) -> Resul
         "header": reader.header(),
         "totals": totals,
         "summary": reader.summary(),
+        "read": read.numbers(),
     });
     Ok(serde_json::to_string_pretty(&value)? + "\n")
 }
 
-fn as_text(reader: &TraceReader, totals: &Totals, damage: Option<&str>) -> String {
+fn as_text(reader: &TraceReader, totals: &Totals, damage: Option<&str>, read: &Read) -> String {
     let mut table = Table::new().column("trace", Align::Left).column("", Align::Left);
     for (name, value) in header(reader.header()).into_iter().chain(content(reader, totals, damage))
     {
@@ -73,6 +103,7 @@ fn as_text(reader: &TraceReader, totals: &Totals, damage: Option<&str>) -> Strin
         }
     }
     let mut out = table.render();
+    out += &format!("\n{}", read.table("read"));
     let mut kinds = Table::new().column("controls", Align::Left).column("", Align::Right);
     for (name, n) in &totals.controls_by_kind {
         kinds.row(vec![name.clone(), count(*n)]);
@@ -87,7 +118,7 @@ fn as_text(reader: &TraceReader, totals: &Totals, damage: Option<&str>) -> Strin
     out + &list("notes", notes)
 }
 
-fn list(title: &str, lines: &[String]) -> String {
+pub(super) fn list(title: &str, lines: &[String]) -> String {
     if lines.is_empty() {
         return String::new();
     }

@@ -2,6 +2,7 @@
 
 mod convert;
 mod info;
+mod read;
 mod verify;
 
 use crate::args::TraceCommand;
