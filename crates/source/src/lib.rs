@@ -32,7 +32,7 @@ pub mod fuzzing;
 #[doc(hidden)]
 pub mod reading;
 
-pub use drmemtrace::{Drmemtrace, are_one_trace};
+pub use drmemtrace::{Drmemtrace, are_one_trace, tables_of_trace};
 pub use export::{ExportOptions, Exported, Exporter};
 pub use first_touch::FirstTouch;
 pub use input::{Format, open, open_on};

@@ -5,6 +5,7 @@ use super::zip::{Chunks, is_zip};
 use crate::bytes::{Compression, Window};
 use crate::input::{cannot_read, open_file};
 use nestwalk_types::SourceError;
+use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
@@ -137,4 +138,24 @@ pub fn are_one_trace(paths: &[&Path]) -> bool {
     threads.dedup();
     let cores = heads.iter().all(|h| h.file_type & file_type::CORE_SHARDED != 0);
     alike && (cores || threads.len() == heads.len())
+}
+
+/// The file that says where the trace's pages are in physical memory, if there is one beside it.
+pub(super) fn physical(path: &Path) -> Option<PathBuf> {
+    let name = "v2p.textproto";
+    let folder = if path.is_dir() { Some(path) } else { path.parent() }?;
+    let above = folder.parent().filter(|_| folder.ends_with("trace"));
+    let folders = [Some(folder), above].into_iter().flatten();
+    let mut found = folders.flat_map(|f| [f.join(name), f.join("aux").join(name)]);
+    found.find(|p| File::open(p).is_ok_and(|f| f.metadata().is_ok_and(|m| m.is_file())))
+}
+
+/// What the beginnings of the trace's files say; `None` if it is no drmemtrace that can be read twice.
+pub(super) fn heads(path: &Path) -> Option<Vec<Head>> {
+    if !path.is_dir() {
+        return Some(vec![head(path)?]);
+    }
+    let found = in_directory(path).ok()?;
+    // The first few say what all are.
+    found.files.iter().take(SHOWN).map(|f| head(f)).collect()
 }

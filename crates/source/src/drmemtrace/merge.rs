@@ -10,7 +10,7 @@ use nestwalk_types::{
     Batch, BatchBuilder, Control, ProcessId, Room, Source, SourceError, SourceInfo, VcpuId,
 };
 use std::cmp::Reverse;
-use std::collections::{BTreeSet, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::path::Path;
 
 /// Files of a trace that get a reading thread each, and stay open.
@@ -45,9 +45,46 @@ pub struct Drmemtrace {
     builder: BatchBuilder,
     end: Option<Result<(), SourceError>>,
     notes: Vec<String>,
+    /// Where pages are, if that is asked for.
+    pages: Option<Pages>,
+}
+
+/// Where the markers of a trace say that its pages are.
+#[derive(Default)]
+pub(super) struct Pages {
+    /// By virtual address: the first physical address, and how often it changed.
+    pub(super) pages: BTreeMap<u64, (u64, u32)>,
+    /// Where each was last.
+    latest: BTreeMap<u64, u64>,
+    /// Bytes of a page.
+    pub(super) page_bytes: u64,
+}
+
+impl Pages {
+    fn note(&mut self, gva: u64, gpa: u64) {
+        let mask = self.page_bytes - 1;
+        let (gva, gpa) = (gva & !mask, gpa & !mask);
+        let page = self.pages.entry(gva).or_insert((gpa, 0));
+        if self.latest.insert(gva, gpa).is_some_and(|before| before != gpa) {
+            page.1 += 1;
+        }
+    }
 }
 
 impl Drmemtrace {
+    /// Notes where pages are, by the markers, from here on.
+    pub(super) fn collect_pages(&mut self) {
+        let said = self.streams.iter().find_map(|s| s.head.page_size);
+        let power = |bytes: &u64| bytes.is_power_of_two() && *bytes >= 4096;
+        let page_bytes = said.filter(power).unwrap_or(4096);
+        self.pages = Some(Pages { page_bytes, ..Pages::default() });
+    }
+
+    /// What was noted.
+    pub(super) fn pages(self) -> Pages {
+        self.pages.unwrap_or_default()
+    }
+
     /// Opens one file: plain, compressed, or a zip archive of chunks.
     ///
     /// # Errors
@@ -151,6 +188,7 @@ impl Drmemtrace {
             builder,
             end: None,
             notes: Vec::new(),
+            pages: None,
         }
     }
 
@@ -236,6 +274,9 @@ impl Drmemtrace {
                 self.warming_up = false;
                 self.builder.control(Control::RegionOfInterest);
                 self.streams.iter_mut().for_each(|s| s.thread.count());
+            }
+            Some(Pause::Physical { gva, at: Some(gpa) }) => {
+                self.pages.iter_mut().for_each(|p| p.note(gva, gpa));
             }
             Some(_) => {}
             None => {

@@ -22,7 +22,9 @@
 //! - other markers, encodings: skipped, but for timestamps, by which files are interleaved.
 //!
 //! What a processor ignores of addresses is removed: the top byte on `AArch64`, and on x86-64 the bits
-//! above 48 where they are not canonical.
+//! above 48 where they are not canonical. `AArch64`'s two halves of 48 bits become x86-64's one.
+//!
+//! Page tables come with a trace as `v2p.textproto` beside it or as markers in it (`v2p.rs`).
 //!
 //! Tested with bytes made from the header and the reader's source, and checked against the recordings
 //! in `DynamoRIO`'s own tests, whose counts an independent reader has made.
@@ -32,11 +34,13 @@ mod merge;
 mod notes;
 mod record;
 mod stream;
+pub(crate) mod v2p;
 mod zip;
 
 pub use files::are_one_trace;
 pub use merge::Drmemtrace;
 pub(crate) use record::matches;
+pub use v2p::tables_of_trace;
 pub(crate) use zip::is_zip;
 
 #[cfg(test)]

@@ -57,6 +57,13 @@ pub(super) fn of<'a>(counts: impl Iterator<Item = &'a Counts>) -> Vec<String> {
                 .into(),
         );
     }
+    if has(file_type::ARCH_AARCH64) {
+        notes.push(
+            "recorded on AArch64: addresses are without tags and extended from bit 47, as those of \
+             x86-64 are, so addresses of program and kernel that differ only above it are one"
+                .into(),
+        );
+    }
     if all.windows > 1 {
         notes.push(format!(
             "the trace has {} windows of recording, between which instructions are missing",
@@ -73,6 +80,12 @@ pub(super) fn of<'a>(counts: impl Iterator<Item = &'a Counts>) -> Vec<String> {
         notes.push(format!(
             "the traced system had pages of {bytes} bytes; page sizes here are those of the machine's \
              name"
+        ));
+    }
+    if all.physical > 0 {
+        notes.push(format!(
+            "the trace says physical addresses {} times, and {} times that there is none to be had",
+            all.physical, all.not_available
         ));
     }
     if all.version > NEWEST {

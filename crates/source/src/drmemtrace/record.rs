@@ -204,6 +204,8 @@ pub(super) struct Head {
     pub(super) time: Option<u64>,
     /// There are physical addresses.
     pub(super) physical: bool,
+    /// Page size of the traced system, in bytes.
+    pub(super) page_size: Option<u64>,
 }
 
 /// Bytes that [`Head::of`] looks at.
@@ -221,6 +223,7 @@ impl Head {
                 (kind::MARKER, marker::FILETYPE) => head.file_type |= r.value,
                 (kind::MARKER, marker::TIMESTAMP) => head.time = head.time.or(Some(r.value)),
                 (kind::MARKER, marker::VIRTUAL_ADDRESS) => head.physical = true,
+                (kind::MARKER, marker::PAGE_SIZE) => head.page_size = Some(r.value),
                 (kind::MARKER, _) | (kind::ENCODING, _) => {}
                 _ => break,
             }
@@ -288,6 +291,8 @@ pub(super) struct Thread {
     /// the latest that has one is at `before` and ends at `behind`.
     pc: u64,
     size: u16,
+    /// It is in the kernel's half; kept only where it is looked at.
+    upper: bool,
     before: u64,
     behind: u64,
     /// [`RunFlags::KERNEL`] within a part of the kernel.
@@ -317,21 +322,30 @@ const BLOCK: usize = 512;
 /// Accesses within a line that they make at most: a bundle has eight instructions.
 const ACCESSES: u32 = 8 * BLOCK as u32;
 
-/// An address without what hardware ignores of it.
+/// An address without what hardware ignores of it, and with bit 47 above it, as x86-64 has it.
 ///
-/// On `AArch64` that is the top byte, which becomes the sign of what is below. On x86-64 the bits above
-/// 57 are the sign in every address unless the processor masks them (Intel's LAM, AMD's UAI); where
-/// they are not, the address is that of 48 bits below, as the tracer's own reader has it.
+/// On `AArch64` the top byte may be a tag, and bit 55 says which tables translate. Each of the two has
+/// addresses of 48 bits, which become x86-64's of 48 bits: the walks of both have the same four levels. One
+/// of more bits (52) keeps them. On x86-64 the bits above 57 are the sign in every address unless the
+/// processor masks them (Intel's LAM, AMD's UAI); where they are not, the address is that of 48 bits
+/// below, as the tracer's own reader has it.
 #[inline(always)]
 const fn canonical<const N: usize, const TAGGED: bool>(address: u64) -> u64 {
     if N == NARROW {
         return address;
     }
     if TAGGED {
-        return ((address << 8) as i64 >> 8) as u64;
+        let untagged = (address << 8) as i64 >> 8;
+        let high = untagged >> 48;
+        return if high == 0 || high == -1 { without_mask(address) } else { untagged as u64 };
     }
     // The top eight bits are alike.
     if address.wrapping_add(1 << 56) >> 57 == 0 { address } else { without_mask(address) }
+}
+
+/// Whether an address is in the half of the kernel, which is told by its uppermost bit beside a tag.
+const fn is_upper<const TAGGED: bool>(address: u64) -> bool {
+    address >> if TAGGED { 55 } else { 63 } & 1 != 0
 }
 
 /// An address of 48 bits that has something else above.
@@ -456,6 +470,7 @@ impl Thread {
         lane: &mut Lane<'_>,
     ) {
         let pc = canonical::<N, TAGGED>(value);
+        self.upper = is_upper::<TAGGED>(value);
         if size == 0 {
             self.only_pc(pc);
         } else if !TAGGED && !self.slow && pc == value {
@@ -505,7 +520,7 @@ impl Thread {
     /// hardware enters the kernel and returns from it, and what they may lack, for calls that do not
     /// trap, the address of the instruction tells: the kernel's is in the upper half.
     fn set_mode(&mut self) {
-        let upper = self.file_type & file_type::WHOLE_SYSTEM != 0 && self.pc >> 63 != 0;
+        let upper = self.file_type & file_type::WHOLE_SYSTEM != 0 && self.upper;
         let kernel = self.in_syscall || self.in_switch || self.events > 0 || upper;
         self.mode = RunFlags::KERNEL.when(kernel);
     }
@@ -524,6 +539,7 @@ impl Thread {
         match r.kind {
             kind::INSTR_MAYBE_FETCH | kind::INSTR_NO_FETCH => {
                 let pc = canonical::<N, TAGGED>(r.value);
+                self.upper = is_upper::<TAGGED>(r.value);
                 let again = r.kind == kind::INSTR_NO_FETCH || pc == self.previous();
                 if r.size == 0 {
                     self.only_pc(pc);

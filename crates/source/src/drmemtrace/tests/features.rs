@@ -110,6 +110,10 @@ fn the_whole_systems_kernel_is_told_by_its_address_too() {
         of_runs(&runs, &controls).kernel
     };
     assert_eq!((kernel(0x40040), kernel(0x40)), (2, 0));
+    // A program of AArch64 lies in the upper part of its own half.
+    let program = [instruction(0xaaaa_0000_1000, 4), load(0xffff_0000_1000), footer()].concat();
+    let (runs, controls, _) = read(&[typed(0x40008), program].concat(), 12);
+    assert_eq!(of_runs(&runs, &controls).kernel, 0);
 }
 
 #[test]
@@ -121,9 +125,19 @@ fn tags_of_addresses_are_removed() {
         assert_eq!(end, Ok(()));
         runs.iter().skip(1).map(|r| r.gva.value()).collect()
     };
-    // AArch64: the top byte is that of bit 55, and 52-bit addresses keep theirs.
-    let tagged = [0x0b00_aaaa_0000_1000, 0xb4ff_8000_1234_5000, 0x5a0f_8000_0000_0000];
-    let plain = [0x0000_aaaa_0000_1000, 0xffff_8000_1234_5000, 0x000f_8000_0000_0000];
+    // AArch64: tags go, 48-bit addresses have bit 47 above it, and 52-bit ones keep theirs.
+    let tagged = [
+        0x0b00_aaaa_0000_1000,
+        0x0b00_2aaa_0000_1000,
+        0xb4ff_8000_1234_5000,
+        0x5a0f_8000_0000_0000,
+    ];
+    let plain = [
+        0xffff_aaaa_0000_1000,
+        0x0000_2aaa_0000_1000,
+        0xffff_8000_1234_5000,
+        0x000f_8000_0000_0000,
+    ];
     assert_eq!(gvas(0x8, &tagged), plain);
     // x86-64: an address of 57 bits is left alone, and what is none is one of 48.
     let tagged = [0x00ff_0000_0000_1000, 0x2aaa_7fff_ffff_f000, 0x8000_8000_0000_1000];

@@ -37,7 +37,7 @@ pub(super) fn of_records(bytes: &[u8], size: usize) -> Naive {
     let mut n = Naive::default();
     let (mut arm, mut whole_system, mut bimodal) = (false, false, false);
     let (mut syscall, mut switch, mut depth) = (false, false, 0_i64);
-    let (mut pc, mut next, mut last) = (0_u64, 0_u64, 0_u64);
+    let (mut upper, mut next, mut last) = (false, 0_u64, 0_u64);
     let mut ended = false;
     for r in bytes.chunks_exact(size) {
         let kind = u64::from(r[0]) + 256 * u64::from(r[1]);
@@ -52,18 +52,26 @@ pub(super) fn of_records(bytes: &[u8], size: usize) -> Naive {
             if address & 1 << 55 != 0 {
                 address |= 0xff00_0000_0000_0000;
             }
+            // One of 48 bits is as x86 has it.
+            if address >> 48 == 0 || address >> 48 == 0xffff {
+                address &= 0x0000_ffff_ffff_ffff;
+                if address & 1 << 47 != 0 {
+                    address |= 0xffff_0000_0000_0000;
+                }
+            }
         } else if size == 12 && address >> 56 != 0 && address >> 56 != 0xff {
             address &= 0x0000_ffff_ffff_ffff;
             if address & 1 << 47 != 0 {
                 address |= 0xffff_0000_0000_0000;
             }
         }
+        let top = if arm { value >> 55 & 1 } else { value >> 63 };
         // What the record accesses, and whether as an instruction.
         let mut made: Vec<(u64, u64, bool)> = Vec::new();
         match kind {
             0 | 1 => made.push((address, length, false)),
             10..=16 | 31 | 48 | 49 => {
-                pc = address;
+                upper = top == 1;
                 if length > 0 {
                     made.push((address, length, true));
                     (last, next) = (address, address.wrapping_add(length));
@@ -73,12 +81,11 @@ pub(super) fn of_records(bytes: &[u8], size: usize) -> Naive {
                 for i in 0..length {
                     let bytes = value >> (8 * i) & 0xff;
                     made.push((next, bytes, true));
-                    pc = next;
                     next = next.wrapping_add(bytes);
                 }
             }
             29 | 30 => {
-                pc = address;
+                upper = top == 1;
                 if length > 0 {
                     if kind == 30 && address != last {
                         made.push((address, length, true));
@@ -105,7 +112,6 @@ pub(super) fn of_records(bytes: &[u8], size: usize) -> Naive {
             _ => {}
         }
         for (from, bytes, fetch) in made {
-            let upper = if fetch { from >> 63 == 1 } else { pc >> 63 == 1 };
             let kernel = syscall || switch || depth > 0 || (whole_system && upper);
             let first = from >> 12;
             let across = ((from & 0xfff) + bytes.max(1) - 1) >> 12;
