@@ -16,6 +16,9 @@ fn source(bytes: &[u8]) -> Drmemtrace {
 
 /// Reads all, and asserts that the second reader counts the same.
 fn read(bytes: &[u8], size: usize) -> Stream {
+    let mut records = source(bytes);
+    while records.next_batch(&mut Batch::default()) == Ok(true) {}
+    assert_eq!(records.tally()[0], ("records", (bytes.len() / size) as u64));
     let stream = collect(source(bytes));
     assert_eq!(of_runs(&stream.0, &stream.1), of_records(bytes, size));
     stream
