@@ -201,7 +201,10 @@ impl Experiment {
             (None, Some(guest)) => guest.memory_bytes,
             // Frames of 4-byte entries are below 4 GiB, of which the I/O gap takes one.
             (None, None) if guest_mode.entry_bytes == 4 => 3 * GIB,
-            (None, None) => default_guest_memory(footprint, sources.len() as u64),
+            (None, None) => {
+                let format = args.trace_format.as_deref().unwrap_or_default();
+                default_guest_memory(footprint, sources::programs(&sources, format))
+            }
         };
         let host_memory = match &args.host_memory {
             Some(text) => parse_bytes(text).context("--host-memory")?,
@@ -381,8 +384,8 @@ impl Experiment {
     }
 }
 
-/// The page tables that come with the trace, if the source is one that has some, unless an option is about
-/// a guest that is not that of the trace.
+/// The page tables that come with the trace, if the source is one that has some, unless an option is
+/// about a guest that is not that of the trace.
 fn tables_of_trace(args: &CompareArgs, format: &str) -> Option<String> {
     let [name] = args.sources.as_slice() else { return None };
     let readable = matches!(format, "" | "drmemtrace");

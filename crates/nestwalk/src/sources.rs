@@ -100,18 +100,26 @@ pub fn open(experiment: &Experiment, quiet: bool) -> Result<Box<dyn Source>> {
     })
 }
 
+/// The files of the sources, if they are several that are one trace.
+fn one_trace<'a>(sources: &'a [String], format: &str) -> Option<Vec<&'a Path>> {
+    let readable = matches!(format, "" | "drmemtrace");
+    let files = readable && sources.iter().all(|s| kind(s) == Some(Kind::File));
+    let paths: Vec<&Path> = sources.iter().map(Path::new).collect();
+    (files && are_one_trace(&paths)).then_some(paths)
+}
+
+/// Sources that are processes of their own: files of one trace are one.
+pub fn programs(sources: &[String], format: &str) -> u64 {
+    one_trace(sources, format).map_or(sources.len() as u64, |_| 1)
+}
+
 /// The sources: one, several as processes, or the files of one trace.
 fn open_sources(experiment: &Experiment) -> Result<Box<dyn Source>> {
     if let [only] = experiment.sources.as_slice() {
         return open_one(only, experiment);
     }
-    let format = trace_format(&experiment.trace_format)?;
-    let files = experiment.sources.iter().all(|s| kind(s) == Some(Kind::File));
-    if files && format.is_none_or(|f| f == Format::Drmemtrace) {
-        let paths: Vec<&Path> = experiment.sources.iter().map(Path::new).collect();
-        if are_one_trace(&paths) {
-            return Ok(Box::new(Drmemtrace::open_files(&paths, experiment.vcpus)?));
-        }
+    if let Some(paths) = one_trace(&experiment.sources, &experiment.trace_format) {
+        return Ok(Box::new(Drmemtrace::open_files(&paths, experiment.vcpus)?));
     }
     let sources = experiment.sources.iter().map(|name| open_one(name, experiment));
     let sources = sources.collect::<Result<Vec<_>>>()?;

@@ -1,4 +1,4 @@
-//! What `bench` reads: traces of a made-up program, compressed in each way, and reading without decoding.
+//! What `bench` reads: traces of a made-up program, compressed in each way; reading without decoding.
 
 use crate::bytes::Window;
 use crate::input::open;
@@ -30,10 +30,10 @@ pub fn folder() -> io::Result<tempfile::TempDir> {
     tempfile::tempdir()
 }
 
-/// Writes a drmemtrace of about so many records, compressed in one of [`WAYS`], and says how many it has.
+/// Writes a drmemtrace of about so many records, compressed in one of [`WAYS`]; says how many it has.
 ///
-/// Calls of functions, each a few loops over its code, with loads from a stack and from a heap, such that
-/// runs are as long as in the recordings that the format's own tests have: eight to nine accesses.
+/// Calls of functions, each a few loops over its code, with loads from a stack and from a heap, such
+/// that runs are as long as in the recordings that the format's own tests have: seven to nine accesses.
 ///
 /// # Errors
 /// The file cannot be written.

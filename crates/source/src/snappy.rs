@@ -1,8 +1,8 @@
 //! Snappy's framing format (`framing_format.txt`, 2013-10-25), with the chunks that `DynamoRIO` adds.
 //!
 //! Its tracer can leave checksums out: chunk types 2 and 3, which the format reserves, are 0 and 1
-//! without one (`clients/drcachesim/common/snappy_consts.h`). A checksum of 0 that is not right counts as
-//! left out, too, as some writers do.
+//! without one (`clients/drcachesim/common/snappy_consts.h`). A checksum of 0 that is not right counts
+//! as left out, too, as some writers do.
 
 use snap::raw::{Decoder, decompress_len};
 use std::io::{self, Read};

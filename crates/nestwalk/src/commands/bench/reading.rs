@@ -115,7 +115,10 @@ mod tests {
         let good = [reading("plain", 39.9, 0.0, false), reading("gzip", 45.0, 136.0, true)];
         assert!(check(&good).is_ok());
         let text = table(&good);
-        assert!(text.contains("33 %") && text.contains("39.9") && text.contains(" - "), "{text}");
+        assert!(
+            text.contains("33 %") && text.contains("39.9") && text.contains("39.9      -"),
+            "{text}"
+        );
         let bad = [reading("zstd", 40.1, 500.0, false), reading("xz", 34.0, 99.0, true)];
         let message = check(&bad).unwrap_err().to_string();
         assert!(message.contains("reading/zstd, reading/xz"), "{message}");
