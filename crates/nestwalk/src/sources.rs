@@ -78,7 +78,8 @@ pub fn open(experiment: &Experiment, quiet: bool) -> Result<Box<dyn Source>> {
         open_sources(experiment)?
     } else {
         let command: Vec<OsString> = experiment.lackey.iter().map(OsString::from).collect();
-        let options = RunOptions { vcpus: experiment.vcpus, ..RunOptions::default() };
+        let (vcpus, quantum) = (experiment.vcpus, experiment.quantum);
+        let options = RunOptions { vcpus, quantum, ..RunOptions::default() };
         Box::new(Lackey::run(&command, &options)?)
     };
     let source: Box<dyn Source> = if source.info().guest.is_none() {

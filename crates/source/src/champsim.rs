@@ -104,6 +104,7 @@ impl Layout {
     }
 }
 
+#[inline(always)]
 fn word(bytes: &[u8], at: usize) -> u64 {
     let mut word = [0; 8];
     word.copy_from_slice(&bytes[at..at + 8]);
@@ -222,29 +223,29 @@ impl ChampSim {
         self.asid = Some(asid);
     }
 
-    /// Decodes records of `LENGTH` bytes with the addresses of `STORES` stores and four loads.
+    /// Decodes records of `LENGTH` bytes with the addresses of `STORES` stores and four loads from byte
+    /// `FIRST` on.
     #[inline(always)]
-    fn records<const LENGTH: usize, const STORES: usize>(
+    fn records<const LENGTH: usize, const FIRST: usize, const STORES: usize>(
         &mut self,
         bytes: &[u8],
         offset: u64,
         out: &mut BatchBuilder,
     ) -> Step {
         let (records, _) = bytes.as_chunks::<LENGTH>();
-        let (first, _) = self.layout.addresses();
         let mut used = 0;
         for record in records {
             if out.is_full() {
                 break;
             }
-            if record[8] | record[9] > 1
+            if u16::from_le_bytes([record[8], record[9]]) & !0x0101 != 0
                 && let Some(fault) = fault(record[8], record[9])
             {
                 let at = offset + used as u64;
                 let error = Some(format!("record {} at byte {at}: {fault}", self.records));
                 return Step { used, error };
             }
-            if self.layout == Layout::CloudSuite {
+            if LENGTH == CLOUDSUITE_RECORD {
                 let asid = u16::from_le_bytes([record[LENGTH - 8], record[LENGTH - 7]]);
                 if self.asid != Some(asid) {
                     self.switch(asid, out);
@@ -255,13 +256,13 @@ impl ChampSim {
             let pc = Gva::new(ip);
             out.access(V, pc, pc, 1, AccessKind::Fetch, 1);
             for i in STORES..STORES + 4 {
-                let address = word(record, first + 8 * i);
+                let address = word(record, FIRST + 8 * i);
                 if address != 0 {
                     out.access(V, pc, Gva::new(address), 1, AccessKind::Load, 0);
                 }
             }
             for i in 0..STORES {
-                let address = word(record, first + 8 * i);
+                let address = word(record, FIRST + 8 * i);
                 if address != 0 {
                     out.access(V, pc, Gva::new(address), 1, AccessKind::Store, 0);
                 }
@@ -276,8 +277,8 @@ impl ChampSim {
 impl Decode for ChampSim {
     fn decode(&mut self, bytes: &[u8], offset: u64, out: &mut BatchBuilder) -> Step {
         match self.layout {
-            Layout::Plain => self.records::<RECORD, 2>(bytes, offset, out),
-            Layout::CloudSuite => self.records::<CLOUDSUITE_RECORD, 4>(bytes, offset, out),
+            Layout::Plain => self.records::<RECORD, 16, 2>(bytes, offset, out),
+            Layout::CloudSuite => self.records::<CLOUDSUITE_RECORD, 24, 4>(bytes, offset, out),
         }
     }
 

@@ -33,17 +33,28 @@ const PREFETCH: u64 = 0x0100_0000;
 /// are needed.
 #[inline(always)]
 fn varint(bytes: &[u8]) -> Result<Option<(u64, &[u8])>, &'static str> {
-    let mut value = 0u64;
-    for (i, &byte) in bytes.iter().enumerate().take(10) {
-        if i == 9 && byte > 1 {
+    match bytes {
+        [byte @ ..0x80, rest @ ..] => Ok(Some((u64::from(*byte), rest))),
+        _ => long_varint(bytes),
+    }
+}
+
+/// A varint of several bytes.
+#[inline]
+fn long_varint(bytes: &[u8]) -> Result<Option<(u64, &[u8])>, &'static str> {
+    let (mut value, mut at, mut shift) = (0u64, 0, 0);
+    while let Some(&byte) = bytes.get(at) {
+        if shift == 63 && byte > 1 {
             return Err("a number of more than 64 bits");
         }
-        value |= u64::from(byte & 0x7f) << (7 * i);
-        if byte & 0x80 == 0 {
-            return Ok(Some((value, &bytes[i + 1..])));
+        value |= u64::from(byte & 0x7f) << shift;
+        at += 1;
+        if byte < 0x80 {
+            return Ok(Some((value, &bytes[at..])));
         }
+        shift += 7;
     }
-    if bytes.len() >= 10 { Err("a number of more than 64 bits") } else { Ok(None) }
+    Ok(None)
 }
 
 /// A packet. Fields that are not there are 0.

@@ -85,6 +85,29 @@ fn several_vcpus_are_used() {
 }
 
 #[test]
+fn turns_of_live_processes_are_as_long_as_they_are_asked_for() {
+    // Two that run at once, and have run by the time that they are read: what they gave a turn up for
+    // is there.
+    let options = RunOptions { quantum: 5000, ..RunOptions::default() };
+    let script = ["sh", "-c", "/bin/true & /bin/true & wait"];
+    let mut live = Lackey::run(&words(&script), &options).unwrap();
+    std::thread::sleep(std::time::Duration::from_secs(5));
+    let stream = collect(&mut live);
+    assert_eq!((stream.end.clone(), stream.instructions()), (Ok(()), live.stats().instructions));
+    let is_switch = |c: &Control| matches!(c, Control::Switch { .. });
+    let mut borders: Vec<usize> =
+        stream.controls.iter().filter(|c| is_switch(&c.1)).map(|c| c.0).collect();
+    borders.push(stream.runs.len());
+    let of = |w: &[usize]| -> u64 {
+        stream.runs[w[0]..w[1]].iter().map(|r| u64::from(r.instructions)).sum()
+    };
+    let turns: Vec<u64> = borders.windows(2).map(of).collect();
+    // One that goes on alone has several turns in a row.
+    let whole = turns.iter().filter(|n| **n > 0 && **n % 5000 == 0).count();
+    assert!(turns.len() > 10 && whole > turns.len() / 2, "{turns:?}");
+}
+
+#[test]
 fn a_program_that_writes_faster_is_stopped_and_loses_nothing() {
     let options = RunOptions { unread_bytes: 64 << 10, ..RunOptions::default() };
     let mut live = Lackey::run(&words(&["sh", "-c", "/bin/true; /bin/true"]), &options).unwrap();

@@ -109,8 +109,11 @@ pub struct BatchBuilder {
     open: Box<[[Open; 2]; 256]>,
     /// The highest vCPU that may have open runs.
     highest: VcpuId,
-    /// What is still wanted of the stream in this batch.
+    /// What is still wanted of the stream in this batch, but for instructions.
     room: Room,
+    /// Instructions that are still wanted in this batch, but for the last one, so that a borrow tells
+    /// it.
+    instructions: u64,
     /// What a [`Lane`] writes to before it is handed over.
     slots: Box<[Run; lane::SLOTS]>,
     /// Runs at which the batch is handed on: 0 once controls or the room are used up.
@@ -135,20 +138,25 @@ impl BatchBuilder {
     pub fn new() -> Self {
         let open = Box::new([[CLOSED; 2]; 256]);
         let batch = Batch::default();
+        let (room, instructions) = (Room::ALL, u64::MAX);
         let slots = Box::new([lane::EMPTY; lane::SLOTS]);
-        Self { batch, open, highest: VcpuId(0), room: Room::ALL, slots, most: Batch::RUNS }
+        Self { batch, open, highest: VcpuId(0), room, instructions, slots, most: Batch::RUNS }
     }
 
     /// Says how much of the stream is wanted in the batch that is being built; see [`Room`]. It holds
     /// until the batch is handed on. At least one access is always wanted, or there would be no batch.
     pub fn set_room(&mut self, room: Room) {
         let accesses = if room.single { 0 } else { room.accesses.max(1) };
-        self.room = Room { accesses, instructions: room.instructions.max(1), ..room };
+        self.room = Room { accesses, ..room };
+        self.instructions = match room.instructions {
+            u64::MAX => u64::MAX,
+            n => n.saturating_sub(1),
+        };
     }
     /// What is still wanted of the stream in this batch.
     #[inline]
     pub const fn room(&self) -> Room {
-        self.room
+        Room { instructions: self.instructions.saturating_add(1), ..self.room }
     }
 
     /// The accesses that are wanted are there: what comes after them begins runs of its own, each
@@ -167,7 +175,8 @@ impl BatchBuilder {
     #[cold]
     #[inline(never)]
     fn turn_ends(&mut self) {
-        self.room = Room { accesses: 0, instructions: 0, ..self.room };
+        self.room.accesses = 0;
+        self.instructions = 0;
         self.most = 0;
     }
 
@@ -257,9 +266,9 @@ impl BatchBuilder {
             self.border();
         }
         if instructions > 0 {
-            let wanted = self.room.instructions;
-            self.room.instructions = wanted.wrapping_sub(u64::from(instructions));
-            if wanted <= u64::from(instructions) {
+            let (left, none_left) = self.instructions.overflowing_sub(u64::from(instructions));
+            self.instructions = left;
+            if none_left {
                 self.turn_ends();
             }
         }
@@ -346,6 +355,7 @@ impl BatchBuilder {
     pub fn take_into(&mut self, into: &mut Batch) {
         self.close();
         self.room = Room::ALL;
+        self.instructions = u64::MAX;
         self.most = Batch::RUNS;
         into.runs.clear();
         into.controls.clear();

@@ -32,8 +32,7 @@ const PATIENCE: Duration = Duration::from_millis(50);
 pub struct RunOptions {
     /// vCPUs that the processes share: process number modulo this. Default 1.
     pub vcpus: u8,
-    /// Instructions after which another process that has records gets its turn, rounded up to the
-    /// records in 64 KiB of log. Default 100,000.
+    /// Instructions after which another process that has records gets its turn. Default 100,000.
     pub quantum: u64,
     /// Bytes of log on disk, unread, at which the program is stopped until a quarter is left.
     /// Default 256 MiB.
@@ -268,6 +267,10 @@ impl Live {
             self.on_vcpu[vcpu] = Some(log.process);
         }
         let instructions = log.text.stats.instructions;
+        // A turn ends with its last instruction, wherever that is in what was read.
+        let room = self.builder.room();
+        let left = self.options.quantum.saturating_sub(self.turn_instructions);
+        self.builder.set_room(Room { instructions: room.instructions.min(left), ..room });
         let step = log.text.decode(&log.rest, 0, &mut self.builder);
         log.rest.drain(..step.used);
         self.turn_instructions += log.text.stats.instructions - instructions;
@@ -319,20 +322,24 @@ impl Live {
             if self.turn >= self.logs.len() {
                 self.turn = 0;
             }
-            self.turn_instructions = 0;
             if !self.must_wait(self.turn) {
                 while self.turn_instructions < self.options.quantum && self.read(self.turn)? {
                     worked = true;
-                    if self.builder.is_full() {
+                    // A batch may end within a turn.
+                    if self.builder.is_full() && self.turn_instructions < self.options.quantum {
                         return Ok(true);
                     }
                 }
             }
+            self.turn_instructions = 0;
             if self.logs[self.turn].done {
                 self.close(self.turn);
                 worked = true;
             } else {
                 self.turn += 1;
+            }
+            if self.builder.is_full() {
+                return Ok(true);
             }
         }
         Ok(worked)

@@ -90,7 +90,7 @@ pub(crate) struct Record {
 const LONGEST: usize = 32;
 
 /// The record that `bytes` begin with, if they begin with one.
-#[inline]
+#[inline(always)]
 pub(crate) fn record(bytes: &[u8; LONGEST]) -> Option<Record> {
     let kind = match [bytes[0], bytes[1], bytes[2]] {
         [b'I', b' ', b' '] => Kind::Instruction,

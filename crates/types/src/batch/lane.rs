@@ -221,10 +221,10 @@ impl Lane<'_> {
 
     /// Takes the open runs over, unless what is wanted of the stream may end on the way.
     fn load(&mut self) {
-        let room = self.builder.room;
+        let (accesses, instructions) = (self.builder.room.accesses, self.builder.instructions);
         self.sides = [NONE; 2];
         (self.fresh, self.limit) = (0, 0);
-        if room.accesses.min(room.instructions) <= self.most {
+        if accesses.min(instructions) <= self.most {
             return;
         }
         let kernel = self.mode.kernel_bit();
@@ -297,7 +297,7 @@ impl Lane<'_> {
         }
         let [data, fetches] = std::mem::take(&mut self.made).map(u64::from);
         self.builder.room.accesses -= data + fetches;
-        self.builder.room.instructions -= fetches;
+        self.builder.instructions -= fetches;
         let BatchBuilder { batch, slots, .. } = &mut *self.builder;
         if batch.runs.capacity() < start + self.fresh {
             batch.runs.reserve(Batch::RUNS);
