@@ -326,9 +326,9 @@ const ACCESSES: u32 = 8 * BLOCK as u32;
 ///
 /// On `AArch64` the top byte may be a tag, and bit 55 says which tables translate. Each of the two has
 /// addresses of 48 bits, which become x86-64's of 48 bits: the walks of both have the same four
-/// levels. One of more bits (52) keeps them. On x86-64 the bits above 57 are the sign in every address unless the
-/// processor masks them (Intel's LAM, AMD's UAI); where they are not, the address is that of 48 bits
-/// below, as the tracer's own reader has it.
+/// levels. One of more bits (52) keeps them. On x86-64 the bits above 57 are the sign in every address
+/// unless the processor masks them (Intel's LAM, AMD's UAI); where they are not, the address is that
+/// of 48 bits below, as the tracer's own reader has it.
 #[inline(always)]
 const fn canonical<const N: usize, const TAGGED: bool>(address: u64) -> u64 {
     if N == NARROW {
