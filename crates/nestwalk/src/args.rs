@@ -263,8 +263,9 @@ pub struct CompareArgs {
     /// drmemtrace, pinatrace, dinero, perf, gem5
     #[arg(long, value_name = "FORMAT")]
     pub trace_format: Option<String>,
-    /// Page tables that come with the trace, a line with virtual and physical address for each page:
-    /// they become those of an observed guest
+    /// Page tables that come with the trace, a line with virtual and physical address for each page,
+    /// or the v2p.textproto of a drmemtrace, or a drmemtrace with markers of physical addresses: they
+    /// become those of an observed guest; none: not even those that come with a drmemtrace unasked
     #[arg(long, value_name = "FILE", conflicts_with_all = ["lackey", "guest"])]
     pub page_tables: Option<String>,
     /// The host's page tables beside them, a line with guest-physical and host-physical address for each

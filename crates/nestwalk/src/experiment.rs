@@ -37,6 +37,8 @@ const POPULATE_MAX: u64 = 64 * GIB;
 /// Accesses of a workload or pattern, if not said otherwise.
 const ACCESSES: u64 = 20_000_000;
 
+/// What `--page-tables` says if the trace's own are not to be used.
+const NO_TABLES: &str = "none";
 /// Instructions of a turn, if not said otherwise.
 const QUANTUM: &str = "100k";
 /// Paging mode of the guest, if not said otherwise.
@@ -133,6 +135,11 @@ impl Experiment {
         if args.sources.is_empty() && !args.lackey && !args.guest && args.command.is_empty() {
             args.sources.push(SAMPLES[0].name.into());
         }
+        match args.page_tables.as_deref() {
+            Some(NO_TABLES) => args.page_tables = None,
+            Some(_) => {}
+            None => args.page_tables = tables_of_trace(&args, format),
+        }
         let recorded = match args.guest {
             true => Some(Self::real_guest(&args)?.info()),
             false => {
@@ -194,7 +201,10 @@ impl Experiment {
             (None, Some(guest)) => guest.memory_bytes,
             // Frames of 4-byte entries are below 4 GiB, of which the I/O gap takes one.
             (None, None) if guest_mode.entry_bytes == 4 => 3 * GIB,
-            (None, None) => default_guest_memory(footprint, sources.len() as u64),
+            (None, None) => {
+                let format = args.trace_format.as_deref().unwrap_or_default();
+                default_guest_memory(footprint, sources::programs(&sources, format))
+            }
         };
         let host_memory = match &args.host_memory {
             Some(text) => parse_bytes(text).context("--host-memory")?,
@@ -371,6 +381,35 @@ impl Experiment {
             MachineSpec::parse(name, PagePolicy::Base).is_ok_and(|m| m.guest == GuestSpec::Observed)
         };
         !self.machines.iter().all(observed)
+    }
+}
+
+/// The page tables that come with the trace, if the source is one that has some, unless an option is
+/// about a guest that is not that of the trace.
+fn tables_of_trace(args: &CompareArgs, format: &str) -> Option<String> {
+    let [name] = args.sources.as_slice() else { return None };
+    let readable = matches!(format, "" | "drmemtrace");
+    if !readable || args.lackey || args.guest || sources::kind(name) != Some(Kind::File) {
+        return None;
+    }
+    let tables = nestwalk_source::tables_of_trace(Path::new(name))?.to_str()?.to_owned();
+    let options = [
+        ("--vcpus", args.vcpus.is_some_and(|n| n != 1)),
+        ("--guest-memory", args.guest_memory.is_some()),
+        ("--guest-paging", args.guest_paging.is_some()),
+        ("--footprint", args.footprint.is_some()),
+        ("--quantum", args.quantum.is_some()),
+        ("--populate", args.populate != PopulateArg::Auto),
+    ];
+    match options.iter().find(|o| o.1) {
+        None => Some(tables),
+        Some((option, _)) => {
+            eprintln!(
+                "nestwalk: {tables} says where the trace's pages are, which is not used because of \
+                 {option}; --page-tables {NO_TABLES} says so"
+            );
+            None
+        }
     }
 }
 

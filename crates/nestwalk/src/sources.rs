@@ -11,7 +11,8 @@ use anyhow::{Context, Result, anyhow, bail};
 use narrow::Narrow;
 use nestwalk_capture::live::Live;
 use nestwalk_source::{
-    FirstTouch, Format, Lackey, Limit, Multiplex, Pattern, PatternSpec, RunOptions,
+    Drmemtrace, FirstTouch, Format, Lackey, Limit, Multiplex, Pattern, PatternSpec, RunOptions,
+    are_one_trace,
 };
 use nestwalk_types::Source;
 use nestwalk_workloads::{Populate, WORKLOADS, WorkloadSpec};
@@ -74,15 +75,7 @@ pub fn open(experiment: &Experiment, quiet: bool) -> Result<Box<dyn Source>> {
         let format = trace_format(&experiment.trace_format)?;
         Box::new(mapped(&experiment.sources, format, &experiment.page_tables)?)
     } else if experiment.lackey.is_empty() {
-        let mut sources = Vec::new();
-        for name in &experiment.sources {
-            sources.push(open_one(name, experiment)?);
-        }
-        if sources.len() == 1 {
-            sources.remove(0)
-        } else {
-            Box::new(Multiplex::new(sources, experiment.vcpus, experiment.quantum))
-        }
+        open_sources(experiment)?
     } else {
         let command: Vec<OsString> = experiment.lackey.iter().map(OsString::from).collect();
         let (vcpus, quantum) = (experiment.vcpus, experiment.quantum);
@@ -106,6 +99,32 @@ pub fn open(experiment: &Experiment, quiet: bool) -> Result<Box<dyn Source>> {
         0 => source,
         n => Box::new(Limit::new(source, n)),
     })
+}
+
+/// The files of the sources, if they are several that are one trace.
+fn one_trace<'a>(sources: &'a [String], format: &str) -> Option<Vec<&'a Path>> {
+    let readable = matches!(format, "" | "drmemtrace");
+    let files = readable && sources.iter().all(|s| kind(s) == Some(Kind::File));
+    let paths: Vec<&Path> = sources.iter().map(Path::new).collect();
+    (files && are_one_trace(&paths)).then_some(paths)
+}
+
+/// Sources that are processes of their own: files of one trace are one.
+pub fn programs(sources: &[String], format: &str) -> u64 {
+    one_trace(sources, format).map_or(sources.len() as u64, |_| 1)
+}
+
+/// The sources: one, several as processes, or the files of one trace.
+fn open_sources(experiment: &Experiment) -> Result<Box<dyn Source>> {
+    if let [only] = experiment.sources.as_slice() {
+        return open_one(only, experiment);
+    }
+    if let Some(paths) = one_trace(&experiment.sources, &experiment.trace_format) {
+        return Ok(Box::new(Drmemtrace::open_files(&paths, experiment.vcpus)?));
+    }
+    let sources = experiment.sources.iter().map(|name| open_one(name, experiment));
+    let sources = sources.collect::<Result<Vec<_>>>()?;
+    Ok(Box::new(Multiplex::new(sources, experiment.vcpus, experiment.quantum)))
 }
 
 fn open_one(name: &str, experiment: &Experiment) -> Result<Box<dyn Source>> {

@@ -241,8 +241,8 @@ fn what_is_no_trace_is_refused() {
     let cases: [(&str, &[&str]); 7] = [
         ("compare empty", &["empty: ", "an empty file"]),
         ("compare /dev/null", &["/dev/null: empty", "at least one record"]),
-        ("compare folder", &["folder: ", "a directory"]),
-        ("compare folder --trace-format drmemtrace", &["folder: "]),
+        ("compare folder", &["folder: ", "no drmemtrace in this directory"]),
+        ("compare folder --trace-format lackey", &["folder: ", "a directory; give a file"]),
         ("compare ./missing.xz", &["./missing.xz: ", "no such file"]),
         ("compare text", &["text: ", "lackey", "champsim", "drmemtrace", "--trace-format"]),
         ("compare text --trace-format lackey", &["text: ", "no record", "--trace-mem=yes"]),

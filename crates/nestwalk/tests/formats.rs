@@ -242,7 +242,7 @@ fn page_tables_of_a_trace_are_those_of_an_observed_guest() {
     for (words, expected) in [
         ("compare gups --page-tables dump", "is for a trace file"),
         ("compare a a --page-tables dump", "one trace file; 2 sources"),
-        ("compare a --page-tables none", "none: no such file"),
+        ("compare a --page-tables gone", "gone: no such file"),
         ("compare a --page-tables a", "line 1 at byte 0: is no page"),
     ] {
         let message = lab.refused(&format!("{words} --quiet"));

@@ -128,6 +128,13 @@ pub fn zip(data: &[u8]) {
     }
 }
 
+/// `v2p.textproto` of a drmemtrace.
+pub fn v2p(data: &[u8]) {
+    if let Err(message) = crate::drmemtrace::v2p::parse(data) {
+        assert!(message.contains("line "), "{message}");
+    }
+}
+
 /// A compressed file; its content is taken for `ChampSim` records.
 pub fn compressed(data: &[u8]) {
     let window = window(data, None);

@@ -130,10 +130,10 @@ impl std::fmt::Display for Format {
 /// Decompressed bytes that detection looks at: some 200 lines of text, 64 `ChampSim` records.
 pub(crate) const HEAD: usize = 4096;
 
-/// Opens the trace at `path`. Compression (gzip, xz, zstd, zip for drmemtrace) is told by content,
-/// and so is the format, unless it is given.
+/// Opens the trace at `path`. Compression (gzip, xz, zstd, LZ4, snappy, bzip2, zip for drmemtrace) is
+/// told by content, and so is the format, unless it is given.
 ///
-/// A directory is accepted for [`Format::Drmemtrace`] alone: its files are the threads of a trace.
+/// A directory is a drmemtrace: its files are the threads or cores of a trace.
 /// Everything runs on one vCPU; see [`open_on`].
 ///
 /// # Errors
@@ -151,7 +151,7 @@ pub fn open_on(
     format: Option<Format>,
     vcpus: u8,
 ) -> Result<Box<dyn Source>, SourceError> {
-    if format == Some(Format::Drmemtrace) && path.is_dir() {
+    if format.is_none_or(|f| f == Format::Drmemtrace) && path.is_dir() {
         return Ok(Box::new(Drmemtrace::open_directory(path, vcpus)?));
     }
     let (name, mut file, total) = open_file(path)?;
@@ -212,8 +212,7 @@ pub(crate) fn open_file(path: &Path) -> Result<(String, File, Option<u64>), Sour
     let metadata = file.metadata().map_err(|e| cannot_read(&name, &e))?;
     if metadata.is_dir() {
         return Err(fail(
-            "a directory; give a file, or `--trace-format drmemtrace` for a directory with one \
-             file per thread"
+            "a directory; give a file (only a drmemtrace is a directory, with a file per thread)"
                 .into(),
         ));
     }

@@ -18,16 +18,21 @@ mod input;
 pub mod lackey;
 mod limit;
 mod lines;
+mod lz4;
 mod multiplex;
 mod page_tables;
 mod patterns;
 mod perf;
 mod pinatrace;
+mod snappy;
 pub mod trace;
 
 #[doc(hidden)]
 pub mod fuzzing;
+#[doc(hidden)]
+pub mod reading;
 
+pub use drmemtrace::{Drmemtrace, are_one_trace, tables_of_trace};
 pub use export::{ExportOptions, Exported, Exporter};
 pub use first_touch::FirstTouch;
 pub use input::{Format, open, open_on};

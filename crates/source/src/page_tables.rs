@@ -11,6 +11,7 @@
 //! do not change.
 
 use crate::bytes::Window;
+use crate::drmemtrace::{self, v2p};
 use crate::input::{not_empty, open_file};
 use crate::lines::{decimal, hex, trim};
 use nestwalk_types::{
@@ -44,9 +45,22 @@ struct Page {
     line: u64,
 }
 
+/// A page as another format says it.
+pub(crate) struct Listed {
+    pub(crate) gva: u64,
+    pub(crate) gpa: u64,
+    pub(crate) size: PageSize,
+    /// The line that says it, if it is text.
+    pub(crate) line: u64,
+}
+
 /// The pages of a dump.
 pub struct PageTables {
     name: String,
+    /// They are those of every process.
+    shared: bool,
+    /// What results must name.
+    notes: Vec<String>,
     /// By virtual address.
     pages: Vec<Page>,
     /// Addresses from 3 GiB on were moved up by one.
@@ -124,15 +138,104 @@ fn page(line: &[u8], number_of_line: u64) -> Result<Option<Page>, String> {
     Ok(Some(Page { gva, gpa, size, line: number_of_line }))
 }
 
+/// By virtual address, each once.
+fn sort(pages: &mut Vec<Page>) {
+    pages.sort_by_key(|p| (p.gva, p.line));
+    pages.dedup_by(|b, a| (a.gva, a.gpa, a.size) == (b.gva, b.gpa, b.size));
+}
+
+/// What is wrong if a page has two places.
+fn overlap(pages: &[Page]) -> Option<String> {
+    let w = pages.windows(2).find(|w| w[1].gva - w[0].gva < w[0].size.bytes())?;
+    Some(format!(
+        "lines {} and {} both map {:#x}; a page has one place",
+        w[0].line, w[1].line, w[1].gva
+    ))
+}
+
+/// Longest `v2p.textproto`: millions of pages.
+const TEXT_MAX: usize = 256 << 20;
+
 impl PageTables {
-    /// Reads a dump: plain or compressed as a trace may be.
+    /// Reads a dump, plain or compressed as a trace may be, `v2p.textproto` of a drmemtrace, or the
+    /// markers of a drmemtrace that say where its pages are.
     ///
     /// # Errors
     /// The file cannot be read, a line is no page, a page has two places, or there is none.
     pub fn open(path: &Path) -> Result<Self, SourceError> {
-        let (name, file, _) = open_file(path)?;
-        let window = not_empty(&name, Window::file(file))?;
+        if path.is_dir() {
+            return v2p::of_markers(path);
+        }
+        let (name, mut file, _) = open_file(path)?;
+        if drmemtrace::is_zip(&mut file) {
+            return v2p::of_markers(path);
+        }
+        let mut window = not_empty(&name, Window::file(file))?;
+        let head = window.peek(4096);
+        if drmemtrace::matches(head) {
+            return v2p::of_markers(path);
+        }
+        if v2p::is_v2p(head) {
+            return Self::textproto(name, window);
+        }
         Self::read(name, window)
+    }
+
+    /// Reads `v2p.textproto` of a drmemtrace.
+    fn textproto(name: String, mut window: Window) -> Result<Self, SourceError> {
+        let text = window.peek(TEXT_MAX).to_vec();
+        let fail = |message| SourceError { source: name.clone(), message };
+        window.failure().map_err(fail)?;
+        if text.len() == TEXT_MAX {
+            return Err(fail(format!("more than {TEXT_MAX} bytes; that is no list of pages")));
+        }
+        let pages = v2p::parse(&text).map_err(fail)?;
+        for p in &pages {
+            let fits = (p.gva ^ p.gpa) & p.size.mask() == 0
+                && matches!(p.gva as i64 >> 47, 0 | -1)
+                && p.gpa < HIGHEST;
+            if !fits {
+                return Err(fail(format!(
+                    "line {}: {:#x} cannot be at {:#x} with pages of {} bytes",
+                    p.line,
+                    p.gva,
+                    p.gpa,
+                    p.size.bytes()
+                )));
+            }
+        }
+        if pages.is_empty() {
+            return Err(fail("no address_mapping in it".into()));
+        }
+        let tables = Self::listed(name.clone(), pages, true, Vec::new());
+        overlap(&tables.pages).map_or(Ok(tables), |message| Err(fail(message)))
+    }
+
+    /// Of pages that are listed elsewhere: those of every process, or of one.
+    pub(crate) fn listed(
+        name: String,
+        pages: Vec<Listed>,
+        shared: bool,
+        notes: Vec<String>,
+    ) -> Self {
+        let page = |p: Listed| {
+            let mask = p.size.mask();
+            Page { gva: p.gva & !mask, gpa: p.gpa & !mask, size: p.size, line: p.line }
+        };
+        let mut pages: Vec<Page> = pages.into_iter().map(page).collect();
+        sort(&mut pages);
+        Self::placed(name, pages, shared, notes)
+    }
+
+    /// With the gap for devices left free.
+    fn placed(name: String, mut pages: Vec<Page>, shared: bool, notes: Vec<String>) -> Self {
+        let moved = pages.iter().any(|p| p.gpa + p.size.bytes() > GAP && p.gpa < GAP + GAP_BYTES);
+        if moved {
+            for page in pages.iter_mut().filter(|p| p.gpa >= GAP) {
+                page.gpa += GAP_BYTES;
+            }
+        }
+        Self { name, shared, notes, pages, moved }
     }
 
     /// Reads the dump of the host beside that of the guest: where the host has each page of the guest's
@@ -150,14 +253,8 @@ impl PageTables {
     }
 
     pub(crate) fn read(name: String, window: Window) -> Result<Self, SourceError> {
-        let mut pages = Self::lines(&name, window)?;
-        let moved = pages.iter().any(|p| p.gpa + p.size.bytes() > GAP && p.gpa < GAP + GAP_BYTES);
-        if moved {
-            for page in pages.iter_mut().filter(|p| p.gpa >= GAP) {
-                page.gpa += GAP_BYTES;
-            }
-        }
-        Ok(Self { name, pages, moved })
+        let pages = Self::lines(&name, window)?;
+        Ok(Self::placed(name, pages, false, Vec::new()))
     }
 
     /// The pages of a dump, by virtual address.
@@ -181,13 +278,9 @@ impl PageTables {
             window.consume(end);
         }
         window.failure().map_err(fail)?;
-        pages.sort_by_key(|p| (p.gva, p.line));
-        pages.dedup_by(|b, a| (a.gva, a.gpa, a.size) == (b.gva, b.gpa, b.size));
-        if let Some(w) = pages.windows(2).find(|w| w[1].gva - w[0].gva < w[0].size.bytes()) {
-            return Err(fail(format!(
-                "lines {} and {} both map {:#x}; a page has one place",
-                w[0].line, w[1].line, w[1].gva
-            )));
+        sort(&mut pages);
+        if let Some(message) = overlap(&pages) {
+            return Err(fail(message));
         }
         if pages.is_empty() {
             return Err(fail("no page; write a line with two addresses for each".into()));
@@ -298,6 +391,8 @@ pub struct Mapped<S> {
     guest: GuestInfo,
     notes: Vec<String>,
     process: Option<ProcessId>,
+    /// Every process has these tables.
+    shared: bool,
 }
 
 impl<S: Source> Mapped<S> {
@@ -325,7 +420,8 @@ impl<S: Source> Mapped<S> {
                     .into(),
             );
         }
-        Ok(Self { inner, begin, guest, notes, process: None })
+        notes.extend(tables.notes.iter().cloned());
+        Ok(Self { inner, begin, guest, notes, process: None, shared: tables.shared })
     }
 
     /// What the stream begins with.
@@ -338,7 +434,7 @@ impl<S: Source> Mapped<S> {
         let mut other = None;
         batch.controls.retain(|(_, control)| match control {
             Control::Switch { process, .. } => {
-                if *self.process.get_or_insert(*process) != *process {
+                if !self.shared && *self.process.get_or_insert(*process) != *process {
                     other = Some(*process);
                 }
                 false

@@ -93,6 +93,40 @@ fn drmemtrace_records() {
     fuzz(fuzzing::drmemtrace, &[drmemtrace()]);
 }
 
+/// The same in records of 8 bytes, and with what whole-system and filtered traces have.
+fn other_drmemtraces() -> [Vec<u8>; 2] {
+    let narrow = |kind: u16, size: u16, value: u32| {
+        [&kind.to_le_bytes()[..], &size.to_le_bytes(), &value.to_le_bytes()].concat()
+    };
+    let mut small =
+        [narrow(25, 0, 6), narrow(28, 9, 0x20), narrow(22, 4, 7), narrow(24, 4, 6)].concat();
+    let mut whole =
+        [entry(25, 0, 7), entry(28, 9, 0x4_2048), entry(22, 4, 7), entry(24, 4, 6)].concat();
+    for i in 0..30 {
+        small.extend([narrow(10, 4, 0x40_0000 + 4 * i), narrow(17, 3, 0x0403_0201)].concat());
+        small.extend([narrow(0, 4, i << 11), narrow(28, 2, i << 28)].concat());
+        whole.extend(entry(28, (i % 48) as u16, u64::from(i) << 12));
+        whole
+            .extend([entry(10, 4, 0xffff_8000_0000_0000 + u64::from(i)), entry(26, 0, 0)].concat());
+        whole.extend([entry(29, 4, 0x40), entry(30, 4, 0x40), entry(48, 0, 0x44)].concat());
+    }
+    small.extend(narrow(26, 0, 0));
+    whole.extend([entry(28, 23, 0), entry(1, 8, 0x0b00_aaaa_0000_1000), entry(26, 0, 0)].concat());
+    [small, whole]
+}
+
+#[test]
+fn drmemtraces_of_other_kinds() {
+    fuzz(fuzzing::drmemtrace, &other_drmemtraces());
+}
+
+#[test]
+fn page_tables_of_drmemtraces() {
+    let text = "address_mapping_group { # 1\n page_size: 0x1000\n address_mapping {\n virtual_address: \
+                4096 physical_address: 0x7000 }\n information { page_count: 1 } }\n";
+    fuzz(fuzzing::v2p, &[text.into(), text.repeat(5).into()]);
+}
+
 #[test]
 fn compressed_files() {
     let all: Vec<_> = common::compressed(&champsim()).into_iter().map(|c| c.1).collect();

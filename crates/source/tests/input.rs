@@ -15,7 +15,11 @@ fn error(path: &Path) -> String {
 fn what_is_no_trace_is_refused_with_what_would_be_right() {
     let dir = tempfile::tempdir().unwrap();
     let message = error(dir.path());
-    assert!(message.contains("a directory") && message.contains("--trace-format"), "{message}");
+    assert!(message.contains("no drmemtrace in this directory"), "{message}");
+    for format in Format::ALL.into_iter().filter(|f| *f != Format::Drmemtrace) {
+        let message = open(dir.path(), Some(format)).err().expect("an error").to_string();
+        assert!(message.contains("a directory; give a file"), "{message}");
+    }
     let message = error(&dir.path().join("missing"));
     assert!(message.contains("no such file") && message.contains("missing"), "{message}");
     assert!(error(file(b"").path()).contains("an empty file"));
@@ -65,7 +69,14 @@ fn damage_behind_the_head_does_not_hide_the_format() {
 
 #[test]
 fn a_magic_number_with_nonsense_behind_it_is_damage() {
-    for magic in [&[0x1f, 0x8b][..], b"\xfd7zXZ\0", &[0x28, 0xb5, 0x2f, 0xfd]] {
+    for magic in [
+        &[0x1f, 0x8b][..],
+        b"\xfd7zXZ\0",
+        &[0x28, 0xb5, 0x2f, 0xfd],
+        &[0x04, 0x22, 0x4d, 0x18],
+        b"\xff\x06\0\0sNaPpY",
+        b"BZh91AY&SY",
+    ] {
         let data = [magic, &[0xa5; 200]].concat();
         let message = error(file(&data).path());
         assert!(message.contains("damaged") || message.contains("cut off"), "{message}");

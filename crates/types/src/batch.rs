@@ -1,5 +1,9 @@
 //! Batches of events: how a source hands its stream on, and the builder that makes page runs.
 
+mod lane;
+
+pub use lane::Lane;
+
 use crate::{AccessKind, Control, Gpa, Gva, Run, RunFlags, VcpuId};
 
 /// A piece of the event stream: runs in program order, and the controls between them.
@@ -110,6 +114,8 @@ pub struct BatchBuilder {
     /// Instructions that are still wanted in this batch, but for the last one, so that a borrow tells
     /// it.
     instructions: u64,
+    /// What a [`Lane`] writes to before it is handed over.
+    slots: Box<[Run; lane::SLOTS]>,
     /// Runs at which the batch is handed on: 0 once controls or the room are used up.
     most: usize,
 }
@@ -133,7 +139,8 @@ impl BatchBuilder {
         let open = Box::new([[CLOSED; 2]; 256]);
         let batch = Batch::default();
         let (room, instructions) = (Room::ALL, u64::MAX);
-        Self { batch, open, highest: VcpuId(0), room, instructions, most: Batch::RUNS }
+        let slots = Box::new([lane::EMPTY; lane::SLOTS]);
+        Self { batch, open, highest: VcpuId(0), room, instructions, slots, most: Batch::RUNS }
     }
 
     /// Says how much of the stream is wanted in the batch that is being built; see [`Room`]. It holds

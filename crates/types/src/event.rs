@@ -52,6 +52,11 @@ impl RunFlags {
     pub const fn union(self, other: Self) -> Self {
         Self(self.0 | other.0)
     }
+    /// These flags if so, and none if not.
+    #[inline]
+    pub const fn when(self, so: bool) -> Self {
+        Self(self.0 * so as u8)
+    }
     /// Whether all bits of `other` are set.
     #[inline]
     pub const fn contains(self, other: Self) -> bool {

@@ -11,7 +11,7 @@ mod size;
 mod source;
 
 pub use addr::{Address, Gpa, Gva, Hpa, Hva};
-pub use batch::{Batch, BatchBuilder, GuestBatch, Room};
+pub use batch::{Batch, BatchBuilder, GuestBatch, Lane, Room};
 pub use event::{
     AccessKind, Control, FaultCode, GuestSegment, Invalidation, OsWork, ProcessId, Protection, Run,
     RunFlags, VcpuId,

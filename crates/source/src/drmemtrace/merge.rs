@@ -1,89 +1,153 @@
-//! The threads of a trace as one stream.
+//! The files of a trace as one stream.
 
-use super::record::{Pause, RECORD, Thread};
+use super::files;
+use super::notes;
+use super::record::{Pause, file_type};
+use super::stream::Stream;
 use super::zip::Chunks;
 use crate::bytes::{Compression, Window};
-use crate::input::{cannot_read, not_empty, open_file};
 use nestwalk_types::{
     Batch, BatchBuilder, Control, ProcessId, Room, Source, SourceError, SourceInfo, VcpuId,
 };
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::path::Path;
 
-/// Files of a directory that get a reading thread each.
+/// Files of a trace that get a reading thread each, and stay open.
 const READ_AHEAD: usize = 8;
+/// Bytes that the decompressors and buffers of all files may take, where there are more of them.
+const MEMORY: usize = 640 << 20;
 
-/// One thread's file.
-struct Stream {
-    name: String,
-    window: Window,
-    taken: Arc<AtomicU64>,
-    thread: Thread,
-    vcpu: VcpuId,
-    done: bool,
-}
-
-/// A drmemtrace: one file, or a directory with a file per thread.
+/// A drmemtrace: one file, or one for each thread or core.
 ///
-/// Threads are interleaved by their timestamps (one per buffer of the tracer, some ten thousand
-/// records): the thread whose latest timestamp is the earliest goes on. Threads of one process share
-/// it; thread number `i` of the directory, by name, runs on vCPU `i` modulo the number of vCPUs.
+/// Files are interleaved by their timestamps (one per buffer of the tracer, some ten thousand records):
+/// the one whose latest timestamp is the earliest goes on. Threads of one process share it; file number
+/// `i`, by name, runs on vCPU `i` modulo the number of vCPUs.
+///
+/// Of more than [`READ_AHEAD`] files, no descriptor is held, and no more decompressors are kept than
+/// [`MEMORY`] allows: the file whose turn is the last in line is put aside, and is read anew up to its
+/// place when its turn comes (plain files and members of zip archives: from there).
 pub struct Drmemtrace {
     name: String,
     total: Option<u64>,
     streams: Vec<Stream>,
+    /// What each waiting stream's latest timestamp is, and its number: the earliest comes first.
+    waiting: BinaryHeap<Reverse<(u64, usize)>>,
+    current: Option<usize>,
+    /// Streams that are open and can be put aside, and what they take.
+    open: Vec<usize>,
+    open_memory: usize,
+    memory: usize,
     processes: Vec<u64>,
     on_vcpu: Vec<Option<ProcessId>>,
+    /// The trace is filtered up to a marker that has not come yet.
+    warming_up: bool,
     builder: BatchBuilder,
-    current: Option<usize>,
     end: Option<Result<(), SourceError>>,
+    notes: Vec<String>,
+    /// Where pages are, if that is asked for.
+    pages: Option<Pages>,
+}
+
+/// Where the markers of a trace say that its pages are.
+#[derive(Default)]
+pub(super) struct Pages {
+    /// By virtual address: the first physical address, and how often it changed.
+    pub(super) pages: BTreeMap<u64, (u64, u32)>,
+    /// Where each was last.
+    latest: BTreeMap<u64, u64>,
+    /// Bytes of a page.
+    pub(super) page_bytes: u64,
+}
+
+impl Pages {
+    fn note(&mut self, gva: u64, gpa: u64) {
+        let mask = self.page_bytes - 1;
+        let (gva, gpa) = (gva & !mask, gpa & !mask);
+        let page = self.pages.entry(gva).or_insert((gpa, 0));
+        if self.latest.insert(gva, gpa).is_some_and(|before| before != gpa) {
+            page.1 += 1;
+        }
+    }
 }
 
 impl Drmemtrace {
-    /// Opens the file of one thread: plain, gzip, xz, zstd, or a zip archive of chunks.
+    /// Notes where pages are, by the markers, from here on.
+    pub(super) fn collect_pages(&mut self) {
+        let said = self.streams.iter().find_map(|s| s.head.page_size);
+        let power = |bytes: &u64| bytes.is_power_of_two() && *bytes >= 4096;
+        let page_bytes = said.filter(power).unwrap_or(4096);
+        self.pages = Some(Pages { page_bytes, ..Pages::default() });
+    }
+
+    /// What was noted.
+    pub(super) fn pages(self) -> Pages {
+        self.pages.unwrap_or_default()
+    }
+
+    /// Opens one file: plain, compressed, or a zip archive of chunks.
     ///
     /// # Errors
     /// The file cannot be read, or is a zip archive without readable members.
     pub fn open(path: &Path) -> Result<Self, SourceError> {
-        let (stream, total) = open_stream(path, VcpuId(0), true)?;
-        Ok(Self::new(path.display().to_string(), total, vec![stream], 1))
+        let stream = Stream::open(path, VcpuId(0))?;
+        Ok(Self::new(path.display().to_string(), vec![stream], 1))
     }
 
-    /// Opens a directory whose files are the threads of one trace, or the directory above it, as
-    /// the tracer makes it (`drmemtrace.APP.PID.N.dir` with `trace` in it), on `vcpus` vCPUs.
+    /// Opens a directory whose files are the threads or cores of one trace, or the directory above it,
+    /// as the tracer makes it (`drmemtrace.APP.PID.N.dir` with `trace` in it), on `vcpus` vCPUs.
     ///
     /// # Errors
-    /// The directory or one of its files cannot be read, or it has no file whose name contains
-    /// `.trace`.
+    /// The directory or one of its files cannot be read, or it has no drmemtrace.
     pub fn open_directory(path: &Path, vcpus: u8) -> Result<Self, SourceError> {
-        let name = path.display().to_string();
-        let inner = path.join("trace");
-        let files = thread_files(if inner.is_dir() { &inner } else { path })
-            .map_err(|e| cannot_read(&name, &e))?;
-        if files.is_empty() {
-            return Err(SourceError {
-                source: name,
-                message: "no file named *.trace.* in this directory; drmemtrace must have been \
-                          post-processed, which running an analysis tool on it once does"
-                    .into(),
-            });
-        }
+        let found = files::in_directory(path)?;
+        let paths: Vec<&Path> = found.files.iter().map(AsRef::as_ref).collect();
+        let mut source = Self::open_files(&paths, vcpus)?;
+        source.name = path.display().to_string();
+        source.notes.extend(found.notes);
+        Ok(source)
+    }
+
+    /// Opens files that are the threads or cores of one trace, on `vcpus` vCPUs.
+    ///
+    /// # Errors
+    /// One of them cannot be read.
+    pub fn open_files(paths: &[&Path], vcpus: u8) -> Result<Self, SourceError> {
+        Self::open_within(paths, vcpus, MEMORY)
+    }
+
+    /// As [`Drmemtrace::open_files`], with so many bytes for decompressors and buffers.
+    pub(super) fn open_within(
+        paths: &[&Path],
+        vcpus: u8,
+        memory: usize,
+    ) -> Result<Self, SourceError> {
         let vcpus = vcpus.max(1);
-        let mut streams = Vec::new();
-        let mut total = Some(0);
-        for (i, file) in files.iter().enumerate() {
+        let mut streams: Vec<Stream> = Vec::with_capacity(paths.len());
+        for (i, path) in paths.iter().enumerate() {
             let vcpu = VcpuId((i % usize::from(vcpus)) as u8);
-            let (stream, bytes) = open_stream(file, vcpu, files.len() <= READ_AHEAD)?;
-            total = total.zip(bytes).map(|(t, b)| t + b);
-            streams.push(stream);
+            if paths.len() <= READ_AHEAD {
+                streams.push(Stream::open(path, vcpu)?);
+            } else {
+                let mut stream = Stream::lend(path, vcpu)?;
+                stream.put_aside();
+                streams.push(stream);
+            }
         }
-        Ok(Self::new(name, total, streams, vcpus))
+        let names: Vec<&str> = streams.iter().map(|s| s.name.as_str()).collect();
+        let name = match names.as_slice() {
+            [first, .., last] => format!("{first}...{last}"),
+            [only] => (*only).to_owned(),
+            [] => String::new(),
+        };
+        let mut source = Self::new(name, streams, vcpus);
+        source.memory = memory;
+        Ok(source)
     }
 
     pub(crate) fn source(name: String, window: Window, total: Option<u64>) -> Self {
-        let stream = Stream::new(name.clone(), window, VcpuId(0));
-        Self::new(name, total, vec![stream], 1)
+        let stream = Stream::of(name.clone(), window, total, VcpuId(0));
+        Self::new(name, vec![stream], 1)
     }
 
     /// A zip archive in memory, if it is one.
@@ -96,18 +160,35 @@ impl Drmemtrace {
         Some(Self::source(name.to_owned(), window, None))
     }
 
-    fn new(name: String, total: Option<u64>, streams: Vec<Stream>, vcpus: u8) -> Self {
+    fn new(name: String, mut streams: Vec<Stream>, vcpus: u8) -> Self {
         let mut builder = BatchBuilder::new();
-        builder.control(Control::RegionOfInterest);
+        let filtered = |s: &Stream| s.head.file_type & file_type::BIMODAL_FILTERED_WARMUP != 0;
+        let warming_up = streams.iter().any(filtered);
+        if !warming_up {
+            builder.control(Control::RegionOfInterest);
+            streams.iter_mut().for_each(|s| s.thread.count());
+        }
+        // Half a timestamp says nothing of the other: any that is greater does.
+        let first = streams.iter().find_map(|s| s.head.time).unwrap_or(0) + (1 << 32);
+        streams.iter_mut().for_each(|s| s.align(first));
+        let waiting =
+            streams.iter().enumerate().map(|(i, s)| Reverse((s.thread.time, i))).collect();
         Self {
             name,
-            total,
+            total: streams.iter().map(|s| s.total).sum(),
             streams,
+            waiting,
+            current: None,
+            open: Vec::new(),
+            open_memory: 0,
+            memory: MEMORY,
             processes: Vec::new(),
             on_vcpu: vec![None; usize::from(vcpus)],
+            warming_up,
             builder,
-            current: None,
             end: None,
+            notes: Vec::new(),
+            pages: None,
         }
     }
 
@@ -120,10 +201,35 @@ impl Drmemtrace {
         ProcessId(index as u32 + 1)
     }
 
-    /// The stream that goes on: the one with the earliest timestamp, the first of several.
-    fn pick(&self) -> Option<usize> {
-        let open = self.streams.iter().enumerate().filter(|(_, s)| !s.done);
-        open.min_by_key(|(_, s)| s.thread.time).map(|(i, _)| i)
+    /// The stream that goes on, ready to be read: the one with the earliest timestamp, the first of
+    /// several.
+    fn pick(&mut self) -> Result<Option<usize>, SourceError> {
+        if self.current.is_some() {
+            return Ok(self.current);
+        }
+        let Some(Reverse((_, index))) = self.waiting.pop() else { return Ok(None) };
+        if !self.streams[index].is_open() {
+            self.make_room(self.streams[index].memory);
+            self.streams[index].take_up()?;
+            self.open.push(index);
+            self.open_memory += self.streams[index].memory;
+        }
+        self.current = Some(index);
+        Ok(self.current)
+    }
+
+    /// Puts streams aside until `bytes` fit, those whose turn comes last first.
+    fn make_room(&mut self, bytes: usize) {
+        while self.open_memory + bytes > self.memory {
+            let last = (0..self.open.len()).max_by_key(|&at| {
+                let index = self.open[at];
+                (self.streams[index].thread.time, index)
+            });
+            let Some(at) = last else { return };
+            let index = self.open.swap_remove(at);
+            self.open_memory -= self.streams[index].memory;
+            self.streams[index].put_aside();
+        }
     }
 
     /// Tells which process the stream's vCPU runs, if that has changed.
@@ -139,113 +245,87 @@ impl Drmemtrace {
     }
 
     /// Decodes some of one stream.
-    fn step(&mut self) {
-        let Some(index) = self.current.or_else(|| self.pick()) else {
+    fn step(&mut self) -> Result<(), SourceError> {
+        let Some(index) = self.pick()? else {
+            if self.warming_up {
+                // Nobody takes the warm-up for a result.
+                self.warming_up = false;
+                self.builder.control(Control::RegionOfInterest);
+                return Err(self.without_end_of_filter());
+            }
             self.end = Some(Ok(()));
-            return;
+            return Ok(());
         };
-        self.current = Some(index);
         self.switch(index);
         let stream = &mut self.streams[index];
-        let (used, pause) =
-            stream.thread.decode(stream.window.rest(), stream.vcpu, &mut self.builder);
-        stream.window.consume(used);
-        match pause {
-            Pause::Full => {}
-            Pause::Time => self.current = None,
-            Pause::End => {
-                stream.done = true;
-                self.current = None;
+        match stream.step(&mut self.builder)? {
+            Some(Pause::Time) => {
+                let time = stream.thread.time;
+                if self.waiting.peek().is_some_and(|Reverse(next)| *next < (time, index)) {
+                    self.waiting.push(Reverse((time, index)));
+                    self.current = None;
+                }
             }
-            Pause::Process(pid) => {
+            Some(Pause::Process(pid)) => {
                 let process = self.process(pid);
                 self.streams[index].thread.process = Some(process);
             }
-            Pause::Bytes => {
-                if !stream.window.refill() {
-                    self.end = Some(Err(stream.cut_off()));
+            Some(Pause::FilterEnd) if self.warming_up => {
+                self.warming_up = false;
+                self.builder.control(Control::RegionOfInterest);
+                self.streams.iter_mut().for_each(|s| s.thread.count());
+            }
+            Some(Pause::Physical { gva, at: Some(gpa) }) => {
+                self.pages.iter_mut().for_each(|p| p.note(gva, gpa));
+            }
+            Some(_) => {}
+            None => {
+                self.current = None;
+                if let Some(at) = self.open.iter().position(|&o| o == index) {
+                    self.open.swap_remove(at);
+                    self.open_memory -= self.streams[index].memory;
                 }
             }
-            Pause::Bad(message) => {
-                let (record, offset) = (stream.thread.records, stream.window.offset());
-                let message = format!("record {record} at byte {offset}: {message}");
-                self.end = Some(Err(SourceError { source: stream.name.clone(), message }));
-            }
+        }
+        Ok(())
+    }
+
+    fn without_end_of_filter(&self) -> SourceError {
+        SourceError {
+            source: self.name.clone(),
+            message:
+                "ended without the marker at which filtering ends (type 23), which the file type \
+                      announces: all of it is warm-up, and nothing is left to count"
+                    .into(),
         }
     }
-}
 
-impl Stream {
-    fn new(name: String, window: Window, vcpu: VcpuId) -> Self {
-        let taken = window.taken();
-        Self { name, window, taken, thread: Thread::default(), vcpu, done: false }
+    /// Threads met so far.
+    fn threads(&self) -> u64 {
+        let all: BTreeSet<u64> = self.streams.iter().flat_map(|s| s.thread.threads()).collect();
+        all.len() as u64
     }
 
-    /// The stream has ended without its footer.
-    fn cut_off(&self) -> SourceError {
-        let message = self.window.failure().err().unwrap_or_else(|| {
-            format!(
-                "record {} at byte {} has {} of its {RECORD} bytes and no footer came before: the \
-                 trace was cut off",
-                self.thread.records,
-                self.window.offset(),
-                self.window.rest().len()
-            )
-        });
-        SourceError { source: self.name.clone(), message }
+    fn description(&self) -> String {
+        let files = match self.streams.len() {
+            1 => String::new(),
+            n => format!(" in {n} files"),
+        };
+        format!(
+            "drmemtrace, {} threads of {} processes{files}",
+            self.threads(),
+            self.processes.len()
+        )
     }
-}
-
-fn open_stream(
-    path: &Path,
-    vcpu: VcpuId,
-    thread: bool,
-) -> Result<(Stream, Option<u64>), SourceError> {
-    let (name, mut file, bytes) = open_file(path)?;
-    let window = if super::is_zip(&mut file) {
-        let chunks = Chunks::open(file).map_err(|e| cannot_read(&name, &e))?;
-        Window::new(Box::new(chunks), Compression::None, thread)
-    } else {
-        Window::detect(Box::new(file), thread)
-    };
-    let window = not_empty(&name, window)?;
-    Ok((Stream::new(name, window, vcpu), bytes))
-}
-
-/// The thread files of a directory, by name.
-fn thread_files(path: &Path) -> std::io::Result<Vec<PathBuf>> {
-    let mut files = Vec::new();
-    for entry in std::fs::read_dir(path)? {
-        let entry = entry?;
-        let is_trace = entry.file_name().to_string_lossy().contains(".trace");
-        if is_trace && entry.file_type()?.is_file() {
-            files.push(entry.path());
-        }
-    }
-    files.sort();
-    Ok(files)
 }
 
 impl Source for Drmemtrace {
     fn info(&self) -> SourceInfo {
-        let mut approximations = Vec::new();
-        if self.streams.iter().any(|s| s.thread.is_filtered()) {
-            approximations.push(
-                "the trace was filtered by a cache when it was recorded: accesses that hit there \
-                 are missing"
-                    .to_owned(),
-            );
-        }
-        if self.streams.iter().any(|s| s.thread.lacks_data()) {
-            approximations.push("the trace holds instructions only, no loads and stores".into());
-        }
+        let mut approximations = notes::of(self.streams.iter().map(|s| &s.thread.counts));
+        approximations.extend(self.notes.iter().cloned());
         SourceInfo {
             name: self.name.clone(),
-            description: format!(
-                "drmemtrace, {} threads of {} processes",
-                self.streams.len(),
-                self.processes.len()
-            ),
+            description: self.description(),
             knows_lines: true,
             knows_pc: true,
             has_fetches: true,
@@ -258,7 +338,9 @@ impl Source for Drmemtrace {
 
     fn next_batch(&mut self, batch: &mut Batch) -> Result<bool, SourceError> {
         while !self.builder.is_full() && self.end.is_none() {
-            self.step();
+            if let Err(error) = self.step() {
+                self.end = Some(Err(error));
+            }
         }
         self.builder.take_into(batch);
         if !batch.is_empty() {
@@ -276,12 +358,12 @@ impl Source for Drmemtrace {
     }
 
     fn tally(&self) -> Vec<(&'static str, u64)> {
-        let records = self.streams.iter().map(|s| s.thread.records).sum();
-        vec![("records", records), ("threads", self.streams.len() as u64)]
+        let records = self.streams.iter().map(Stream::records).sum();
+        vec![("records", records), ("threads", self.threads())]
     }
 
     /// Bytes of the files read so far, compressed.
     fn position(&self) -> u64 {
-        self.streams.iter().map(|s| s.taken.load(Relaxed)).sum()
+        self.streams.iter().map(Stream::position).sum()
     }
 }

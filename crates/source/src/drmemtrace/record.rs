@@ -1,9 +1,7 @@
-//! The records of one thread's stream.
+//! The records of one file's stream.
 
-use nestwalk_types::{AccessKind, BatchBuilder, Gva, ProcessId, RunFlags, VcpuId};
-
-/// Bytes of a record.
-pub(super) const RECORD: usize = 12;
+use nestwalk_types::{BatchBuilder, Lane, ProcessId, RunFlags, VcpuId};
+use std::collections::BTreeMap;
 
 /// `trace_type_t`, as far as it is told apart here.
 pub(super) mod kind {
@@ -15,6 +13,8 @@ pub(super) mod kind {
     pub(crate) const INSTR_RETURN: u16 = 16;
     pub(crate) const INSTR_BUNDLE: u16 = 17;
     pub(crate) const INSTR_FLUSH: u16 = 18;
+    pub(crate) const INSTR_FLUSH_END: u16 = 19;
+    pub(crate) const DATA_FLUSH: u16 = 20;
     pub(crate) const DATA_FLUSH_END: u16 = 21;
     pub(crate) const THREAD: u16 = 22;
     pub(crate) const THREAD_EXIT: u16 = 23;
@@ -37,23 +37,50 @@ pub(super) mod kind {
 pub(super) mod marker {
     pub(crate) const TIMESTAMP: u16 = 2;
     pub(crate) const FILETYPE: u16 = 9;
+    pub(crate) const INSTRUCTION_COUNT: u16 = 11;
+    pub(crate) const WINDOW_ID: u16 = 14;
+    pub(crate) const PHYSICAL_ADDRESS: u16 = 15;
+    pub(crate) const PHYSICAL_ADDRESS_NOT_AVAILABLE: u16 = 16;
+    pub(crate) const VIRTUAL_ADDRESS: u16 = 17;
+    pub(crate) const PAGE_SIZE: u16 = 18;
+    pub(crate) const FILTER_ENDPOINT: u16 = 23;
     pub(crate) const SYSCALL_TRACE_START: u16 = 27;
     pub(crate) const SYSCALL_TRACE_END: u16 = 28;
+    pub(crate) const CONTEXT_SWITCH_START: u16 = 34;
+    pub(crate) const CONTEXT_SWITCH_END: u16 = 35;
+    pub(crate) const HARDWARE_EVENT: u16 = 43;
+    pub(crate) const HARDWARE_CONTEXT_RETURN: u16 = 44;
 }
 
-/// `OFFLINE_FILE_TYPE_FILTERED`, `_IFILTERED` and `_DFILTERED`.
-const FILTERED: u64 = 0x1 | 0x80 | 0x100;
-/// `OFFLINE_FILE_TYPE_INSTRUCTION_ONLY`.
-const INSTRUCTION_ONLY: u64 = 0x4;
-/// `OFFLINE_FILE_TYPE_ARCH_ARM32` and `_ARCH_X86_32`.
-const ARCH_32: u64 = 0x10 | 0x20;
+/// Bits of `offline_file_type_t`, without their prefix.
+pub(super) mod file_type {
+    /// Any of `FILTERED`, `IFILTERED` and `DFILTERED`.
+    pub(crate) const FILTERED: u64 = 0x1 | 0x80 | 0x100;
+    pub(crate) const INSTRUCTION_ONLY: u64 = 0x4;
+    pub(crate) const ARCH_AARCH64: u64 = 0x8;
+    pub(crate) const BIMODAL_FILTERED_WARMUP: u64 = 0x2000;
+    pub(crate) const KERNEL_SYSCALL_TRACE_TEMPLATES: u64 = 0x4000;
+    pub(crate) const KERNEL_SYSCALL_INSTR_ONLY: u64 = 0x8000;
+    pub(crate) const CORE_SHARDED: u64 = 0x10000;
+    pub(crate) const WHOLE_SYSTEM: u64 = 0x40000;
+}
 
-/// Highest version that a header may name: the format is at 5 to 8, and the byte tells it from
-/// other files.
+/// The newest version of the format that is known here.
+pub(super) const NEWEST: u64 = 7;
+/// Highest version that a header may name: a newer one is read as far as its records are known, and
+/// the number tells the format from others.
 const VERSION_MAX: u64 = 64;
 
-/// A record as read.
-#[derive(Clone, Copy)]
+/// Bytes of a record of a 64-bit build of the tracer, and of a 32-bit one.
+pub(super) const WIDE: usize = 12;
+pub(super) const NARROW: usize = 8;
+
+/// Bits of kind and size that are 0 in a load or store of any size. Looked at so, and not as a number
+/// among others, they come second.
+const DATA_MASK: u32 = 0xffff & !(kind::READ | kind::WRITE) as u32;
+
+/// A record as read. That of a 32-bit build has a value of 32 bits.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Record {
     pub(super) kind: u16,
     pub(super) size: u16,
@@ -61,21 +88,148 @@ pub(super) struct Record {
 }
 
 impl Record {
-    pub(super) fn from_bytes(b: &[u8; RECORD]) -> Self {
-        Self {
-            kind: u16::from_le_bytes([b[0], b[1]]),
-            size: u16::from_le_bytes([b[2], b[3]]),
-            value: u64::from_le_bytes([b[4], b[5], b[6], b[7], b[8], b[9], b[10], b[11]]),
-        }
+    /// Of [`WIDE`] or [`NARROW`] bytes.
+    #[inline(always)]
+    pub(super) fn from_bytes<const N: usize>(b: &[u8; N]) -> Self {
+        let value = match (b.last_chunk::<8>(), b.last_chunk::<4>()) {
+            (Some(wide), _) if N == WIDE => u64::from_le_bytes(*wide),
+            (_, Some(narrow)) => u64::from(u32::from_le_bytes(*narrow)),
+            _ => 0,
+        };
+        let word = Self::word(b);
+        Self { kind: word as u16, size: (word >> 16) as u16, value }
+    }
+
+    /// Kind and size.
+    #[inline(always)]
+    fn word<const N: usize>(b: &[u8; N]) -> u32 {
+        b.first_chunk::<4>().map_or(0, |word| u32::from_le_bytes(*word))
+    }
+
+    /// A fetch of what is no conditional jump.
+    #[inline(always)]
+    const fn is_plain_fetch(self) -> bool {
+        self.kind.wrapping_sub(kind::INSTR) <= kind::INSTR_RETURN - kind::INSTR
+    }
+    #[inline(always)]
+    const fn is_rare_fetch(self) -> bool {
+        matches!(
+            self.kind,
+            kind::INSTR_TAKEN_JUMP | kind::INSTR_UNTAKEN_JUMP | kind::INSTR_SYSENTER
+        )
+    }
+
+    fn is_header(self) -> bool {
+        self.kind == kind::HEADER && (1..=VERSION_MAX).contains(&self.value)
     }
 }
 
-/// Whether a file begins as a drmemtrace does: with a header that names a version.
-pub(crate) fn matches(head: &[u8]) -> bool {
-    head.first_chunk().is_some_and(|first| {
-        let r = Record::from_bytes(first);
-        r.kind == kind::HEADER && (1..=VERSION_MAX).contains(&r.value)
+/// How the records of a file are laid out.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(super) enum Layout {
+    /// [`WIDE`] bytes each.
+    #[default]
+    Wide,
+    /// [`NARROW`] bytes each, written by a 32-bit build of the tracer.
+    Narrow,
+}
+
+impl Layout {
+    pub(super) const fn bytes(self) -> usize {
+        match self {
+            Self::Wide => WIDE,
+            Self::Narrow => NARROW,
+        }
+    }
+
+    /// The layout that the beginning of a file shows: a header that names a version. In a header of
+    /// 12 bytes the upper half of the version is zero; behind one of 8 bytes another record begins.
+    pub(super) fn of(head: &[u8]) -> Option<Self> {
+        let wide = head.first_chunk::<WIDE>().map(Record::from_bytes);
+        let narrow = head.first_chunk::<NARROW>().map(Record::from_bytes);
+        if wide.is_some_and(Record::is_header) {
+            return Some(Self::Wide);
+        }
+        let second = head.get(NARROW..)?.first_chunk::<NARROW>().map(Record::from_bytes)?;
+        let follows = second.kind > kind::WRITE && second.kind <= kind::INSTR_UNTAKEN_JUMP;
+        (narrow.is_some_and(Record::is_header) && follows).then_some(Self::Narrow)
+    }
+
+    /// The whole records at the front of `bytes`.
+    fn records(self, bytes: &[u8]) -> impl Iterator<Item = Record> {
+        let (wide, narrow) = match self {
+            Self::Wide => (bytes.as_chunks::<WIDE>().0, &[][..]),
+            Self::Narrow => (&[][..], bytes.as_chunks::<NARROW>().0),
+        };
+        let wide = wide.iter().map(Record::from_bytes);
+        wide.chain(narrow.iter().map(Record::from_bytes))
+    }
+}
+
+/// What is wrong with a file that does not begin with a header.
+pub(super) fn without_header(head: &[u8]) -> Pause {
+    let Some(first) = head.first_chunk::<WIDE>().map(Record::from_bytes) else {
+        return Pause::Bytes;
+    };
+    Pause::Bad(if first.kind == kind::HEADER {
+        format!("version {} in the header; versions are 1 to {NEWEST}", first.value)
+    } else if is_raw(head) {
+        "what the tracer wrote before post-processing, where a header (type 25) must be; running an \
+         analysis tool on its directory once makes the trace, in `trace` beside `raw`"
+            .to_owned()
+    } else {
+        format!("type {}, where a header (type 25) must be", first.kind)
     })
+}
+
+/// Whether a file begins as a drmemtrace does.
+pub(crate) fn matches(head: &[u8]) -> bool {
+    Layout::of(head).is_some()
+}
+
+/// Whether a file begins as what the tracer writes before it is post-processed: an `offline_entry_t`
+/// of type `OFFLINE_TYPE_EXTENDED` with a header, old or new.
+fn is_raw(head: &[u8]) -> bool {
+    head.get(7).is_some_and(|top| matches!(top, 0xc0 | 0xc4))
+}
+
+/// What the records before the first access say.
+#[derive(Clone, Default, PartialEq, Eq, Debug)]
+pub(super) struct Head {
+    pub(super) version: u64,
+    pub(super) thread: Option<u64>,
+    pub(super) process: Option<u64>,
+    pub(super) file_type: u64,
+    /// The first timestamp.
+    pub(super) time: Option<u64>,
+    /// There are physical addresses.
+    pub(super) physical: bool,
+    /// Page size of the traced system, in bytes.
+    pub(super) page_size: Option<u64>,
+}
+
+/// Bytes that [`Head::of`] looks at.
+pub(super) const HEAD: usize = 4096;
+
+impl Head {
+    /// Of the first bytes of a file.
+    pub(super) fn of(layout: Layout, bytes: &[u8]) -> Self {
+        let mut head = Self::default();
+        for r in layout.records(bytes) {
+            match (r.kind, r.size) {
+                (kind::HEADER, _) if head.version == 0 => head.version = r.value,
+                (kind::THREAD, _) => head.thread = head.thread.or(Some(r.value)),
+                (kind::PID, _) => head.process = head.process.or(Some(r.value)),
+                (kind::MARKER, marker::FILETYPE) => head.file_type |= r.value,
+                (kind::MARKER, marker::TIMESTAMP) => head.time = head.time.or(Some(r.value)),
+                (kind::MARKER, marker::VIRTUAL_ADDRESS) => head.physical = true,
+                (kind::MARKER, marker::PAGE_SIZE) => head.page_size = Some(r.value),
+                (kind::MARKER, _) | (kind::ENCODING, _) => {}
+                _ => break,
+            }
+        }
+        head
+    }
 }
 
 /// Why decoding paused.
@@ -89,31 +243,122 @@ pub(super) enum Pause {
     Time,
     /// The records from here on belong to this process.
     Process(u64),
-    /// The footer.
-    End,
+    /// What was before was filtered for warm-up.
+    FilterEnd,
+    /// From here on this page of the virtual addresses is at this physical address, or at none.
+    Physical {
+        /// An address in the page.
+        gva: u64,
+        /// The address that it is at.
+        at: Option<u64>,
+    },
     /// The stream is damaged.
     Bad(String),
 }
 
-/// State of a thread between records.
+/// What is counted that does not become accesses, or that a reader of results must know.
+#[derive(Clone, Default, Debug)]
+pub(super) struct Counts {
+    /// Prefetches and cache flushes.
+    pub(super) skipped: u64,
+    /// Instructions that ran before an online filter, by thread, as the trace says.
+    pub(super) unfiltered: BTreeMap<u64, u64>,
+    /// Windows of recording.
+    pub(super) windows: u64,
+    /// Accesses that were filtered after counting had begun.
+    pub(super) filtered_late: u64,
+    /// Bits of `offline_file_type_t` seen.
+    pub(super) file_types: u64,
+    /// The newest version seen.
+    pub(super) version: u64,
+    /// Page size of the traced system, if it was said and is not 4 KiB.
+    pub(super) page_size: Option<u64>,
+    /// Pages of which the physical address is said, and those of which it could not be had.
+    pub(super) physical: u64,
+    pub(super) not_available: u64,
+}
+
+/// State of a stream between records.
 #[derive(Default)]
 pub(super) struct Thread {
-    /// Records decoded.
-    pub(super) records: u64,
     /// The latest timestamp, in microseconds since 1601.
     pub(super) time: u64,
     /// The thread that records belong to, and whose process each thread is.
     thread: u64,
-    process_of: Vec<(u64, u64)>,
+    process_of: BTreeMap<u64, u64>,
     pub(super) process: Option<ProcessId>,
+    /// Address of the instruction that accesses belong to, and its size in bytes; with a size of 0
+    /// the latest that has one is at `before` and ends at `behind`.
     pc: u64,
-    next_pc: u64,
-    kernel: bool,
-    /// Bits of `offline_file_type_t` seen.
+    size: u16,
+    /// It is in the kernel's half; kept only where it is looked at.
+    upper: bool,
+    before: u64,
+    behind: u64,
+    /// [`RunFlags::KERNEL`] within a part of the kernel.
+    mode: RunFlags,
+    in_syscall: bool,
+    in_switch: bool,
+    events: u32,
+    /// Bits of `offline_file_type_t` of the latest header.
     pub(super) file_type: u64,
+    /// Instructions are looked at one by one: the file is of the whole system, or the filter counts.
+    slow: bool,
+    /// Records are filtered until a marker says otherwise.
+    filtering: bool,
+    /// Counting has begun.
+    counting: bool,
+    window: Option<u64>,
+    /// The physical address that the next virtual one is at.
+    physical: Option<u64>,
+    pub(super) layout: Layout,
+    /// The latest record was a footer: the stream may end here.
+    pub(super) whole: bool,
+    pub(super) counts: Counts,
+}
+
+/// Records that are decoded between two looks at whether the batch is full.
+const BLOCK: usize = 512;
+/// Accesses within a line that they make at most: a bundle has eight instructions.
+const ACCESSES: u32 = 8 * BLOCK as u32;
+
+/// An address without what hardware ignores of it, and with bit 47 above it, as x86-64 has it.
+///
+/// On `AArch64` the top byte may be a tag, and bit 55 says which tables translate. Each of the two has
+/// addresses of 48 bits, which become x86-64's of 48 bits: the walks of both have the same four
+/// levels. One of more bits (52) keeps them. On x86-64 the bits above 57 are the sign in every address
+/// unless the processor masks them (Intel's LAM, AMD's UAI); where they are not, the address is that
+/// of 48 bits below, as the tracer's own reader has it.
+#[inline(always)]
+const fn canonical<const N: usize, const TAGGED: bool>(address: u64) -> u64 {
+    if N == NARROW {
+        return address;
+    }
+    if TAGGED {
+        let untagged = (address << 8) as i64 >> 8;
+        let high = untagged >> 48;
+        return if high == 0 || high == -1 { without_mask(address) } else { untagged as u64 };
+    }
+    // The top eight bits are alike.
+    if address.wrapping_add(1 << 56) >> 57 == 0 { address } else { without_mask(address) }
+}
+
+/// Whether an address is in the half of the kernel, which is told by its uppermost bit beside a tag.
+const fn is_upper<const TAGGED: bool>(address: u64) -> bool {
+    address >> if TAGGED { 55 } else { 63 } & 1 != 0
+}
+
+/// An address of 48 bits that has something else above.
+#[cold]
+const fn without_mask(address: u64) -> u64 {
+    ((address << 16) as i64 >> 16) as u64
 }
 
 impl Thread {
+    pub(super) fn new(layout: Layout) -> Self {
+        Self { layout, ..Self::default() }
+    }
+
     /// Decodes records from the front of `bytes` and says how many bytes it used.
     pub(super) fn decode(
         &mut self,
@@ -121,145 +366,321 @@ impl Thread {
         vcpu: VcpuId,
         out: &mut BatchBuilder,
     ) -> (usize, Pause) {
-        let (records, _) = bytes.as_chunks::<RECORD>();
-        for (i, record) in records.iter().enumerate() {
+        let mut done = 0;
+        loop {
             if out.is_full() {
-                return (i * RECORD, Pause::Full);
+                return (done, Pause::Full);
             }
-            let pause = self.record(Record::from_bytes(record), vcpu, out);
+            let size = self.layout.bytes();
+            let rest = &bytes[done..];
+            let block = &rest[..rest.len().min(BLOCK * size)];
+            if block.len() < size {
+                return (done, Pause::Bytes);
+            }
+            // How records are read may change with a file type, so a block ends there.
+            let (used, pause) = match (self.layout, self.slow, self.is_tagged()) {
+                (Layout::Narrow, ..) => self.block::<NARROW, false, true>(block, vcpu, out),
+                (Layout::Wide, true, false) => self.block::<WIDE, false, true>(block, vcpu, out),
+                (Layout::Wide, true, true) => self.block::<WIDE, true, true>(block, vcpu, out),
+                (Layout::Wide, false, false) => self.block::<WIDE, false, false>(block, vcpu, out),
+                (Layout::Wide, false, true) => self.block::<WIDE, true, false>(block, vcpu, out),
+            };
+            done += used;
             if let Some(pause) = pause {
-                let used = if matches!(pause, Pause::Bad(_)) { i } else { i + 1 };
-                return (used * RECORD, pause);
+                return (done, pause);
             }
         }
-        (records.len() * RECORD, Pause::Bytes)
     }
 
-    fn record(&mut self, r: Record, vcpu: VcpuId, out: &mut BatchBuilder) -> Option<Pause> {
-        let bad = |message: String| Some(Pause::Bad(message));
-        if self.records == 0 && r.kind != kind::HEADER {
-            return bad(format!("type {}, where a header (type 25) must be", r.kind));
-        }
-        let pause = match r.kind {
-            kind::READ => self.data(r, AccessKind::Load, vcpu, out),
-            kind::WRITE => self.data(r, AccessKind::Store, vcpu, out),
-            kind::INSTR..=kind::INSTR_RETURN
-            | kind::INSTR_SYSENTER
-            | kind::INSTR_TAKEN_JUMP
-            | kind::INSTR_UNTAKEN_JUMP => self.instruction(r.value, r.size, vcpu, out),
-            kind::INSTR_MAYBE_FETCH if r.value == self.pc => None,
-            kind::INSTR_MAYBE_FETCH => self.instruction(r.value, r.size, vcpu, out),
-            kind::INSTR_NO_FETCH => {
-                self.pc = r.value;
-                self.next_pc = r.value.wrapping_add(u64::from(r.size));
-                None
+    /// The threads that records belonged to.
+    pub(super) fn threads(&self) -> impl Iterator<Item = u64> {
+        self.process_of.keys().copied()
+    }
+
+    const fn is_tagged(&self) -> bool {
+        self.file_type & file_type::ARCH_AARCH64 != 0
+    }
+
+    /// Decodes whole records until one asks for a pause, or changes how the others are read.
+    #[inline(never)]
+    fn block<const N: usize, const TAGGED: bool, const SLOW: bool>(
+        &mut self,
+        bytes: &[u8],
+        vcpu: VcpuId,
+        out: &mut BatchBuilder,
+    ) -> (usize, Option<Pause>) {
+        let (records, _) = bytes.as_chunks::<N>();
+        let mut lane = out.lane(vcpu, ACCESSES, self.mode);
+        let mut rest = records.iter();
+        while let Some(record) = rest.next() {
+            let r = Record::from_bytes(record);
+            // In the order of how many there are. What joins a run needs no look at its upper bits.
+            if r.is_plain_fetch() {
+                if !TAGGED && !SLOW && lane.joins_fetch(r.value, r.size) {
+                    (self.pc, self.size) = (r.value, r.size);
+                } else {
+                    self.fetch_record::<N, TAGGED>(r.size, r.value, &mut lane);
+                }
+            } else if Record::word(record) & DATA_MASK == 0 {
+                let store = r.kind == kind::WRITE;
+                if TAGGED || SLOW || !lane.joins_data(r.value, r.size, store) {
+                    if SLOW && self.slow {
+                        self.count_slow(&mut lane);
+                    }
+                    let gva = canonical::<N, TAGGED>(r.value);
+                    if !TAGGED && !SLOW && gva == r.value {
+                        lane.begins_data(self.pc, gva, r.size, store);
+                    } else {
+                        lane.data(self.pc, gva, r.size, store);
+                    }
+                }
+            } else if r.is_rare_fetch() {
+                if !TAGGED && !SLOW && lane.joins_fetch(r.value, r.size) {
+                    (self.pc, self.size) = (r.value, r.size);
+                } else {
+                    self.fetch_record::<N, TAGGED>(r.size, r.value, &mut lane);
+                }
+            } else if r.kind != kind::ENCODING {
+                let before = (self.file_type, self.slow);
+                let pause = self.special::<N, TAGGED>(r.kind, r.size, r.value, &mut lane);
+                lane.set_mode(self.mode);
+                let i = records.len() - rest.len() - 1;
+                match pause {
+                    Some(Pause::Bad(message)) => return (i * N, Some(Pause::Bad(message))),
+                    None if (self.file_type, self.slow) == before => {}
+                    pause => {
+                        self.whole = false;
+                        return ((i + 1) * N, pause);
+                    }
+                }
             }
-            kind::INSTR_BUNDLE if r.size > 8 => {
-                return bad(format!("a bundle of {} instructions, where at most 8 fit", r.size));
+        }
+        if let Some(last) = records.last() {
+            self.whole = Record::from_bytes(last).kind == kind::FOOTER;
+        }
+        (records.len() * N, None)
+    }
+
+    /// A record of an instruction that does not simply join a run.
+    #[inline]
+    fn fetch_record<const N: usize, const TAGGED: bool>(
+        &mut self,
+        size: u16,
+        value: u64,
+        lane: &mut Lane<'_>,
+    ) {
+        let pc = canonical::<N, TAGGED>(value);
+        self.upper = is_upper::<TAGGED>(value);
+        if size == 0 {
+            self.only_pc(pc);
+        } else if !TAGGED && !self.slow && pc == value {
+            (self.pc, self.size) = (pc, size);
+            lane.begins_fetch(pc, size);
+        } else {
+            self.fetch(pc, size, lane);
+        }
+    }
+
+    /// A record that only names the instruction that accesses belong to.
+    #[cold]
+    fn only_pc(&mut self, pc: u64) {
+        let (next, previous) = (self.next(), self.previous());
+        (self.behind, self.before) = (next, previous);
+        (self.pc, self.size) = (pc, 0);
+    }
+
+    /// Address behind the latest instruction with a size.
+    fn next(&self) -> u64 {
+        if self.size == 0 { self.behind } else { self.pc.wrapping_add(u64::from(self.size)) }
+    }
+    /// Address of the latest instruction with a size that was not in a bundle.
+    fn previous(&self) -> u64 {
+        if self.size == 0 { self.before } else { self.pc }
+    }
+
+    /// An instruction of some size, off the short way.
+    #[inline]
+    fn fetch(&mut self, pc: u64, size: u16, lane: &mut Lane<'_>) {
+        (self.pc, self.size) = (pc, size);
+        if self.slow {
+            self.count_slow(lane);
+        }
+        lane.fetch(pc, size);
+    }
+
+    /// What is looked at for each access of few traces.
+    #[cold]
+    fn count_slow(&mut self, lane: &mut Lane<'_>) {
+        self.counts.filtered_late += u64::from(self.counting && self.filtering);
+        self.set_mode();
+        lane.set_mode(self.mode);
+    }
+
+    /// Kernel mode is told by markers around the kernel's parts. Whole-system traces have markers where
+    /// hardware enters the kernel and returns from it, and what they may lack, for calls that do not
+    /// trap, the address of the instruction tells: the kernel's is in the upper half.
+    fn set_mode(&mut self) {
+        let upper = self.file_type & file_type::WHOLE_SYSTEM != 0 && self.upper;
+        let kernel = self.in_syscall || self.in_switch || self.events > 0 || upper;
+        self.mode = RunFlags::KERNEL.when(kernel);
+    }
+
+    /// Everything but fetches, loads, stores and encodings.
+    #[cold]
+    #[inline(never)]
+    fn special<const N: usize, const TAGGED: bool>(
+        &mut self,
+        kind: u16,
+        size: u16,
+        value: u64,
+        lane: &mut Lane<'_>,
+    ) -> Option<Pause> {
+        let r = Record { kind, size, value };
+        match r.kind {
+            kind::INSTR_MAYBE_FETCH | kind::INSTR_NO_FETCH => {
+                let pc = canonical::<N, TAGGED>(r.value);
+                self.upper = is_upper::<TAGGED>(r.value);
+                let again = r.kind == kind::INSTR_NO_FETCH || pc == self.previous();
+                if r.size == 0 {
+                    self.only_pc(pc);
+                } else if again {
+                    (self.pc, self.size) = (pc, r.size);
+                } else {
+                    self.fetch(pc, r.size, lane);
+                }
+            }
+            kind::INSTR_BUNDLE if usize::from(r.size) > N - 4 => {
+                let (n, most) = (r.size, N - 4);
+                let message = format!("a bundle of {n} instructions, where at most {most} fit");
+                return Some(Pause::Bad(message));
             }
             kind::INSTR_BUNDLE => {
+                let previous = self.previous();
                 for length in &r.value.to_le_bytes()[..usize::from(r.size)] {
-                    self.instruction(self.next_pc, u16::from(*length), vcpu, out);
+                    let next = self.next();
+                    self.fetch(next, u16::from(*length), lane);
+                    self.behind = next.wrapping_add(u64::from(*length));
                 }
-                None
+                // What was before the bundle stays the latest.
+                (self.before, self.behind, self.size) = (previous, self.next(), 0);
             }
             kind::PREFETCH..=kind::PREFETCH_INSTR
             | kind::PREFETCH_READ_L1_NT..=kind::PREFETCH_WRITE_L3_NT
             | kind::HARDWARE_PREFETCH
-            | kind::INSTR_FLUSH..=kind::DATA_FLUSH_END
-            | kind::THREAD_EXIT
-            | kind::ENCODING => None,
-            kind::THREAD => self.switch_thread(r.value),
-            kind::PID => self.name_process(r.value),
-            kind::HEADER if (1..=VERSION_MAX).contains(&r.value) => None,
-            kind::HEADER => return bad(format!("version {} in the header", r.value)),
-            kind::FOOTER => Some(Pause::End),
-            kind::MARKER => match self.marker(r) {
-                Err(message) => return bad(message),
-                Ok(pause) => pause,
-            },
-            other => return bad(format!("type {other}; types are 0 to 49")),
-        };
-        self.records += 1;
-        pause
-    }
-
-    fn flags(&self, kind: AccessKind) -> RunFlags {
-        let flags = RunFlags::of(kind);
-        if self.kernel { flags.union(RunFlags::KERNEL) } else { flags }
-    }
-
-    fn data(
-        &mut self,
-        r: Record,
-        kind: AccessKind,
-        vcpu: VcpuId,
-        out: &mut BatchBuilder,
-    ) -> Option<Pause> {
-        let (pc, gva) = (Gva::new(self.pc), Gva::new(r.value));
-        out.access_with(vcpu, pc, gva, u32::from(r.size), self.flags(kind), 0);
-        None
-    }
-
-    fn instruction(
-        &mut self,
-        pc: u64,
-        size: u16,
-        vcpu: VcpuId,
-        out: &mut BatchBuilder,
-    ) -> Option<Pause> {
-        self.pc = pc;
-        if size > 0 {
-            self.next_pc = pc.wrapping_add(u64::from(size));
-            let gva = Gva::new(pc);
-            let flags = self.flags(AccessKind::Fetch);
-            out.access_with(vcpu, gva, gva, u32::from(size), flags, 1);
-        }
-        None
-    }
-
-    fn switch_thread(&mut self, thread: u64) -> Option<Pause> {
-        self.thread = thread;
-        // A thread that is new is followed by its process.
-        let known = self.process_of.iter().find(|t| t.0 == thread);
-        known.map(|&(_, process)| Pause::Process(process))
-    }
-
-    fn name_process(&mut self, process: u64) -> Option<Pause> {
-        match self.process_of.iter_mut().find(|t| t.0 == self.thread) {
-            // Thread numbers are reused.
-            Some(known) => known.1 = process,
-            None => self.process_of.push((self.thread, process)),
-        }
-        Some(Pause::Process(process))
-    }
-
-    fn marker(&mut self, r: Record) -> Result<Option<Pause>, String> {
-        match r.size {
-            marker::TIMESTAMP => {
-                let later = r.value > self.time;
-                self.time = r.value;
-                return Ok(later.then_some(Pause::Time));
+            | kind::INSTR_FLUSH
+            | kind::DATA_FLUSH => self.counts.skipped += 1,
+            // The end of a flush, or what another record has said.
+            kind::INSTR_FLUSH_END | kind::DATA_FLUSH_END | kind::THREAD_EXIT => {}
+            kind::THREAD => {
+                self.thread = r.value;
+                // A thread that is new is followed by its process.
+                return self.process_of.get(&r.value).map(|&process| Pause::Process(process));
             }
+            kind::PID => {
+                // Thread numbers are reused.
+                self.process_of.insert(self.thread, r.value);
+                return Some(Pause::Process(r.value));
+            }
+            kind::HEADER if r.is_header() => self.header(r.value),
+            kind::HEADER => {
+                let message =
+                    format!("version {} in the header; versions are 1 to {NEWEST}", r.value);
+                return Some(Pause::Bad(message));
+            }
+            // Another trace may follow, or another thread of the same core.
+            kind::FOOTER => {}
+            kind::MARKER => return self.marker::<N, TAGGED>(r),
+            other => {
+                let last = kind::INSTR_UNTAKEN_JUMP;
+                return Some(Pause::Bad(format!("type {other}; types are 0 to {last}")));
+            }
+        }
+        None
+    }
+
+    /// A trace begins, whatever was before in the file.
+    fn header(&mut self, version: u64) {
+        self.counts.version = self.counts.version.max(version);
+        (self.in_syscall, self.in_switch, self.events) = (false, false, 0);
+        self.set_mode();
+        self.physical = None;
+    }
+
+    /// Counting has begun, by a marker of this stream or another.
+    pub(super) fn count(&mut self) {
+        self.counting = true;
+        self.set_slow();
+    }
+
+    fn set_slow(&mut self) {
+        let whole_system = self.file_type & file_type::WHOLE_SYSTEM != 0;
+        self.slow = whole_system || (self.counting && self.filtering);
+    }
+
+    fn marker<const N: usize, const TAGGED: bool>(&mut self, r: Record) -> Option<Pause> {
+        match r.size {
+            marker::TIMESTAMP => return self.timestamp::<N>(r.value).then_some(Pause::Time),
             marker::FILETYPE => {
-                self.file_type |= r.value;
-                if r.value & ARCH_32 != 0 {
-                    return Err(
-                        "a trace of a 32-bit program; only 64-bit ones are supported".into()
-                    );
+                self.file_type = r.value;
+                self.counts.file_types |= r.value;
+                self.filtering = r.value & file_type::BIMODAL_FILTERED_WARMUP != 0;
+                self.set_slow();
+            }
+            marker::INSTRUCTION_COUNT => {
+                self.counts.unfiltered.insert(self.thread, r.value);
+            }
+            marker::WINDOW_ID => {
+                if self.window != Some(r.value) {
+                    self.window = Some(r.value);
+                    self.counts.windows += 1;
+                    // Each window begins filtered.
+                    self.filtering = self.file_type & file_type::BIMODAL_FILTERED_WARMUP != 0;
+                    self.set_slow();
                 }
             }
-            marker::SYSCALL_TRACE_START => self.kernel = true,
-            marker::SYSCALL_TRACE_END => self.kernel = false,
-            _ => {}
+            marker::PAGE_SIZE if r.value != 4096 => self.counts.page_size = Some(r.value),
+            marker::FILTER_ENDPOINT => {
+                self.filtering = false;
+                self.set_slow();
+                return Some(Pause::FilterEnd);
+            }
+            marker::SYSCALL_TRACE_START => self.in_syscall = true,
+            marker::SYSCALL_TRACE_END => self.in_syscall = false,
+            marker::CONTEXT_SWITCH_START => self.in_switch = true,
+            marker::CONTEXT_SWITCH_END => self.in_switch = false,
+            marker::HARDWARE_EVENT => self.events = self.events.saturating_add(1),
+            marker::HARDWARE_CONTEXT_RETURN => self.events = self.events.saturating_sub(1),
+            marker::PHYSICAL_ADDRESS => self.physical = Some(r.value),
+            marker::VIRTUAL_ADDRESS => {
+                let gva = canonical::<N, TAGGED>(r.value);
+                if let at @ Some(_) = self.physical.take() {
+                    self.counts.physical += 1;
+                    return Some(Pause::Physical { gva, at });
+                }
+            }
+            marker::PHYSICAL_ADDRESS_NOT_AVAILABLE => {
+                self.counts.not_available += 1;
+                let gva = canonical::<N, TAGGED>(r.value);
+                return Some(Pause::Physical { gva, at: None });
+            }
+            _ => return None,
         }
-        Ok(None)
+        self.set_mode();
+        None
     }
 
-    pub(super) fn is_filtered(&self) -> bool {
-        self.file_type & FILTERED != 0
+    /// Takes a timestamp; whether it is later than the one before.
+    fn timestamp<const N: usize>(&mut self, value: u64) -> bool {
+        let now = if N == NARROW { nearest(self.time, value as u32) } else { value };
+        let later = now > self.time;
+        self.time = now;
+        later
     }
-    pub(super) fn lacks_data(&self) -> bool {
-        self.file_type & INSTRUCTION_ONLY != 0
-    }
+}
+
+/// The time nearest to `reference` whose lower 32 bits these are: 32-bit builds of the tracer keep no
+/// more, which repeat after 71 minutes.
+pub(super) const fn nearest(reference: u64, bits: u32) -> u64 {
+    let distance = bits.wrapping_sub(reference as u32) as i32;
+    reference.wrapping_add_signed(distance as i64)
 }

@@ -4,9 +4,10 @@
 //! (4.3.14, 4.3.15), central directory headers (4.3.12), local headers (4.3.7), the zip64 extended
 //! information field (4.5.3). Members are stored or deflated, as minizip writes them.
 
-use flate2::read::DeflateDecoder;
+use flate2::Crc;
+use flate2::bufread::DeflateDecoder;
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io::{self, BufReader, Read, Seek, SeekFrom};
 
 const LOCAL: &[u8; 4] = b"PK\x03\x04";
 const CENTRAL: &[u8; 4] = b"PK\x01\x02";
@@ -34,6 +35,9 @@ struct Member {
     offset: u64,
     /// Bytes of data as stored.
     bytes: u64,
+    /// Bytes of data, and their CRC-32.
+    full: u64,
+    crc: u32,
     deflated: bool,
 }
 
@@ -41,13 +45,19 @@ struct Member {
 pub(super) struct Chunks<R: Read + Seek> {
     members: std::vec::IntoIter<Member>,
     state: State<R>,
-    name: String,
+    /// The member that is read, and what was read of it.
+    now: Option<Member>,
+    read: u64,
+    crc: Crc,
 }
+
+/// Compressed bytes read at a time.
+const INPUT: usize = 32 << 10;
 
 enum State<R> {
     Between(R),
     Stored(io::Take<R>),
-    Deflated(DeflateDecoder<io::Take<R>>),
+    Deflated(DeflateDecoder<BufReader<io::Take<R>>>),
     Broken,
 }
 
@@ -97,20 +107,17 @@ fn member(bytes: &[u8]) -> io::Result<(Member, usize)> {
     }
     let extra_at = 46 + name as usize;
     let name = String::from_utf8_lossy(&bytes[46..extra_at]).into_owned();
-    let (mut stored, full, mut offset) = (u32_at(bytes, 20), u32_at(bytes, 24), u32_at(bytes, 42));
+    let (mut stored, mut full) = (u32_at(bytes, 20), u32_at(bytes, 24));
+    let (crc, mut offset) = (u32_at(bytes, 16) as u32, u32_at(bytes, 42));
     let mut field = &bytes[extra_at..extra_at + extra as usize];
     while field.len() >= 4 {
         let end = (4 + u16_at(field, 2) as usize).min(field.len());
         if u16_at(field, 0) == 1 {
             // Only those that do not fit above are here, in this order.
             let mut at = 4;
-            for (value, keep) in [(full, None), (stored, Some(0)), (offset, Some(1))] {
-                if value == 0xffff_ffff {
-                    match keep {
-                        Some(0) => stored = u64_at(&field[..end], at),
-                        Some(_) => offset = u64_at(&field[..end], at),
-                        None => {}
-                    }
+            for value in [&mut full, &mut stored, &mut offset] {
+                if *value == 0xffff_ffff {
+                    *value = u64_at(&field[..end], at);
                     at += 8;
                 }
             }
@@ -126,7 +133,7 @@ fn member(bytes: &[u8]) -> io::Result<(Member, usize)> {
             )));
         }
     };
-    Ok((Member { name, offset, bytes: stored, deflated }, header))
+    Ok((Member { name, offset, bytes: stored, full, crc, deflated }, header))
 }
 
 impl<R: Read + Seek> Chunks<R> {
@@ -151,8 +158,39 @@ impl<R: Read + Seek> Chunks<R> {
         Ok(Self {
             members: members.into_iter(),
             state: State::Between(reader),
-            name: String::new(),
+            now: None,
+            read: 0,
+            crc: Crc::new(),
         })
+    }
+
+    /// Leaves out the members that end at `offset` of the data or before; says where what is left
+    /// begins.
+    pub(super) fn skip(&mut self, offset: u64) -> u64 {
+        let mut begin = 0_u64;
+        while let Some(end) =
+            self.members.as_slice().first().and_then(|m| begin.checked_add(m.full))
+            && end <= offset
+        {
+            begin = end;
+            self.members.next();
+        }
+        begin
+    }
+
+    /// Whether the member that has ended is what the directory says.
+    fn check(&mut self) -> io::Result<()> {
+        let Some(member) = self.now.take() else { return Ok(()) };
+        let (read, crc) = (std::mem::take(&mut self.read), self.crc.sum());
+        self.crc.reset();
+        if (read, crc) == (member.full, member.crc) {
+            return Ok(());
+        }
+        Err(bad(format!(
+            "member {}: {read} bytes with the checksum {crc:08x}, where the directory says {} with \
+             {:08x}: damaged",
+            member.name, member.full, member.crc
+        )))
     }
 
     /// Goes to the data of the next member. `Ok(false)` if there is none.
@@ -173,12 +211,12 @@ impl<R: Read + Seek> Chunks<R> {
         let skip = u16_at(&header, 26) + u16_at(&header, 28);
         reader.seek(SeekFrom::Start(member.offset + 30 + skip))?;
         let data = reader.take(member.bytes);
-        self.name = member.name;
         self.state = if member.deflated {
-            State::Deflated(DeflateDecoder::new(data))
+            State::Deflated(DeflateDecoder::new(BufReader::with_capacity(INPUT, data)))
         } else {
             State::Stored(data)
         };
+        self.now = Some(member);
         Ok(true)
     }
 }
@@ -195,17 +233,22 @@ impl<R: Read + Seek> Read for Chunks<R> {
                 State::Deflated(data) => data.read(buf),
                 State::Broken => return Ok(0),
             };
-            let n = n.map_err(|e| bad(format!("member {}: {e}", self.name)))?;
+            let n = n.map_err(|e| {
+                bad(format!("member {}: {e}", self.now.as_ref().map_or("", |m| &m.name)))
+            })?;
             if n > 0 {
+                self.crc.update(&buf[..n]);
+                self.read += n as u64;
                 return Ok(n);
             }
             // An error below leaves the archive broken: nothing more comes.
             let reader = match std::mem::replace(&mut self.state, State::Broken) {
                 State::Between(reader) => reader,
                 State::Stored(data) => data.into_inner(),
-                State::Deflated(data) => data.into_inner().into_inner(),
+                State::Deflated(data) => data.into_inner().into_inner().into_inner(),
                 State::Broken => return Ok(0),
             };
+            self.check()?;
             if !self.next(reader)? {
                 return Ok(0);
             }

@@ -27,7 +27,7 @@ impl Sink {
             Some(Compression::Zstd) => {
                 Self::Zstd(BufWriter::new(zstd::stream::write::Encoder::new(file, 9)?))
             }
-            Some(Compression::None) | None => Self::Plain(BufWriter::new(file)),
+            _ => Self::Plain(BufWriter::new(file)),
         })
     }
     fn inner(&mut self) -> &mut dyn Write {

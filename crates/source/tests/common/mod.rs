@@ -46,19 +46,52 @@ pub fn collect(source: &mut dyn Source) -> Stream {
     }
 }
 
+/// Names of the ways in which a trace may be compressed.
+pub const COMPRESSED: [&str; 7] = ["plain", "gzip", "xz", "zstd", "lz4", "snappy", "bzip2"];
+
 /// All ways in which a trace may be compressed, with the name of each.
 pub fn compressed(data: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
+    COMPRESSED.map(|name| (name, compress(name, data))).into()
+}
+
+/// Compresses in one of [`COMPRESSED`].
+pub fn compress(name: &str, data: &[u8]) -> Vec<u8> {
     use std::io::Write;
-    let mut gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-    gz.write_all(data).unwrap();
-    let mut xz = liblzma::write::XzEncoder::new(Vec::new(), 1);
-    xz.write_all(data).unwrap();
-    vec![
-        ("plain", data.to_vec()),
-        ("gzip", gz.finish().unwrap()),
-        ("xz", xz.finish().unwrap()),
-        ("zstd", zstd::encode_all(data, 1).unwrap()),
-    ]
+    match name {
+        "gzip" => {
+            let level = flate2::Compression::fast();
+            let mut gz = flate2::write::GzEncoder::new(Vec::new(), level);
+            gz.write_all(data).unwrap();
+            gz.finish().unwrap()
+        }
+        "xz" => {
+            let mut xz = liblzma::write::XzEncoder::new(Vec::new(), 1);
+            xz.write_all(data).unwrap();
+            xz.finish().unwrap()
+        }
+        "zstd" => zstd::encode_all(data, 1).unwrap(),
+        "lz4" => {
+            use lz4_flex::frame::{BlockSize, FrameEncoder, FrameInfo};
+            let blocks = FrameInfo::new().block_size(BlockSize::Max64KB);
+            let mut lz4 = FrameEncoder::with_frame_info(blocks, Vec::new());
+            lz4.write_all(data).unwrap();
+            lz4.finish().unwrap()
+        }
+        // The library writes nothing for nothing, not even the stream identifier.
+        "snappy" if data.is_empty() => b"\xff\x06\0\0sNaPpY".to_vec(),
+        "snappy" => {
+            let mut snappy = snap::write::FrameEncoder::new(Vec::new());
+            snappy.write_all(data).unwrap();
+            snappy.into_inner().unwrap()
+        }
+        "bzip2" => {
+            let level = bzip2::Compression::fast();
+            let mut bzip2 = bzip2::write::BzEncoder::new(Vec::new(), level);
+            bzip2.write_all(data).unwrap();
+            bzip2.finish().unwrap()
+        }
+        _ => data.to_vec(),
+    }
 }
 
 /// A file with this content.

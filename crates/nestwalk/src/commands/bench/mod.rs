@@ -1,6 +1,7 @@
-//! `bench`: the simulator's own speed, per scheme, and its instructions per access.
+//! `bench`: the simulator's own speed, per scheme, its instructions per access, and those of reading.
 
 mod guests;
+mod reading;
 
 use crate::args::{BenchArgs, Format};
 use crate::experiment::pages;
@@ -74,6 +75,9 @@ const TOLERANCE: f64 = 0.05;
 pub fn bench(args: &BenchArgs) -> Result<()> {
     let accesses = parse_count(&args.accesses).context("--accesses")?;
     if let Some(name) = &args.case {
+        if let Some(done) = reading::run(name) {
+            return done;
+        }
         let (case, machines) =
             name.split_once('/').ok_or_else(|| anyhow!("--case {name}: write CASE/MACHINE"))?;
         let rate = run(case, machines, accesses, args.small)?;
@@ -261,9 +265,17 @@ fn instructions(file: &Path, bless: bool) -> Result<()> {
         .column("change", Align::Right)
         .column("by the policy", Align::Right);
     let (mut worse, mut dear) = (Vec::new(), Vec::new());
-    for (name, without) in measurements() {
-        let (few, many) = (count(&name, COUNTED.0)?, count(&name, COUNTED.1)?);
-        let per = many.saturating_sub(few) as f64 / (COUNTED.1 - COUNTED.0) as f64;
+    let reading = reading::measure()?;
+    let mut all = reading.iter().map(|r| (r.name.clone(), None)).collect::<Vec<_>>();
+    all.extend(measurements());
+    for (name, without) in all {
+        let per = match reading.iter().find(|r| r.name == name) {
+            Some(reading) => reading.decoding,
+            None => {
+                let (few, many) = (count(&name, COUNTED.0)?, count(&name, COUNTED.1)?);
+                many.saturating_sub(few) as f64 / (COUNTED.1 - COUNTED.0) as f64
+            }
+        };
         let per = (per * 10.0).round() / 10.0;
         let before = known.get(&name).copied();
         let change = before.map(|b| per / b - 1.0);
@@ -284,7 +296,10 @@ fn instructions(file: &Path, bless: bool) -> Result<()> {
         ]);
         now.insert(name, per);
     }
-    std::io::stdout().lock().write_all(table.render().as_bytes())?;
+    let mut out = table.render();
+    out += &reading::table(&reading);
+    std::io::stdout().lock().write_all(out.as_bytes())?;
+    reading::check(&reading)?;
     if !dear.is_empty() {
         bail!(
             "a policy adds more than {:.0} % instructions to the same run without it: {}",
