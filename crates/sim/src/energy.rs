@@ -171,7 +171,7 @@ impl EnergyResult {
             ideal_total: ideal.total(),
             translation_pj_per_instruction: match c.instructions {
                 0 => f64::NAN,
-                n => 1000.0 * parts.translation() / n as f64,
+                n => 1000.0 * (parts.translation() / n as f64),
             },
             dynamic_overhead_percent: percent(parts.dynamic() - ideal.dynamic()),
             static_overhead_percent: percent(parts.static_power - ideal.static_power),
