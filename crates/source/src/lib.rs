@@ -18,6 +18,7 @@ mod limit;
 mod multiplex;
 mod patterns;
 pub mod trace;
+mod unpack;
 
 #[doc(hidden)]
 pub mod fuzzing;
@@ -29,3 +30,4 @@ pub use lackey::{Lackey, LackeyStats, RunOptions};
 pub use limit::Limit;
 pub use multiplex::Multiplex;
 pub use patterns::{Pattern, PatternError, PatternSource, PatternSpec};
+pub use unpack::Packing;
