@@ -5,7 +5,7 @@
 //! the host's `/etc/apt`.
 
 use std::fs;
-use std::io;
+use std::io::{self, BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
@@ -15,6 +15,13 @@ use crate::error::{At, GuestError};
 
 /// How old apt's lists may be before they are fetched again, when something must be downloaded.
 const LISTS_STALE_AFTER: Duration = Duration::from_secs(24 * 3600);
+
+/// The same of the lists of programs, of which an old one does nearly as well.
+const PROGRAMS_STALE_AFTER: Duration = Duration::from_secs(60 * 24 * 3600);
+
+/// In the names of lists of commands, and of lists of all files.
+const COMMANDS: &str = "_cnf_Commands-";
+const CONTENTS: &str = "_Contents-";
 
 /// How much of a failed command an error quotes: words of its line, and messages.
 const WORDS_QUOTED: usize = 8;
@@ -59,9 +66,7 @@ impl<'a> Apt<'a> {
     /// Fetches the lists of packages, if they are older than a day.
     pub fn refresh(&self, say: &mut dyn FnMut(&str)) -> Result<(), GuestError> {
         let stamp = self.state.join("updated");
-        let age =
-            fs::metadata(&stamp).and_then(|m| m.modified()).ok().and_then(|t| t.elapsed().ok());
-        if age.is_some_and(|age| age < LISTS_STALE_AFTER) {
+        if is_fresh(&stamp, LISTS_STALE_AFTER) {
             return Ok(());
         }
         say("fetching Debian's lists of packages");
@@ -106,6 +111,86 @@ impl<'a> Apt<'a> {
             .ok_or_else(|| {
                 GuestError::Refused(format!("Debian's {of} depends on no package {prefix}…"))
             })
+    }
+
+    /// The packages that have a program called `name`, sorted. By the archives' lists of commands, as
+    /// command-not-found has them, or where there are none (Debian), by their lists of all files.
+    ///
+    /// These lists are only fetched for this question, to a place of their own: they are large.
+    pub fn providers(
+        &self,
+        name: &str,
+        say: &mut dyn FnMut(&str),
+    ) -> Result<Vec<String>, GuestError> {
+        let programs = self.state.join("programs");
+        let lists = programs.join("lists");
+        let partial = lists.join("partial");
+        fs::create_dir_all(&partial).at("create", &partial)?;
+        let stamp = programs.join("updated");
+        if is_fresh(&stamp, PROGRAMS_STALE_AFTER) {
+            return self.search(&lists, name);
+        }
+        let commands = ("NESTWALK1", "$(COMPONENT)/cnf/Commands-$(ARCHITECTURE)");
+        let of_machine = ("NESTWALK2", "$(COMPONENT)/Contents-$(ARCHITECTURE)");
+        let of_all = ("NESTWALK3", "$(COMPONENT)/Contents-all");
+        say("fetching the archives' lists of programs, some 40 MB");
+        for targets in [&[commands][..], &[of_machine, of_all]] {
+            let mut update = self.command("apt-get", &["update"]);
+            update.arg("-o").arg(format!("Dir::State::lists={}", lists.display()));
+            for target in ["Packages", "Translations", "DEP-11", "Contents-deb", "CNF"] {
+                let enabled = format!("Acquire::IndexTargets::deb::{target}::DefaultEnabled");
+                update.arg("-o").arg(format!("{enabled}=false"));
+            }
+            for (target, key) in targets {
+                let option = format!("Acquire::IndexTargets::deb::{target}");
+                for (field, value) in [
+                    ("MetaKey", *key),
+                    ("ShortDescription", "Programs"),
+                    ("Description", "$(SITE) $(SUITE) programs"),
+                ] {
+                    update.arg("-o").arg(format!("{option}::{field}={value}"));
+                }
+            }
+            output(update)?;
+            if !files_in(&lists, &[COMMANDS, CONTENTS])?.is_empty() {
+                break;
+            }
+        }
+        fs::write(&stamp, "").at("create", &stamp)?;
+        self.search(&lists, name)
+    }
+
+    fn search(&self, lists: &Path, name: &str) -> Result<Vec<String>, GuestError> {
+        let mut packages = std::collections::BTreeSet::new();
+        for file in files_in(lists, &[COMMANDS, CONTENTS])? {
+            // apt keeps them compressed in a way that is its own choice.
+            let mut command = Command::new("/usr/lib/apt/apt-helper");
+            command.arg("cat-file").arg(&file).stdin(Stdio::null()).stdout(Stdio::piped());
+            let mut child = command.spawn().map_err(|e| spawn_error(&command, e))?;
+            if let Some(out) = child.stdout.take() {
+                let lines = BufReader::new(out).split(b'\n');
+                let is_commands = file.to_string_lossy().contains(COMMANDS);
+                let mut of = Listed { name, is_commands, package: None };
+                for line in lines {
+                    let line = line.at("read", &file)?;
+                    packages.extend(of.packages(&String::from_utf8_lossy(&line)));
+                }
+            }
+            if !child.wait().at("wait for apt-helper on", &file)?.success() {
+                let what = "apt-helper cannot read it; delete it".to_owned();
+                return Err(GuestError::Malformed { path: file, what });
+            }
+        }
+        Ok(packages.into_iter().collect())
+    }
+
+    /// The packages whose names begin with `prefix`, sorted.
+    pub fn names(&self, prefix: &str) -> Result<Vec<String>, GuestError> {
+        let listing = self.run(self.command("apt-cache", &["pkgnames", prefix]))?;
+        let mut names: Vec<String> = listing.lines().map(|line| line.trim().to_owned()).collect();
+        names.retain(|name| name.starts_with(prefix));
+        names.sort();
+        Ok(names)
     }
 
     /// The packages' files, of which those that are not in the cache are downloaded.
@@ -172,6 +257,57 @@ impl<'a> Apt<'a> {
 
     fn run(&self, command: Command) -> Result<String, GuestError> {
         output(command).map(|output| String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+}
+
+/// Whether a stamp is younger than that.
+fn is_fresh(stamp: &Path, stale_after: Duration) -> bool {
+    let age = fs::metadata(stamp).and_then(|m| m.modified()).ok().and_then(|t| t.elapsed().ok());
+    age.is_some_and(|age| age < stale_after)
+}
+
+/// The files of `directory` that have one of these words in their names, sorted.
+fn files_in(directory: &Path, words: &[&str]) -> Result<Vec<PathBuf>, GuestError> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(directory).at("list", directory)? {
+        let path = entry.at("list", directory)?.path();
+        if words.iter().any(|word| path.to_string_lossy().contains(word)) {
+            files.push(path);
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// Finds who has a program in a list that is read line by line.
+struct Listed<'a> {
+    name: &'a str,
+    /// Paragraphs with a line `name:` for the package and one `commands:` with its programs, separated
+    /// by commas. Otherwise lines with a path and packages, as `usr/bin/hd  utils/bsdextrautils,main/x`.
+    is_commands: bool,
+    package: Option<String>,
+}
+
+impl Listed<'_> {
+    /// The packages that a line says have it.
+    fn packages(&mut self, line: &str) -> Vec<String> {
+        if !self.is_commands {
+            let Some((path, packages)) = line.rsplit_once([' ', '\t']) else { return Vec::new() };
+            let path = path.trim_end();
+            let Some((directory, file)) = path.rsplit_once('/') else { return Vec::new() };
+            let of_programs = ["bin", "sbin", "usr/bin", "usr/sbin"].contains(&directory);
+            if file != self.name || !of_programs {
+                return Vec::new();
+            }
+            let names = packages.split(',').filter_map(|p| p.rsplit('/').next());
+            return names.map(str::to_owned).collect();
+        }
+        if let Some(of) = line.strip_prefix("name: ") {
+            self.package = Some(of.trim().to_owned());
+        }
+        let Some(commands) = line.strip_prefix("commands: ") else { return Vec::new() };
+        let has = commands.split(',').any(|command| command.trim() == self.name);
+        self.package.take().filter(|_| has).into_iter().collect()
     }
 }
 
@@ -308,6 +444,26 @@ mod tests {
         assert_eq!(parsed("Conf adduser (3.134 Debian:12.15/oldstable [all])"), None);
         assert_eq!(parsed("The following NEW packages will be installed:"), None);
         assert_eq!(gmp.file_name(), "libgmp10_2%3a6.2.1+dfsg1-1.1_amd64.deb");
+    }
+
+    /// Lines as Ubuntu's lists of commands and Debian's lists of files have them.
+    #[test]
+    fn packages_are_found_by_their_programs() {
+        let found = |is_commands, name, text: &str| {
+            let mut of = Listed { name, is_commands, package: None };
+            text.lines().flat_map(|line| of.packages(line)).collect::<Vec<_>>()
+        };
+        let text = "suite: noble\ncomponent: main\narch: amd64\n\nname: bsdextrautils\nversion: 2.38\n\
+                    commands: col,column,hd\n\nname: other\ncommands: column\n\nname: gcc\ncommands: gcc\n";
+        assert_eq!(found(true, "hd", text), ["bsdextrautils"]);
+        assert_eq!(found(true, "column", text), ["bsdextrautils", "other"]);
+        assert_eq!(found(true, "colum", text), [""; 0]);
+        let text = "usr/bin/hd                  utils/bsdextrautils\n\
+                    usr/bin/hd2\tutils/no\nusr/share/doc/hd utils/no\nhd utils/no\nusr/hd\n\
+                    sbin/fsck.x  admin/one,contrib/admin/two\nusr/bin/a b  x/spaced\n";
+        assert_eq!(found(false, "hd", text), ["bsdextrautils"]);
+        assert_eq!(found(false, "fsck.x", text), ["one", "two"]);
+        assert_eq!(found(false, "a b", text), ["spaced"]);
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Component, Path, PathBuf};
 
+use crate::apt::Apt;
 use crate::cache::Cache;
 use crate::elf;
 use crate::error::{At, GuestError};
@@ -63,6 +64,7 @@ pub(crate) struct Plan {
 pub(crate) fn plan(
     command: &[OsString],
     packages: &[String],
+    root: Option<Userland>,
     include: Option<&Path>,
     cache: &Cache,
     busybox: &Busybox,
@@ -74,20 +76,42 @@ pub(crate) fn plan(
     let mut packages: BTreeSet<String> = packages.iter().cloned().collect();
     let files = named_files(&command[1..], include)?;
     let text = name.to_string_lossy();
-    if let Some((_, known)) = PACKAGES.iter().find(|(program, _)| *program == text) {
+    let of_the_user = root.is_some();
+    if let Some((_, known)) = PACKAGES.iter().find(|(program, _)| *program == text)
+        && !of_the_user
+    {
         packages.extend(known.iter().map(|&package| package.to_owned()));
     }
-    let userland = userland::of(cache, &packages, say)?;
+    let userland = match root {
+        Some(root) => root,
+        None => userland::of(cache, &packages, say)?,
+    };
     if name.as_bytes().contains(&b'/') {
         return plan_path(name, userland, files, include, busybox);
     }
-    let here = find(name.as_bytes(), &userland.contents);
+    let here = find(name.as_bytes(), &userland);
     let ours = BTreeSet::from([programs::MARKER_PATH.as_bytes().to_vec()]);
-    let here = here.or_else(|| find(name.as_bytes(), &ours));
-    if let Some(program) = here.or_else(|| find(name.as_bytes(), &busybox.applets)) {
+    let here = here.or_else(|| find_in(name.as_bytes(), &ours));
+    if let Some(program) = here.or_else(|| find_in(name.as_bytes(), &busybox.applets)) {
         return Ok(Plan { program, userland, files });
     }
-    packages.insert(text.clone().into_owned());
+    if of_the_user {
+        let whose = userland.versions.join(", ");
+        return Err(GuestError::Refused(format!(
+            "no program {text:?} in the guest: the {whose} has none in {PATH}, and busybox neither"
+        )));
+    }
+    let (package, why) = match provider(cache, &text, say)? {
+        Some(package) if package != text => {
+            let why = format!("{text} is in Debian's package {package}, which is installed");
+            (package, Some(why))
+        }
+        _ => (text.clone().into_owned(), None),
+    };
+    if let Some(why) = why {
+        say(&why);
+    }
+    packages.insert(package);
     let advice = |reason: String| {
         GuestError::Refused(format!(
             "no program {text:?} for the guest ({reason}); say which Debian package has it with \
@@ -98,7 +122,7 @@ pub(crate) fn plan(
         GuestError::Refused(message) => advice(message),
         other => other,
     })?;
-    match find(name.as_bytes(), &userland.contents) {
+    match find(name.as_bytes(), &userland) {
         Some(program) => Ok(Plan { program, userland, files }),
         None => {
             let packages: Vec<_> = packages.into_iter().collect();
@@ -107,8 +131,44 @@ pub(crate) fn plan(
     }
 }
 
+/// The package that has the program `name`, if only one has; the package of that name if there is one.
+///
+/// # Errors
+/// Several have it; the text names them.
+fn provider(
+    cache: &Cache,
+    name: &str,
+    say: &mut dyn FnMut(&str),
+) -> Result<Option<String>, GuestError> {
+    let _lock = cache.lock()?;
+    let apt = Apt::new(cache)?;
+    apt.refresh(say)?;
+    if apt.names(name)?.iter().any(|package| package == name) {
+        return Ok(None);
+    }
+    let mut providers = apt.providers(name, say)?;
+    if providers.is_empty() {
+        return Ok(None);
+    }
+    if let [_] = providers.as_slice() {
+        return Ok(providers.pop());
+    }
+    Err(GuestError::Refused(format!(
+        "no program {name:?} for the guest: several Debian packages have it; say which with --package NAME: \
+         {}",
+        providers.join(", ")
+    )))
+}
+
 /// The first of the guest's directories of programs that has `name`.
-fn find(name: &[u8], contents: &BTreeSet<Vec<u8>>) -> Option<Vec<u8>> {
+pub(crate) fn find(name: &[u8], userland: &Userland) -> Option<Vec<u8>> {
+    PATH.split(':').find_map(|directory| {
+        let path = [directory.as_bytes(), b"/", name].concat();
+        userland.has(&path).then_some(path)
+    })
+}
+
+fn find_in(name: &[u8], contents: &BTreeSet<Vec<u8>>) -> Option<Vec<u8>> {
     PATH.split(':').find_map(|directory| {
         let path = [directory.as_bytes(), b"/", name].concat();
         contents.contains(&userland::merged(&path)).then_some(path)
@@ -124,10 +184,8 @@ fn plan_path(
 ) -> Result<Plan, GuestError> {
     let path = Path::new(name);
     let program = name.as_bytes().to_vec();
-    let in_guest = |path: &[u8]| {
-        let path = userland::merged(path);
-        userland.contents.contains(&path) || busybox.applets.contains(&path)
-    };
+    let in_guest =
+        |path: &[u8]| userland.has(path) || busybox.applets.contains(&userland::merged(path));
     let (host, guest) = if path.is_absolute() {
         if in_guest(name.as_bytes()) {
             return Ok(Plan { program, userland, files });
@@ -185,23 +243,83 @@ fn check_program(host: &Path, in_guest: &dyn Fn(&[u8]) -> bool) -> Result<(), Gu
     }
 }
 
-/// Files of the current directory that the arguments name, by their path in the guest. Those that
-/// are in the included directory come with it.
+/// The most that a directory may hold which an argument names: all of it must be in the guest's memory.
+const MOST_BYTES: u64 = 1 << 30;
+
+/// Files that the arguments name, by their path in the guest: `FILE`, `OPTION=FILE` and `@FILE`, of the
+/// current directory or by their full path, and whole directories. Those that are in the included
+/// directory come with it, and full paths of a system, such as `/dev/null`, are the guest's own.
 fn named_files(
     arguments: &[OsString],
     include: Option<&Path>,
 ) -> Result<BTreeMap<Vec<u8>, PathBuf>, GuestError> {
     let mut files = BTreeMap::new();
+    let mut left = MOST_BYTES;
     for argument in arguments {
-        let path = Path::new(argument);
-        let Some(below) = below_work(path) else { continue };
-        let included = include.is_some_and(|directory| directory.join(path).exists());
-        if !included && path.is_file() {
-            fs::File::open(path).at("read", path)?;
-            files.insert([&WORK.as_bytes()[1..], b"/", &below].concat(), path.to_path_buf());
+        let bytes = argument.as_bytes();
+        let behind = bytes.iter().position(|&b| b == b'=').map(|at| &bytes[at + 1..]);
+        let candidates = [Some(bytes), behind, bytes.strip_prefix(b"@")];
+        for path in candidates.into_iter().flatten().map(|b| Path::new(OsStr::from_bytes(b))) {
+            let Some(guest) = place_of(path) else { continue };
+            let included = include.is_some_and(|directory| directory.join(path).exists());
+            if !included && path.exists() {
+                take(path, guest, &mut files, &mut left)?;
+                break;
+            }
         }
     }
     Ok(files)
+}
+
+/// Where a file that an argument names is in the guest; `None` for those that the guest has itself.
+fn place_of(path: &Path) -> Option<Vec<u8>> {
+    /// Of homes and data of users, beside which a system has its own directories.
+    const OF_USERS: &[&str] =
+        &["home", "root", "srv", "mnt", "media", "data", "tmp", "work", "opt"];
+    if let Some(below) = below_work(path) {
+        return Some([&WORK.as_bytes()[1..], b"/", &below].concat());
+    }
+    let below = below_work(path.strip_prefix("/").ok()?)?;
+    let top = below.split(|&b| b == b'/').next().unwrap_or_default();
+    // A whole directory at the top is more than a command means to read.
+    let is_users = OF_USERS.iter().any(|of| of.as_bytes() == top) && top.len() < below.len();
+    is_users.then_some(below)
+}
+
+/// Takes a file, or all files of a directory, into the guest.
+fn take(
+    path: &Path,
+    guest: Vec<u8>,
+    files: &mut BTreeMap<Vec<u8>, PathBuf>,
+    left: &mut u64,
+) -> Result<(), GuestError> {
+    let meta = fs::metadata(path).at("read", path)?;
+    if meta.is_file() {
+        fs::File::open(path).at("read", path)?;
+        *left = left.checked_sub(meta.len()).ok_or_else(|| {
+            GuestError::Refused(format!(
+                "what the arguments name, up to {}, is more than {} MiB: name single files, or give with \
+                 --include what the command needs",
+                path.display(),
+                MOST_BYTES >> 20
+            ))
+        })?;
+        files.insert(guest, path.to_path_buf());
+    } else if meta.is_dir() {
+        for entry in fs::read_dir(path).at("list", path)? {
+            let entry = entry.at("list", path)?;
+            // A link to a directory may lead around in a circle.
+            if entry.file_type().at("read", &entry.path())?.is_symlink() && entry.path().is_dir() {
+                continue;
+            }
+            let inside = [&guest[..], b"/", entry.file_name().as_bytes()].concat();
+            if entry.path().exists() {
+                take(&entry.path(), inside, files, left)?;
+            }
+        }
+    }
+    // Devices, sockets and pipes mean nothing in another machine.
+    Ok(())
 }
 
 /// A relative path without `.`; none if it leaves the directory or is empty.

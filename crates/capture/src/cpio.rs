@@ -32,12 +32,22 @@ pub struct Archive<W: Write> {
     out: W,
     written: u64,
     next_inode: u32,
+    leaves_out_special: bool,
+    empty: Vec<&'static str>,
 }
 
 impl<W: Write> Archive<W> {
     /// An empty archive.
     pub fn new(out: W) -> Archive<W> {
-        Archive { out, written: 0, next_inode: 1 }
+        let (leaves_out_special, empty) = (false, Vec::new());
+        Archive { out, written: 0, next_inode: 1, leaves_out_special, empty }
+    }
+
+    /// From now on [`Archive::tree`] leaves out devices, sockets and pipes, and all that is in the
+    /// directories `empty` at the top.
+    pub(crate) fn leave_out_special(&mut self, empty: &[&'static str]) {
+        self.leaves_out_special = true;
+        self.empty = empty.to_vec();
     }
 
     /// Adds a directory with permission bits `mode`; its parent must have been added before.
@@ -113,13 +123,16 @@ impl<W: Write> Archive<W> {
             let mode = meta.permissions().mode();
             if meta.is_dir() {
                 self.directory(&name, mode).at("archive", &path)?;
+                if prefix.is_empty() && self.empty.iter().any(|e| e.as_bytes() == name) {
+                    continue;
+                }
                 self.subtree(&path, &name, linked)?;
             } else if meta.is_symlink() {
                 let target = fs::read_link(&path).at("read", &path)?;
                 self.link(&name, target.as_os_str().as_bytes()).at("archive", &path)?;
             } else if meta.is_file() {
                 self.tree_file(&path, &name, &meta, linked)?;
-            } else {
+            } else if !self.leaves_out_special {
                 return Err(GuestError::Refused(format!(
                     "{} is neither directory, file nor symbolic link: only these can be in a guest",
                     path.display()

@@ -9,9 +9,10 @@ use crate::command;
 use crate::error::GuestError;
 use crate::image;
 use crate::init;
-use crate::kernel::Kernel;
+use crate::kernel::{Kernel, KernelChoice};
 use crate::pieces;
 use crate::qemu::{Files, Plugin};
+use crate::rootfs;
 use crate::running::Running;
 use crate::scratch::Scratch;
 
@@ -44,6 +45,11 @@ pub struct Guest {
     pub command: Vec<OsString>,
     /// Debian packages to have in the guest, with all that they depend on.
     pub packages: Vec<String>,
+    /// Its kernel.
+    pub kernel: KernelChoice,
+    /// Its root file system, in place of packages: a directory, a tar archive, or the image of an ext or
+    /// squashfs file system.
+    pub rootfs: Option<PathBuf>,
     /// A directory whose contents are the command's working directory, [`crate::WORK`].
     pub include: Option<PathBuf>,
     /// Memory.
@@ -68,13 +74,15 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// A guest with 2 GiB, one vCPU, huge pages wherever they fit, nothing random, and neither
-    /// packages nor included files.
+    /// A guest with the newest kernel, 2 GiB, one vCPU, huge pages wherever they fit, nothing random,
+    /// and neither packages nor included files.
     #[must_use]
     pub fn new(command: Vec<OsString>) -> Guest {
         Guest {
             command,
             packages: Vec::new(),
+            kernel: KernelChoice::Newest,
+            rootfs: None,
             include: None,
             memory_bytes: 2 << 30,
             vcpus: 1,
@@ -97,7 +105,8 @@ impl Guest {
     /// Makes the guest ready: finds its pieces, builds its root file system.
     ///
     /// A program without a slash in its name is taken from `packages` and the package known for it,
-    /// from busybox, or from the package of its own name, in this order. One with a slash is a
+    /// from busybox, from the package of its own name, or from the only package that has it, in this
+    /// order; or from `rootfs` and busybox, if that is given. One with a slash is a
     /// file: of `include`, the current directory, or by its full path of the guest or the host.
     /// Files of the current directory that the arguments name are copied into the guest. Packages
     /// that are not in the cache are downloaded; `say` is told what takes time.
@@ -115,14 +124,26 @@ impl Guest {
             return Err(refused(format!("{bytes} bytes of memory are not whole pages of 4 KiB")));
         }
         pieces::qemu_version(&self.qemu)?;
-        let kernel = pieces::kernel(cache)?;
-        let busybox = pieces::busybox(cache)?;
         let include = self.include.as_deref();
         if let Some(directory) = include.filter(|directory| !directory.is_dir()) {
             return Err(refused(format!("{} is not a directory to include", directory.display())));
         }
-        let plan = command::plan(&self.command, &self.packages, include, cache, &busybox, say)?;
+        if let (Some(path), false) = (&self.rootfs, self.packages.is_empty()) {
+            return Err(refused(format!(
+                "packages and the root file system {} cannot both be had: the latter has its own programs",
+                path.display()
+            )));
+        }
         let scratch = Scratch::new(self.memory_bytes)?;
+        let kernel = pieces::kernel(cache, &self.kernel, &scratch.file("vmlinux"), say)?;
+        let busybox = pieces::busybox(cache)?;
+        let root = self.rootfs.as_ref().map(|path| {
+            say(&format!("making the guest's file system of {}", path.display()));
+            rootfs::of(path, &scratch.file("tree"), &scratch.file("rootfs.cpio"))
+        });
+        let root = root.transpose()?;
+        let plan =
+            command::plan(&self.command, &self.packages, root, include, cache, &busybox, say)?;
         let files = Files {
             kernel: kernel.vmlinux.clone(),
             image: scratch.file("root.cpio"),

@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use crate::command::{Plan, WORK};
+use crate::command::{self, Plan, WORK};
 use crate::cpio::Archive;
 use crate::error::{At, GuestError};
 use crate::init::OURS;
@@ -123,6 +123,10 @@ pub(crate) fn write(
     let mut overlay = Overlay::default();
     for (link, target) in MERGED {
         overlay.put(target.as_bytes(), Node::Directory(0o755));
+        // Other systems have directories there.
+        if plan.userland.tops.contains(link.as_bytes()) {
+            continue;
+        }
         overlay.put(link.as_bytes(), Node::Link(target.as_bytes().to_vec()));
     }
     for &(directory, mode) in DIRECTORIES {
@@ -130,13 +134,19 @@ pub(crate) fn write(
     }
     overlay.put(&WORK.as_bytes()[1..], Node::Directory(0o755));
     let from_packages = |name: &[u8]| plan.userland.contents.contains(name);
+    // In a file system of the user a program may be in another directory than busybox's would be.
+    let has_program = |applet: &[u8]| {
+        let name = applet.rsplit(|&b| b == b'/').next().unwrap_or(applet);
+        from_packages(applet)
+            || plan.userland.is_users() && command::find(name, &plan.userland).is_some()
+    };
     for &(name, text) in CONFIGURATION {
         if !from_packages(name.as_bytes()) {
             overlay.text(name, 0o644, text);
         }
     }
     overlay.copy(format!("{OURS}/busybox").as_bytes(), &busybox.path)?;
-    for applet in busybox.applets.iter().filter(|applet| !from_packages(applet)) {
+    for applet in busybox.applets.iter().filter(|applet| !has_program(applet)) {
         overlay.put(applet, Node::Link(format!("/{OURS}/busybox").into_bytes()));
     }
     if let Some(directory) = include {

@@ -14,6 +14,11 @@ pub const MARK_REGION: u8 = 3;
 /// The largest mark.
 pub const MARK_MAX: u8 = 9;
 
+/// What the launcher writes to the port for the exit status if the command could not be started.
+pub(crate) const NOT_STARTED: &[u8] = b"not started\n";
+/// That port, for `open`.
+const STATUS_PORT: &[u8] = b"/dev/ttyS2\0";
+
 /// Where the marker is in a guest, without the leading slash.
 pub(crate) const MARKER_PATH: &str = "usr/bin/nestwalk-mark";
 
@@ -26,8 +31,9 @@ pub fn mark_instruction(number: u8) -> [u8; 7] {
 /// The launcher, `run PATH NAME ARGUMENT…`: forks; the child executes mark 1 and then PATH with the
 /// arguments NAME ARGUMENT…; the parent waits for the child and executes mark 2.
 ///
-/// It exits with the child's status, with 128 + N if signal N ended it, 127 if PATH does not exist,
-/// 126 if it cannot be executed, 125 if it was itself called wrongly.
+/// If PATH cannot be executed, the child says so at the port for the exit status, since a command may
+/// end with any status. It exits with the child's status, with 128 + N if signal N ended it, 127 if PATH
+/// does not exist, 126 if it cannot be executed, 125 if it was itself called wrongly.
 #[must_use]
 pub fn launcher() -> Vec<u8> {
     const ENOENT: u8 = 2;
@@ -46,6 +52,15 @@ pub fn launcher() -> Vec<u8> {
     code.put(&[0x48, 0x8d, 0x54, 0xdc, 16]); // lea 16(%rsp,%rbx,8), %rdx: the environment
     code.put(&mark_instruction(MARK_START));
     code.system_call(59); // execve
+    code.put(&[0x41, 0x89, 0xc4]); // mov %eax, %r12d: why it came back
+    code.jump(&[0x48, 0x8d, 0x3d], "port"); // lea port(%rip), %rdi
+    code.put(&[0xbe, 0x01, 0x09, 0, 0]); // mov $(O_WRONLY | O_NONBLOCK | O_NOCTTY), %esi
+    code.system_call(2); // open
+    code.put(&[0x89, 0xc7]); // mov %eax, %edi; if it failed, so does the write
+    code.jump(&[0x48, 0x8d, 0x35], "words"); // lea words(%rip), %rsi
+    code.put(&[0xba, NOT_STARTED.len() as u8, 0, 0, 0]); // mov, %edx
+    code.system_call(1); // write
+    code.put(&[0x44, 0x89, 0xe0]); // mov %r12d, %eax
     code.put(&[0xbf, 127, 0, 0, 0]); // mov $127, %edi
     code.put(&[0x83, 0xf8, ENOENT.wrapping_neg()]); // cmp $-ENOENT, %eax
     code.jump(&[0x0f, 0x84], "exit"); // je
@@ -72,6 +87,10 @@ pub fn launcher() -> Vec<u8> {
     code.put(&[0x81, 0xc7, 128, 0, 0, 0]); // add $128, %edi
     code.label("exit");
     code.system_call(231); // exit_group
+    code.label("port");
+    code.put(STATUS_PORT);
+    code.label("words");
+    code.put(NOT_STARTED);
     code.elf()
 }
 

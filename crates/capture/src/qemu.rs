@@ -128,7 +128,7 @@ impl Line {
     }
 }
 
-fn with_path(before: &str, path: &Path) -> OsString {
+pub(crate) fn with_path(before: &str, path: &Path) -> OsString {
     let mut bytes = before.as_bytes().to_vec();
     escape(path.as_os_str().as_bytes(), &mut bytes);
     OsString::from_vec(bytes)

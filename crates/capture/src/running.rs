@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 
 use crate::error::{At, GuestError};
 use crate::guest::Boot;
+use crate::plugin::{API_VARIABLE, plugin_api};
+use crate::programs;
 use crate::qemu::{self, Files, Plugin};
 use crate::scratch::Scratch;
 
@@ -23,6 +25,9 @@ const QUOTED_LINES: usize = 12;
 pub struct Outcome {
     /// The command's exit status; 128 + N if signal N ended it, 126 or 127 if it could not start.
     pub status: u8,
+    /// Whether the guest's kernel could start it at all. A shell that finds no program ends with 127,
+    /// too, but was started.
+    pub started: bool,
     /// From the start of QEMU to its end.
     pub wall: Duration,
     /// Processor time of QEMU, of all its threads; none where `/proc` does not say.
@@ -53,6 +58,10 @@ impl Running {
         command.stdin(Stdio::null()).stderr(log.try_clone().at("open", &messages)?).stdout(log);
         // Ctrl-C at the terminal is for this process, which then decides what becomes of QEMU.
         command.process_group(0);
+        if let Some(plugin) = plugin {
+            let api = plugin_api(&boot.guest.qemu, &plugin.path)?;
+            command.env(API_VARIABLE, api.to_string());
+        }
         let started = Instant::now();
         let qemu = command.spawn().at("start", &boot.guest.qemu)?;
         boot.scratch.guard(Some(qemu.id()));
@@ -114,7 +123,8 @@ impl Running {
         }
         let status = self.status();
         let status = status.ok_or_else(|| self.died())?;
-        Ok(Some(Outcome { status, wall: self.wall, cpu: self.cpu }))
+        let started = !self.report().lines().any(|line| line.as_bytes() == not_started());
+        Ok(Some(Outcome { status, started, wall: self.wall, cpu: self.cpu }))
     }
 
     /// Waits for the guest's end, and hands on the command's output meanwhile.
@@ -136,9 +146,15 @@ impl Running {
     /// The command's exit status, once it has ended; the guest may still be shutting down.
     #[must_use]
     pub fn status(&self) -> Option<u8> {
-        let report = fs::read_to_string(&self.files.status).ok()?;
-        let (line, _) = report.split_once('\n')?;
-        line.trim().strip_prefix("status ")?.parse().ok()
+        let report = self.report();
+        // Only what a line's end follows is whole.
+        let whole = &report[..=report.rfind('\n')?];
+        whole.lines().find_map(|line| line.trim().strip_prefix("status ")?.parse().ok())
+    }
+
+    /// What the guest has written to the port for the exit status.
+    fn report(&self) -> String {
+        fs::read_to_string(&self.files.status).unwrap_or_default()
     }
 
     /// Ends the guest at once.
@@ -182,6 +198,10 @@ impl Running {
         let words: Vec<_> = words.into_iter().filter(|text| !text.is_empty()).collect();
         GuestError::Died { reason, last_words: words.join("\n") }
     }
+}
+
+fn not_started() -> &'static [u8] {
+    programs::NOT_STARTED.trim_ascii_end()
 }
 
 impl Drop for Running {

@@ -86,6 +86,8 @@ pub(crate) struct Userland {
     pub archive: Option<PathBuf>,
     /// Paths of all that is not a directory, without the leading slash, in the merged `/usr`.
     pub contents: BTreeSet<Vec<u8>>,
+    /// Names at the top of a root file system of the user, directories too; empty for packages.
+    pub tops: BTreeSet<Vec<u8>>,
     /// All packages with their versions, sorted: "gcc 4:12.2.0-3".
     pub versions: Vec<String>,
 }
@@ -97,7 +99,12 @@ pub(crate) fn of(
     say: &mut dyn FnMut(&str),
 ) -> Result<Userland, GuestError> {
     if packages.is_empty() {
-        return Ok(Userland { archive: None, contents: BTreeSet::new(), versions: Vec::new() });
+        return Ok(Userland {
+            archive: None,
+            contents: BTreeSet::new(),
+            tops: BTreeSet::new(),
+            versions: Vec::new(),
+        });
     }
     for name in packages {
         check_name(name)?;
@@ -126,8 +133,22 @@ pub(crate) fn of(
     Ok(Userland {
         archive: Some(place.join("root.cpio")),
         contents: lines(read("contents")?).into_iter().collect(),
+        tops: BTreeSet::new(),
         versions: versions.iter().map(|v| String::from_utf8_lossy(v).into_owned()).collect(),
     })
+}
+
+impl Userland {
+    /// Whether the guest has a file at `path`, which begins with a slash or not.
+    pub fn has(&self, path: &[u8]) -> bool {
+        let plain = path.strip_prefix(b"/").unwrap_or(path);
+        self.contents.contains(plain) || self.contents.contains(&merged(path))
+    }
+
+    /// Whether it is a root file system of the user.
+    pub fn is_users(&self) -> bool {
+        !self.tops.is_empty()
+    }
 }
 
 /// What to do about packages that could not be downloaded.
@@ -136,10 +157,13 @@ fn not_downloaded(packages: &BTreeSet<String>, error: GuestError) -> GuestError 
     if !command.starts_with("apt-get") {
         return GuestError::Tool { command, message };
     }
-    let names = |with| packages.iter().map(String::as_str).collect::<Vec<_>>().join(with);
+    let names = packages.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
     GuestError::Missing {
-        piece: format!("package {} ({command}: {message})", names(", ")),
-        command: format!("scripts/guest {}", names(" ")),
+        piece: format!("package {names} ({command}: {message})"),
+        command: format!(
+            "nestwalk setup{}, where the network can be reached",
+            packages.iter().map(|name| format!(" --package {name}")).collect::<String>()
+        ),
     }
 }
 
@@ -269,7 +293,7 @@ fn complete(tree: &Path) -> Result<(), GuestError> {
     if by_inode.exists() { fs::remove_dir_all(&by_inode).at("delete", &by_inode) } else { Ok(()) }
 }
 
-fn list(directory: &Path, prefix: &[u8], into: &mut Vec<u8>) -> Result<(), GuestError> {
+pub(crate) fn list(directory: &Path, prefix: &[u8], into: &mut Vec<u8>) -> Result<(), GuestError> {
     for entry in fs::read_dir(directory).at("list", directory)? {
         let entry = entry.at("list", directory)?;
         let name = [prefix, entry.file_name().as_bytes()].concat();

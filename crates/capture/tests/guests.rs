@@ -182,22 +182,21 @@ fn missing_pieces_are_named_with_what_gets_them() {
     let empty = Temporary::new();
     let error = guest(&["true"]).boot(&Cache::at(empty.path().to_path_buf()), &mut |_| {});
     let text = format!(
-        "a kernel for the guest in {} is missing; this gets it: scripts/guest",
+        "a kernel for the guest in {} is missing; this gets it: nestwalk setup",
         empty.path().display()
     );
     assert_eq!(error.unwrap_err().to_string(), text);
 
     let mut without_qemu = guest(&["true"]);
     without_qemu.qemu = PathBuf::from("/nonexistent/qemu");
-    let text = "QEMU's system emulator /nonexistent/qemu is missing; this gets it: scripts/guest";
+    let how = "this gets it: scripts/guest, or apt-get install qemu-system-x86 (on Debian 12 with -t \
+               bookworm-backports)";
+    let text = format!("QEMU's system emulator /nonexistent/qemu is missing; {how}");
     assert_eq!(refusal(&without_qemu), text);
 
     let old =
         empty.program("qemu", "#!/bin/sh\necho QEMU emulator version 7.2.17 'Debian 1:7.2'\n");
-    let text = format!(
-        "QEMU 10.0 or newer ({} is 7.2) is missing; this gets it: scripts/guest",
-        old.display()
-    );
+    let text = format!("QEMU 10.0 or newer ({} is 7.2) is missing; {how}", old.display());
     without_qemu.qemu = old;
     assert_eq!(refusal(&without_qemu), text);
 }
@@ -228,6 +227,77 @@ fn programs_that_could_not_run_are_refused() {
     assert!(refusal(&small).contains("whole pages"));
     small.vcpus = 0;
     assert!(refusal(&small).contains("1 to 255"));
+}
+
+/// A file that the guest's kernel does not execute is no command that failed; a shell that finds no
+/// program was started.
+#[test]
+fn a_command_that_could_not_start_is_told_from_one_that_failed() {
+    let files = Temporary::new();
+    let mut program = nestwalk_capture::programs::marker();
+    program[18] = 183; // e_machine: AArch64
+    let foreign = files.program("foreign", program);
+    let (output, outcome) = run(&guest(&[foreign.to_str().unwrap()]));
+    assert_eq!((output, outcome.status, outcome.started), (Vec::new(), 126, false));
+    for (script, status) in [("nosuchprogram 2>/dev/null", 127), ("exit 126", 126)] {
+        let (_, outcome) = run(&guest(&["sh", "-c", script]));
+        assert_eq!((outcome.status, outcome.started), (status, true), "{script}");
+    }
+}
+
+/// A root file system of the user: with directories where Debian has links, as a directory, as an
+/// archive and as the image of a file system. What it has not, busybox has.
+#[test]
+fn a_guest_has_the_root_file_system_that_it_is_given() {
+    let busybox = Cache::locate().unwrap().root().join("busybox/busybox");
+    let files = Temporary::new();
+    let root = files.path().join("root");
+    for directory in ["bin", "etc", "dev", "srv"] {
+        fs::create_dir_all(root.join(directory)).unwrap();
+    }
+    fs::copy(busybox, root.join("bin/theirs")).unwrap();
+    std::os::unix::fs::symlink("theirs", root.join("bin/sh")).unwrap();
+    fs::write(root.join("etc/motto"), "of the user\n").unwrap();
+    fs::write(root.join("dev/nothing"), "a running system's\n").unwrap();
+    let script = "readlink /bin/sh; [ -L /bin ] || echo directory; cat /etc/motto; wc -c </etc/motto; \
+                  ls -d /srv; ls /dev/nothing 2>/dev/null";
+    let at = |name: &str| files.path().join(name);
+    let made = |program: &str, arguments: &[&str]| {
+        let mut command = std::process::Command::new(program);
+        let path = "/usr/bin:/bin:/usr/sbin:/sbin";
+        command.args(arguments).current_dir(files.path()).env("PATH", path);
+        let output = command.output().unwrap_or_else(|e| panic!("{program}: {e}"));
+        assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
+    };
+    made("tar", &["-czf", "root.tgz", "-C", "root", "."]);
+    made("mke2fs", &["-q", "-t", "ext4", "-d", "root", "root.ext4", "16m"]);
+    for name in ["root", "root.tgz", "root.ext4"] {
+        let mut guest = guest(&["sh", "-c", script]);
+        guest.rootfs = Some(at(name));
+        let (output, _) = run(&guest);
+        let text = String::from_utf8(output).unwrap();
+        assert_eq!(text, "theirs\ndirectory\nof the user\n12\n/srv\n", "{name}");
+    }
+
+    let refused = |name: &str, command: &str| {
+        let mut guest = guest(&[command]);
+        guest.rootfs = Some(at(name));
+        refusal(&guest)
+    };
+    let error = refused("root", "nosuchprogram");
+    assert!(error.contains("no program \"nosuchprogram\" in the guest"), "{error}");
+    fs::write(at("text"), "some text, of which nothing can be made").unwrap();
+    assert!(refused("text", "sh").contains("begins with 73 6f 6d 65: neither a tar archive nor"));
+    fs::write(at("disk"), [&[0; 510][..], &[0x55, 0xaa]].concat()).unwrap();
+    assert!(refused("disk", "sh").contains("is a disk with partitions"));
+    fs::create_dir(at("layers")).unwrap();
+    fs::write(at("layers/manifest.json"), "[]").unwrap();
+    assert!(refused("layers", "sh").contains("is a container image in layers"));
+    assert!(refused("nothing", "sh").contains("cannot read the root file system"));
+    let mut both = guest(&["sh"]);
+    both.rootfs = Some(root);
+    both.packages.push("gcc".to_owned());
+    assert!(refusal(&both).contains("cannot both be had"));
 }
 
 /// A static program of the host keeps its path; a script finds busybox's shell.

@@ -3,6 +3,9 @@
 mod common;
 
 use common::Temporary;
+use std::io::Write;
+use std::process::{Command, Stdio};
+
 use nestwalk_capture::unpack_kernel;
 
 /// 16 bytes: more than a token alone can count.
@@ -59,6 +62,41 @@ fn the_payload_is_unpacked() {
     assert_eq!(unpack(ELF).unwrap(), ELF, "an ELF file is taken as it is");
 }
 
+/// What a program of the system makes of `bytes`.
+fn packed_by(program: &str, arguments: &[&str], bytes: &[u8]) -> Vec<u8> {
+    let mut command = Command::new(program);
+    command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = command.spawn().unwrap_or_else(|e| panic!("{program}: {e}"));
+    child.stdin.take().expect("a pipe").write_all(bytes).expect("a few bytes");
+    let output = child.wait_with_output().expect("it ends");
+    assert!(output.status.success(), "{program}");
+    output.stdout
+}
+
+/// As the kernel's build packs it (`scripts/Makefile.lib`): xz with the filter for x86 and CRC-32.
+#[test]
+fn every_packing_is_told_by_its_magic_number() {
+    let large =
+        [ELF, &vec![7; 3 << 20], &(0..=255).cycle().take(1 << 20).collect::<Vec<u8>>()].concat();
+    let ways: [(&str, &[&str]); 3] = [
+        ("gzip", &["-n", "-9"]),
+        ("xz", &["--check=crc32", "--x86", "--lzma2=dict=128MiB"]),
+        ("zstd", &["--quiet", "--ultra", "-22"]),
+    ];
+    for (program, arguments) in ways {
+        let payload = packed_by(program, arguments, &large);
+        assert_eq!(unpack(&bz_image(&payload)).unwrap(), large, "{program}");
+        // Cut off, and damaged in the middle.
+        let error = unpack(&bz_image(&payload[..payload.len() - 9])).unwrap_err();
+        assert!(error.starts_with("its payload cannot be unpacked: "), "{error}");
+        assert!(error.contains(&format!("{program} stream, at or before its byte ")), "{error}");
+        let mut wrong = payload.clone();
+        let middle = wrong.len() / 2;
+        wrong[middle..middle + 40.min(payload.len() - middle)].fill(0x5a);
+        assert!(unpack(&bz_image(&wrong)).is_err_and(|e| e.contains(program)), "{program}");
+    }
+}
+
 #[test]
 fn damage_is_named_with_its_place() {
     let good = bz_image(&legacy_frame(&[ELF]));
@@ -73,9 +111,9 @@ fn damage_is_named_with_its_place() {
         "ends at byte 1049, before its payload of 30 bytes at 1024 does"
     );
     assert_eq!(
-        error(&bz_image(b"\xfd7zXZ\0 and more")),
-        "its payload begins with [fd, 37, 7a, 58, 5a, 00], which is not LZ4; Debian's cloud kernels \
-         are LZ4"
+        error(&bz_image(b"\x89LZO\0 and more")),
+        "its payload begins with [89, 4c, 5a, 4f, 00, 20], which is neither LZ4 nor zstd, xz or gzip: \
+         take the kernel's vmlinux instead"
     );
     assert_eq!(
         error(&bz_image(&legacy_frame(&[b"no ELF"]))),

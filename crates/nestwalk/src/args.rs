@@ -1,8 +1,10 @@
 //! What can be typed. Parsing has no effects; what it means is decided in `experiment`.
 
 mod inspect;
+mod setup;
 
 pub use inspect::InspectArgs;
+pub use setup::SetupArgs;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
@@ -27,10 +29,10 @@ Examples:
   nestwalk capture --check --thp never -- ./static-program argument
   nestwalk compare gcc.nwt
 
-Programs come from Debian packages; files of the current directory that the command names are copied
+Programs come from Debian packages; files and directories that the command's arguments name are copied
 into the guest. The exit code is 1 if the command failed, and 2 if something else was wrong; standard error
 says what.
-scripts/guest installs what this needs.";
+`nestwalk setup` gets what this needs.";
 
 const GOVERN_EXAMPLES: &str = "\
 Examples:
@@ -70,6 +72,9 @@ pub enum Command {
     /// Drive many machines with one source and compare them
     #[command(after_help = EXAMPLES)]
     Compare(Box<CompareArgs>),
+    /// Get what real guests need: the plugin for QEMU, a kernel, busybox, packages
+    #[command(after_help = setup::HELP)]
+    Setup(SetupArgs),
     /// Boot a real Linux guest under QEMU, run a command in it, and record it
     #[command(after_help = CAPTURE_EXAMPLES)]
     Capture(Box<CaptureArgs>),
@@ -316,6 +321,19 @@ pub struct GuestArgs {
     /// A Debian package to have in the guest; may be given several times
     #[arg(long = "package", value_name = "NAME", help_heading = "Real guests")]
     pub packages: Vec<String>,
+    /// Its kernel: a version that Debian has a package of (6.12), the package, or a bzImage or vmlinux
+    /// file [default: the newest of the system's own release]
+    #[arg(long, value_name = "VERSION|PACKAGE|FILE", help_heading = "Real guests")]
+    pub kernel: Option<String>,
+    /// Its root file system in place of Debian packages: a directory (an unpacked container image, say),
+    /// a tar archive, or the image of an ext or squashfs file system
+    #[arg(
+        long,
+        value_name = "DIR|TAR|IMAGE",
+        conflicts_with = "packages",
+        help_heading = "Real guests"
+    )]
+    pub rootfs: Option<PathBuf>,
     /// A directory whose contents the command finds where it runs
     #[arg(long, value_name = "DIR", help_heading = "Real guests")]
     pub include: Option<PathBuf>,

@@ -3,7 +3,7 @@
 use crate::args::{GuestArgs, ThpArg};
 use anyhow::{Context, Result, anyhow, bail};
 use nestwalk_capture::live::LiveOptions;
-use nestwalk_capture::{Boot, Cache, Guest, Thp};
+use nestwalk_capture::{Boot, Cache, Guest, KernelChoice, Thp};
 use nestwalk_report::parse_bytes;
 use nestwalk_types::GuestInfo;
 use serde::{Deserialize, Serialize};
@@ -24,6 +24,12 @@ pub struct RealGuest {
     pub thp: String,
     /// Debian packages in it.
     pub packages: Vec<String>,
+    /// Its kernel: a version, a package or a file; empty for the newest.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub kernel: String,
+    /// Its root file system; empty for that of packages.
+    #[serde(default, skip_serializing_if = "is_empty")]
+    pub rootfs: PathBuf,
     /// A directory whose contents the command finds; empty for none.
     pub include: PathBuf,
     /// The boot is part of the stream.
@@ -42,6 +48,12 @@ pub struct RealGuest {
     pub seed: u64,
 }
 
+// serde hands a reference to the field.
+#[allow(clippy::ptr_arg)]
+fn is_empty(path: &PathBuf) -> bool {
+    path.as_os_str().is_empty()
+}
+
 impl RealGuest {
     /// What the arguments mean.
     ///
@@ -57,6 +69,8 @@ impl RealGuest {
             vcpus,
             thp: Thp::from(args.thp).to_string(),
             packages: args.packages.clone(),
+            kernel: args.kernel.clone().unwrap_or_default(),
+            rootfs: args.rootfs.clone().unwrap_or_default(),
             include: args.include.clone().unwrap_or_default(),
             boot: args.boot,
             interest: args.interest,
@@ -102,6 +116,8 @@ impl RealGuest {
         let include = &self.include;
         let guest = Guest {
             packages: self.packages.clone(),
+            kernel: KernelChoice::of(&self.kernel),
+            rootfs: (!is_empty(&self.rootfs)).then(|| self.rootfs.clone()),
             include: (!include.as_os_str().is_empty()).then(|| include.clone()),
             memory_bytes: self.memory,
             vcpus: u32::from(self.vcpus),

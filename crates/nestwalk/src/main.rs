@@ -35,6 +35,7 @@ fn main() -> ExitCode {
             Ok(status) => return status,
             Err(error) => Err(error),
         },
+        Command::Setup(options) => commands::setup::setup(&options),
         Command::Walk(options) => commands::walk::walk(&options),
         Command::Trace(command) => commands::trace::trace(&command),
         Command::Govern(options) => commands::govern::govern(&options),

@@ -1,25 +1,20 @@
 //! From what was typed to an event stream.
 
-mod narrow;
-pub mod pcids;
 mod recorded;
 pub mod samples;
-mod warmup;
 
 use crate::experiment::Experiment;
 use anyhow::{Context, Result, anyhow, bail};
-use narrow::Narrow;
+use nestwalk_adapt as adapt;
 use nestwalk_capture::live::Live;
 use nestwalk_source::{
-    Drmemtrace, FirstTouch, Format, Lackey, Limit, Multiplex, Pattern, PatternSpec, RunOptions,
-    are_one_trace,
+    Drmemtrace, Format, Lackey, Multiplex, Pattern, PatternSpec, RunOptions, are_one_trace,
 };
 use nestwalk_types::Source;
 use nestwalk_workloads::{Populate, WORKLOADS, WorkloadSpec};
 pub use recorded::{host_pages, mapped, recorded, survey, survey_mapped};
 use std::ffi::OsString;
 use std::path::Path;
-use warmup::Warmup;
 
 /// Patterns in turn, beside [`Pattern::NAMES`].
 pub const PHASES: &str = "phases";
@@ -83,7 +78,7 @@ pub fn open(experiment: &Experiment, quiet: bool) -> Result<Box<dyn Source>> {
         Box::new(Lackey::run(&command, &options)?)
     };
     let source: Box<dyn Source> = if source.info().guest.is_none() {
-        Box::new(FirstTouch::new(source))
+        adapt::first_touch(source)
     } else if !experiment.page_tables.is_empty()
         || experiment.sources.iter().any(|s| recorded::has_interest(s))
     {
@@ -93,11 +88,11 @@ pub fn open(experiment: &Experiment, quiet: bool) -> Result<Box<dyn Source>> {
     };
     let source: Box<dyn Source> = match experiment.warmup {
         0 => source,
-        n => Box::new(Warmup::new(source, n)),
+        n => adapt::warmup(source, n),
     };
     Ok(match experiment.accesses {
         0 => source,
-        n => Box::new(Limit::new(source, n)),
+        n => adapt::limit(source, n),
     })
 }
 
@@ -167,7 +162,7 @@ fn open_one(name: &str, experiment: &Experiment) -> Result<Box<dyn Source>> {
     }
 }
 
-/// Accesses that a source must have; what it makes beyond those wanted is cut off by [`Limit`].
+/// Accesses that a source must have; what it makes beyond those wanted is cut off by [`adapt::limit`].
 const fn accesses(experiment: &Experiment) -> Option<u64> {
     match experiment.accesses {
         0 => None,
@@ -183,5 +178,5 @@ fn open_workload(name: &str, experiment: &Experiment) -> Result<Box<dyn Source>>
         populate: if experiment.populate { Populate::Yes } else { Populate::No },
     };
     let source = nestwalk_workloads::open(name, &spec)?;
-    Ok(if experiment.has_32_bit_guest() { Box::new(Narrow::new(source)) } else { source })
+    Ok(if experiment.has_32_bit_guest() { adapt::narrow(source) } else { source })
 }

@@ -244,7 +244,12 @@ fn what_cannot_be_reproduced_is_said() {
 #[test]
 fn lmbench_takes_what_was_published() {
     let lab = Lab::new();
-    let results = lab.json("reproduce lmbench --fit --quiet --output out");
+    let fits = cfg!(feature = "fit");
+    let results = lab.json(if fits {
+        "reproduce lmbench --fit --quiet --output out"
+    } else {
+        "reproduce lmbench --quiet --output out"
+    });
     let rows = results["rows"].as_array().unwrap();
     let row = |name: &str| {
         rows.iter().find(|r| r["name"] == name).unwrap_or_else(|| panic!("no row {name}"))
@@ -280,6 +285,14 @@ fn lmbench_takes_what_was_published() {
         let sum = paid + number(r, "other_us");
         assert!((sum - difference).abs() < 1e-6 * difference, "{}", r["name"]);
     }
+    assert!(lab.read("out/results.csv").lines().count() > rows.len());
+    let error = lab.refused("reproduce lmbench --programs fork");
+    assert!(error.contains("leave --programs"), "{error}");
+    if !fits {
+        let error = lab.refused("reproduce lmbench --fit");
+        assert!(error.contains("--features fit"), "{error}");
+        return;
+    }
     let fit = &results["fit"];
     assert_eq!(fit["rank"], fit["free"], "the rows tell all free prices apart");
     assert!(number(fit, "worst") < 0.10, "{fit}");
@@ -291,9 +304,6 @@ fn lmbench_takes_what_was_published() {
     }
     let table = lab.read("out/table.txt");
     assert!(table.contains("rank 5 of 5 free prices"), "{table}");
-    assert!(lab.read("out/results.csv").lines().count() > rows.len());
-    let error = lab.refused("reproduce lmbench --programs fork");
-    assert!(error.contains("leave --programs"), "{error}");
 }
 
 /// The table of sensitivities has a row for each price that was paid, and what halving takes off is

@@ -243,6 +243,18 @@ fn links_between_documents_lead_somewhere() {
     }
 }
 
+/// Who runs them: CI (`sh ci`), the longer campaign (`sh long`), or nobody (`sh shown`).
+#[test]
+fn every_command_of_the_readme_says_whether_it_is_run() {
+    let text = fs::read_to_string(workspace().join("README.md")).unwrap();
+    let opened = text.lines().filter(|l| l.starts_with("```")).step_by(2).collect::<Vec<_>>();
+    assert!(opened.iter().filter(|l| l.starts_with("```sh")).count() > 4, "{opened:?}");
+    for fence in opened {
+        let known = ["```sh ci", "```sh long", "```sh shown", "```text"].contains(&fence);
+        assert!(known, "{fence}: a fence of README.md is sh ci, sh long, sh shown or text");
+    }
+}
+
 #[test]
 fn the_licences_that_the_manifest_names_are_there() {
     let manifest = manifest(&workspace().join("Cargo.toml"));
@@ -256,7 +268,16 @@ fn the_licences_that_the_manifest_names_are_there() {
 #[test]
 fn scripts_can_be_run() {
     use std::os::unix::fs::PermissionsExt;
-    for name in ["scripts/check", "scripts/guest", ".ci/run", "crates/policy/data/train"] {
+    for name in [
+        "scripts/check",
+        "scripts/check-long",
+        "scripts/cold-build",
+        "scripts/fresh-machine",
+        "scripts/guest",
+        "scripts/readme",
+        ".ci/run",
+        "crates/policy/data/train",
+    ] {
         let path = workspace().join(name);
         let mode =
             fs::metadata(&path).unwrap_or_else(|e| panic!("{name}: {e}")).permissions().mode();

@@ -15,12 +15,29 @@ use std::path::Path;
 use std::ptr::null_mut;
 use std::sync::Mutex;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU64, Ordering};
 
-/// Version of the interface that the plugin wants; QEMU looks for this symbol.
+/// Version of the interface that the plugin wants; QEMU looks for this symbol, an `int`, once the
+/// library is loaded. QEMU refuses versions that are older than what it still has, and newer ones.
 // SAFETY: no other symbol of the process has this name: QEMU asks each plugin for its own.
 #[unsafe(no_mangle)]
-pub static qemu_plugin_version: c_int = ffi::API_VERSION;
+pub static qemu_plugin_version: AtomicI32 = AtomicI32::new(*ffi::API_VERSIONS.start());
+
+/// The variable with which whoever starts QEMU says which version that is to be.
+const VERSION_VARIABLE: &str = "NESTWALK_PLUGIN_API";
+
+/// Called by the loader, before QEMU looks.
+// SAFETY: the section of functions that the loader calls (System V ABI, chapter 5, `DT_INIT_ARRAY`).
+#[used]
+#[unsafe(link_section = ".init_array")]
+static CHOOSE_VERSION: extern "C" fn() = choose_version;
+
+extern "C" fn choose_version() {
+    let word = std::env::var(VERSION_VARIABLE).unwrap_or_default();
+    if let Some(version) = word.parse().ok().filter(|v| ffi::API_VERSIONS.contains(v)) {
+        qemu_plugin_version.store(version, Ordering::Relaxed);
+    }
+}
 
 static GUEST: OnceLock<Guest> = OnceLock::new();
 /// Each vCPU's state, made and used by its own thread.
@@ -61,22 +78,54 @@ pub unsafe extern "C" fn qemu_plugin_install(
     }
     // SAFETY: functions with the signatures that the interface asks for.
     unsafe {
-        ffi::qemu_plugin_register_vcpu_init_cb(id, on_start);
-        ffi::qemu_plugin_register_vcpu_idle_cb(id, on_idle);
-        ffi::qemu_plugin_register_vcpu_resume_cb(id, on_resume);
-        ffi::qemu_plugin_register_vcpu_tb_trans_cb(id, on_translate);
-        ffi::qemu_plugin_register_atexit_cb(id, on_exit, null_mut());
+        let data = user_data();
+        ffi::qemu_plugin_register_vcpu_init_cb(id, start, data);
+        ffi::qemu_plugin_register_vcpu_idle_cb(id, idle, data);
+        ffi::qemu_plugin_register_vcpu_resume_cb(id, resume, data);
+        ffi::qemu_plugin_register_vcpu_tb_trans_cb(id, translate, data);
+        ffi::qemu_plugin_register_atexit_cb(id, exit, data);
     }
     0
 }
 
+/// What callbacks get as user data where they get any: an address that nothing else has.
+fn user_data() -> *mut c_void {
+    static MARK: u8 = 0;
+    (&raw const MARK).cast_mut().cast()
+}
+
+/// The argument that says what a callback is about: the first if user data follows, as from version 7
+/// on, and else the second, behind the plugin's identity.
+fn subject(first: u64, second: u64) -> u64 {
+    if second == user_data() as u64 { first } else { second }
+}
+
+extern "C" fn start(first: u64, second: u64) {
+    on_start(subject(first, second) as c_uint);
+}
+
+extern "C" fn idle(first: u64, second: u64) {
+    on_idle(subject(first, second) as c_uint);
+}
+
+extern "C" fn resume(first: u64, second: u64) {
+    on_resume(subject(first, second) as c_uint);
+}
+
+extern "C" fn translate(first: u64, second: u64) {
+    on_translate(subject(first, second) as *mut ffi::Opaque);
+}
+
+extern "C" fn exit(_: u64, _: u64) {
+    on_exit();
+}
+
 fn install(info: &ffi::Info, arguments: &[String]) -> Result<(), String> {
-    if info.least > ffi::API_VERSION || info.current < ffi::API_VERSION {
+    let version = qemu_plugin_version.load(Ordering::Relaxed);
+    if info.least > version || info.current < version {
         return Err(format!(
-            "QEMU's plugin interface has versions {} to {}, and version {} is needed: QEMU 10.0",
-            info.least,
-            info.current,
-            ffi::API_VERSION
+            "QEMU's plugin interface has versions {} to {}, and version {version} was asked for",
+            info.least, info.current
         ));
     }
     if !info.system_emulation {
@@ -117,7 +166,7 @@ fn with(index: c_uint, f: impl FnOnce(&mut Vcpu, &Guest)) {
     }
 }
 
-extern "C" fn on_start(_: u64, index: c_uint) {
+fn on_start(index: c_uint) {
     let Some(guest) = GUEST.get() else { return };
     let registers = Registers::find();
     let missing = registers.missing();
@@ -136,16 +185,16 @@ extern "C" fn on_start(_: u64, index: c_uint) {
     }
 }
 
-extern "C" fn on_idle(_: u64, index: c_uint) {
+fn on_idle(index: c_uint) {
     with(index, |vcpu, _| vcpu.idle());
 }
 
-extern "C" fn on_resume(_: u64, index: c_uint) {
+fn on_resume(index: c_uint) {
     with(index, Vcpu::resume);
 }
 
 /// QEMU ends, on whichever thread; no vCPU runs any more.
-extern "C" fn on_exit(_: u64, _: *mut c_void) {
+fn on_exit() {
     for index in 0..VCPUS.len() {
         with(index as c_uint, |vcpu, _| vcpu.stop());
     }
@@ -198,7 +247,7 @@ pub fn data_ranges(file: &std::fs::File) -> Vec<(u64, u64)> {
 }
 
 /// A block is translated: what its execution will need is found now, once.
-extern "C" fn on_translate(_: u64, tb: *mut ffi::Opaque) {
+fn on_translate(tb: *mut ffi::Opaque) {
     let Some(guest) = GUEST.get() else { return };
     // SAFETY: the block and its instructions are valid during this callback; what is registered with
     // them is kept by QEMU for as long as the translation is. The data of callbacks is leaked, since

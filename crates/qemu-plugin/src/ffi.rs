@@ -1,14 +1,15 @@
-//! QEMU's plugin interface, API version 4, as far as it is used here.
+//! QEMU's plugin interface, API versions 4 to 7, as far as it is used here.
 //!
-//! Declared by hand after the comments of QEMU 10.0's `qemu-plugin.h`. The symbols are those of the QEMU
+//! Declared by hand after the comments of `qemu-plugin.h` of QEMU 10.0 (version 4) and 11.1 (version 7):
+//! no crate of bindings covers both. The symbols are those of the QEMU
 //! process that loads the plugin, found when it is loaded; so are the two of glib.
 
 #![allow(unsafe_code)]
 
 use std::ffi::{c_char, c_int, c_uint, c_void};
 
-/// Version of the interface that this plugin is written for.
-pub const API_VERSION: c_int = 4;
+/// Versions of the interface that this plugin is written for.
+pub const API_VERSIONS: std::ops::RangeInclusive<c_int> = 4..=7;
 
 /// What QEMU says of itself.
 #[repr(C)]
@@ -35,7 +36,7 @@ pub struct Array {
     pub len: c_uint,
 }
 
-/// A register of the guest.
+/// A register of the guest; what newer versions have behind this is not used.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Register {
@@ -54,11 +55,8 @@ pub const READ_REGISTERS: c_int = 1;
 /// Loads and stores.
 pub const LOADS_AND_STORES: c_int = 3;
 
-pub type OnVcpu = extern "C" fn(u64, c_uint);
-pub type OnTranslate = extern "C" fn(u64, *mut Opaque);
 pub type OnExecute = extern "C" fn(c_uint, *mut c_void);
 pub type OnAccess = extern "C" fn(c_uint, u32, u64, *mut c_void);
-pub type OnExit = extern "C" fn(u64, *mut c_void);
 
 /// Offsets of `lseek` that ask for data and for holes (Linux, `unistd.h`).
 pub const SEEK_DATA: c_int = 3;
@@ -68,13 +66,23 @@ unsafe extern "C" {
     pub fn lseek(file: c_int, offset: i64, whence: c_int) -> i64;
 }
 
+/// Callbacks whose arguments depend on the version: the plugin's identity and what it is about, or, from
+/// version 7 on (QEMU 11.1), what it is about and user data.
+pub type OnEvent = extern "C" fn(u64, u64);
+
+// Before version 7 all but the last have no user data: an argument too many lies in a register that is
+// not read (System V ABI, AMD64, 3.2.3).
 #[rustfmt::skip]
 unsafe extern "C" {
-    pub fn qemu_plugin_register_vcpu_init_cb(id: u64, call: OnVcpu);
-    pub fn qemu_plugin_register_vcpu_idle_cb(id: u64, call: OnVcpu);
-    pub fn qemu_plugin_register_vcpu_resume_cb(id: u64, call: OnVcpu);
-    pub fn qemu_plugin_register_atexit_cb(id: u64, call: OnExit, data: *mut c_void);
-    pub fn qemu_plugin_register_vcpu_tb_trans_cb(id: u64, call: OnTranslate);
+    pub fn qemu_plugin_register_vcpu_init_cb(id: u64, call: OnEvent, data: *mut c_void);
+    pub fn qemu_plugin_register_vcpu_idle_cb(id: u64, call: OnEvent, data: *mut c_void);
+    pub fn qemu_plugin_register_vcpu_resume_cb(id: u64, call: OnEvent, data: *mut c_void);
+    pub fn qemu_plugin_register_vcpu_tb_trans_cb(id: u64, call: OnEvent, data: *mut c_void);
+    pub fn qemu_plugin_register_atexit_cb(id: u64, call: OnEvent, data: *mut c_void);
+}
+
+#[rustfmt::skip]
+unsafe extern "C" {
     pub fn qemu_plugin_register_vcpu_tb_exec_cb(tb: *mut Opaque, call: OnExecute, flags: c_int, data: *mut c_void);
     pub fn qemu_plugin_register_vcpu_insn_exec_cb(insn: *mut Opaque, call: OnExecute, flags: c_int, data: *mut c_void);
     pub fn qemu_plugin_register_vcpu_mem_cb(insn: *mut Opaque, call: OnAccess, flags: c_int, rw: c_int, data: *mut c_void);
@@ -90,6 +98,7 @@ unsafe extern "C" {
     pub fn qemu_plugin_get_registers() -> *mut Array;
     pub fn qemu_plugin_read_register(handle: *mut c_void, to: *mut Bytes) -> c_int;
     pub fn qemu_plugin_outs(text: *const c_char);
+    pub fn g_array_get_element_size(array: *mut Array) -> c_uint;
     pub fn g_byte_array_new() -> *mut Bytes;
     pub fn g_byte_array_set_size(array: *mut Bytes, bytes: c_uint) -> *mut Bytes;
 }

@@ -54,16 +54,23 @@ impl Registers {
             buffer: unsafe { ffi::g_byte_array_new() },
         };
         // SAFETY: QEMU allows this call in the callback of a vCPU's start; it returns an array of
-        // descriptors, or null. The array is small and stays.
-        let list = unsafe {
+        // descriptors, or null. The array is small and stays. Newer versions of the interface have added
+        // to the end of a descriptor; glib knows how long one is.
+        let (first, count, bytes) = unsafe {
             let array = ffi::qemu_plugin_get_registers();
             if array.is_null() || (*array).data.is_null() {
                 return found;
             }
-            let first = (*array).data.cast::<ffi::Register>();
-            std::slice::from_raw_parts(first, (*array).len as usize)
+            let bytes = ffi::g_array_get_element_size(array) as usize;
+            ((*array).data, (*array).len as usize, bytes)
         };
-        for register in list {
+        if bytes < size_of::<ffi::Register>() {
+            return found;
+        }
+        for index in 0..count {
+            // SAFETY: within the array, whose elements begin as this structure does.
+            let register =
+                unsafe { first.add(index * bytes).cast::<ffi::Register>().read_unaligned() };
             // SAFETY: QEMU's names are strings that live as long as it does.
             let name = unsafe { CStr::from_ptr(register.name) }.to_str().unwrap_or_default();
             if let Some(i) = NAMES.iter().position(|n| *n == name) {

@@ -26,6 +26,7 @@ mod perf;
 mod pinatrace;
 mod snappy;
 pub mod trace;
+mod unpack;
 
 #[doc(hidden)]
 pub mod fuzzing;
@@ -41,3 +42,4 @@ pub use limit::{CUT_BY_RUNS, Limit};
 pub use multiplex::Multiplex;
 pub use page_tables::{Mapped, PageTables};
 pub use patterns::{Pattern, PatternError, PatternSource, PatternSpec};
+pub use unpack::Packing;

@@ -8,6 +8,6 @@ mod summary;
 
 pub use check::{Agreement, Check};
 pub use decoder::REGION_OF_INTEREST;
-pub use running::{Live, LiveOptions, PAGING, failure, plugin};
+pub use running::{Live, LiveOptions, NOT_STARTED, PAGING, failure};
 pub use stream::{Next, Stream};
 pub use summary::{Summary, Unseen};

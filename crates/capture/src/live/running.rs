@@ -4,22 +4,18 @@ use super::check::{Agreement, Check};
 use super::stream::{Next, Stream};
 use super::summary::Summary;
 use crate::error::{At, GuestError};
+use crate::plugin::plugin;
 use crate::{Boot, Outcome, Plugin, Running};
 use nestwalk_types::{Batch, Filter, FilterArray, GuestInfo, Source, SourceError, SourceInfo};
 use nestwalk_wire::{DATA, FETCH, FilterConfig, Layout, Rings};
 use std::fs::File;
 use std::io::Write;
-use std::path::PathBuf;
 use std::time::Duration;
 
 /// Paging mode of every guest: its processor has no other.
 pub const PAGING: &str = "4-level";
 /// Records that a ring holds: 8 MiB of them.
 const RECORDS: u64 = 1 << 18;
-/// The plugin's file.
-const PLUGIN: &str = "libnestwalk_qemu_plugin.so";
-/// What builds it.
-const BUILD: &str = "cargo build --release -p nestwalk-qemu-plugin";
 /// How long a guest that has recorded everything may take to power off.
 const POWER_OFF: Duration = Duration::from_millis(20);
 
@@ -58,22 +54,6 @@ impl LiveOptions {
             fetch_large: array(fetch.large_sets, 1),
         }
     }
-}
-
-/// The plugin: beside this program, where cargo puts both.
-///
-/// # Errors
-/// It is not there; the error says how to build it.
-pub fn plugin() -> Result<PathBuf, GuestError> {
-    let program = std::env::current_exe().at("find", "this program".as_ref())?;
-    // Cargo builds it into `deps`, where tests are, and copies it up only when it is asked for by name.
-    let folders = program.ancestors().skip(1).take(2);
-    let mut places = folders.flat_map(|f| [f.join("deps").join(PLUGIN), f.join(PLUGIN)]);
-    let found = places.find(|p| p.exists());
-    found.ok_or_else(|| GuestError::Missing {
-        piece: format!("the QEMU plugin {PLUGIN} beside {}", program.display()),
-        command: BUILD.into(),
-    })
 }
 
 /// A guest while it runs. Dropping it ends the guest.
@@ -195,8 +175,22 @@ fn arguments(
     Ok(arguments)
 }
 
+/// What [`failure`] begins with if there was nothing to be recorded.
+pub const NOT_STARTED: &str = "the guest's command could not be started";
+
 /// What is said of a guest's command that failed; `None` if it did not.
-pub fn failure(status: u8) -> Option<String> {
+pub fn failure(outcome: &Outcome) -> Option<String> {
+    let status = outcome.status;
+    if !outcome.started {
+        return Some(if status == 127 {
+            format!(
+                "{NOT_STARTED}: the guest has not the interpreter or dynamic loader that the program asks \
+                 for; --package names the package that has it, and a static program needs none"
+            )
+        } else {
+            format!("{NOT_STARTED}: the guest's kernel does not execute a file of its kind")
+        });
+    }
     (status != 0).then(|| format!("the guest's command failed: exit status {status}"))
 }
 
@@ -205,7 +199,7 @@ impl Source for Live {
         let mut info = self.info.clone();
         if let Some(outcome) = &self.outcome {
             info.description += &format!(", exit status {}", outcome.status);
-            info.failed = failure(outcome.status);
+            info.failed = failure(outcome);
         }
         if let Some(a) = self.agreement() {
             info.description += &format!(

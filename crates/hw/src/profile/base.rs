@@ -52,6 +52,9 @@ impl Profile {
     ///
     /// # Errors
     /// See [`ProfileError`].
+    // Inline, as is `parse`: the code that reads TOML into profiles is then compiled in the crate that
+    // asks for one, which need not be optimised, and not in this one, which must be.
+    #[inline]
     pub fn load(name: &str) -> Result<Self, ProfileError> {
         if let Some((name, text)) = built_in(name) {
             return Self::parse(name, text);
@@ -67,6 +70,7 @@ impl Profile {
     ///
     /// # Errors
     /// See [`ProfileError`].
+    #[inline]
     pub fn parse(path: &str, text: &str) -> Result<Self, ProfileError> {
         let own = table(path, text)?;
         let parse = |e| ProfileError::Parse { path: path.into(), source: Box::new(e) };

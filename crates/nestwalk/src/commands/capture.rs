@@ -5,8 +5,8 @@ use crate::commands::compare::of_command;
 use crate::guest::RealGuest;
 use crate::progress::Meter;
 use anyhow::{Context, Result, bail};
-use nestwalk_capture::live::{Agreement, Live, Summary, failure, plugin};
-use nestwalk_capture::{Boot, Cache, prepare};
+use nestwalk_capture::live::{Agreement, Live, NOT_STARTED, Summary, failure};
+use nestwalk_capture::{Boot, Cache, KernelChoice, plugin, prepare};
 use nestwalk_report::{bytes, count};
 use nestwalk_sim::compare::Progress;
 use nestwalk_source::trace::{self, Header, TraceWriter, WriteOptions};
@@ -27,7 +27,8 @@ pub fn capture(args: &CaptureArgs) -> Result<ExitCode> {
     if args.prepare {
         let say = &mut |text: &str| println!("{text}");
         let qemu = Path::new("qemu-system-x86_64");
-        prepare(&Cache::locate()?, qemu, &args.guest.packages, say)?;
+        let kernel = KernelChoice::of(args.guest.kernel.as_deref().unwrap_or_default());
+        prepare(&Cache::locate()?, qemu, &kernel, &args.guest.packages, say)?;
         if args.command.is_empty() {
             return Ok(ExitCode::SUCCESS);
         }
@@ -55,9 +56,22 @@ pub fn capture(args: &CaptureArgs) -> Result<ExitCode> {
     let mut live = Live::start(boot, guest.options(), output)?;
     let result = record(&mut live, writer.as_mut(), &stop, args.quiet);
     let (summary, agreement) = (live.summary().clone(), live.agreement().cloned());
-    let status = live.outcome().map(|o| o.status);
-    let processor = live.outcome().and_then(|o| o.cpu);
+    let outcome = live.outcome().cloned();
+    let status = outcome.as_ref().map(|o| o.status);
+    let processor = outcome.as_ref().and_then(|o| o.cpu);
     drop(live);
+    let failed = match &outcome {
+        Some(outcome) => failure(outcome),
+        None => Some("the guest ended before its command".to_owned()),
+    };
+    // Nothing of what was asked for has run: no trace stays, and nothing is told of it.
+    if let Some(how) = failed.as_ref().filter(|how| how.starts_with(NOT_STARTED)) {
+        drop(writer);
+        if let Some(path) = &args.save {
+            std::fs::remove_file(path).with_context(|| path.display().to_string())?;
+        }
+        bail!("{how}");
+    }
     let mut size = None;
     if let Some(writer) = writer {
         let written = writer.finish(trace_summary(&summary, status))?;
@@ -82,9 +96,6 @@ pub fn capture(args: &CaptureArgs) -> Result<ExitCode> {
     {
         bail!("the check found disagreements with QEMU: the recording cannot be trusted");
     }
-    let failed = report
-        .status
-        .map_or_else(|| Some("the guest ended before its command".to_owned()), failure);
     Ok(of_command(failed.as_deref()))
 }
 

@@ -6,6 +6,7 @@ use crate::experiment::{Experiment, VERSION};
 use crate::session::{self, Session, Work};
 use crate::{outcome, sensitivity, show};
 use anyhow::{Context, Result, anyhow, bail};
+use nestwalk_capture::live::NOT_STARTED;
 use nestwalk_report::{count, parse_count};
 use nestwalk_sim::compare::{CompareError, Outcome};
 use nestwalk_types::SourceInfo;
@@ -74,6 +75,10 @@ fn experiment(experiment: &Experiment, output: &OutputArgs, tables: &Tables) -> 
         prepare(folder, experiment)?;
     }
     let Session { info, outcome, .. } = opened.run(&session::stop_on_signals())?;
+    // Nothing of what was asked for has run: there is nothing to tell of it.
+    if let Some(how) = info.failed.as_ref().filter(|how| how.starts_with(NOT_STARTED)) {
+        bail!("{how}");
+    }
     let results = Results { experiment, info: &info, outcome: &outcome, energy, sensitivity };
     // Whatever happens to one copy of the results, the other is written.
     let saved = output.output.as_ref().map_or(Ok(()), |folder| save(folder, &results));

@@ -8,5 +8,6 @@ pub mod govern;
 pub mod inspect;
 pub mod reproduce;
 pub mod samples;
+pub mod setup;
 pub mod trace;
 pub mod walk;

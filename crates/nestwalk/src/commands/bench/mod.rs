@@ -11,7 +11,7 @@ use nestwalk_policy::POLICIES;
 use nestwalk_report::{Align, Table, parse_count};
 use nestwalk_sim::compare::{Plan, compare};
 use nestwalk_sim::spec::MachineSpec;
-use nestwalk_source::{FirstTouch, PatternSpec};
+use nestwalk_source::PatternSpec;
 use nestwalk_types::{Batch, Control, Source, SourceError, SourceInfo};
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -151,7 +151,7 @@ fn run(case: &str, machines: &str, accesses: u64, counting: bool) -> Result<f64>
     let plan = Plan::new(machines, Profile::load("cascade-lake-6252")?, (16 << 30, 32 << 30));
     let base = PatternSpec { footprint, accesses, populate: Some(true), ..PatternSpec::default() };
     let began = Arc::new(Mutex::new(None));
-    let inner = FirstTouch::new(PatternSpec::parse(pattern, &base)?.source());
+    let inner = nestwalk_adapt::first_touch(Box::new(PatternSpec::parse(pattern, &base)?.source()));
     let clock = Arc::new(Clock { started: Instant::now() });
     let mut source = Timed { inner, clock: Arc::clone(&clock), began: Arc::clone(&began) };
     let outcome = compare(&plan, &mut source, &AtomicBool::new(false), &mut |_| {})?;

@@ -2,7 +2,6 @@
 
 use crate::args::TraceConvertArgs;
 use crate::progress::Meter;
-use crate::sources::pcids::Pcids;
 use crate::sources::trace_format;
 use anyhow::{Context, Result, anyhow, bail};
 use nestwalk_mm::{GuestConfig, ModelledGuest};
@@ -72,7 +71,7 @@ fn with_pcids(
     if header.approximations.iter().any(|a| a == PCIDS_ADDED) {
         bail!("--pcids: {} has them already", args.input.display());
     }
-    Ok(Box::new(Pcids::new(source, header.pti)))
+    Ok(nestwalk_adapt::pcids(source, header.pti))
 }
 
 /// The format that the name of a file asks for.

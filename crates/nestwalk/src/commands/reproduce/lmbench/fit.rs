@@ -4,13 +4,36 @@
 //! by minimising and maximising it with all residuals within a bound.
 
 use super::data::Price;
-use anyhow::{Context, Result, anyhow, bail};
-use microlp::{ComparisonOp, OptimizationDirection, Problem};
+use anyhow::{Result, bail};
+#[cfg(feature = "fit")]
+use microlp::OptimizationDirection as Direction;
 use serde::Serialize;
 use std::collections::BTreeMap;
 
 /// Residual within which the wider intervals are.
 pub const WIDE: f64 = 0.10;
+
+/// What is sought of a goal, in a build that has no solver.
+#[cfg(not(feature = "fit"))]
+#[derive(Clone, Copy)]
+enum Direction {
+    Minimize,
+    Maximize,
+}
+
+/// Says how prices can be fitted, in a build that cannot.
+///
+/// # Errors
+/// The build has no solver.
+pub fn possible() -> Result<()> {
+    if cfg!(feature = "fit") {
+        return Ok(());
+    }
+    bail!(
+        "--fit: this build has no solver of linear programs; in the repository, \
+         `cargo run --release --features fit -- reproduce lmbench --fit` makes one that has"
+    )
+}
 
 /// A row to be met.
 pub struct Equation {
@@ -87,12 +110,17 @@ impl<'a> System<'a> {
 
     /// Prices with all relative residuals within `most`, if it is given, so that `goal` (a price, or the
     /// largest residual) is least, or most.
-    fn solve(
-        &self,
-        goal: Option<usize>,
-        direction: OptimizationDirection,
-        most: f64,
-    ) -> Result<Vec<f64>> {
+    #[cfg(not(feature = "fit"))]
+    fn solve(&self, _: Option<usize>, _: Direction, _: f64) -> Result<Vec<f64>> {
+        possible().map(|()| Vec::new())
+    }
+
+    /// Prices with all relative residuals within `most`, if it is given, so that `goal` (a price, or the
+    /// largest residual) is least, or most.
+    #[cfg(feature = "fit")]
+    fn solve(&self, goal: Option<usize>, direction: Direction, most: f64) -> Result<Vec<f64>> {
+        use anyhow::{Context, anyhow};
+        use microlp::{ComparisonOp, Problem};
         let mut problem = Problem::new(direction);
         let weight = |is: bool| if is { 1.0 } else { 0.0 };
         let mut variables = Vec::new();
@@ -122,7 +150,7 @@ impl<'a> System<'a> {
         let end = |direction| -> Result<f64> {
             Ok(1000.0 * self.solve(Some(price), direction, most)?[price])
         };
-        Ok([end(OptimizationDirection::Minimize)?, end(OptimizationDirection::Maximize)?])
+        Ok([end(Direction::Minimize)?, end(Direction::Maximize)?])
     }
 
     /// Rank of the factors, by elimination with the largest pivot; what is below a millionth of the
@@ -168,7 +196,7 @@ impl<'a> System<'a> {
 /// A row pays a price that is not listed, or the programs have no solution.
 pub fn fit(equations: &[Equation], prices: &[Price]) -> Result<Fit> {
     let system = System::new(equations, prices)?;
-    let best = system.solve(None, OptimizationDirection::Minimize, f64::INFINITY)?;
+    let best = system.solve(None, Direction::Minimize, f64::INFINITY)?;
     let worst = best[system.free.len()];
     let mut found = BTreeMap::new();
     for (i, price) in system.free.iter().enumerate() {
@@ -214,7 +242,7 @@ pub fn least_sum(rows: &[(f64, f64, f64)]) -> (f64, Vec<f64>) {
     (best, alone)
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "fit"))]
 mod tests {
     use super::*;
 

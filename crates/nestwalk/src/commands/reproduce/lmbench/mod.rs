@@ -90,6 +90,9 @@ pub fn run(args: &ReproduceArgs) -> Result<Found<Lmbench>> {
              --recordings out"
         );
     }
+    if args.fit {
+        fit::possible()?;
+    }
     let data = data::read()?;
     let profile = args.profile.as_deref().unwrap_or(&data.machine.profile);
     let loaded = Profile::load(profile)?;
