@@ -109,7 +109,10 @@ pub struct BatchBuilder {
     open: Box<[[Open; 2]; 256]>,
     /// The highest vCPU that may have open runs.
     highest: VcpuId,
-    /// What is still wanted of the stream in this batch, but for instructions.
+    /// Accesses up to which none needs a look at what is wanted. While instructions are wanted without
+    /// limit these are the accesses that are still wanted; otherwise it is 0.
+    left: u64,
+    /// What is still wanted of the stream in this batch, but for instructions, while those have a limit.
     room: Room,
     /// Instructions that are still wanted in this batch, but for the last one, so that a borrow tells
     /// it.
@@ -138,9 +141,9 @@ impl BatchBuilder {
     pub fn new() -> Self {
         let open = Box::new([[CLOSED; 2]; 256]);
         let batch = Batch::default();
-        let (room, instructions) = (Room::ALL, u64::MAX);
+        let (left, room, instructions) = (u64::MAX, Room::ALL, u64::MAX);
         let slots = Box::new([lane::EMPTY; lane::SLOTS]);
-        Self { batch, open, highest: VcpuId(0), room, instructions, slots, most: Batch::RUNS }
+        Self { batch, open, highest: VcpuId(0), left, room, instructions, slots, most: Batch::RUNS }
     }
 
     /// Says how much of the stream is wanted in the batch that is being built; see [`Room`]. It holds
@@ -152,11 +155,58 @@ impl BatchBuilder {
             u64::MAX => u64::MAX,
             n => n.saturating_sub(1),
         };
+        self.left = if self.counts_instructions() { 0 } else { accesses };
+    }
+
+    /// Instructions have a limit.
+    #[inline]
+    const fn counts_instructions(&self) -> bool {
+        self.instructions != u64::MAX
+    }
+
+    /// Accesses and instructions that are still wanted, of the latter but for the last one.
+    #[inline]
+    const fn wanted(&self) -> (u64, u64) {
+        let accesses = if self.counts_instructions() { self.room.accesses } else { self.left };
+        (accesses, self.instructions)
+    }
+
+    /// So many accesses were made, of which so many retired an instruction each.
+    #[inline]
+    const fn made(&mut self, accesses: u64, instructions: u64) {
+        if self.counts_instructions() {
+            self.room.accesses -= accesses;
+            self.instructions -= instructions;
+        } else {
+            self.left -= accesses;
+        }
+    }
+
+    /// An access that needs a look at what is wanted.
+    #[cold]
+    #[inline(never)]
+    fn counted(&mut self, instructions: u16) {
+        if !self.counts_instructions() {
+            return self.border();
+        }
+        let (accesses, none_left) = self.room.accesses.overflowing_sub(1);
+        self.room.accesses = accesses;
+        if none_left {
+            self.border();
+        }
+        if instructions > 0 {
+            let (left, none_left) = self.instructions.overflowing_sub(u64::from(instructions));
+            self.instructions = left;
+            if none_left {
+                self.turn_ends();
+            }
+        }
     }
     /// What is still wanted of the stream in this batch.
     #[inline]
     pub const fn room(&self) -> Room {
-        Room { instructions: self.instructions.saturating_add(1), ..self.room }
+        let (accesses, instructions) = self.wanted();
+        Room { accesses, instructions: instructions.saturating_add(1), ..self.room }
     }
 
     /// The accesses that are wanted are there: what comes after them begins runs of its own, each
@@ -165,7 +215,7 @@ impl BatchBuilder {
     #[inline(never)]
     fn border(&mut self) {
         self.close();
-        self.room.accesses = 0;
+        (self.left, self.room.accesses) = (0, 0);
         if !self.room.single {
             self.most = 0;
         }
@@ -260,17 +310,9 @@ impl BatchBuilder {
         flags: RunFlags,
         instructions: u16,
     ) {
-        let (accesses, none_left) = self.room.accesses.overflowing_sub(1);
-        self.room.accesses = accesses;
-        if none_left {
-            self.border();
-        }
-        if instructions > 0 {
-            let (left, none_left) = self.instructions.overflowing_sub(u64::from(instructions));
-            self.instructions = left;
-            if none_left {
-                self.turn_ends();
-            }
+        match self.left.checked_sub(1) {
+            Some(left) => self.left = left,
+            None => self.counted(instructions),
         }
         let page = gva.value() & !0xfff | flags.kernel_bit();
         let runs = &mut self.batch.runs;
@@ -354,7 +396,7 @@ impl BatchBuilder {
     /// Hands the batch over and leaves the builder empty; `into` is reused for its memory.
     pub fn take_into(&mut self, into: &mut Batch) {
         self.close();
-        self.room = Room::ALL;
+        (self.left, self.room) = (u64::MAX, Room::ALL);
         self.instructions = u64::MAX;
         self.most = Batch::RUNS;
         into.runs.clear();

@@ -221,7 +221,7 @@ impl Lane<'_> {
 
     /// Takes the open runs over, unless what is wanted of the stream may end on the way.
     fn load(&mut self) {
-        let (accesses, instructions) = (self.builder.room.accesses, self.builder.instructions);
+        let (accesses, instructions) = self.builder.wanted();
         self.sides = [NONE; 2];
         (self.fresh, self.limit) = (0, 0);
         if accesses.min(instructions) <= self.most {
@@ -296,8 +296,7 @@ impl Lane<'_> {
             self.builder.highest = self.builder.highest.max(self.vcpu);
         }
         let [data, fetches] = std::mem::take(&mut self.made).map(u64::from);
-        self.builder.room.accesses -= data + fetches;
-        self.builder.instructions -= fetches;
+        self.builder.made(data + fetches, fetches);
         let BatchBuilder { batch, slots, .. } = &mut *self.builder;
         if batch.runs.capacity() < start + self.fresh {
             batch.runs.reserve(Batch::RUNS);
