@@ -1,8 +1,10 @@
 //! What can be typed. Parsing has no effects; what it means is decided in `experiment`.
 
+mod evaluate;
 mod inspect;
 mod setup;
 
+pub use evaluate::{BenchArgs, ExplainArgs, KeepArg, LivedArg, Publication, ReproduceArgs};
 pub use inspect::InspectArgs;
 pub use setup::SetupArgs;
 
@@ -679,132 +681,6 @@ impl From<ModeArg> for nestwalk_policy::Mode {
             ModeArg::Nested => Self::Nested,
         }
     }
-}
-
-/// A publication.
-#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Publication {
-    /// Runtime-aware Paging Mode Switching: figures 4.1 to 4.6, and all policies.
-    Thesis,
-    /// Agile Paging (ISCA 2016): figure 5 and table VI.
-    Agile,
-    /// Efficient Memory Virtualization (MICRO 2014): page sizes, direct segments, VMM, Guest and
-    /// Dual Direct, and the escape filter.
-    Micro14,
-    /// Enhancing and Exploiting Contiguity (ISCA 2020): CA paging and its rivals, `SpOT`, RMM, `CoLT`,
-    /// anchors.
-    Isca20,
-    /// vMitosis (ASPLOS 2021): times and counters of the run that the cost of cycles is fitted to.
-    Vmitosis,
-    /// LMbench under EPT and shadow paging (PVM, SOSP 2023): what the prices of software are fitted
-    /// to.
-    Lmbench,
-}
-
-/// Tables that stay at a switch.
-#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum KeepArg {
-    /// None, as in the thesis.
-    #[default]
-    Nothing,
-    /// Nested tables.
-    Nested,
-}
-
-/// What VMs have behind them.
-#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum LivedArg {
-    /// They have just begun.
-    #[default]
-    Short,
-    /// All of their memory has been touched.
-    Long,
-}
-
-/// Options of `reproduce`.
-#[derive(ClapArgs, Debug, Clone)]
-pub struct ReproduceArgs {
-    /// Which
-    #[arg(value_enum)]
-    pub publication: Publication,
-    /// Recordings to run as well: every *.nwt of DIR, named as the file
-    #[arg(long, value_name = "DIR")]
-    pub recordings: Option<PathBuf>,
-    /// Only these programs, separated by commas
-    #[arg(long, value_name = "NAMES")]
-    pub programs: Option<String>,
-    /// Hardware profile [default: that of the publication's machine]
-    #[arg(long)]
-    pub profile: Option<String>,
-    /// Accesses of each built-in program, in place of its own number, for a quick look; its
-    /// warm-up is
-    /// no longer then
-    #[arg(long, value_name = "COUNT")]
-    pub accesses: Option<String>,
-    /// Memory of each built-in program, in place of its own
-    #[arg(long, value_name = "BYTES")]
-    pub footprint: Option<String>,
-    /// Decides every random choice
-    #[arg(long, default_value_t = 1)]
-    pub seed: u64,
-    /// The referee checks every access of every machine
-    #[arg(long)]
-    pub verify: bool,
-    /// TLBs that a filtered recording is not exact for are simulated all the same; the program's
-    /// description names them
-    #[arg(long)]
-    pub approximate: bool,
-    /// Length of a policy's interval, simulated milliseconds
-    #[arg(long, value_name = "MS", default_value_t = 20.0, help_heading = "The thesis")]
-    pub interval: f64,
-    /// Tables that stay at a switch
-    #[arg(long, value_enum, default_value_t, help_heading = "The thesis")]
-    pub keep: KeepArg,
-    /// What VMs have behind them
-    #[arg(long, value_enum, default_value_t, help_heading = "The thesis")]
-    pub lived: LivedArg,
-    /// The prices of a profile's software section are fitted again
-    #[arg(long, help_heading = "LMbench")]
-    pub fit: bool,
-    /// Where results go.
-    #[command(flatten)]
-    pub output: OutputArgs,
-}
-
-/// Options of `explain`.
-#[derive(ClapArgs, Debug, Clone)]
-pub struct ExplainArgs {
-    /// A scheme, policy, profile, workload, pattern, or field of the JSON results; `results` for
-    /// all
-    /// fields
-    pub name: String,
-}
-
-/// Options of `bench`.
-#[derive(ClapArgs, Debug, Clone)]
-pub struct BenchArgs {
-    /// Accesses of each measurement
-    #[arg(long, value_name = "COUNT", default_value = "20M")]
-    pub accesses: String,
-    /// Count the simulator's instructions under valgrind instead of seconds, and compare them with
-    /// the numbers in this file
-    #[arg(long, value_name = "FILE")]
-    pub instructions: Option<PathBuf>,
-    /// With --instructions: write the numbers instead of comparing them
-    #[arg(long, requires = "instructions")]
-    pub bless: bool,
-    /// Measure how much slower a real guest is when it is recorded or compared live
-    #[arg(long, conflicts_with = "instructions")]
-    pub guest: bool,
-    /// Only one measurement, as in walks/nested
-    #[arg(long, value_name = "CASE/MACHINE")]
-    pub case: Option<String>,
-    /// With --case: the small footprint that --instructions counts with
-    #[arg(long, hide = true, requires = "case")]
-    pub small: bool,
-    /// How results are printed
-    #[arg(long, value_enum, default_value_t)]
-    pub format: Format,
 }
 
 #[cfg(test)]

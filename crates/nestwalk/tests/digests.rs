@@ -1,9 +1,9 @@
 //! Every value of every scheme, source and evaluation, by digest: rebuilding the house moves no number.
 //!
-//! `digests/cases.toml` has the commands, `digests/values.toml` a digest per machine or program. A key that
-//! was renamed stands in `digests/renamed.toml`, so that what it holds is compared under its old name; a
-//! key that is new is left out there. Whoever moves a number on purpose says so in the changelog and writes
-//! the digests anew: `NESTWALK_BLESS=1 cargo nextest run -p nestwalk --test digests`.
+//! `digests/cases.toml` has the commands, `digests/values.toml` a digest per machine or program. A key
+//! that was renamed stands in `digests/renamed.toml`, so that its value is compared under its old name;
+//! a key that is new is left out there. Whoever moves a number on purpose says so in the changelog and
+//! writes the digests anew: `NESTWALK_BLESS=1 cargo nextest run -p nestwalk --test digests`.
 
 mod common;
 

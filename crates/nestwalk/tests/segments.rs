@@ -69,7 +69,7 @@ fn what_cannot_be_is_refused_with_what_would_be_right() {
         ("compare gcc --machines dual-direct", ["no primary region", "vmm-direct"]),
         ("compare gups --machines vmm-direct/filter=0x4", ["filter=0x4", "neither may be 0"]),
         ("compare gups --machines vmm-direct/filter=96x2", ["filter=96x2", "power of two"]),
-        ("compare gups --machines vmm-direct/speed=1", ["no `speed`", "bad=N"]),
+        ("compare gups --machines vmm-direct/speed=1", ["no option `speed`", "bad=N"]),
         ("compare gups --machines guest-direct/bad=1", ["no option `bad`", "filter="]),
         (
             "compare gups --footprint 1MiB --guest-memory 64MiB --machines vmm-direct/bad=16384",

@@ -1,7 +1,7 @@
 //! Options of schemes: `name=value` parts with `/` between them, as names of machines spell them.
 //!
-//! An option is one row of its scheme's [`OptionTable`]. Reading, spelling back, help, and the refusal of
-//! unknown names and of second values follow from the row, alike for every scheme.
+//! An option is one row of its scheme's [`OptionTable`]. Reading, spelling back, help, and the refusal
+//! of unknown names and of second values follow from the row, alike for every scheme.
 
 use std::fmt;
 

@@ -282,9 +282,9 @@ pub struct PageTableBytes {
 pub enum Event<'a> {
     /// The region of interest begins: counters are zero again.
     RegionOfInterest,
-    /// The page of `size` at `at` no longer backs guest memory as it did: the host took it back or moved
-    /// it, or (`promoted`) it is one larger page now, where it is. No translation of it may stay, so that
-    /// the next use maps what there is.
+    /// The page of `size` at `at` no longer backs guest memory as it did: the host took it back or
+    /// moved it, or (`promoted`) it is one larger page now, where it is. No translation of it may
+    /// stay, so that the next use maps what there is.
     HostChanged {
         /// First guest-physical address.
         at: Gpa,
@@ -384,12 +384,13 @@ pub enum Event<'a> {
 /// each before the next. Let `G` be the guest's tables in `platform.world`, `H` the host's own record of
 /// what backs guest memory.
 ///
-/// - An [`Event`] arrives after its effect on `G` and `H`: `G` has the store, `H` no longer has the page.
-///   Of a table page, `PageWritten` (if its contents are zeros), then `TableAdded`, then its stores, then
-///   `TableRetired`. `LoadCr3` of a root arrives after `TableAdded` of its page; `WarmStart` of a vCPU once,
-///   after its first `LoadCr3` of a recording. Every `Prefault` of a recording precedes its accesses.
-/// - An access is one look-up, and on a miss [`Scheme::walk`]. A fault goes to [`Scheme::answer`] at once;
-///   `Retry` has the same access walk again, `GuestFault` ends it.
+/// - An [`Event`] arrives after its effect on `G` and `H`: `G` has the store, `H` no longer has the
+///   page. Of a table page, `PageWritten` (if its contents are zeros), then `TableAdded`, then its
+///   stores, then `TableRetired`. `LoadCr3` of a root arrives after `TableAdded` of its page;
+///   `WarmStart` of a vCPU once, after its first `LoadCr3` of a recording. Every `Prefault` of a
+///   recording precedes its accesses.
+/// - An access is one look-up, and on a miss [`Scheme::walk`]. A fault goes to [`Scheme::answer`]
+///   at once; `Retry` has the same access walk again, `GuestFault` ends it.
 /// - [`Scheme::tick`] is called between accesses to two pages, never within one.
 ///
 /// **What is owed.** Let `t(a)` be the composition of `G` and `H` at address `a`. When a call of `on`,

@@ -186,6 +186,7 @@ impl BatchBuilder {
     #[cold]
     #[inline(never)]
     fn counted(&mut self, instructions: u16) {
+        self.left = 0;
         if !self.counts_instructions() {
             return self.border();
         }
@@ -310,9 +311,11 @@ impl BatchBuilder {
         flags: RunFlags,
         instructions: u16,
     ) {
-        match self.left.checked_sub(1) {
-            Some(left) => self.left = left,
-            None => self.counted(instructions),
+        // Stored before it is looked at: that is one instruction and a branch.
+        let (left, look) = self.left.overflowing_sub(1);
+        self.left = left;
+        if look {
+            self.counted(instructions);
         }
         let page = gva.value() & !0xfff | flags.kernel_bit();
         let runs = &mut self.batch.runs;
