@@ -210,9 +210,9 @@ fn a_large_host_page_is_in_order_by_itself() {
     approve(&m);
 }
 
-/// Stores to 64 pages, the second half of them the first time from the last page down, so that small host
-/// pages are in order behind the first half alone. Then how many groups of four are so, in the host's
-/// own tables, and the walks with empty structures.
+/// Stores to 64 pages, the second half of them the first time from the last page down, so that small
+/// host pages are in order behind the first half alone. Then how many groups of four are so, in the
+/// host's own tables, and the walks with empty structures.
 fn groups_and_walks<S: Scheme>(mut m: Machine<S>) -> (usize, u64) {
     let mut s = mapped(64, 0x100_0000, 0x60);
     (0..32).chain((32..64).rev()).for_each(|i| s.store(AT + i * 4096));
