@@ -24,8 +24,8 @@ const MEMORY: usize = 640 << 20;
 /// the one whose latest timestamp is the earliest goes on. Threads of one process share it; file number
 /// `i`, by name, runs on vCPU `i` modulo the number of vCPUs.
 ///
-/// Of more than [`READ_AHEAD`] files, no descriptor is held, and no more decompressors are kept than
-/// [`MEMORY`] allows: the file whose turn is the last in line is put aside, and is read anew up to its
+/// Of more than `READ_AHEAD` files, no descriptor is held, and no more decompressors are kept than
+/// `MEMORY` allows: the file whose turn is the last in line is put aside, and is read anew up to its
 /// place when its turn comes (plain files and members of zip archives: from there).
 pub struct Drmemtrace {
     name: String,
