@@ -182,6 +182,17 @@ impl BatchBuilder {
         }
     }
 
+    /// Takes so many accesses from those that are wanted at once, for [`BatchBuilder::access_reserved`].
+    /// Not if fewer are wanted, or if instructions have a limit.
+    #[inline]
+    pub const fn reserve(&mut self, accesses: u64) -> bool {
+        if self.counts_instructions() || self.left < accesses {
+            return false;
+        }
+        self.left -= accesses;
+        true
+    }
+
     /// An access that needs a look at what is wanted.
     #[cold]
     #[inline(never)]
@@ -246,6 +257,26 @@ impl BatchBuilder {
         self.access_with(vcpu, pc, gva, bytes, RunFlags::of(kind), instructions);
     }
 
+    /// As [`BatchBuilder::access`], of an access that was reserved.
+    #[inline(always)]
+    pub fn access_reserved(
+        &mut self,
+        vcpu: VcpuId,
+        pc: Gva,
+        gva: Gva,
+        bytes: u32,
+        kind: AccessKind,
+        instructions: u16,
+    ) {
+        let (at, flags) = (gva.value(), RunFlags::of(kind));
+        if (at & 63) + u64::from(bytes) <= 64 {
+            self.piece::<false>(vcpu, pc, gva, 1 << (at >> 6 & 63), flags, instructions);
+        } else {
+            self.left += 1;
+            self.wide(vcpu, pc, gva, bytes, flags, instructions.into());
+        }
+    }
+
     /// As [`BatchBuilder::access`], with the run's flags given.
     #[inline(always)]
     pub fn access_with(
@@ -261,7 +292,7 @@ impl BatchBuilder {
         // Most are within a line, and so within a page.
         match u16::try_from(instructions) {
             Ok(instructions) if (at & 63) + u64::from(bytes) <= 64 => {
-                self.piece(vcpu, pc, gva, 1 << (at >> 6 & 63), flags, instructions);
+                self.piece::<true>(vcpu, pc, gva, 1 << (at >> 6 & 63), flags, instructions);
             }
             _ => self.wide(vcpu, pc, gva, bytes, flags, instructions),
         }
@@ -288,7 +319,7 @@ impl BatchBuilder {
             // What does not fit one run begins one.
             self.open[usize::from(vcpu.0)][usize::from(flags.is_fetch())] = CLOSED;
         }
-        self.piece(vcpu, pc, gva, lines(offset, last), flags, now as u16);
+        self.piece::<true>(vcpu, pc, gva, lines(offset, last), flags, now as u16);
         if now < instructions {
             self.instructions(vcpu, instructions - now);
         }
@@ -296,13 +327,13 @@ impl BatchBuilder {
         while last > 0xfff {
             last -= 0x1000;
             page = page.wrapping_add(0x1000);
-            self.piece(vcpu, pc, Gva::new(page), lines(0, last), flags, 0);
+            self.piece::<true>(vcpu, pc, Gva::new(page), lines(0, last), flags, 0);
         }
     }
 
-    /// Adds an access to lines of one page.
+    /// Adds an access to lines of one page. `COUNTED` unless it was reserved.
     #[inline(always)]
-    fn piece(
+    fn piece<const COUNTED: bool>(
         &mut self,
         vcpu: VcpuId,
         pc: Gva,
@@ -312,10 +343,12 @@ impl BatchBuilder {
         instructions: u16,
     ) {
         // Stored before it is looked at: that is one instruction and a branch.
-        let (left, look) = self.left.overflowing_sub(1);
-        self.left = left;
-        if look {
-            self.counted(instructions);
+        if COUNTED {
+            let (left, look) = self.left.overflowing_sub(1);
+            self.left = left;
+            if look {
+                self.counted(instructions);
+            }
         }
         let page = gva.value() & !0xfff | flags.kernel_bit();
         let runs = &mut self.batch.runs;

@@ -66,15 +66,60 @@ struct Emitter<'a> {
 }
 
 impl Emitter<'_> {
+    /// The next access. `RESERVED`: it is among those that the builder has reserved.
     #[inline(always)]
-    fn emit(&mut self, offset: u64) {
+    fn emit<const RESERVED: bool>(&mut self, offset: u64) {
         self.owed += self.share;
         let store = self.owed >> 32;
         self.owed &= 0xffff_ffff;
         let kind = if store == 0 { AccessKind::Load } else { AccessKind::Store };
         let gva = Gva::new(PatternSpec::BASE.value() + offset);
         let pc = self.pcs[store as usize & 1];
-        self.out.access(self.vcpu, pc, gva, self.bytes, kind, self.instructions.into());
+        if RESERVED {
+            self.out.access_reserved(self.vcpu, pc, gva, self.bytes, kind, self.instructions);
+        } else {
+            self.out.access(self.vcpu, pc, gva, self.bytes, kind, self.instructions.into());
+        }
+    }
+
+    /// The next `n` accesses of a walk through so many bytes.
+    fn emit_all<const RESERVED: bool>(&mut self, walk: &mut Walk, n: u64, footprint: u64) {
+        let bytes = u64::from(self.bytes);
+        let align = !(bytes - 1);
+        match walk {
+            Walk::Stride { next, stride } => {
+                let (mut at, stride) = (*next, *stride);
+                for _ in 0..n {
+                    self.emit::<RESERVED>(at & align);
+                    at += stride;
+                    if at >= footprint {
+                        at -= footprint;
+                    }
+                }
+                *next = at;
+            }
+            Walk::Uniform { random, slots } => {
+                for _ in 0..n {
+                    self.emit::<RESERVED>(random.below(*slots) * bytes);
+                }
+            }
+            Walk::Zipf { random, zipf, scatter, item_shift } => {
+                let inside = (1 << *item_shift) - 1;
+                for _ in 0..n {
+                    let item = scatter.apply(zipf.sample(random) - 1);
+                    self.emit::<RESERVED>(item << *item_shift | random.next() & inside & align);
+                }
+            }
+            Walk::Chase { at, cycle, node_shift } => {
+                for _ in 0..n {
+                    self.emit::<RESERVED>(cycle.apply(*at) << *node_shift);
+                    *at += 1;
+                    if *at == cycle.count() {
+                        *at = 0;
+                    }
+                }
+            }
+        }
     }
 }
 
@@ -154,40 +199,10 @@ impl PatternSource {
         let turn = wanted.instructions.div_ceil(u64::from(self.spec.instructions));
         let n = n.min(wanted.accesses.min(turn).max(1));
         let footprint = self.spec.footprint;
-        let align = !(u64::from(bytes) - 1);
-        match &mut self.walk {
-            Walk::Stride { next, stride } => {
-                let (mut at, stride) = (*next, *stride);
-                for _ in 0..n {
-                    emitter.emit(at & align);
-                    at += stride;
-                    if at >= footprint {
-                        at -= footprint;
-                    }
-                }
-                *next = at;
-            }
-            Walk::Uniform { random, slots } => {
-                for _ in 0..n {
-                    emitter.emit(random.below(*slots) * u64::from(bytes));
-                }
-            }
-            Walk::Zipf { random, zipf, scatter, item_shift } => {
-                let inside = (1 << *item_shift) - 1;
-                for _ in 0..n {
-                    let item = scatter.apply(zipf.sample(random) - 1);
-                    emitter.emit(item << *item_shift | random.next() & inside & align);
-                }
-            }
-            Walk::Chase { at, cycle, node_shift } => {
-                for _ in 0..n {
-                    emitter.emit(cycle.apply(*at) << *node_shift);
-                    *at += 1;
-                    if *at == cycle.count() {
-                        *at = 0;
-                    }
-                }
-            }
+        if emitter.out.reserve(n) {
+            emitter.emit_all::<true>(&mut self.walk, n, footprint);
+        } else {
+            emitter.emit_all::<false>(&mut self.walk, n, footprint);
         }
         self.owed = emitter.owed;
         self.done += n;
