@@ -404,10 +404,10 @@ fn tables_of_trace(args: &CompareArgs, format: &str) -> Option<String> {
     match options.iter().find(|o| o.1) {
         None => Some(tables),
         Some((option, _)) => {
-            eprintln!(
+            crate::tell::tell(format_args!(
                 "nestwalk: {tables} says where the trace's pages are, which is not used because of \
                  {option}; --page-tables {NO_TABLES} says so"
-            );
+            ));
             None
         }
     }

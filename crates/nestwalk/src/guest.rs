@@ -129,7 +129,7 @@ impl RealGuest {
         };
         let mut say = |text: &str| {
             if !quiet {
-                eprintln!("{text}");
+                crate::tell::tell(text);
             }
         };
         Ok(guest.boot(&Cache::locate()?, &mut say)?)

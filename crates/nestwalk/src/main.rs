@@ -1,5 +1,7 @@
 //! The `nestwalk` binary: arguments in, tables out. See `nestwalk --help`.
 
+#![deny(clippy::print_stdout, clippy::print_stderr, reason = "they panic if the reader has gone")]
+
 mod args;
 mod check;
 mod commands;
@@ -13,6 +15,7 @@ mod sensitivity;
 mod session;
 mod show;
 mod sources;
+mod tell;
 
 use args::{Args, Command};
 use clap::Parser;
@@ -50,7 +53,7 @@ fn main() -> ExitCode {
         // The reader of our output has gone: nothing is wrong with us.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("nestwalk: {}", describe(&error));
+            tell::tell(format_args!("nestwalk: {}", describe(&error)));
             ExitCode::from(2)
         }
     }

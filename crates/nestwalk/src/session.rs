@@ -156,12 +156,12 @@ pub fn stop_on_signals() -> Arc<AtomicBool> {
     let on_signal = Arc::clone(&stop);
     let handler = move || {
         if on_signal.swap(true, Ordering::Relaxed) {
-            eprintln!("nestwalk: interrupted twice: ended without results");
+            crate::tell::tell(format_args!("nestwalk: interrupted twice: ended without results"));
             std::process::exit(2);
         }
     };
     if let Err(error) = ctrlc::set_handler(handler) {
-        eprintln!("nestwalk: an interruption will lose the results: {error}");
+        crate::tell::tell(format_args!("nestwalk: an interruption will lose the results: {error}"));
     }
     stop
 }

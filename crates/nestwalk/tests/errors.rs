@@ -423,3 +423,17 @@ fn a_missing_valgrind_is_said_to_be_missing() {
         assert!(ran.err.contains(word), "lacks `{word}`: {}", ran.err);
     }
 }
+
+/// Nobody reads what is said: the exit code says it all the same.
+#[test]
+fn a_reader_that_has_gone_is_no_reason_to_panic() {
+    for (line, code) in [("compare nothing", 2), ("compare gups --footprint 1MiB --accesses 1k", 0)]
+    {
+        let (read, write) = std::io::pipe().unwrap();
+        drop(read);
+        let lab = Lab::new();
+        let mut command = lab.command();
+        command.args(line.split(' ')).stderr(write.try_clone().unwrap()).stdout(write);
+        assert_eq!(command.status().unwrap().code(), Some(code), "{line}");
+    }
+}

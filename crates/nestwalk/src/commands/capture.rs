@@ -4,6 +4,7 @@ use crate::args::{CaptureArgs, Format};
 use crate::commands::compare::of_command;
 use crate::guest::RealGuest;
 use crate::progress::Meter;
+use crate::tell::tell;
 use anyhow::{Context, Result, bail};
 use nestwalk_capture::live::{Agreement, Live, NOT_STARTED, Summary, failure};
 use nestwalk_capture::{Boot, Cache, KernelChoice, plugin, prepare};
@@ -25,7 +26,7 @@ use std::time::Instant;
 /// A piece is missing, the guest dies, or the trace cannot be written.
 pub fn capture(args: &CaptureArgs) -> Result<ExitCode> {
     if args.prepare {
-        let say = &mut |text: &str| println!("{text}");
+        let say = &mut crate::tell::say;
         let qemu = Path::new("qemu-system-x86_64");
         let kernel = KernelChoice::of(args.guest.kernel.as_deref().unwrap_or_default());
         prepare(&Cache::locate()?, qemu, &kernel, &args.guest.packages, say)?;
@@ -86,8 +87,11 @@ pub fn capture(args: &CaptureArgs) -> Result<ExitCode> {
         processor: processor.map(|p| p.as_secs_f64()),
     };
     match args.format {
-        Format::Json => println!("{}", serde_json::to_string_pretty(&report.json(&header)?)?),
-        _ if !args.quiet => eprint!("{}", report.text(args.save.as_deref())),
+        Format::Json => {
+            let text = serde_json::to_string_pretty(&report.json(&header)?)?;
+            writeln!(std::io::stdout(), "{text}")?;
+        }
+        _ if !args.quiet => tell(report.text(args.save.as_deref()).trim_end()),
         _ => {}
     }
     result?;

@@ -89,7 +89,7 @@ fn experiment(experiment: &Experiment, output: &OutputArgs, tables: &Tables) -> 
     let printed = print(&results.render(output.format)?);
     saved.and(printed)?;
     for line in sampled?.iter().filter(|_| !output.quiet) {
-        eprintln!("nestwalk: {line}");
+        crate::tell::tell(format_args!("nestwalk: {line}"));
     }
     verdict(outcome)?;
     Ok(of_command(info.failed.as_deref()))
@@ -101,7 +101,7 @@ pub fn of_command(failed: Option<&str>) -> ExitCode {
     match failed {
         None => ExitCode::SUCCESS,
         Some(how) => {
-            eprintln!("nestwalk: {how}; the results are those of its run");
+            crate::tell::tell(format_args!("nestwalk: {how}; the results are those of its run"));
             ExitCode::from(1)
         }
     }

@@ -15,7 +15,7 @@ fn built_in() -> PathBuf {
 /// # Errors
 /// QEMU or a compiler is missing, or a download fails.
 pub fn setup(args: &SetupArgs) -> Result<()> {
-    let say = &mut |text: &str| println!("{text}");
+    let say = &mut crate::tell::say;
     let cache = Cache::locate()?;
     let kernel = KernelChoice::of(args.kernel.as_deref().unwrap_or_default());
     // First what takes seconds to find missing.

@@ -139,7 +139,7 @@ fn live(args: &GovernArgs, spec: &PolicySpec) -> Result<()> {
     let (mut vm, missing) =
         LiveVm::open(&roots, pid, Box::new(HostPerf), clock, options).context("govern")?;
     for missing in &missing {
-        eprintln!("nestwalk: without {missing}");
+        crate::tell::tell(format_args!("nestwalk: without {missing}"));
     }
     let heading = format!(
         "process {pid}, {} vCPUs, every {}, mode by {}",

@@ -55,7 +55,10 @@ pub fn inspect(args: &InspectArgs) -> Result<()> {
             Format::Table => show::report(&report, args.all),
         })?;
         if args.format() != Format::Json {
-            report.missing.iter().for_each(|m| eprintln!("nestwalk: without {m}"));
+            report
+                .missing
+                .iter()
+                .for_each(|m| crate::tell::tell(format_args!("nestwalk: without {m}")));
         }
     }
     verdict(&process, cut)

@@ -58,7 +58,10 @@ pub fn watch(
             looks += 1;
             print(&look(&report, now as f64 / 1e9, as_json, looks == 1)?)?;
             if looks == 1 && !as_json {
-                report.missing.iter().for_each(|m| eprintln!("nestwalk: without {m}"));
+                report
+                    .missing
+                    .iter()
+                    .for_each(|m| crate::tell::tell(format_args!("nestwalk: without {m}")));
             }
             last = Some(report);
         }

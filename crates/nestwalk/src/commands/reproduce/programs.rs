@@ -268,7 +268,7 @@ impl Program {
         let output = &args.output;
         let work = Work { threads: output.threads()?, quiet: output.quiet, series: look.series };
         if !output.quiet {
-            eprintln!("{}: {machines} machines", self.name);
+            crate::tell::tell(format_args!("{}: {machines} machines", self.name));
         }
         let mut opened = session::open(&experiment, &work)?;
         if look.contiguity {

@@ -52,7 +52,7 @@ pub fn convert(args: &TraceConvertArgs) -> Result<()> {
         (_, _) => export(&mut cut, args, to, &meter),
     };
     meter.done();
-    eprintln!("{}", text?);
+    crate::tell::tell(text?);
     Ok(())
 }
 
