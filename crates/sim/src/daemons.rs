@@ -128,27 +128,7 @@ impl DaemonTimes {
     /// # Errors
     /// What cannot.
     pub fn check(&self) -> Result<(), String> {
-        for (key, ms) in [
-            ("khugepaged-interval-ms", self.khugepaged_interval_ms),
-            ("khugepaged-alloc-interval-ms", self.khugepaged_alloc_interval_ms),
-            ("ranger-interval-ms", self.ranger_interval_ms),
-        ] {
-            if !(ms.is_finite() && ms > 0.0) {
-                return Err(format!("{key}={ms}: must be more than 0"));
-            }
-        }
-        for (key, pages) in [
-            ("khugepaged-max-none", self.khugepaged_max_none),
-            ("khugepaged-max-shared", self.khugepaged_max_shared),
-        ] {
-            if pages > 512 {
-                return Err(format!("{key}={pages}: a block has 512 pages"));
-            }
-        }
-        if self.khugepaged_pages == 0 {
-            return Err("khugepaged-pages=0: must be at least 1".into());
-        }
-        Ok(())
+        DAEMON_OPTIONS.admits(self)
     }
 
     /// The same in instructions, at the base CPI of the profile: the time of a program that never
@@ -205,5 +185,11 @@ mod tests {
         assert!(error("ranger-split=maybe").contains("yes, no"));
         assert!(error("khugepaged-max-none=513").contains("512"));
         assert!(error("khugepaged-pages=0").contains("from 1 to"));
+        // The same bounds hold for what a file says.
+        assert_eq!(DaemonTimes::default().check(), Ok(()));
+        let of_file = DaemonTimes { khugepaged_max_none: 513, ..DaemonTimes::default() };
+        assert_eq!(of_file.check(), Err(error("khugepaged-max-none=513")));
+        let of_file = DaemonTimes { ranger_interval_ms: f64::NAN, ..DaemonTimes::default() };
+        assert!(of_file.check().is_err());
     }
 }

@@ -94,6 +94,19 @@ impl<C: Default> OptionTable<C> {
         Ok((config, rest))
     }
 
+    /// Whether the rows read each value of `config`, which came by another way.
+    ///
+    /// # Errors
+    /// As [`OptionTable::parse`].
+    pub fn admits(&self, config: &C) -> Result<(), String> {
+        let mut read = C::default();
+        for OptionRow { name, set, get, .. } in self.rows {
+            let value = get(config);
+            set(&mut read, &value).map_err(|what| format!("{name}={value}: {what}"))?;
+        }
+        (self.check)(config)
+    }
+
     /// The options that differ from their defaults, as [`OptionTable::parse`] reads them.
     pub fn spell(&self, config: &C) -> String {
         let default = C::default();
