@@ -177,6 +177,19 @@ impl Coalesced {
         self.first_level(fetch).fill_splintering(address, &found.entry);
     }
 
+    /// Puts what was found beside the TLBs into the first level, the page alone.
+    pub fn fill_first_alone<I: Address>(
+        &mut self,
+        address: I,
+        asid: Asid,
+        fetch: bool,
+        translation: Translation,
+    ) {
+        self.any_splinter |= translation.is_splinter();
+        let page = RunEntry::page(address, asid, translation);
+        self.first_level(fetch).fill_splintering(address, &page);
+    }
+
     /// Puts a walked translation into the TLBs, with as many of the pages in [`Coalesced::line`] as may
     /// share its entry. Returns the pages of the largest entry.
     pub fn fill_walked<I: Address>(

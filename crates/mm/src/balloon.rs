@@ -3,7 +3,7 @@
 
 use crate::error::MmError;
 use crate::physical::PhysicalMemory;
-use crate::size::Size;
+use crate::physical::size::Size;
 use nestwalk_types::Address;
 use std::ops::Range;
 

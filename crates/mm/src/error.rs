@@ -1,6 +1,6 @@
 //! What can go wrong in memory management, and what would be right.
 
-use crate::size::Size;
+use crate::physical::size::Size;
 use crate::space::Access;
 use nestwalk_tables::Mode;
 use nestwalk_types::{PageSize, Protection};

@@ -14,51 +14,37 @@
 //!
 //! Behaviour follows Linux on x86-64, whose functions are named where they are modelled.
 
-mod bad_frames;
 mod balloon;
-mod bitmap;
-mod buddy;
-mod contiguity_map;
-mod counts;
 mod daemons;
 mod error;
-mod fragmentation;
-mod free_blocks;
-mod free_lists;
 mod guest;
 mod host;
-mod host_compaction;
-mod host_daemons;
-mod host_segment;
 mod observed;
-mod others;
 mod physical;
 mod placement;
 mod placement_stats;
 mod remap;
-mod runs;
-mod set_aside;
-mod size;
 mod space;
 mod supply;
 mod translations;
 
-pub use bad_frames::BadFrames;
 pub use balloon::{Ballooned, Exchange, HOT_PLUG_BYTES};
-pub use buddy::{Buddy, FreeError, LINUX_MAX_ORDER, MAX_ORDER};
 pub use daemons::{DaemonConfig, DaemonStats, KhugepagedConfig, RangerConfig};
 pub use error::MmError;
-pub use fragmentation::Fragmentation;
-pub use free_blocks::{FREE_BLOCKS, FreeBlocks};
 pub use guest::{DYNAMIC_PCIDS, GuestConfig, GuestError, GuestStats, ModelledGuest, Sink};
+pub use host::compaction::Compacted;
+pub use host::daemons::HostDaemonRun;
+pub use host::segment::{HostSegment, SegmentChange, SegmentRequest};
 pub use host::{HostConfig, HostMemory, HostPage, KERNEL_BYTES, Slot};
-pub use host_compaction::Compacted;
-pub use host_daemons::HostDaemonRun;
-pub use host_segment::{HostSegment, SegmentChange, SegmentRequest};
 pub use observed::{
     DROP_REASONS, DropReason, Dropped, DroppedRun, LevelWrites, ObservedError, ObservedGuest,
     ObservedStats,
 };
+pub use physical::bad_frames::BadFrames;
+pub use physical::buddy::{Buddy, FreeError, LINUX_MAX_ORDER, MAX_ORDER};
+pub use physical::fragmentation::Fragmentation;
+pub use physical::free_blocks::{FREE_BLOCKS, FreeBlocks};
+pub use physical::runs::Run as FrameRun;
 pub use physical::{
     DMA32_END, KERNEL_IMAGE_AT, LOW_MEMORY_BYTES, LOW_RESERVED_BYTES, MAX_PHYSICAL_BYTES,
     PhysicalMemory, pc_memory_map, reclaimed_memory_map,
@@ -69,7 +55,6 @@ pub use placement::{
 };
 pub use placement_stats::PlacementStats;
 pub use remap::{Mappings, Remap, RemapError, RemapStats, Survey};
-pub use runs::Run as FrameRun;
 pub use space::{
     Access, AddressSpace, Contiguous, Counters, FLUSH_CEILING, Flush, GATHER_PAGES, Mapped, Memory,
     Observer, PrimaryConfig, SpaceConfig, Unobserved, Vma, VmaSet,

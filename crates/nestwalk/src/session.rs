@@ -6,7 +6,6 @@ use crate::progress::Meter;
 use crate::sources;
 use anyhow::Result;
 use nestwalk_sim::compare::{Outcome, Plan, compare};
-use nestwalk_sim::schemes::colt;
 use nestwalk_sim::spec::MachineSpec;
 use nestwalk_sim::{Cut, GuestOutcome};
 use nestwalk_types::{Filter, GuestInfo, Source, SourceInfo};
@@ -119,7 +118,7 @@ fn approximations(plan: &Plan, guest: Option<&GuestInfo>, outcome: &Outcome) -> 
     }
     if let Some(guest) = guest
         && guest.filter != Filter::RUNS
-        && let Some(m) = plan.machines.iter().find(|m| colt::is(m.scheme))
+        && let Some(m) = plan.machines.iter().find(|m| m.has_own_l1_sets())
     {
         all.push(format!(
             "misses of {} are approximate: the sets of its TLBs are not those of the recording's filter, \

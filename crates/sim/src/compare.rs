@@ -458,12 +458,13 @@ fn results(plan: &Plan, seats: &[Seat]) -> Vec<MachineResult> {
         .iter()
         .map(|seat| {
             let spec = &plan.machines[seat.index];
+            let report = seat.machine.report();
             let mut result = MachineResult::new(
                 (seat.machine.name(), spec.scheme.name),
                 seat.machine.counters(),
                 &plan.profile,
                 ideal_of(spec.guest),
-                seat.machine.page_table_bytes(),
+                report.page_tables,
                 seat.machine.verdict(),
             );
             if let Some(before) = seat.machine.before() {
@@ -471,10 +472,10 @@ fn results(plan: &Plan, seats: &[Seat]) -> Vec<MachineResult> {
             }
             let placed = seat.machine.host_placement();
             result.host_placement = placed.map(|p| PlacementResult::new(&p, &plan.profile));
-            result.segments = seat.machine.segments();
-            let state = seat.machine.contiguity();
-            result.contiguity = state.map(|s| ContiguityResult::new(seat.machine.counters(), s));
-            result.switching = seat.machine.switching();
+            result.segments = report.segments;
+            let counters = seat.machine.counters();
+            result.contiguity = report.contiguity.map(|s| ContiguityResult::new(counters, s));
+            result.switching = report.switching;
             if plan.contiguity {
                 result.coverage = seat.machine.coverage();
             }

@@ -82,6 +82,19 @@ fn less<const N: usize>(now: &[u64; N], earlier: &[u64; N]) -> [u64; N] {
     std::array::from_fn(|i| now[i] - earlier[i])
 }
 
+impl Counters {
+    /// Accesses whose data or tables are likely to lie far away: second-level misses, and what segments,
+    /// ranges and anchors served, which is no walk.
+    #[inline]
+    pub const fn far_accesses(&self) -> u64 {
+        self.l2_tlb_misses
+            + self.segment_hits
+            + self.segment_accesses
+            + self.range_hits
+            + self.anchor_hits
+    }
+}
+
 /// Index of the walks of agile paging that were nested from the guest's CR3 on.
 pub const FULLY_NESTED: usize = nestwalk_tables::MAX_LEVELS + 1;
 

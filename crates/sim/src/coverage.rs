@@ -4,6 +4,7 @@
 //! Counted are pages of programs: the half of the addresses that is theirs, in every address space that
 //! a vCPU has loaded. The kernel's own mapping of memory is one run by nature and would hide all else.
 
+use crate::scheme::Platform;
 use crate::world::World;
 use nestwalk_contiguity::{MappedRun, Pieces, RunSet, SHARES, Survey, compose};
 use nestwalk_mm::HostMemory;
@@ -64,10 +65,10 @@ impl Looks {
         self.due
     }
     /// Looks, if it is due; of several moments that have passed only at the last.
-    pub fn look(&mut self, clock: u64, world: &World) {
+    pub fn look(&mut self, clock: u64, platform: &Platform) {
         if clock >= self.due {
             self.due = (clock - clock % self.every).saturating_add(self.every);
-            self.points.push(CoveragePoint::of(clock, &CoverageResult::of(world)));
+            self.points.push(CoveragePoint::of(clock, &CoverageResult::of(platform)));
         }
     }
     /// What was seen.
@@ -232,10 +233,11 @@ fn programs(world: &World) -> Vec<Gpa> {
 
 impl CoverageResult {
     /// Of the tables as they are now.
-    pub fn of(world: &World) -> Self {
+    pub fn of(platform: &Platform) -> Self {
+        let world = &platform.cpu.world;
         let programs = programs(world).into_iter().map(|root| guest_runs(world, root));
         let programs: Vec<RunSet> = programs.filter(|runs| !runs.is_empty()).collect();
-        let host = world.host.as_ref().map(host_runs);
+        let host = platform.host.as_ref().map(host_runs);
         let both = host.as_ref().map(|host| {
             let both: Vec<RunSet> = programs.iter().map(|p| compose(p, host)).collect();
             DimensionResult::of(&both)

@@ -4,7 +4,6 @@
 //! One way: events → [`engine`] → [`scheme::Scheme`] (walker, then software) → [`counters`] →
 //! [`cost`] and [`energy`].
 
-pub mod ahead;
 pub mod build;
 pub mod coalescing;
 pub mod compare;
@@ -21,6 +20,7 @@ pub mod hardware;
 pub mod lock;
 pub mod options;
 pub mod placement;
+pub mod prefetch;
 pub mod referee;
 pub mod results;
 pub mod scheme;
@@ -28,6 +28,7 @@ pub mod schemes;
 pub mod series;
 pub mod spec;
 pub mod switching;
+pub mod tlbs;
 pub mod vmm;
 pub mod walk;
 pub mod world;
@@ -49,4 +50,4 @@ pub use scheme::{MachineError, PageTableBytes};
 pub use schemes::{Build, Definition, SCHEMES};
 pub use series::interval_costs;
 pub use spec::{Defaults, DimensionSpec, GuestSpec, MachineSpec, SpecError};
-pub use switching::{Cut, Recorded, SAMPLED, Switched, SwitchingResult};
+pub use switching::{Cut, Recorded, Switched, SwitchingResult};

@@ -72,24 +72,10 @@ impl<C: Default> OptionTable<C> {
         &self,
         parts: impl IntoIterator<Item = &'a str>,
     ) -> Result<(C, Vec<&'a str>), String> {
-        let (mut config, mut rest) = (C::default(), Vec::new());
-        let mut given = vec![false; self.rows.len()];
-        for part in parts {
-            let named = part.split_once('=').or_else(|| self.bare.map(|name| (name, part)));
-            let found = named.and_then(|(name, value)| {
-                let row = self.rows.iter().position(|row| row.name == name)?;
-                Some((row, value))
-            });
-            let Some((index, value)) = found else {
-                rest.push(part);
-                continue;
-            };
-            let OptionRow { name, set, .. } = &self.rows[index];
-            set(&mut config, value).map_err(|what| format!("{name}={value}: {what}"))?;
-            if std::mem::replace(&mut given[index], true) {
-                return Err(format!("{name} is given twice"));
-            }
-        }
+        let mut config = C::default();
+        let names: Vec<&str> = self.rows.iter().map(|row| row.name).collect();
+        let mut set = |row: usize, value: &str| (self.rows[row].set)(&mut config, value);
+        let rest = read(&names, self.bare, &mut parts.into_iter(), &mut set)?;
         (self.check)(&config)?;
         Ok((config, rest))
     }
@@ -117,6 +103,33 @@ impl<C: Default> OptionTable<C> {
         });
         spelled.collect::<Vec<_>>().join("/")
     }
+}
+
+/// Sets each part that is an option of these names, once at most; returns the others. Of all tables
+/// alike: compiled once.
+fn read<'a>(
+    names: &[&str],
+    bare: Option<&str>,
+    parts: &mut dyn Iterator<Item = &'a str>,
+    set: &mut dyn FnMut(usize, &str) -> Result<(), String>,
+) -> Result<Vec<&'a str>, String> {
+    let (mut given, mut rest) = (vec![false; names.len()], Vec::new());
+    for part in parts {
+        let named = part.split_once('=').or_else(|| bare.map(|name| (name, part)));
+        let found = named.and_then(|(name, value)| {
+            Some((names.iter().position(|known| *known == name)?, value))
+        });
+        let Some((index, value)) = found else {
+            rest.push(part);
+            continue;
+        };
+        let name = names[index];
+        set(index, value).map_err(|what| format!("{name}={value}: {what}"))?;
+        if std::mem::replace(&mut given[index], true) {
+            return Err(format!("{name} is given twice"));
+        }
+    }
+    Ok(rest)
 }
 
 impl<C> fmt::Debug for OptionTable<C> {

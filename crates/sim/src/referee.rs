@@ -93,7 +93,7 @@ impl Referee {
         translation: Translation,
     ) {
         self.checked += 1;
-        let world = &platform.world;
+        let world = &platform.cpu.world;
         let Ok(leaf) = look_up(&world.guest, world.mode, world.root(run.vcpu), run.gva) else {
             return self.violation(run, "the guest's tables do not map it");
         };
@@ -113,7 +113,7 @@ impl Referee {
             let what = format!("the guest's tables give {gpa:?}, the source says {annotated:?}");
             self.violation(run, &what);
         }
-        let truth = match &world.host {
+        let truth = match &platform.host {
             None => Some(Hpa::new(gpa.value())),
             Some(host) => host.look_up(gpa).map(|p| p.frame.offset_by(gpa.offset_in(p.size))),
         };
@@ -147,7 +147,7 @@ impl Referee {
     pub fn verdict(&self, platform: &Platform) -> Verdict {
         let mut told = self.told.clone();
         let mut violations = self.violations;
-        for problem in sums(&platform.counters) {
+        for problem in sums(&platform.cpu.counters) {
             violations += 1;
             told.push(format!("{}: {problem}", self.machine));
         }
@@ -156,7 +156,7 @@ impl Referee {
             gfn.checked_sub(first.page_number()).is_some_and(|i| i < bytes >> 12)
         };
         let known = |gfn: &&u64| !platform.moved.iter().any(|m| exchanged(m, **gfn));
-        if let Some(host) = &platform.world.host {
+        if let Some(host) = &platform.host {
             for table in host.tables().pages() {
                 if let Some(gfn) = self.owner.get(&table.page_number()).filter(known) {
                     violations += 1;

@@ -191,6 +191,12 @@ pub enum SpecError {
 }
 
 impl MachineSpec {
+    /// The first-level TLBs have sets of their own: those of the scheme, or an option of it.
+    #[must_use]
+    pub fn has_own_l1_sets(&self) -> bool {
+        self.scheme.own_l1_sets || self.variant.split('/').any(|o| o.starts_with("tlb="))
+    }
+
     /// Reads a name; `defaults` stand for missing parts.
     ///
     /// # Errors

@@ -1,11 +1,12 @@
-//! What the hardware of one machine walks: the guest's tables and, in a VM, the host's memory.
+//! The guest's tables as the hardware of one machine walks them.
 
-use nestwalk_mm::HostMemory;
+use crate::counters::Dimension;
+use crate::walk::Tables;
 use nestwalk_tables::{Mode, TableMemory};
 use nestwalk_types::{Gpa, VcpuId};
 use std::collections::BTreeSet;
 
-/// The guest's tables as this machine's vCPUs see them, and the memory behind the guest.
+/// The guest's tables as this machine's vCPUs see them.
 ///
 /// The guest's tables are a mirror, kept up by the stream's table events, so that every machine sees
 /// them as they were at that moment of the program.
@@ -18,15 +19,19 @@ pub struct World {
     pub roots: Vec<Gpa>,
     /// Every root that a vCPU has loaded and whose page has had no other use since.
     pub known_roots: BTreeSet<Gpa>,
-    /// Memory behind guest RAM; `None` on bare metal, where a gPA is an hPA.
-    pub host: Option<HostMemory>,
 }
 
 impl World {
     /// A world in which nothing is mapped.
-    pub fn new(mode: &'static Mode, vcpus: usize, host: Option<HostMemory>) -> Self {
+    pub fn new(mode: &'static Mode, vcpus: usize) -> Self {
         let (roots, known_roots) = (vec![Gpa::new(0); vcpus], BTreeSet::new());
-        Self { mode, guest: TableMemory::new(), roots, known_roots, host }
+        Self { mode, guest: TableMemory::new(), roots, known_roots }
+    }
+    /// The guest's tables as a vCPU walks them.
+    #[inline]
+    pub fn tables(&mut self, vcpu: VcpuId) -> Tables<'_, Gpa> {
+        let root = self.root(vcpu);
+        Tables { mode: self.mode, memory: &mut self.guest, root, dimension: Dimension::Guest }
     }
     /// The vCPU's root table.
     #[inline]

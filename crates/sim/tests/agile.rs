@@ -171,7 +171,7 @@ fn dirty_bits_are_set_by_a_nested_walk_or_by_an_exit() {
         s.load(GVA);
         m.count(&s.take());
         let (at, _) = s.entry(GVA, 1);
-        let bit = |m: &Machine<Agile>| Script::machine_entry(&m.platform.world, at).has(DIRTY);
+        let bit = |m: &Machine<Agile>| Script::machine_entry(&m.platform.cpu.world, at).has(DIRTY);
         assert!(!bit(&m));
         s.store(GVA);
         let c = m.count(&s.take());
@@ -180,7 +180,7 @@ fn dirty_bits_are_set_by_a_nested_walk_or_by_an_exit() {
         assert_eq!(c.exits_total(), dirty_faults);
         assert_eq!(c.references.total(), references, "{variant}");
         // The guest cleans the page; the next store is the first again.
-        let value = Script::machine_entry(&m.platform.world, at).without(DIRTY);
+        let value = Script::machine_entry(&m.platform.cpu.world, at).without(DIRTY);
         s.write(at, value.0);
         s.invlpg(GVA);
         s.store(GVA);
@@ -207,7 +207,10 @@ fn the_dirty_bit_of_a_split_page_is_kept() {
             s.load(GVA + 0x5000);
             s.store(GVA + 0x5000);
             m.count(&s.take());
-            assert!(Script::machine_entry(&m.platform.world, at).has(DIRTY), "{variant} {round}");
+            assert!(
+                Script::machine_entry(&m.platform.cpu.world, at).has(DIRTY),
+                "{variant} {round}"
+            );
             // A new interval each time, so that the policy has no part in it.
             s.write(at, clean.0);
             s.invalidate(nestwalk_types::Invalidation::All);
@@ -216,7 +219,10 @@ fn the_dirty_bit_of_a_split_page_is_kept() {
             }
             m.platform.clock += INTERVAL;
             m.count(&s.take());
-            assert!(!Script::machine_entry(&m.platform.world, at).has(DIRTY), "{variant} {round}");
+            assert!(
+                !Script::machine_entry(&m.platform.cpu.world, at).has(DIRTY),
+                "{variant} {round}"
+            );
         }
         assert_eq!(m.scheme.mmu.shadow.nested_tables().len(), 0);
         approve(&m);

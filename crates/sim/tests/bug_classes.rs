@@ -8,9 +8,9 @@ use common::machines::{Probe, Setup, exits, tlb, with_roomy_tlbs};
 use common::{Script, V0, approve, bare_profile};
 use nestwalk_hw::{Profile, ServedBy, Translation};
 use nestwalk_sim::hardware::Request;
-use nestwalk_sim::scheme::{Answer, Event, MachineError, Platform, Scheme};
+use nestwalk_sim::scheme::{Event, Handled, MachineError, Platform, Processor, Scheme, Software};
 use nestwalk_sim::schemes::nested::Nested;
-use nestwalk_sim::walk::Fault;
+use nestwalk_sim::walk::{Fault, WalkWatch};
 use nestwalk_sim::{AnyMachine, ExitReason, Machine};
 use nestwalk_tables::{LONG4, LONG5};
 use nestwalk_types::{Gpa, Gva, Invalidation, PageSize, Protection, VcpuId};
@@ -145,20 +145,29 @@ fn a_fault_or_a_first_store_leaves_the_other_parts_of_a_large_page() {
 struct Logged(Nested, Vec<Gpa>);
 
 impl Scheme for Logged {
-    fn walk(&mut self, platform: &mut Platform, request: &Request) -> Result<Translation, Fault> {
-        self.0.walk(platform, request)
+    fn walk<W: WalkWatch>(
+        &mut self,
+        cpu: &mut Processor,
+        request: &Request,
+        watch: &mut W,
+    ) -> Result<Translation, Fault> {
+        self.0.walk(cpu, request, watch)
     }
-    fn answer(
+}
+
+impl Software for Logged {
+    fn handle_fault(
         &mut self,
         platform: &mut Platform,
         request: &Request,
         fault: Fault,
-    ) -> Result<Answer, MachineError> {
+    ) -> Result<Handled, MachineError> {
         if let Fault::Nested { gpa, .. } = fault {
             self.1.push(gpa);
         }
-        self.0.answer(platform, request, fault)
+        self.0.handle_fault(platform, request, fault)
     }
+
     fn on(&mut self, platform: &mut Platform, event: Event<'_>) -> Result<(), MachineError> {
         self.0.on(platform, event)
     }

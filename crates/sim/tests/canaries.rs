@@ -7,17 +7,17 @@ use common::lives::Life;
 use common::machines::{Probe, Setup, plain};
 use common::{Script, V0};
 use nestwalk_hw::{Profile, Translation};
-use nestwalk_sim::counters::Dimension;
 use nestwalk_sim::hardware::Request;
-use nestwalk_sim::scheme::{Answer, Event, MachineError, Platform, Scheme};
+use nestwalk_sim::scheme::{Event, Handled, MachineError, Platform, Processor, Scheme, Software};
 use nestwalk_sim::schemes::native::Native;
 use nestwalk_sim::schemes::nested::Nested;
 use nestwalk_sim::schemes::shadow::Shadow;
 use nestwalk_sim::schemes::xen_pv::XenPv;
-use nestwalk_sim::walk::{Fault, Tables, walk_1d};
+use nestwalk_sim::walk::{Fault, WalkWatch, walk_1d};
 use nestwalk_sim::{AnyMachine, Machine};
 use nestwalk_tables::{LONG4, Permissions, look_up};
 use nestwalk_types::{Address, Gpa, GuestBatch, Gva, Hpa, Invalidation, PageSize, Protection};
+use std::collections::BTreeSet;
 
 /// What is wrong with a scheme.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -57,8 +57,13 @@ struct Spoilt<S> {
 }
 
 impl<S: Scheme> Scheme for Spoilt<S> {
-    fn walk(&mut self, platform: &mut Platform, request: &Request) -> Result<Translation, Fault> {
-        let t = self.inner.walk(platform, request)?;
+    fn walk<W: WalkWatch>(
+        &mut self,
+        cpu: &mut Processor,
+        request: &Request,
+        watch: &mut W,
+    ) -> Result<Translation, Fault> {
+        let t = self.inner.walk(cpu, request, watch)?;
         let (size, permissions) = (t.size(), t.permissions());
         let make = |frame: Hpa, size: PageSize, permissions: Permissions, global: bool| {
             Translation::new(frame, size, permissions, t.is_dirty(), global)
@@ -69,14 +74,14 @@ impl<S: Scheme> Scheme for Spoilt<S> {
             Wrong::PermissionsDropped => make(t.frame(), size, Permissions::ALL, false),
             Wrong::AllGlobal => make(t.frame(), size, permissions, true),
             Wrong::Untranslated => {
-                let world = &platform.world;
+                let world = &cpu.world;
                 let root = world.root(request.vcpu);
                 let leaf = look_up(&world.guest, world.mode, root, request.gva).unwrap();
                 let frame = leaf.apply(request.gva).align_down(size).value();
                 make(Hpa::new(frame), size, permissions, false)
             }
             Wrong::GuestSize => {
-                let world = &platform.world;
+                let world = &cpu.world;
                 let root = world.root(request.vcpu);
                 let whole = look_up(&world.guest, world.mode, root, request.gva).unwrap().size;
                 make(t.apply(request.gva).align_down(whole), whole, permissions, false)
@@ -84,14 +89,16 @@ impl<S: Scheme> Scheme for Spoilt<S> {
             _ => t,
         })
     }
+}
 
-    fn answer(
+impl<S: Scheme> Software for Spoilt<S> {
+    fn handle_fault(
         &mut self,
         platform: &mut Platform,
         request: &Request,
         fault: Fault,
-    ) -> Result<Answer, MachineError> {
-        self.inner.answer(platform, request, fault)
+    ) -> Result<Handled, MachineError> {
+        self.inner.handle_fault(platform, request, fault)
     }
 
     fn on(&mut self, platform: &mut Platform, event: Event<'_>) -> Result<(), MachineError> {
@@ -106,7 +113,7 @@ impl<S: Scheme> Scheme for Spoilt<S> {
                 return Ok(());
             }
             (Wrong::WalkCacheKept, Event::Invalidate { vcpu, what: Invalidation::Page(gva) }) => {
-                let core = &mut platform.hardware.cores[usize::from(vcpu.0)];
+                let core = &mut platform.cpu.hardware.cores[usize::from(vcpu.0)];
                 let asid = core.asid;
                 let kept = core.walk_cache.clone();
                 core.invalidate_page(gva, asid, true);
@@ -350,22 +357,31 @@ fn a_life_made_for_it_gives_each_wrong_scheme_away() {
 struct NeverInStep(Shadow);
 
 impl Scheme for NeverInStep {
-    fn walk(&mut self, platform: &mut Platform, request: &Request) -> Result<Translation, Fault> {
-        self.0.walk(platform, request)
+    fn walk<W: WalkWatch>(
+        &mut self,
+        cpu: &mut Processor,
+        request: &Request,
+        watch: &mut W,
+    ) -> Result<Translation, Fault> {
+        self.0.walk(cpu, request, watch)
     }
-    fn answer(
+}
+
+impl Software for NeverInStep {
+    fn handle_fault(
         &mut self,
         platform: &mut Platform,
         request: &Request,
         fault: Fault,
-    ) -> Result<Answer, MachineError> {
-        self.0.answer(platform, request, fault)
+    ) -> Result<Handled, MachineError> {
+        self.0.handle_fault(platform, request, fault)
     }
+
     fn on(&mut self, platform: &mut Platform, event: Event<'_>) -> Result<(), MachineError> {
         match event {
             Event::LoadCr3 { vcpu, pcid, keep } => {
                 self.0.on(platform, Event::LoadCr3 { vcpu, pcid, keep: true })?;
-                platform.hardware.load_cr3(vcpu, pcid, keep);
+                platform.cpu.hardware.load_cr3(vcpu, pcid, keep);
                 Ok(())
             }
             Event::Invalidate { .. } => platform.bare_metal(event),
@@ -378,17 +394,26 @@ impl Scheme for NeverInStep {
 struct NeverTold(Shadow);
 
 impl Scheme for NeverTold {
-    fn walk(&mut self, platform: &mut Platform, request: &Request) -> Result<Translation, Fault> {
-        self.0.walk(platform, request)
+    fn walk<W: WalkWatch>(
+        &mut self,
+        cpu: &mut Processor,
+        request: &Request,
+        watch: &mut W,
+    ) -> Result<Translation, Fault> {
+        self.0.walk(cpu, request, watch)
     }
-    fn answer(
+}
+
+impl Software for NeverTold {
+    fn handle_fault(
         &mut self,
         platform: &mut Platform,
         request: &Request,
         fault: Fault,
-    ) -> Result<Answer, MachineError> {
-        self.0.answer(platform, request, fault)
+    ) -> Result<Handled, MachineError> {
+        self.0.handle_fault(platform, request, fault)
     }
+
     fn on(&mut self, platform: &mut Platform, event: Event<'_>) -> Result<(), MachineError> {
         match event {
             Event::TableStore { .. } | Event::TableRetired { .. } | Event::PageWritten { .. } => {
@@ -416,34 +441,50 @@ fn a_shadow_that_is_not_kept_in_step_is_caught() {
 }
 
 /// A walker that takes guest-physical for host-physical addresses.
-struct OneDimension;
+#[derive(Default)]
+struct OneDimension(BTreeSet<Gpa>);
 
 impl Scheme for OneDimension {
-    fn walk(&mut self, platform: &mut Platform, request: &Request) -> Result<Translation, Fault> {
-        let world = &mut platform.world;
+    fn walk<W: WalkWatch>(
+        &mut self,
+        cpu: &mut Processor,
+        request: &Request,
+        watch: &mut W,
+    ) -> Result<Translation, Fault> {
+        let world = &mut cpu.world;
         let root = world.root(request.vcpu);
         let gpa =
             look_up(&world.guest, world.mode, root, request.gva).map(|l| l.apply(request.gva));
-        if let (Some(host), Ok(gpa)) = (&mut world.host, gpa) {
-            host.ensure(gpa).unwrap();
+        // The host has a page there: its address is what the walker gets wrong.
+        if let Ok(gpa) = gpa
+            && self.0.insert(gpa.align_down(PageSize::SIZE_4K))
+        {
+            return Err(Fault::Nested { gpa, fetch: request.fetch });
         }
-        let mut tables = Tables {
-            mode: world.mode,
-            memory: &mut world.guest,
-            root,
-            dimension: Dimension::Guest,
-        };
-        walk_1d(&mut platform.hardware, &mut platform.counters, &mut tables, request)
+        let Processor { world, hardware, counters } = cpu;
+        walk_1d(hardware, counters, &mut world.tables(request.vcpu), request, watch.parts().0)
     }
-    fn answer(&mut self, _: &mut Platform, _: &Request, _: Fault) -> Result<Answer, MachineError> {
-        Ok(Answer::GuestFault)
+}
+
+impl Software for OneDimension {
+    fn handle_fault(
+        &mut self,
+        platform: &mut Platform,
+        _: &Request,
+        fault: Fault,
+    ) -> Result<Handled, MachineError> {
+        if let (Some(host), Fault::Nested { gpa, .. }) = (&mut platform.host, fault) {
+            host.ensure(gpa).unwrap();
+            return Ok(Handled::Retry);
+        }
+        Ok(Handled::GuestFault)
     }
 }
 
 #[test]
 fn a_walker_that_leaves_the_second_dimension_out_is_caught() {
     let build = setup("4k").build("nested", true);
-    let machine = Box::new(Machine::new(OneDimension, build).unwrap());
+    let machine = Box::new(Machine::new(OneDimension::default(), build).unwrap());
     assert!(violations(machine, &[scattered_host()]) > 0);
 }
 
@@ -459,7 +500,7 @@ fn a_host_that_gives_a_frame_twice_is_caught() {
     s.map_used(0x2000, b.value(), PageSize::SIZE_4K);
     s.load(0x1000);
     m.run(&s.take()).unwrap();
-    let first = m.platform.world.host.as_ref().unwrap().look_up(a).unwrap();
+    let first = m.platform.host.as_ref().unwrap().look_up(a).unwrap();
     // Another host whose next page is the same frame: as many frames are used before.
     let same = (0..64).find_map(|used| {
         let mut host = setup.host();
@@ -467,7 +508,7 @@ fn a_host_that_gives_a_frame_twice_is_caught() {
         (host.ensure(b).unwrap().frame == first.frame).then_some(host)
     });
     let host = same.unwrap();
-    m.platform.world.host = Some(host);
+    m.platform.host = Some(host);
     s.load(0x2000);
     m.run(&s.take()).unwrap();
     let told = m.verdict().unwrap().told;
@@ -483,12 +524,12 @@ fn a_counter_that_does_not_add_up_is_caught() {
     let mut m = setup("4k").nested();
     m.run(&moved_page()).unwrap();
     assert_eq!(m.verdict().unwrap().violations, 0);
-    m.platform().counters.l2_tlb_misses += 1;
+    m.platform().cpu.counters.l2_tlb_misses += 1;
     assert_eq!(m.verdict().unwrap().violations, 2);
-    m.platform().counters.l1_tlb_misses += 1;
-    m.platform().counters.walks += 1;
+    m.platform().cpu.counters.l1_tlb_misses += 1;
+    m.platform().cpu.counters.walks += 1;
     assert_eq!(m.verdict().unwrap().violations, 0);
-    m.platform().counters.upgrades += 1;
+    m.platform().cpu.counters.upgrades += 1;
     assert_eq!(m.verdict().unwrap().violations, 1);
 }
 

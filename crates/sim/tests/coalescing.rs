@@ -7,8 +7,12 @@ use common::lives::Life;
 use common::machines::{Probe, Setup, plain, with_roomy_tlbs};
 use common::{Script, approve, bare_profile, machine_with};
 use nestwalk_hw::{Profile, Shape};
-use nestwalk_sim::coalescing::{CoalescingNative, CoalescingNested, machine_of};
+use nestwalk_sim::coalescing::machine_of;
+use nestwalk_sim::scheme::Platform;
+use nestwalk_sim::schemes::native::Native;
+use nestwalk_sim::schemes::nested::Nested;
 use nestwalk_sim::schemes::{Build, by_name};
+use nestwalk_sim::tlbs::CoalescingTlbs;
 use nestwalk_sim::{AnyMachine, Counters, Cycles, Energy, Machine};
 use nestwalk_tables::{LEGACY32, LONG4, Mode, look_up};
 use nestwalk_types::{Address, Gpa, Gva, PageSize, Protection, SplitMix64};
@@ -39,13 +43,13 @@ const KINDS: [(&str, &str); 9] = [
     ("clustered", "least=8/walked=cluster"),
 ];
 
-fn native(setup: &Setup, shape: Shape) -> Machine<CoalescingNative> {
-    machine_of(CoalescingNative::default(), setup.build("native-colt", false), shape).unwrap()
+fn native(setup: &Setup, shape: Shape) -> Machine<Native, CoalescingTlbs> {
+    machine_of(Native::default(), setup.build("native-colt", false), shape).unwrap()
 }
 
-fn nested(setup: &Setup, shape: Shape) -> Machine<CoalescingNested> {
+fn nested(setup: &Setup, shape: Shape) -> Machine<Nested, CoalescingTlbs> {
     let mut build = setup.build("colt", true);
-    machine_of(CoalescingNested::new(&mut build).unwrap(), build, shape).unwrap()
+    machine_of(Nested::new(&mut build).unwrap(), build, shape).unwrap()
 }
 
 /// Small TLBs: everything is evicted and comes back.
@@ -235,17 +239,18 @@ struct Naive {
 /// A page as the tables have it now; `None` if it may not share an entry.
 fn naive(
     script: &Script,
-    guest: &nestwalk_sim::world::World,
+    platform: &Platform,
     maps: &dyn Fn(Gpa) -> bool,
     gva: u64,
 ) -> Option<Naive> {
+    let guest = &platform.cpu.world;
     let leaf = look_up(&guest.guest, guest.mode, script.root, Gva::new(gva)).ok()?;
     let entry = Script::machine_entry(guest, script.entry(gva, 1).0);
     if leaf.size != PageSize::SIZE_4K || !entry.has(0x20) {
         return None;
     }
     let gpa = leaf.apply(Gva::new(gva));
-    let (hfn, nested_size) = match &guest.host {
+    let (hfn, nested_size) = match &platform.host {
         None => (gpa.value() >> 12, 1 << 40),
         Some(host) if maps(gpa) => {
             let page = host.look_up(gpa)?;
@@ -319,7 +324,7 @@ fn against_naive<M: Probe>(
     // The host gets to know most pages in the order of memory.
     mapped.iter().filter(|_| r.below(4) > 0).for_each(|gva| s.load(*gva));
     machine.run(&s.take()).unwrap();
-    machine.platform().hardware.cores[0].coalesced.as_mut().unwrap().flush();
+    machine.platform().cpu.hardware.cores[0].coalesced.as_mut().unwrap().flush();
     let (mut covered, mut saved) = (BTreeSet::new(), 0);
     for _ in 0..700 {
         let gva = mapped[r.below(mapped.len() as u64) as usize];
@@ -332,9 +337,9 @@ fn against_naive<M: Probe>(
                 .map(|g| s.entry(*g, 1).1.target::<Gpa>().page_number())
                 .filter(|gfn| maps(machine, Gpa::new(gfn << 12)))
                 .collect();
-            let world = &machine.platform().world;
+            let platform = &*machine.platform();
             let maps = |gpa: Gpa| mapped_gpas.contains(&(gpa.value() >> 12));
-            let map = |page: u64| naive(&s, world, &maps, page << 12);
+            let map = |page: u64| naive(&s, platform, &maps, page << 12);
             let all = together(shape, gva >> 12, &map);
             saved += all.len() as u64 - 1;
             covered.extend(all);
@@ -357,7 +362,7 @@ fn walks_are_those_of_a_naive_coalescer() {
             let (_, saved) = against_naive(&mut bare, shape, seed, |_, _| true);
             assert!(saved > 40, "{saved}");
             let mut virtualized = nested(&setup, shape);
-            let maps = |m: &mut Machine<CoalescingNested>, gpa| m.scheme.inner.mmu.maps(gpa);
+            let maps = |m: &mut Machine<Nested, CoalescingTlbs>, gpa| m.scheme.mmu.maps(gpa);
             let (_, saved) = against_naive(&mut virtualized, shape, seed, maps);
             assert!(saved > 20, "{host_pages}: {saved}");
         }
@@ -413,7 +418,10 @@ fn stores_set_the_dirty_bit_of_every_page() {
         m.run(&s.take()).unwrap();
         for page in 0..8u64 {
             let at = s.entry(0x4000_0000 + (page << 12), 1).0;
-            assert!(Script::machine_entry(&m.platform.world, at).has(0x60), "{shape:?}: {page}");
+            assert!(
+                Script::machine_entry(&m.platform.cpu.world, at).has(0x60),
+                "{shape:?}: {page}"
+            );
         }
         approve(&m);
     }
@@ -454,7 +462,7 @@ fn splintered_pages_coalesce_by_nested_lines() {
         (0..64u64).for_each(|p| s.load(0x4000_0000 + (p << 12)));
         let c = count(&mut m, &mut s);
         let frame = |p: u64| {
-            let host = m.platform.world.host.as_ref().unwrap();
+            let host = m.platform.host.as_ref().unwrap();
             host.look_up(Gpa::new(0x1000_0000 + (p << 12))).unwrap().frame.value() >> 12
         };
         let map = |p: u64| {
@@ -516,9 +524,9 @@ fn ways_that_are_not_there_are_refused() {
 trait Forget {
     fn forget_all(&mut self);
 }
-impl<S: nestwalk_sim::scheme::Scheme> Forget for Machine<S> {
+impl<S: nestwalk_sim::scheme::Scheme> Forget for Machine<S, CoalescingTlbs> {
     fn forget_all(&mut self) {
-        for core in &mut self.platform.hardware.cores {
+        for core in &mut self.platform.cpu.hardware.cores {
             core.coalesced.as_mut().unwrap().flush();
         }
     }

@@ -7,13 +7,19 @@ use common::Script;
 use common::lives::Life;
 use common::machines::Setup;
 use nestwalk_hw::{Line, Profile, Shape, Translation};
-use nestwalk_sim::coalescing::{CoalescingNative, CoalescingNested, machine_of};
-use nestwalk_sim::hardware::Request;
-use nestwalk_sim::scheme::{Answer, Event, MachineError, Platform, Scheme};
-use nestwalk_sim::walk::Fault;
-use nestwalk_sim::{AnyMachine, Machine};
+use nestwalk_sim::coalescing::{Lines, machine_of};
+use nestwalk_sim::hardware::{Core, Request};
+use nestwalk_sim::scheme::{Event, Handled, MachineError, Platform, Processor, Scheme, Software};
+use nestwalk_sim::schemes::native::Native;
+use nestwalk_sim::schemes::nested::Nested;
+use nestwalk_sim::tlbs::{CoalescingTlbs, Look, TlbFamily};
+use nestwalk_sim::walk::{Fault, WalkWatch};
+use nestwalk_sim::{AnyMachine, Counters};
 use nestwalk_tables::{LONG4, look_up};
-use nestwalk_types::{Address, Gpa, GuestBatch, Gva, Invalidation, PageSize, Protection, VcpuId};
+use nestwalk_types::{
+    Address, Gpa, GuestBatch, Gva, Invalidation, PageSize, Protection, Run, VcpuId,
+};
+use std::cell::Cell;
 use std::collections::BTreeMap;
 
 /// What is wrong with a coalescer.
@@ -40,30 +46,90 @@ struct Spoilt<S> {
     walked: BTreeMap<(VcpuId, u64), u64>,
 }
 
-impl<S: Scheme> Scheme for Spoilt<S> {
-    const COALESCES: bool = true;
+thread_local! {
+    /// The line of the walk under way as the hardware that is wrong takes it.
+    static SPOILT: Cell<Option<Line>> = const { Cell::new(None) };
+}
 
-    fn walk(&mut self, platform: &mut Platform, request: &Request) -> Result<Translation, Fault> {
-        let found = self.inner.walk(platform, request)?;
+/// TLBs that coalesce, by the spoilt line where there is one.
+enum SpoiltTlbs {}
+
+impl TlbFamily for SpoiltTlbs {
+    type Watch = Lines;
+    fn first(core: &mut Core, counters: &mut Counters, run: &Run, needs: u64) -> Look {
+        CoalescingTlbs::first(core, counters, run, needs)
+    }
+    fn second(core: &mut Core, counters: &mut Counters, run: &Run, needs: u64) -> Look {
+        CoalescingTlbs::second(core, counters, run, needs)
+    }
+    fn begin(watch: &mut Lines) {
+        CoalescingTlbs::begin(watch);
+    }
+    fn fill<S: Scheme>(
+        scheme: &mut S,
+        cpu: &mut Processor,
+        request: &Request,
+        found: Translation,
+        watch: &Lines,
+    ) {
+        let core = &mut cpu.hardware.cores[request.core()];
+        match (SPOILT.take(), &mut core.coalesced) {
+            (Some(line), Some(tlbs)) => {
+                tlbs.line = line;
+                tlbs.fill_walked(request.gva, core.asid, request.fetch, found);
+            }
+            _ => CoalescingTlbs::fill(scheme, cpu, request, found, watch),
+        }
+    }
+    fn fill_first(core: &mut Core, request: &Request, found: Translation) {
+        CoalescingTlbs::fill_first(core, request, found);
+    }
+}
+
+/// Where the host has a guest-physical page.
+trait Behind: Scheme {
+    fn behind(&mut self, gpa: Gpa) -> Option<u64>;
+}
+
+impl Behind for Native {
+    fn behind(&mut self, gpa: Gpa) -> Option<u64> {
+        Some(gpa.page_number())
+    }
+}
+
+impl Behind for Nested {
+    fn behind(&mut self, gpa: Gpa) -> Option<u64> {
+        let nested = self.mmu.tables();
+        let leaf = look_up(nested.memory, nested.mode, nested.root, gpa).ok()?;
+        Some(leaf.apply(gpa).page_number())
+    }
+}
+
+impl<S: Behind> Scheme for Spoilt<S> {
+    fn walk<W: WalkWatch>(
+        &mut self,
+        cpu: &mut Processor,
+        request: &Request,
+        watch: &mut W,
+    ) -> Result<Translation, Fault> {
+        let found = self.inner.walk(cpu, request, watch)?;
         if found.size() == PageSize::SIZE_4K {
             let page = request.gva.page_number();
             self.walked.insert((request.vcpu, page / 8), page);
-            if let Some(line) = self.spoilt(platform, request.vcpu, request.gva, found)
-                && let Some(tlbs) = &mut platform.hardware.cores[request.core()].coalesced
-            {
-                tlbs.line = line;
-            }
+            SPOILT.set(self.spoilt(cpu, request.vcpu, request.gva, found));
         }
         Ok(found)
     }
+}
 
-    fn answer(
+impl<S: Behind> Software for Spoilt<S> {
+    fn handle_fault(
         &mut self,
         platform: &mut Platform,
         request: &Request,
         fault: Fault,
-    ) -> Result<Answer, MachineError> {
-        self.inner.answer(platform, request, fault)
+    ) -> Result<Handled, MachineError> {
+        self.inner.handle_fault(platform, request, fault)
     }
 
     fn on(&mut self, platform: &mut Platform, event: Event<'_>) -> Result<(), MachineError> {
@@ -77,28 +143,24 @@ impl<S: Scheme> Scheme for Spoilt<S> {
     }
 }
 
-impl<S> Spoilt<S> {
+impl<S: Behind> Spoilt<S> {
     /// What a hardware that leaves a check out would take for the line.
     fn spoilt(
-        &self,
-        platform: &Platform,
+        &mut self,
+        cpu: &Processor,
         vcpu: VcpuId,
         gva: Gva,
         found: Translation,
     ) -> Option<Line> {
-        let world = &platform.world;
+        let world = &cpu.world;
         let (root, own) = (world.root(vcpu), found.frame().page_number());
         let index = gva.page_number() as u8 & 7;
         let place = |i: u8| {
             let at = gva.offset_by((u64::from(i) << 12).wrapping_sub(u64::from(index) << 12));
             look_up(&world.guest, world.mode, root, at).ok().map(|leaf| leaf.apply(at))
         };
-        let frame = |gpa: Gpa| match &world.host {
-            None => Some(gpa.page_number()),
-            Some(host) => {
-                host.look_up(gpa).map(|p| p.frame.offset_by(gpa.offset_in(p.size)).page_number())
-            }
-        };
+        let inner = &mut self.inner;
+        let mut frame = |gpa: Gpa| inner.behind(gpa);
         let (here, mut line) = (place(index)?, Line::alone(index, own));
         for i in 0..8u8 {
             let step = u64::from(i).wrapping_sub(u64::from(index));
@@ -149,13 +211,11 @@ fn machine(virtualized: bool, wrong: Wrong, shape: Shape) -> Box<dyn AnyMachine>
     let mut build = setup.build("canary", virtualized);
     let walked = BTreeMap::new();
     if virtualized {
-        let inner = CoalescingNested::new(&mut build).unwrap();
-        let machine: Machine<_> =
-            machine_of(Spoilt { inner, wrong, walked }, build, shape).unwrap();
-        return Box::new(machine);
+        let spoilt = Spoilt { inner: Nested::new(&mut build).unwrap(), wrong, walked };
+        return Box::new(machine_of::<_, SpoiltTlbs>(spoilt, build, shape).unwrap());
     }
-    let inner = CoalescingNative::default();
-    Box::new(machine_of(Spoilt { inner, wrong, walked }, build, shape).unwrap())
+    let spoilt = Spoilt { inner: Native::default(), wrong, walked };
+    Box::new(machine_of::<_, SpoiltTlbs>(spoilt, build, shape).unwrap())
 }
 
 fn violations(mut machine: Box<dyn AnyMachine>, events: &[GuestBatch]) -> u64 {

@@ -55,12 +55,12 @@ fn recount<A: Address>(memory: &TableMemory<A>, mode: &Mode, root: A) -> RunSet 
 fn compare<B: Base, U: Unit>(machine: &mut Machine<Contiguous<B, U>>) -> (usize, usize) {
     let Machine { platform, scheme, .. } = machine;
     let (mut runs, mut merged) = (0, 0);
-    for root in &platform.world.roots {
+    for root in &platform.cpu.world.roots {
         if root.value() == 0 {
             continue;
         }
         let space = scheme.runs.guest.space(*root).expect("a loaded root is followed");
-        let naive = recount(&platform.world.guest, platform.world.mode, *root);
+        let naive = recount(&platform.cpu.world.guest, platform.cpu.world.mode, *root);
         let followed = scheme.runs.guest.runs(space).unwrap();
         assert_eq!(*followed, naive);
         runs += naive.len();

@@ -9,13 +9,13 @@ use common::machines::{Setup, array, tlb};
 use nestwalk_hw::{Profile, Translation};
 use nestwalk_mm::{GuestConfig, ModelledGuest, PagePolicy, PlacementKind};
 use nestwalk_sim::hardware::Request;
-use nestwalk_sim::scheme::{MachineError, Platform};
+use nestwalk_sim::scheme::{MachineError, Platform, Processor};
 use nestwalk_sim::schemes::anchor::Anchors;
 use nestwalk_sim::schemes::nested::Nested;
 use nestwalk_sim::schemes::rmm::Rmm;
 use nestwalk_sim::schemes::spot::Spot;
 use nestwalk_sim::vmm::contiguous::{Base, Contiguous, Runs, Scope, SpaceId, Touched, Unit};
-use nestwalk_sim::walk::Fault;
+use nestwalk_sim::walk::{Fault, WalkWatch};
 use nestwalk_sim::{AnyMachine, Counters, Machine};
 use nestwalk_tables::{LEGACY32, LONG4, LONG5, Mode, PAE, Permissions};
 use nestwalk_types::{Address, Gpa, GuestBatch, Gva, PageSize, SplitMix64};
@@ -237,15 +237,15 @@ impl<U: Unit> Spoilt<U> {
 }
 
 impl<U: Unit> Unit for Spoilt<U> {
-    fn walk<B: Base>(
+    fn walk<B: Base, W: WalkWatch>(
         &mut self,
         base: &mut B,
         runs: &Runs,
-        platform: &mut Platform,
-        request: &Request,
+        (cpu, request): (&mut Processor, &Request),
+        watch: &mut W,
     ) -> Result<Translation, Fault> {
         let guess = (self.guess)(&self.inner, request);
-        let found = self.inner.walk(base, runs, platform, request)?;
+        let found = self.inner.walk(base, runs, (cpu, request), watch)?;
         Ok(match guess {
             Some(at) if self.wrong == Wrong::GuessTrusted => Translation::new(
                 at.align_down(PageSize::SIZE_4K),
@@ -257,32 +257,26 @@ impl<U: Unit> Unit for Spoilt<U> {
             _ => found,
         })
     }
-    fn beside_l2(
+    fn parallel_to_l2(
         &mut self,
         runs: &Runs,
-        platform: &mut Platform,
+        cpu: &mut Processor,
         request: &Request,
     ) -> Option<Translation> {
-        let found = self.inner.beside_l2(runs, platform, request);
+        let found = self.inner.parallel_to_l2(runs, cpu, request);
         self.spoil(found)
     }
-    fn behind_l2(
+    fn on_l2_miss(
         &mut self,
         runs: &Runs,
-        platform: &mut Platform,
+        cpu: &mut Processor,
         request: &Request,
     ) -> Option<Translation> {
-        let found = self.inner.behind_l2(runs, platform, request);
+        let found = self.inner.on_l2_miss(runs, cpu, request);
         self.spoil(found)
     }
-    fn fill_l2(
-        &mut self,
-        runs: &Runs,
-        platform: &mut Platform,
-        request: &Request,
-        found: Translation,
-    ) {
-        self.inner.fill_l2(runs, platform, request, found);
+    fn fill_l2(&mut self, runs: &Runs, cpu: &mut Processor, request: &Request, found: Translation) {
+        self.inner.fill_l2(runs, cpu, request, found);
     }
     fn invalidate(&mut self, platform: &mut Platform, core: usize, scope: Scope) {
         match (self.wrong, scope) {

@@ -206,21 +206,21 @@ fn range_tables_take_a_node_and_follow_what_is_mapped() {
     let c = added(&mut m, &with_access(&mut script));
     // The first seven pages make no range; the eighth does, and each later one moves its limit.
     assert_eq!(c.contiguity_updates, 57);
-    assert_eq!(m.contiguity().unwrap().metadata_bytes, 4096);
+    assert_eq!(m.report().contiguity.unwrap().metadata_bytes, 4096);
     // 200 ranges of 8 pages: full leaves were split, which leaves halves behind where numbers ascend.
     for i in 0..200 {
         map(&mut script, 1000 + 16 * i, 8, FRAME + (1 << 24) + (i << 16));
     }
     added(&mut m, &with_access(&mut script));
-    assert_eq!(m.contiguity().unwrap().metadata_bytes, 4 * 4096);
-    assert_eq!(m.contiguity().unwrap().guest_runs, 201);
+    assert_eq!(m.report().contiguity.unwrap().metadata_bytes, 4 * 4096);
+    assert_eq!(m.report().contiguity.unwrap().guest_runs, 201);
     for page in 0..3200 {
         if page % 16 < 8 {
             script.unmap(BASE + ((1000 + page) << 12), PageSize::SIZE_4K);
         }
     }
     added(&mut m, &with_access(&mut script));
-    assert_eq!(m.contiguity().unwrap().metadata_bytes, 4096);
+    assert_eq!(m.report().contiguity.unwrap().metadata_bytes, 4096);
 }
 
 fn with_access(script: &mut Script) -> GuestBatch {
@@ -300,7 +300,7 @@ fn the_os_chooses_the_distance_by_the_runs_and_flushes() {
     let c = added(&mut m, &by(&mut script, 0));
     assert_eq!(c.anchor_changes, 1);
     // One anchor of 4096 pages is enough.
-    assert_eq!(m.contiguity().unwrap().anchor_distance, 4096);
+    assert_eq!(m.report().contiguity.unwrap().anchor_distance, 4096);
     // Runs of 16 pages, and nothing else: the distance falls.
     for page in (0..4096).step_by(16) {
         script.unmap(BASE + (page << 12), PageSize::SIZE_4K);
@@ -311,7 +311,7 @@ fn the_os_chooses_the_distance_by_the_runs_and_flushes() {
     }
     let c = added(&mut m, &by(&mut script, 0));
     assert_eq!(c.anchor_changes, 1);
-    let distance = m.contiguity().unwrap().anchor_distance;
+    let distance = m.report().contiguity.unwrap().anchor_distance;
     assert!((2..=16).contains(&distance), "{distance}");
 }
 

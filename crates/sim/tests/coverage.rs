@@ -53,8 +53,8 @@ fn runs_of_both_dimensions_are_what_look_ups_say() {
         for batch in life(seed as u64, mode, guest_pages).live() {
             machine.run(&batch).unwrap();
         }
-        let world = &machine.platform.world;
-        let host = world.host.as_ref().unwrap();
+        let world = &machine.platform.cpu.world;
+        let host = machine.platform.host.as_ref().unwrap();
         let hosted = host_runs(host);
         let (mut guest_total, mut both_total) = (0, 0);
         for &root in world.known_roots.iter().filter(|r| world.guest.contains(**r)) {
@@ -84,7 +84,10 @@ fn runs_of_both_dimensions_are_what_look_ups_say() {
 
 #[test]
 fn two_roots_of_one_program_are_one() {
-    let mut world = World::new(&LONG4, 1, None);
+    let mut machine = Setup::new(Profile::load("cascade-lake-6252").unwrap()).native();
+    let platform = &mut machine.platform;
+    platform.cpu.world = World::new(&LONG4, 1);
+    let world = &mut platform.cpu.world;
     let (user, kernel, table) = (Gpa::new(0x1000), Gpa::new(0x2000), Gpa::new(0x3000));
     let write = |world: &mut World, at: Gpa, value: u64| {
         world.guest.write(at, 8, value);
@@ -96,21 +99,22 @@ fn two_roots_of_one_program_are_one() {
         world.known_roots.insert(root);
         // The kernel's root forbids fetches from the program, as page-table isolation does.
         let bits = 0x67 | if root == kernel { entry::NO_EXECUTE } else { 0 };
-        write(&mut world, root, table.value() | bits);
+        write(world, root, table.value() | bits);
     }
-    write(&mut world, kernel.offset_by(4088), table.value() | 0x63);
-    write(&mut world, table, 0x4067);
-    write(&mut world, Gpa::new(0x4000), 0x5067);
-    (0..3).for_each(|i| write(&mut world, Gpa::new(0x5000 + 8 * i), 0x9067 + (i << 12)));
-    let told = CoverageResult::of(&world);
+    write(world, kernel.offset_by(4088), table.value() | 0x63);
+    write(world, table, 0x4067);
+    write(world, Gpa::new(0x4000), 0x5067);
+    (0..3).for_each(|i| write(world, Gpa::new(0x5000 + 8 * i), 0x9067 + (i << 12)));
+    let told = CoverageResult::of(platform);
     assert_eq!((told.processes, told.guest.pages, told.guest.runs), (1, 3, 1));
     assert_eq!((told.host, told.both), (None, None));
     // The second program's top table is another.
-    write(&mut world, kernel, 0);
+    let world = &mut platform.cpu.world;
+    write(world, kernel, 0);
     world.guest.insert(Gpa::new(0x6000), None);
-    write(&mut world, Gpa::new(0x6000), 0x4067);
-    write(&mut world, kernel, 0x6067);
-    assert_eq!(CoverageResult::of(&world).processes, 2);
+    write(world, Gpa::new(0x6000), 0x4067);
+    write(world, kernel, 0x6067);
+    assert_eq!(CoverageResult::of(platform).processes, 2);
 }
 
 #[test]

@@ -200,7 +200,7 @@ fn a_page_that_moves_unnoticed_is_found() {
         let mut m = Machine::new(Nested::new(&mut build).unwrap(), build).unwrap();
         for batch in &batches {
             m.run(batch).unwrap();
-            if !told && let Some(host) = &mut m.platform.world.host {
+            if !told && let Some(host) = &mut m.platform.host {
                 host.run_daemons(u64::MAX);
             }
         }

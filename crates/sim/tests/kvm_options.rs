@@ -45,7 +45,7 @@ fn leaf(m: &mut Machine<Nested>, gpa: u64) -> (Hpa, Entry, PageSize) {
 
 fn change(m: &mut Machine<Nested>, at: Hpa, entry: Entry) {
     m.scheme.mmu.tables().memory.write(at, 8, entry.0).unwrap();
-    m.platform.hardware.invalidate_nested_everywhere();
+    m.platform.cpu.hardware.invalidate_nested_everywhere();
 }
 
 /// A guest page that is in use: the machine, the script, and where its leaf table is.

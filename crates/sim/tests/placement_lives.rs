@@ -131,10 +131,10 @@ fn pages_that_the_host_joins_are_mapped_as_one_page_from_then_on() {
     for step in &steps {
         nestwalk_sim::AnyMachine::run(&mut m, step).unwrap();
     }
-    let counters = m.platform.world.host.as_ref().unwrap().counters();
+    let counters = m.platform.host.as_ref().unwrap().counters();
     assert!(counters.promotions > 0 && counters.leaves[1] > 0, "{counters:?}");
     common::approve(&m);
     // The nested tables have the large pages too: a table of small ones for each would be more.
-    let tables = nestwalk_sim::AnyMachine::page_table_bytes(&m).nested >> 12;
+    let tables = nestwalk_sim::AnyMachine::report(&m).page_tables.nested >> 12;
     assert!(tables < 3 + (GUEST >> 21) - counters.leaves[1], "{tables}");
 }

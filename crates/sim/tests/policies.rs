@@ -4,8 +4,9 @@
 use nestwalk_hw::Profile;
 use nestwalk_mm::PagePolicy;
 use nestwalk_policy::{Action, Mode, Outcome as Told, POLICIES, PolicySpec};
+use nestwalk_sim::schemes::sampled;
 use nestwalk_sim::series::intervals;
-use nestwalk_sim::{Cut, MachineSpec, Outcome, Plan, SAMPLED, SCHEMES, compare};
+use nestwalk_sim::{Cut, MachineSpec, Outcome, Plan, SCHEMES, compare};
 use nestwalk_source::Multiplex;
 use nestwalk_types::Source;
 use nestwalk_workloads::{Populate, WorkloadSpec};
@@ -157,7 +158,7 @@ fn machines_with_samples_are_those_of_the_list() {
     let plan = Plan { samples: Some(Cut::Instructions(10_000)), ..plan(&all.join(","), 1) };
     let outcome = run(&plan);
     for (m, recorded) in outcome.machines.iter().zip(&outcome.samples) {
-        assert_eq!(recorded.is_some(), SAMPLED.contains(&m.scheme.as_str()), "{}", m.name);
+        assert_eq!(recorded.is_some(), sampled().contains(&m.scheme.as_str()), "{}", m.name);
     }
 }
 

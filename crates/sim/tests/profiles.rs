@@ -140,7 +140,7 @@ fn four_pages_in_order_share_an_entry_once_all_were_accessed() {
     let c = m.count(&s.take());
     assert_eq!((c.walks, c.l1_tlb_misses, c.splintered), (1, 1, 0));
     // The second level has the same entry.
-    m.platform.hardware.cores[0].l1d.flush();
+    m.platform.cpu.hardware.cores[0].l1d.flush();
     (0..4).for_each(|i| s.load(AT + i * 4096));
     let c = m.count(&s.take());
     assert_eq!((c.walks, c.l1_tlb_misses, c.l2_tlb_hits), (0, 1, 1));
@@ -223,7 +223,7 @@ fn groups_and_walks<S: Scheme>(mut m: Machine<S>) -> (usize, u64) {
     (0..64).for_each(|i| s.store(AT + i * 4096));
     let walks = m.count(&s.take()).walks;
     approve(&m);
-    let host = m.platform.world.host.as_ref().unwrap();
+    let host = m.platform.host.as_ref().unwrap();
     let frame = |i: u64| host.look_up(Gpa::new(0x100_0000 + i * 4096)).unwrap().frame.value() >> 12;
     let in_order = |group: &u64| {
         let first = frame(4 * group);
@@ -259,14 +259,14 @@ fn large_pages_are_smashed_in_the_second_level_and_whole_in_the_first() {
     let c = m.count(&s.take());
     assert_eq!((c.walks, c.splintered), (1, 0));
     // The piece around the access is there, no other.
-    m.platform.hardware.cores[0].l1d.flush();
+    m.platform.cpu.hardware.cores[0].l1d.flush();
     s.load(G + 0x1f_f000);
     let c = m.count(&s.take());
     assert_eq!((c.walks, c.l2_tlb_hits), (0, 1));
     // What it brought into the first level is the whole page.
     s.load(G + 0x3000_0000);
     assert_eq!(m.count(&s.take()).l1_tlb_misses, 0);
-    m.platform.hardware.cores[0].l1d.flush();
+    m.platform.cpu.hardware.cores[0].l1d.flush();
     s.load(G + 0x20_0000);
     let c = m.count(&s.take());
     assert_eq!((c.walks, c.l2_tlb_hits), (1, 0));
@@ -274,7 +274,7 @@ fn large_pages_are_smashed_in_the_second_level_and_whole_in_the_first() {
     s.invlpg(G + 0x3fff_f000);
     s.load(G);
     assert_eq!(m.count(&s.take()).walks, 1);
-    m.platform.hardware.cores[0].l1d.flush();
+    m.platform.cpu.hardware.cores[0].l1d.flush();
     s.load(G + 0x20_0000);
     assert_eq!(m.count(&s.take()).walks, 1);
     approve(&m);
@@ -428,7 +428,7 @@ fn survives(profile: &Profile, fetch: bool, others: u16, keep: bool, there: Wher
     (1..=others).for_each(|i| s.load_cr3(root, 100 + i, keep));
     s.load_cr3(root, 100, true);
     m.run(&s.take()).unwrap();
-    there(&m.platform.hardware.cores[0])
+    there(&m.platform.cpu.hardware.cores[0])
 }
 
 /// The fewest other PCIDs after which it is gone.
@@ -476,7 +476,7 @@ fn address_spaces_live_in_tlbs_as_long_as_tlbdr_measured() {
                 (0..*fresh as u16).for_each(|i| s.load_cr3(root, 200 + i, true));
                 s.load_cr3(root, 100 + element as u16, true);
                 m.run(&s.take()).unwrap();
-                !l2(&m.platform.hardware.cores[0])
+                !l2(&m.platform.cpu.hardware.cores[0])
             });
             found[4 - gone_after.unwrap()] = element;
         }

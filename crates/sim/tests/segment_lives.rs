@@ -92,7 +92,7 @@ fn change(m: &mut Machine<SegmentedVm>, r: &mut SplitMix64, used: Option<Gpa>) {
         2 if bytes >> 12 & 31 == 0 => {
             scheme.begin_compaction(platform, Gpa::new(0), GUEST).unwrap();
         }
-        2 | 3 if platform.world.host.as_ref().unwrap().is_compacting() => {
+        2 | 3 if platform.host.as_ref().unwrap().is_compacting() => {
             scheme.compact(platform, 1 + r.below(GUEST >> 12)).unwrap();
         }
         2 | 3 => scheme.grow_vmm_segment(platform, bytes).unwrap(),
@@ -211,7 +211,7 @@ fn a_vmm_filter_that_forgets_an_escaped_page_is_caught() {
     for scheme in ["vmm-direct", "dual-direct"] {
         for forgets in [false, true] {
             let mut m = small().segmented(scheme, "bad=8");
-            let escaped = m.platform.world.host.as_ref().unwrap().segment().unwrap().escaped;
+            let escaped = m.platform.host.as_ref().unwrap().segment().unwrap().escaped;
             let bad = escaped.into_iter().find(|gfn| *gfn > GPA >> 12).unwrap() << 12;
             if forgets {
                 m.scheme.vmm_mut().unwrap().filter_mut().clear();

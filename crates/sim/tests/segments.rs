@@ -173,7 +173,7 @@ fn what_a_segment_serves_goes_to_the_first_level_alone() {
                 "l2" => assert_eq!((found, checks), ([2, 2, 0, 0], 2)),
                 _ => assert_eq!((found, checks), ([0, 0, 4, 0], 4)),
             }
-            let core = &mut m.platform().hardware.cores[0];
+            let core = &mut m.platform().cpu.hardware.cores[0];
             let asid = core.asid;
             assert!(core.l2.look_up(Gva::new(GVA), asid).is_none());
             let held = core.l1d.look_up(Gva::new(GVA), asid);
@@ -247,7 +247,7 @@ fn bad_frames_are_never_used_and_what_the_filter_reports_is_mapped() {
         let u = Setup { guest_bytes: 64 << 20, host_bytes: 256 << 20, ..setup() };
         let variant = format!("bad={bad}/filter={filter}");
         let mut m = u.segmented("vmm-direct", &variant);
-        let host = m.platform.world.host.as_ref().unwrap();
+        let host = m.platform.host.as_ref().unwrap();
         let segment = host.segment().unwrap();
         assert_eq!((segment.gpa, segment.bytes), (Gpa::new(0), 64 << 20));
         assert_eq!(segment.escaped.len(), bad as usize);
@@ -266,7 +266,7 @@ fn bad_frames_are_never_used_and_what_the_filter_reports_is_mapped() {
         assert_eq!(c.exits_total(), 0, "{variant}");
         approve(&m);
         let escaped = segment.escaped.iter().filter(|p| pages.contains(p)).count() as u64;
-        let state = m.segments().unwrap().vmm;
+        let state = m.report().segments.unwrap().vmm;
         assert_eq!(state.escaped, bad);
         // The tables themselves lie in the segment and are checked, too, so there are a few more.
         assert!(c.segment_escapes - c.false_escapes >= escaped);
@@ -284,7 +284,7 @@ fn bad_frames_are_never_used_and_what_the_filter_reports_is_mapped() {
 fn frames_can_be_named_as_bad() {
     let u = Setup { guest_bytes: 64 << 20, host_bytes: 128 << 20, ..setup() };
     let m = u.segmented("vmm-direct", "bad-at=0x4000+0x4001+0x6fff");
-    let host = m.platform.world.host.as_ref().unwrap();
+    let host = m.platform.host.as_ref().unwrap();
     let segment = host.segment().unwrap();
     let first = segment.target.page_number();
     assert_eq!(segment.escaped.len(), 3, "the only run that is long enough has all three");
@@ -346,15 +346,15 @@ fn a_vmm_segment_comes_grows_shrinks_and_goes_while_the_guest_runs() {
     let (refs, exits) = look(&mut m);
     assert!(refs > 0 && exits == 0);
     m.scheme.grow_vmm_segment(&mut m.platform, 64 << 20).unwrap();
-    assert_eq!(m.segments().unwrap().vmm.bytes, 64 << 20);
-    assert!((m.segments().unwrap().vmm_percent - 100.0).abs() < 1e-9);
+    assert_eq!(m.report().segments.unwrap().vmm.bytes, 64 << 20);
+    assert!((m.report().segments.unwrap().vmm_percent - 100.0).abs() < 1e-9);
     assert_eq!(look(&mut m), (0, 0));
     m.scheme.shrink_vmm_segment(&mut m.platform, 32 << 20).unwrap();
     let (refs, exits) = look(&mut m);
     assert!(refs > 0 && exits > 0, "what is behind the limit now is mapped by violations");
     assert!(look(&mut m).1 == 0);
     m.scheme.shrink_vmm_segment(&mut m.platform, 0).unwrap();
-    assert_eq!(m.segments().unwrap().vmm.bytes, 0);
+    assert_eq!(m.report().segments.unwrap().vmm.bytes, 0);
     assert!(look(&mut m).1 > 0);
     let e = m.scheme.create_vmm_segment(&mut m.platform, Gpa::new(0x800), 4096).unwrap_err();
     assert!(e.to_string().contains("multiples of 4096"), "{e}");
@@ -364,9 +364,9 @@ fn a_vmm_segment_comes_grows_shrinks_and_goes_while_the_guest_runs() {
 
 /// Makes a segment. Whether there is one now, and the pages moved for it.
 fn create(m: &mut Machine<SegmentedVm>, start: u64, bytes: u64) -> (bool, u64) {
-    m.platform.counters = Counters::default();
+    m.platform.cpu.counters = Counters::default();
     let made = m.scheme.create_vmm_segment(&mut m.platform, Gpa::new(start), bytes).unwrap();
-    (made, m.platform.counters.pages_moved)
+    (made, m.platform.cpu.counters.pages_moved)
 }
 
 /// The host takes pages of the segment back: a few escape, more cut it.
@@ -383,7 +383,7 @@ fn pages_that_the_host_takes_back_escape_and_then_cut_the_segment() {
     m.run(&s.take()).unwrap();
     for i in 0..4 {
         assert!(m.discard(Gpa::new(page(i))).unwrap());
-        let state = m.segments().unwrap().vmm;
+        let state = m.report().segments.unwrap().vmm;
         match i {
             0..3 => assert_eq!((state.bytes, state.escaped), (64 << 20, i + 1)),
             _ => assert_eq!((state.bytes, state.escaped), (page(3), 3)),
@@ -442,10 +442,12 @@ fn names_choose_guests_with_primary_regions() {
 #[test]
 fn the_segment_is_as_large_as_contiguous_memory_allows() {
     let mut u = Setup { guest_bytes: GIB, host_bytes: 3 * GIB, ..setup() };
-    assert!((u.segmented("vmm-direct", "").segments().unwrap().vmm_percent - 100.0).abs() < 1e-9);
+    assert!(
+        (u.segmented("vmm-direct", "").report().segments.unwrap().vmm_percent - 100.0).abs() < 1e-9
+    );
     u.host_bytes = GIB;
     let mut m = u.segmented("vmm-direct", "");
-    let percent = m.segments().unwrap().vmm_percent;
+    let percent = m.report().segments.unwrap().vmm_percent;
     assert!((50.0..99.0).contains(&percent), "{percent}");
     let mut s = Script::new(&LONG4);
     s.map_used(GVA, 0x3f00_0000, S4K);

@@ -192,12 +192,12 @@ fn a_freed_table_is_paid_for_when_its_page_is_used_again() {
         g.s.write(g.s.entry(0, level + 1).0, 0);
         g.count();
         g.s.say(Control::TableReused { vcpu: V0, gpa: table });
-        assert!(g.m.platform.world.guest.contains(table));
+        assert!(g.m.platform.cpu.world.guest.contains(table));
         g.kernel(table, true);
         g.kernel(entry(table, 7), true);
         let c = g.count();
         assert_eq!(exits_by_name(&c), expected, "level {level}");
-        assert!(!g.m.platform.world.guest.contains(table));
+        assert!(!g.m.platform.cpu.world.guest.contains(table));
         (0..9).for_each(|i| g.kernel(entry(table, i), true));
         assert_eq!(g.count().exits_total(), 0, "level {level}");
     }
@@ -234,7 +234,7 @@ fn what_was_used_before_has_host_pages_and_costs_nothing() {
         approve(&native);
         let pages = bytes >> if host_pages == "4k" { 12 } else { 21 };
         let size = if host_pages == "4k" { S4K } else { S2M };
-        let host = nested.platform.world.host.as_ref().unwrap();
+        let host = nested.platform.host.as_ref().unwrap();
         let found = (0..pages)
             .filter(|i| host.look_up(Gpa::new(i << size.shift())).is_some_and(|p| p.size == size));
         assert_eq!(found.count() as u64, pages);

@@ -54,7 +54,7 @@ fn a_dirty_fault_comes_once_for_each_page_that_was_read_first() {
     let c = count(&mut m, &mut s);
     assert_eq!(exits_by_name(&c), [("hidden_fault", 4)]);
     for gva in &pages[..4] {
-        assert!(!Script::machine_entry(&m.platform.world, s.entry(*gva, 1).0).has(DIRTY));
+        assert!(!Script::machine_entry(&m.platform.cpu.world, s.entry(*gva, 1).0).has(DIRTY));
     }
     pages[..3].iter().for_each(|gva| s.store(*gva));
     let c = count(&mut m, &mut s);
@@ -65,7 +65,7 @@ fn a_dirty_fault_comes_once_for_each_page_that_was_read_first() {
     let c = count(&mut m, &mut s);
     assert_eq!(exits_by_name(&c), [("hidden_fault", 3)]);
     for (i, gva) in pages.iter().enumerate() {
-        let entry = Script::machine_entry(&m.platform.world, s.entry(*gva, 1).0);
+        let entry = Script::machine_entry(&m.platform.cpu.world, s.entry(*gva, 1).0);
         assert_eq!(entry.has(DIRTY), i != 3, "the guest's dirty bit of page {i}");
         assert!(entry.has(ACCESSED));
     }

@@ -65,8 +65,8 @@ fn a_switch_costs_what_is_built_anew() {
     let mut nested = setup(1).nested();
     shadow.run(&tables).unwrap();
     nested.run(&tables).unwrap();
-    touch(&mut shadow.platform.world.host);
-    touch(&mut nested.platform.world.host);
+    touch(&mut shadow.platform.host);
+    touch(&mut nested.platform.host);
     let (from_shadow, from_nested) = (shadow.count(&loads), nested.count(&loads));
     // Groups of 8 neighbours come with one fault.
     assert_eq!(exits_by_name(&from_shadow), [("hidden_fault", PAGES / 8)]);
@@ -75,7 +75,7 @@ fn a_switch_costs_what_is_built_anew() {
 
     let mut m = machine(&setup(1), &format!("{NEVER}/start=nested"));
     m.run(&tables).unwrap();
-    touch(&mut m.platform.world.host);
+    touch(&mut m.platform.host);
     assert_eq!(m.count(&loads).exits, from_nested.exits);
     switch(&mut m, PagingMode::Shadow);
     assert_eq!(m.count(&loads).exits, from_shadow.exits);
@@ -94,16 +94,16 @@ fn kept_nested_tables_cost_memory_and_no_exit() {
         let mut m = machine(&setup(1), &format!("{NEVER}/start=nested/keep={keep}"));
         m.run(&tables).unwrap();
         m.run(&loads).unwrap();
-        let before = m.page_table_bytes().nested;
+        let before = m.report().page_tables.nested;
         switch(&mut m, PagingMode::Shadow);
         m.run(&loads).unwrap();
-        let during = m.page_table_bytes();
+        let during = m.report().page_tables;
         assert!(during.shadow > 0);
-        m.platform.counters = Default::default();
+        m.platform.cpu.counters = Default::default();
         switch(&mut m, PagingMode::Nested);
         m.run(&loads).unwrap();
         approve(&m);
-        assert_eq!(m.page_table_bytes().nested, before);
+        assert_eq!(m.report().page_tables.nested, before);
         (m.counters().clone(), before, during.nested)
     };
     let (dropped, _, during) = back("nothing");
@@ -131,7 +131,7 @@ fn what_the_host_changes_meanwhile_is_not_used_again() {
         // Three are taken back, and get each other's memory.
         let gpa = |i: u64| Gpa::new((64 << 20) + (i << 12));
         let place = |m: &Machine<Switching>, i| {
-            m.platform.world.host.as_ref().unwrap().look_up(gpa(i)).map(|p| p.frame)
+            m.platform.host.as_ref().unwrap().look_up(gpa(i)).map(|p| p.frame)
         };
         let old: Vec<_> = [7, 700, 1700].map(|i| place(&m, i)).into();
         for i in [7, 700, 1700] {
@@ -140,11 +140,11 @@ fn what_the_host_changes_meanwhile_is_not_used_again() {
         }
         // What was freed first is given out first.
         for i in [1700, 700, 7] {
-            m.platform.world.host.as_mut().unwrap().ensure(gpa(i)).unwrap();
+            m.platform.host.as_mut().unwrap().ensure(gpa(i)).unwrap();
         }
         let new: Vec<_> = [7, 700, 1700].map(|i| place(&m, i)).into();
         assert_ne!(old, new, "the mapping is another");
-        m.platform.counters = Default::default();
+        m.platform.cpu.counters = Default::default();
         switch(&mut m, PagingMode::Nested);
         m.run(&loads).unwrap();
         assert_eq!(exits_by_name(m.counters()), [("ept_violation", 3), ("mode_switch", 1)]);
@@ -167,7 +167,7 @@ fn no_store_gets_past_write_protection() {
         let mut m = machine(&setup(1), &format!("{NEVER}/start=nested/keep=nested/tlb={tlb}"));
         m.run(&tables).unwrap();
         // The load leaves an entry by which no store goes past the walker.
-        let world = &mut m.platform.world;
+        let world = &mut m.platform.cpu.world;
         let (at, entry) = (s.entry(0x4000_0000, 1).0, s.entry(0x4000_0000, 1).1);
         world.guest.write(at, 8, entry.0 & !nestwalk_tables::entry::DIRTY);
         m.run(&both).unwrap();
@@ -380,7 +380,7 @@ fn the_cut_of_the_stream_changes_nothing() {
                 let mut m = machine(&setup(4), variant);
                 batches.iter().for_each(|b| m.run(b).unwrap());
                 approve(&m);
-                (m.counters().clone(), m.switching().unwrap())
+                (m.counters().clone(), m.report().switching.unwrap())
             };
             let expected = lived(std::slice::from_ref(&whole));
             let mut r = SplitMix64::new(seed);

@@ -94,8 +94,8 @@ fn live(case: &Case) -> u64 {
 
 /// Tables of the mode that is not in force have gone, unless they are kept, and their memory with them.
 fn agrees(m: &mut Machine<Switching>, variant: &str) {
-    let bytes = m.page_table_bytes();
-    let own = m.platform.world.host.as_ref().unwrap().tables().len() * 4096;
+    let bytes = m.report().page_tables;
+    let own = m.platform.host.as_ref().unwrap().tables().len() * 4096;
     assert_eq!(bytes.host, own, "no frame of a table is lost: {variant}");
     match m.scheme.mode() {
         PagingMode::Nested => assert_eq!(bytes.shadow, 0),

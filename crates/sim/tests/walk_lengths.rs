@@ -289,7 +289,7 @@ fn a_sequential_walk_shares_tables_and_lines() {
         m.forget();
         // Data caches as new: only what this pass brings in.
         let fresh = nestwalk_hw::Caches::new(&setup.profile.caches, 1);
-        m.platform().hardware.caches = fresh;
+        m.platform().cpu.hardware.caches = fresh;
         let c = m.count(&accesses);
         let [l1, l2, llc, memory] = c.references.0[*dimension as usize];
         // One leaf entry per page; one entry per leaf table; of the two levels above one each.
@@ -307,7 +307,7 @@ fn a_sequential_walk_shares_tables_and_lines() {
             // PDEs of the tables and PDEs of the pages.
             assert_eq!(l2 + llc + memory, leaves / 8 + 2 + 4, "{name}");
         }
-        let bytes = m.page_table_bytes();
+        let bytes = m.report().page_tables;
         let expected = 4096 * (PAGES.div_ceil(512) + 3);
         assert_eq!(bytes.guest, expected, "{name}");
         if *dimension == Dimension::Shadow {
@@ -339,7 +339,7 @@ fn a_modelled_guest_shares_tables() {
         let leaf_tables = pages.div_ceil(512);
         let mut m = Setup::new(bare_profile()).native();
         m.run(&out).unwrap();
-        assert_eq!(m.page_table_bytes().guest, 4096 * (leaf_tables + 3), "{pages} pages");
+        assert_eq!(m.report().page_tables.guest, 4096 * (leaf_tables + 3), "{pages} pages");
         assert_eq!(m.counters().walks, pages);
     }
 }

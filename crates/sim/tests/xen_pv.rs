@@ -173,10 +173,10 @@ fn walks_read_the_guests_own_pages_in_machine_memory_and_mark_them() {
     m.count(&s.take());
     let (leaf, _) = s.entry(0, 1);
     let bits = |m: &Machine<XenPv>| {
-        let guest = Script::machine_entry(&m.platform.world, leaf);
+        let guest = Script::machine_entry(&m.platform.cpu.world, leaf);
         let machine = m.scheme.mmu.machine_entry(leaf).unwrap();
         assert_eq!(guest.0 & 0x8000_0000_0000_0fff, machine.0 & 0x8000_0000_0000_0fff);
-        let host = m.platform.world.host.as_ref().unwrap();
+        let host = m.platform.host.as_ref().unwrap();
         assert_eq!(
             machine.target::<nestwalk_types::Hpa>(),
             host.look_up(Gpa::new(DATA)).unwrap().frame
@@ -192,7 +192,7 @@ fn walks_read_the_guests_own_pages_in_machine_memory_and_mark_them() {
     for (step, level) in steps.iter().zip([4, 3, 2, 1]) {
         assert_eq!((step.dimension, step.level), (Dimension::Guest, level));
         let (home, _) = s.entry(0, level);
-        let host = m.platform.world.host.as_ref().unwrap();
+        let host = m.platform.host.as_ref().unwrap();
         let page = host.look_up(home).unwrap();
         assert_eq!(step.at, page.frame.offset_by(home.offset_in(page.size)), "level {level}");
     }
@@ -311,10 +311,10 @@ fn pages_and_tables_that_the_host_moves_are_found_again() {
     let (leaf, _) = s.entry(0, 1);
     let (upper, _) = s.entry(0, 3);
     for gpa in [Gpa::new(DATA), leaf, upper, s.root] {
-        let before = m.platform.world.host.as_ref().unwrap().look_up(gpa).unwrap().frame;
+        let before = m.platform.host.as_ref().unwrap().look_up(gpa).unwrap().frame;
         // Something else takes the frame that was freed.
         assert!(m.discard(gpa).unwrap());
-        let host = m.platform.world.host.as_ref().unwrap();
+        let host = m.platform.host.as_ref().unwrap();
         let after = host.look_up(gpa).expect("moved, not lost").frame;
         right_after_move(&m, gpa, before.value(), after.value());
         (0..3).for_each(|i| s.load(i << 12));
@@ -367,7 +367,7 @@ fn live(case: &Case) -> Counters {
     for step in &batches {
         if case.discards > 0 && r.below(case.discards) == 0 {
             let used = &batches[r.below(batches.len() as u64) as usize].gpas;
-            let tables: Vec<Gpa> = m.platform.world.guest.pages().collect();
+            let tables: Vec<Gpa> = m.platform.cpu.world.guest.pages().collect();
             if r.below(2) == 0 && !tables.is_empty() {
                 m.discard(tables[r.below(tables.len() as u64) as usize]).unwrap();
             } else if let Some(&gpa) = used.first() {
@@ -379,7 +379,7 @@ fn live(case: &Case) -> Counters {
     }
     let verdict = m.verdict().unwrap();
     assert_eq!(verdict.told, Vec::<String>::new(), "life {seed}");
-    let frames = m.platform.world.host.as_ref().unwrap();
+    let frames = m.platform.host.as_ref().unwrap();
     let own = frames.tables().len() + m.scheme.mmu.split_bytes() / 4096;
     assert_eq!(frames.counters().table_frames, own, "no frame of a table is lost");
     m.counters().clone()

@@ -1,13 +1,13 @@
 //! What a modelled guest is made of, what it counts, and what can go wrong with it.
 
-use crate::bad_frames::BadFrames;
 use crate::balloon::Ballooned;
 use crate::daemons::{DaemonConfig, DaemonStats};
 use crate::error::MmError;
-use crate::fragmentation::Fragmentation;
+use crate::physical::bad_frames::BadFrames;
+use crate::physical::fragmentation::Fragmentation;
+use crate::physical::size::Size;
 use crate::placement::{PagePolicy, PlacementKind};
 use crate::placement_stats::PlacementStats;
-use crate::size::Size;
 use crate::space::PrimaryConfig;
 use nestwalk_tables::Mode;
 use nestwalk_types::ProcessId;

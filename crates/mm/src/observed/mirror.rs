@@ -1,7 +1,7 @@
 //! The mirror of the guest's tables, with the level of each and with what translations depend on it.
 
-use crate::counts::FrameCounts;
 use crate::observed::stats::LevelWrites;
+use crate::physical::counts::FrameCounts;
 use nestwalk_tables::entry::{FRAME, LARGE, NO_EXECUTE, PRESENT, USER, WRITE};
 use nestwalk_tables::{Entry, Handle, Level, MAX_LEVELS, Mode, TableMemory};
 use nestwalk_types::{Address, Gpa, Gva, PageSize};

@@ -21,8 +21,8 @@
 //! others use what there is ([`Ca::place_as`]). Faults in this model come one after the other, so
 //! all of them may.
 
-use crate::buddy::LINUX_MAX_ORDER;
 use crate::physical::PhysicalMemory;
+use crate::physical::buddy::LINUX_MAX_ORDER;
 use crate::placement::{Outcome, Placed, Placement, Request};
 use nestwalk_types::Address;
 use std::collections::BTreeMap;

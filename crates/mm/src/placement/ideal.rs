@@ -13,9 +13,9 @@
 //! are free.
 
 use crate::physical::PhysicalMemory;
+use crate::physical::runs::Run;
 use crate::placement::reservations::{Claim, Reservations};
 use crate::placement::{Outcome, Placed, Placement, Request};
-use crate::runs::Run;
 use nestwalk_types::Address;
 use std::ops::Range;
 

@@ -1,7 +1,7 @@
 //! Reservations of one address space: pages, and the frames that are set aside for them.
 
 use crate::physical::PhysicalMemory;
-use crate::set_aside::Reservation;
+use crate::physical::set_aside::Reservation;
 use nestwalk_types::{Address, PageSize};
 use std::collections::BTreeMap;
 use std::ops::Range;

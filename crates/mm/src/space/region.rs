@@ -12,7 +12,7 @@
 //! equal pages in this model, so the region need not refuse them.
 
 use crate::error::MmError;
-use crate::runs::Run;
+use crate::physical::runs::Run;
 use crate::space::{AddressSpace, Flush, Memory, Observer, Unobserved};
 use nestwalk_tables::Level;
 use nestwalk_types::{Address, PageSize, Protection};

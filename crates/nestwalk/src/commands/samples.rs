@@ -6,8 +6,9 @@ use anyhow::{Context, Result, bail};
 use nestwalk_policy::SampleWriter;
 use nestwalk_report::parse_count;
 use nestwalk_sim::compare::Outcome;
+use nestwalk_sim::schemes::sampled;
 use nestwalk_sim::spec::MachineSpec;
-use nestwalk_sim::{Cut, Recorded, SAMPLED};
+use nestwalk_sim::{Cut, Recorded};
 use std::fs::File;
 use std::io::BufWriter;
 use std::path::{Path, PathBuf};
@@ -52,11 +53,11 @@ impl Samples {
     pub fn new(args: &OutputArgs, machines: &[MachineSpec]) -> Result<Option<Self>> {
         let Some(folder) = &args.samples else { return Ok(None) };
         let cut = cut(&args.sample_every).context("--sample-every")?;
-        if !machines.iter().any(|m| SAMPLED.contains(&m.scheme.name)) {
+        if !machines.iter().any(|m| m.scheme.sampled) {
             bail!(
                 "--samples: none of the machines is in one of the modes between which policies \
                  choose; {} are",
-                SAMPLED.join(", ")
+                sampled().join(", ")
             );
         }
         std::fs::create_dir_all(folder)

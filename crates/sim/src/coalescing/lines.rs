@@ -1,6 +1,6 @@
 //! The lines of leaf entries that a walk ends with, and what they say of the pages around its own.
 
-use crate::walk::Watch;
+use crate::walk::{HostWatch, WalkWatch, Watch};
 use nestwalk_hw::Line;
 use nestwalk_hw::line::{LINE_PAGES, LINE_SHIFT};
 use nestwalk_tables::entry::{ACCESSED, DIRTY, GLOBAL, NO_EXECUTE, PRESENT, USER, WRITE};
@@ -58,6 +58,63 @@ impl LeafLine {
     /// Number of the page that entry `i` leads to.
     fn target(&self, i: u8) -> u64 {
         self.entries[usize::from(i & 7)].target::<Hpa>().page_number()
+    }
+}
+
+/// The host's line, and where in the host the page is.
+#[derive(Default)]
+pub struct HostLine {
+    /// The nested entries around the page's.
+    pub leaves: LeafLine,
+    /// Where the page is in the guest's memory, and the size of the host's page.
+    page: Option<(Gpa, PageSize)>,
+}
+
+impl Watch<Hpa> for HostLine {
+    #[inline]
+    fn leaf(&mut self, memory: &TableMemory<Hpa>, held: Handle, at: Hpa, entry_bytes: u8) {
+        self.leaves.leaf(memory, held, at, entry_bytes);
+    }
+}
+
+impl HostWatch for HostLine {
+    const LOOKS: bool = true;
+    #[inline]
+    fn page(&mut self, gpa: Gpa, size: PageSize) {
+        self.page = Some((gpa, size));
+    }
+}
+
+/// The lines that a walk ended with, in one dimension or both.
+#[derive(Default)]
+pub struct Lines {
+    guest: LeafLine,
+    host: HostLine,
+}
+
+impl WalkWatch for Lines {
+    type Guest = LeafLine;
+    type Host = HostLine;
+    #[inline]
+    fn parts(&mut self) -> (&mut LeafLine, &mut HostLine) {
+        (&mut self.guest, &mut self.host)
+    }
+}
+
+impl Lines {
+    /// Before a walk: nothing was read.
+    pub fn forget(&mut self) {
+        self.guest.forget();
+        self.host.leaves.forget();
+        self.host.page = None;
+    }
+
+    /// What the walk for the base page at `gva`, which is at `hpa`, has learnt.
+    pub fn learnt(&self, gva: Gva, hpa: Hpa) -> Line {
+        match self.host.page {
+            Some((gpa, size)) => combine((gva, gpa, hpa), size, &self.guest, &self.host.leaves),
+            None => native_line(gva, hpa, &self.guest),
+        }
     }
 }
 

@@ -24,18 +24,43 @@
 //! alone: of a guest's 2 MiB page that is splintered by 4 KiB host pages, the nested line. If the nested
 //! TLB served the last look-up, no nested line was fetched, and nothing is known beside the page.
 
-mod engine;
 mod lines;
-mod native;
-mod nested;
 
-pub use lines::{ALIKE, LeafLine, combine, native_line};
-pub use native::CoalescingNative;
-pub use nested::CoalescingNested;
+pub use lines::{ALIKE, LeafLine, Lines, combine, native_line};
 
 use crate::engine::{AnyMachine, Build, Machine};
 use crate::scheme::{MachineError, Scheme};
-use nestwalk_hw::{Coalesced, Shape};
+use crate::schemes::native::Native;
+use crate::schemes::nested::Nested;
+use crate::tlbs::{CoalescingTlbs, TlbFamily};
+use nestwalk_hw::{Coalesced, Profile, Shape};
+
+/// TLBs that a scheme of another mechanism can be given, as an option of it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum TlbKind {
+    /// A page in each entry.
+    #[default]
+    Plain,
+    /// As `colt` has them by default.
+    Colt,
+    /// As `clustered` has them by default.
+    Clustered,
+}
+
+impl TlbKind {
+    /// Kinds by name.
+    pub const NAMES: [(&'static str, Self); 3] =
+        [("plain", Self::Plain), ("colt", Self::Colt), ("clustered", Self::Clustered)];
+
+    /// The shape on a processor; `None` is plain.
+    pub fn shape(self, profile: &Profile) -> Option<Shape> {
+        match self {
+            Self::Plain => None,
+            Self::Colt => Some(crate::schemes::colt::default_shape()),
+            Self::Clustered => Some(crate::schemes::clustered::default_shape(profile)),
+        }
+    }
+}
 
 /// A machine whose cores have TLBs of this shape, native or nested, as the build has a host or not.
 ///
@@ -43,28 +68,27 @@ use nestwalk_hw::{Coalesced, Shape};
 /// The shape does not fit the profile, or the hypervisor cannot be set up.
 pub fn machine(mut build: Build, shape: Shape) -> Result<Box<dyn AnyMachine>, MachineError> {
     if build.host.is_some() {
-        let scheme = CoalescingNested::new(&mut build)?;
-        Ok(Box::new(machine_of(scheme, build, shape)?))
-    } else {
-        Ok(Box::new(machine_of(CoalescingNative::default(), build, shape)?))
+        let scheme = Nested::new(&mut build)?;
+        return Ok(Box::new(machine_of::<_, CoalescingTlbs>(scheme, build, shape)?));
     }
+    Ok(Box::new(machine_of::<_, CoalescingTlbs>(Native::default(), build, shape)?))
 }
 
-/// The same of any scheme that coalesces.
+/// A machine of any scheme with TLBs of this shape.
 ///
 /// # Errors
 /// The shape does not fit the profile.
-pub fn machine_of<S: Scheme>(
+pub fn machine_of<S: Scheme, T: TlbFamily>(
     scheme: S,
     build: Build,
     shape: Shape,
-) -> Result<Machine<S>, MachineError> {
+) -> Result<Machine<S, T>, MachineError> {
     let coalesced = Coalesced::new(&build.profile, shape)
         .map_err(|reason| MachineError::Variant { machine: build.name.clone(), reason })?;
-    let mut machine = Machine::new(scheme, build)?;
+    let mut machine = Machine::with_tlbs(scheme, build)?;
     // These TLBs have their own way to put pages together.
-    machine.platform.hardware.shares_entries = false;
-    for core in &mut machine.platform.hardware.cores {
+    machine.platform.cpu.hardware.shares_entries = false;
+    for core in &mut machine.platform.cpu.hardware.cores {
         core.coalesced = Some(Box::new(coalesced.clone()));
     }
     Ok(machine)

@@ -4,14 +4,16 @@
 //! 4 references for pages whose guest tables are all shadowed, up to 24 for those with none.
 
 use super::{Build, Definition};
-use crate::ahead::{LeafHints, read_sets};
+use crate::prefetch::{LeafHints, read_sets};
 use crate::counters::Dimension;
 use crate::engine::{AnyMachine, Machine};
 use crate::hardware::Request;
-use crate::scheme::{Event, Answer, MachineError, PageTableBytes, Platform, Scheme};
+use crate::scheme::{
+    Event, Handled, MachineError, PageTableBytes, Platform, Processor, Report, Scheme, Software,
+};
 use crate::vmm::agile::{AgileConfig, AgileMmu, OPTIONS, VmShape};
 use crate::walk::agile::{AgileFault, AgileTables, Start, walk_agile};
-use crate::walk::{Fault, Tables};
+use crate::walk::{Fault, Tables, WalkWatch};
 use crate::world::World;
 use crate::vmm::options::VmmKind;
 use nestwalk_hw::Translation;
@@ -25,6 +27,8 @@ pub const DEFINITION: Definition = Definition {
     virtualized: true,
     flushes_by_itself: true,
     primary_region: false,
+    own_l1_sets: false,
+    sampled: false,
     vmm: VmmKind::Agile,
     options: &OPTIONS,
     build,
@@ -68,38 +72,35 @@ impl Agile {
 
 impl Scheme for Agile {
     #[inline]
-    fn walk(&mut self, platform: &mut Platform, request: &Request) -> Result<Translation, Fault> {
+    fn walk<W: WalkWatch>(
+        &mut self,
+        cpu: &mut Processor,
+        request: &Request,
+        _watch: &mut W,
+    ) -> Result<Translation, Fault> {
         let core = request.core();
         let (start, root) = (self.mmu.start(core), self.mmu.shadow_root(core));
         let hardware_ad = self.mmu.config().hardware_ad;
         let (shadow, nested) = self.mmu.tables();
         let mode = shadow.mode();
         let (memory, homes) = shadow.tables_and_homes();
-        let world = &mut platform.world;
-        let guest_root = world.root(request.vcpu);
+        let Processor { world, hardware, counters } = cpu;
         let mut tables = AgileTables {
             shadow: Tables { mode, memory, root, dimension: Dimension::Shadow },
             homes,
-            guest: Tables {
-                mode: world.mode,
-                memory: &mut world.guest,
-                root: guest_root,
-                dimension: Dimension::Guest,
-            },
+            guest: world.tables(request.vcpu),
             nested,
             start,
             hardware_ad,
         };
-        let (hardware, counters) = (&mut platform.hardware, &mut platform.counters);
         let found = walk_agile(hardware, counters, &mut tables, request);
-        self.mmu.shadow.end_emulation();
         found.map_err(|AgileFault { fault, nested }| {
             self.fault_in_guest = nested;
             fault
         })
     }
 
-    fn read_ahead(&mut self, platform: &Platform, runs: &[Run], _gpas: &[Gpa]) {
+    fn prefetch(&mut self, cpu: &Processor, runs: &[Run], _gpas: &[Gpa]) {
         let Some(first) = runs.first() else { return };
         let core = usize::from(first.vcpu.0);
         if self.mmu.start(core) != Start::Shadow {
@@ -111,26 +112,28 @@ impl Scheme for Agile {
         let pages = leaves.entries.iter().zip(runs).map(|(leaf, run)| {
             leaf.target::<Hpa>().offset_by(run.gva.offset_in(PageSize::SIZE_4K))
         });
-        read_sets(&platform.hardware.caches, pages.chain(leaves.at.into_iter().take(runs.len())));
+        read_sets(&cpu.hardware.caches, pages.chain(leaves.at.into_iter().take(runs.len())));
     }
+}
 
-    fn answer(
+impl Software for Agile {
+    fn handle_fault(
         &mut self,
         platform: &mut Platform,
         request: &Request,
         fault: Fault,
-    ) -> Result<Answer, MachineError> {
+    ) -> Result<Handled, MachineError> {
         let met = AgileFault { fault, nested: self.fault_in_guest };
-        self.mmu.answer(platform, request, met)
+        self.mmu.handle_fault(platform, request, met)
     }
 
     #[inline]
-    fn due(&self) -> u64 {
-        self.mmu.due()
+    fn next_timer(&self) -> u64 {
+        self.mmu.next_timer()
     }
 
-    fn tick(&mut self, platform: &mut Platform) -> Result<(), MachineError> {
-        self.mmu.tick(platform)
+    fn timer(&mut self, platform: &mut Platform) -> Result<(), MachineError> {
+        self.mmu.timer(platform)
     }
 
     fn on(&mut self, platform: &mut Platform, event: Event<'_>) -> Result<(), MachineError> {
@@ -171,6 +174,10 @@ impl Scheme for Agile {
                 }
                 Ok(())
             }
+            Event::RetryEnded => {
+                self.mmu.shadow.end_emulation();
+                Ok(())
+            }
             other => platform.bare_metal(other),
         }
     }
@@ -179,15 +186,8 @@ impl Scheme for Agile {
         self.mmu.shadow.mode()
     }
 
-    fn page_table_bytes(&self, platform: &Platform) -> PageTableBytes {
-        let (shadow, nested) = (self.mmu.shadow.bytes(), self.mmu.nested.bytes());
-        let host = platform.world.host.as_ref();
-        let frames = host.map_or(0, |h| h.counters().table_frames * 4096);
-        PageTableBytes {
-            guest: platform.world.guest.len() * 4096,
-            nested,
-            shadow,
-            host: frames - nested - shadow,
-        }
+    fn report(&self, platform: &Platform, out: &mut Report) {
+        let (nested, shadow) = (self.mmu.nested.bytes(), self.mmu.shadow.bytes());
+        out.page_tables = PageTableBytes::of_vm(platform, nested, shadow);
     }
 }

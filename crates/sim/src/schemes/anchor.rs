@@ -9,12 +9,12 @@
 use super::{Build, Definition};
 use crate::engine::AnyMachine;
 use crate::hardware::Request;
-use crate::scheme::{MachineError, Platform};
+use crate::scheme::{MachineError, Platform, Processor};
 use crate::options::{OptionRow, OptionTable, whole};
 use crate::vmm::contiguous::{
     Base, Runs, Scope, SpaceId, Touched, Unit, background, machine, permissions_of,
 };
-use crate::walk::Fault;
+use crate::walk::{Fault, WalkWatch};
 use crate::vmm::options::VmmKind;
 use nestwalk_contiguity::{
     MAX_DISTANCE, MIN_DISTANCE, PageSizes, RunSet, anchors, best_anchors, compose,
@@ -36,6 +36,8 @@ pub const DEFINITION: Definition = Definition {
     // A change of the distance.
     flushes_by_itself: true,
     primary_region: false,
+    own_l1_sets: false,
+    sampled: false,
     vmm: VmmKind::Nested,
     options: &OPTIONS,
     build,
@@ -167,8 +169,8 @@ impl Anchors {
     }
 
     /// The walker reads the anchor's entry for its contiguity, in the background.
-    fn read_anchor(runs: &Runs, platform: &mut Platform, request: &Request, at: u64) {
-        let Platform { world, hardware, counters, .. } = platform;
+    fn read_anchor(runs: &Runs, cpu: &mut Processor, request: &Request, at: u64) {
+        let Processor { world, hardware, counters, .. } = cpu;
         let root = world.root(request.vcpu);
         let Ok(leaf) = look_up(&world.guest, world.mode, root, Gva::new(at << 12)) else { return };
         let gfn = leaf.at.page_number();
@@ -201,23 +203,23 @@ impl Anchors {
                 continue;
             }
             self.shifts.insert(space, distance.trailing_zeros());
-            platform.counters.anchor_changes += 1;
-            platform.counters.contiguity_updates += best.entries();
+            platform.cpu.counters.anchor_changes += 1;
+            platform.cpu.counters.contiguity_updates += best.entries();
             changed = true;
         }
         if changed {
-            platform.hardware.invalidate_everywhere();
+            platform.cpu.hardware.invalidate_everywhere();
         }
     }
 
     fn serve(
         &self,
         runs: &Runs,
-        platform: &mut Platform,
+        cpu: &mut Processor,
         request: &Request,
     ) -> Option<Translation> {
         let shift = self.shift(runs.space(request.core())?);
-        let core = &mut platform.hardware.cores[request.core()];
+        let core = &mut cpu.hardware.cores[request.core()];
         let anchor = core.l2.look_up_anchor(request.gva, shift, core.asid)?;
         let distance = request.gva.page_number() & ((1 << shift) - 1);
         if distance >= u64::from(anchor.contiguity) {
@@ -235,64 +237,64 @@ impl Anchors {
 }
 
 impl Unit for Anchors {
-    fn behind_l2(
+    fn on_l2_miss(
         &mut self,
         runs: &Runs,
-        platform: &mut Platform,
+        cpu: &mut Processor,
         request: &Request,
     ) -> Option<Translation> {
-        platform.counters.anchor_lookups += 1;
-        let found = self.serve(runs, platform, request)?;
+        cpu.counters.anchor_lookups += 1;
+        let found = self.serve(runs, cpu, request)?;
         let needs = Translation::needs(request.write, request.fetch, request.user);
         if !found.serves(needs) {
             return None;
         }
-        platform.counters.anchor_hits += 1;
+        cpu.counters.anchor_hits += 1;
         Some(found)
     }
 
-    fn walk<B: Base>(
+    fn walk<B: Base, W: WalkWatch>(
         &mut self,
         base: &mut B,
         runs: &Runs,
-        platform: &mut Platform,
-        request: &Request,
+        (cpu, request): (&mut Processor, &Request),
+        watch: &mut W,
     ) -> Result<Translation, Fault> {
         // An anchor that covers the page but could not serve, or that the access faults in spite of,
         // goes, as regular entries do.
-        if self.serve(runs, platform, request).is_some()
+        if self.serve(runs, cpu, request).is_some()
             && let Some(space) = runs.space(request.core())
         {
-            let core = &mut platform.hardware.cores[request.core()];
+            let core = &mut cpu.hardware.cores[request.core()];
             core.l2.remove_anchor(request.gva, self.shift(space), core.asid);
         }
-        base.walk(platform, request)
+        base.walk(cpu, request, watch)
     }
 
     fn fill_l2(
         &mut self,
         runs: &Runs,
-        platform: &mut Platform,
+        cpu: &mut Processor,
         request: &Request,
         found: Translation,
     ) {
         let Some((space, shift, at, anchor)) = self.anchor_of(runs, request, found) else {
-            let core = &mut platform.hardware.cores[request.core()];
+            let core = &mut cpu.hardware.cores[request.core()];
             return core.fill_second_level(request.gva, request.fetch, found);
         };
-        let core = &mut platform.hardware.cores[request.core()];
+        let core = &mut cpu.hardware.cores[request.core()];
         core.l2.fill_anchor(request.gva, shift, core.asid, anchor);
         self.owners[request.core()].insert(core.asid.pcid(), space);
-        platform.counters.anchor_fills += 1;
+        cpu.counters.anchor_fills += 1;
         if at != request.gva.page_number() {
-            Self::read_anchor(runs, platform, request, at);
+            Self::read_anchor(runs, cpu, request, at);
         }
     }
 
     fn invalidate(&mut self, platform: &mut Platform, core: usize, scope: Scope) {
         // Whole address spaces go with the regular entries, whose tags they share.
         let Scope::Pages(asid, first, end) = scope else { return };
-        let l2 = &mut platform.hardware.cores[core].l2;
+        let l2 = &mut platform.cpu.hardware.cores[core].l2;
         let Some(space) = self.owners[core].get(&asid.pcid()) else { return };
         let shift = self.shift(*space);
         if (end - first) >> shift > FEW {
@@ -306,11 +308,11 @@ impl Unit for Anchors {
     /// A tag that goes to another address space without a flush takes its anchors with it: they have
     /// another distance.
     fn switched(&mut self, runs: &Runs, platform: &mut Platform, core: usize) {
-        let asid: Asid = platform.hardware.cores[core].asid;
+        let asid: Asid = platform.cpu.hardware.cores[core].asid;
         if let Some(owner) = self.owners[core].get(&asid.pcid())
             && Some(*owner) != runs.space(core)
         {
-            platform.hardware.cores[core].l2.remove_anchors(0, u64::MAX, 0, asid);
+            platform.cpu.hardware.cores[core].l2.remove_anchors(0, u64::MAX, 0, asid);
             self.owners[core].remove(&asid.pcid());
         }
     }
@@ -328,16 +330,16 @@ impl Unit for Anchors {
             ((first + pages.max(1) - 1) >> shift) - (first >> shift) + 1
         };
         let written: u64 = guest.iter().map(blocks).sum();
-        platform.counters.contiguity_updates += written + host.len() as u64;
+        platform.cpu.counters.contiguity_updates += written + host.len() as u64;
         Ok(())
     }
 
     #[inline]
-    fn due(&self) -> u64 {
+    fn next_timer(&self) -> u64 {
         self.due
     }
 
-    fn tick(&mut self, platform: &mut Platform, runs: &Runs) -> Result<(), MachineError> {
+    fn timer(&mut self, platform: &mut Platform, runs: &Runs) -> Result<(), MachineError> {
         let passed = (platform.clock - self.due) / self.config.interval + 1;
         self.due += passed * self.config.interval;
         self.choose(platform, runs);
@@ -346,9 +348,9 @@ impl Unit for Anchors {
 
     /// By then the OS has looked.
     fn counting_begins(&mut self, platform: &mut Platform, runs: &Runs) {
-        let counted = platform.counters.clone();
+        let counted = platform.cpu.counters.clone();
         self.choose(platform, runs);
-        platform.counters = counted;
+        platform.cpu.counters = counted;
     }
 
     fn distance(&self, space: SpaceId) -> Option<u64> {

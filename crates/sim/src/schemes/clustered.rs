@@ -21,6 +21,8 @@ pub const DEFINITION: Definition = Definition {
     virtualized: true,
     flushes_by_itself: false,
     primary_region: false,
+    own_l1_sets: false,
+    sampled: false,
     vmm: VmmKind::Nested,
     options: &OPTIONS,
     build,
@@ -92,6 +94,11 @@ impl Clustered {
             cluster_least: self.least,
         }
     }
+}
+
+/// The shape without options.
+pub fn default_shape(profile: &Profile) -> Shape {
+    Clustered::default().shape(profile)
 }
 
 fn build(request: Build) -> Result<Box<dyn AnyMachine>, MachineError> {

@@ -20,6 +20,8 @@ pub const DEFINITION: Definition = Definition {
     virtualized: true,
     flushes_by_itself: false,
     primary_region: false,
+    own_l1_sets: true,
+    sampled: false,
     vmm: VmmKind::Nested,
     options: &OPTIONS,
     build,
@@ -33,12 +35,6 @@ pub const NATIVE: Definition = Definition {
     vmm: VmmKind::Other,
     ..DEFINITION
 };
-
-/// Whether a scheme is this one, whose first-level TLBs have sets of their own: a recording that was
-/// filtered at its source hides accesses that may miss there.
-pub fn is(scheme: &Definition) -> bool {
-    [DEFINITION.name, NATIVE.name].contains(&scheme.name)
-}
 
 const KINDS: [(&str, Kind); 3] = [("sa", Kind::Sa), ("fa", Kind::Fa), ("all", Kind::All)];
 const YES: [(&str, bool); 2] = [("yes", true), ("no", false)];
@@ -133,6 +129,11 @@ impl Colt {
             cluster_least: 0,
         }
     }
+}
+
+/// The shape without options.
+pub fn default_shape() -> Shape {
+    Colt::default().shape()
 }
 
 fn build(request: Build) -> Result<Box<dyn AnyMachine>, MachineError> {

@@ -2,14 +2,17 @@
 //! process is translated by an addition, everything else by one walk over its tables.
 
 use super::{Build, Definition};
-use crate::ahead::read_sets;
-use crate::counters::{Counters, Dimension};
+use crate::prefetch::read_sets;
+use crate::counters::Counters;
 use crate::engine::{AnyMachine, Machine};
 use crate::hardware::Request;
-use crate::scheme::{Event, Answer, MachineError, Platform, Scheme, SegmentInfo, SegmentState};
+use crate::scheme::{
+    Event, Handled, MachineError, PageTableBytes, Platform, Processor, Report, Scheme, SegmentInfo,
+    SegmentState, Software,
+};
 use crate::vmm::segments::{Check, DS, GuestSegments};
 use crate::walk::segments::{Found, covered};
-use crate::walk::{Fault, Tables, walk_1d};
+use crate::walk::{Fault, WalkWatch, walk_1d};
 use crate::vmm::options::VmmKind;
 use nestwalk_hw::Translation;
 use nestwalk_types::{Gpa, Gva, Hpa, Run};
@@ -21,6 +24,8 @@ pub const DEFINITION: Definition = Definition {
     virtualized: false,
     flushes_by_itself: false,
     primary_region: true,
+    own_l1_sets: false,
+    sampled: false,
     vmm: VmmKind::Other,
     options: &DS,
     build,
@@ -65,11 +70,11 @@ impl DirectSegment {
 
 impl Scheme for DirectSegment {
     #[inline]
-    fn beside_l1(&mut self, platform: &mut Platform, run: &Run) -> Option<Translation> {
+    fn instead_of_l1(&mut self, cpu: &mut Processor, run: &Run) -> Option<Translation> {
         if self.segments.check() == Check::L2 || run.flags.is_fetch() {
             return None;
         }
-        let counters = &mut platform.counters;
+        let counters = &mut cpu.counters;
         let found = self.look(counters, usize::from(run.vcpu.0), run.gva);
         counters.guest_segment_checks += u64::from(run.count) - 1;
         counters.segment_accesses += found.map_or(0, |_| u64::from(run.count));
@@ -77,52 +82,58 @@ impl Scheme for DirectSegment {
     }
 
     #[inline]
-    fn beside_l2(&mut self, platform: &mut Platform, request: &Request) -> Option<Translation> {
+    fn parallel_to_l2(&mut self, cpu: &mut Processor, request: &Request) -> Option<Translation> {
         if self.segments.check() == Check::L1 || request.fetch {
             return None;
         }
-        let found = self.look(&mut platform.counters, request.core(), request.gva);
-        platform.counters.segment_hits += u64::from(found.is_some());
+        let found = self.look(&mut cpu.counters, request.core(), request.gva);
+        cpu.counters.segment_hits += u64::from(found.is_some());
         found
     }
 
     #[inline]
-    fn walk(&mut self, platform: &mut Platform, request: &Request) -> Result<Translation, Fault> {
-        let Platform { world, hardware, counters, .. } = platform;
+    fn walk<W: WalkWatch>(
+        &mut self,
+        cpu: &mut Processor,
+        request: &Request,
+        watch: &mut W,
+    ) -> Result<Translation, Fault> {
+        let Processor { world, hardware, counters } = cpu;
         if !request.fetch
             && let Found::Inside(gpa) = self.segments.unit(request.core()).look(request.gva)
         {
             return Ok(covered(Hpa::new(gpa.value())));
         }
-        let root = world.root(request.vcpu);
-        let (mode, memory, dimension) = (world.mode, &mut world.guest, Dimension::Guest);
-        walk_1d(hardware, counters, &mut Tables { mode, memory, root, dimension }, request)
+        walk_1d(hardware, counters, &mut world.tables(request.vcpu), request, watch.parts().0)
     }
 
-    fn read_ahead(&mut self, platform: &Platform, _runs: &[Run], gpas: &[Gpa]) {
-        read_sets(&platform.hardware.caches, gpas.iter().map(|g| Hpa::new(g.value())));
+    fn prefetch(&mut self, cpu: &Processor, _runs: &[Run], gpas: &[Gpa]) {
+        read_sets(&cpu.hardware.caches, gpas.iter().map(|g| Hpa::new(g.value())));
     }
+}
 
-    fn answer(
+impl Software for DirectSegment {
+    fn handle_fault(
         &mut self,
         _platform: &mut Platform,
         _request: &Request,
         _fault: Fault,
-    ) -> Result<Answer, MachineError> {
-        Ok(Answer::GuestFault)
+    ) -> Result<Handled, MachineError> {
+        Ok(Handled::GuestFault)
     }
 
     fn on(&mut self, platform: &mut Platform, event: Event<'_>) -> Result<(), MachineError> {
         match event {
             Event::LoadSegment { vcpu, segment } => {
-                self.segments.load(&mut platform.counters, vcpu, segment)
+                self.segments.load(&mut platform.cpu.counters, vcpu, segment)
             }
             other => platform.bare_metal(other),
         }
     }
 
-    fn segments(&self, _platform: &Platform) -> Option<SegmentState> {
+    fn report(&self, platform: &Platform, out: &mut Report) {
         let (guest, vmm) = (self.segments.info(), SegmentInfo::default());
-        Some(SegmentState { guest, vmm, vmm_percent: 0.0 })
+        out.page_tables = PageTableBytes::of_guest(platform);
+        out.segments = Some(SegmentState { guest, vmm, vmm_percent: 0.0 });
     }
 }

@@ -15,11 +15,13 @@ pub const DEFINITION: Definition = Definition {
     virtualized: true,
     flushes_by_itself: false,
     primary_region: true,
+    own_l1_sets: false,
+    sampled: false,
     vmm: VmmKind::Nested,
     options: &DUAL,
     build,
 };
 
 fn build(request: Build) -> Result<Box<dyn AnyMachine>, MachineError> {
-    Ok(Box::new(SegmentedVm::machine(request, &DUAL, (true, true))?))
+    SegmentedVm::any_machine(request, &DUAL, (true, true))
 }

@@ -5,12 +5,12 @@
 
 use super::{Build, Definition};
 use crate::options::NO_OPTIONS;
-use crate::ahead::{GROUP, WORTHWHILE, read_sets};
+use crate::prefetch::{GROUP, WORTHWHILE, read_sets};
 use crate::counters::Counters;
 use crate::engine::{AnyMachine, program_references};
 use crate::hardware::Step;
 use crate::referee::Verdict;
-use crate::scheme::{MachineError, PageTableBytes};
+use crate::scheme::{MachineError, Report};
 use crate::vmm::options::VmmKind;
 use nestwalk_hw::{Caches, ServedBy};
 use nestwalk_types::{Control, Gpa, GuestBatch, Hpa, Run};
@@ -22,6 +22,8 @@ pub const DEFINITION: Definition = Definition {
     virtualized: false,
     flushes_by_itself: false,
     primary_region: false,
+    own_l1_sets: false,
+    sampled: false,
     vmm: VmmKind::Other,
     options: &NO_OPTIONS,
     build,
@@ -115,8 +117,8 @@ impl AnyMachine for Ideal {
         &self.counters
     }
 
-    fn page_table_bytes(&self) -> PageTableBytes {
-        PageTableBytes::default()
+    fn report(&self) -> Report {
+        Report::default()
     }
 
     fn verdict(&self) -> Option<Verdict> {

@@ -20,6 +20,12 @@ pub struct Definition {
     pub flushes_by_itself: bool,
     /// It has registers for a segment of the guest, whose kernel must keep a primary region for that.
     pub primary_region: bool,
+    /// Its first-level TLBs have sets of their own: a recording that was filtered at its source hides
+    /// accesses that may miss there.
+    pub own_l1_sets: bool,
+    /// It is in one of the paging modes between which policies choose, so that what a policy would see
+    /// can be sampled.
+    pub sampled: bool,
     /// Which options of KVM its VMM has, beside its own keys.
     pub vmm: VmmKind,
     /// Its own options, which follow the name and a `/`.
@@ -45,6 +51,11 @@ schemes! {
 /// The scheme of that name.
 pub fn by_name(name: &str) -> Option<&'static Definition> {
     SCHEMES.iter().find(|s| s.name == name)
+}
+
+/// Names of the schemes whose paging mode can be sampled.
+pub fn sampled() -> Vec<&'static str> {
+    SCHEMES.iter().filter(|s| s.sampled).map(|s| s.name).collect()
 }
 
 #[cfg(test)]

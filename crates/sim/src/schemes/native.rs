@@ -5,12 +5,11 @@
 
 use super::{Build, Definition};
 use crate::options::NO_OPTIONS;
-use crate::ahead::{LeafHints, read_sets};
-use crate::counters::Dimension;
+use crate::prefetch::{LeafHints, read_sets};
 use crate::engine::{AnyMachine, Machine};
 use crate::hardware::Request;
-use crate::scheme::{Answer, MachineError, Platform, Scheme};
-use crate::walk::{Fault, Tables, walk_1d};
+use crate::scheme::{Handled, MachineError, Platform, Processor, Scheme, Software};
+use crate::walk::{Fault, WalkWatch, walk_1d};
 use crate::vmm::options::VmmKind;
 use nestwalk_hw::Translation;
 use nestwalk_types::{Gpa, Hpa, Run};
@@ -22,6 +21,8 @@ pub const DEFINITION: Definition = Definition {
     virtualized: false,
     flushes_by_itself: false,
     primary_region: false,
+    own_l1_sets: false,
+    sampled: false,
     vmm: VmmKind::Other,
     options: &NO_OPTIONS,
     build,
@@ -39,33 +40,33 @@ pub struct Native {
 
 impl Scheme for Native {
     #[inline]
-    fn walk(&mut self, platform: &mut Platform, request: &Request) -> Result<Translation, Fault> {
-        let world = &mut platform.world;
-        let root = world.root(request.vcpu);
-        let mut tables = Tables {
-            mode: world.mode,
-            memory: &mut world.guest,
-            root,
-            dimension: Dimension::Guest,
-        };
-        walk_1d(&mut platform.hardware, &mut platform.counters, &mut tables, request)
+    fn walk<W: WalkWatch>(
+        &mut self,
+        cpu: &mut Processor,
+        request: &Request,
+        watch: &mut W,
+    ) -> Result<Translation, Fault> {
+        let Processor { world, hardware, counters } = cpu;
+        walk_1d(hardware, counters, &mut world.tables(request.vcpu), request, watch.parts().0)
     }
 
-    fn read_ahead(&mut self, platform: &Platform, runs: &[Run], gpas: &[Gpa]) {
-        let world = &platform.world;
+    fn prefetch(&mut self, cpu: &Processor, runs: &[Run], gpas: &[Gpa]) {
+        let world = &cpu.world;
         let Some(first) = runs.first() else { return };
         let (mode, root) = (world.mode, world.root(first.vcpu));
         let leaves = self.hints.read(&world.guest, mode, root, runs.iter().map(|r| r.gva));
         let used = gpas.iter().chain(&leaves.at[..runs.len()]);
-        read_sets(&platform.hardware.caches, used.map(|g| Hpa::new(g.value())));
+        read_sets(&cpu.hardware.caches, used.map(|g| Hpa::new(g.value())));
     }
+}
 
-    fn answer(
+impl Software for Native {
+    fn handle_fault(
         &mut self,
         _platform: &mut Platform,
         _request: &Request,
         _fault: Fault,
-    ) -> Result<Answer, MachineError> {
-        Ok(Answer::GuestFault)
+    ) -> Result<Handled, MachineError> {
+        Ok(Handled::GuestFault)
     }
 }

@@ -4,14 +4,15 @@
 //! violations by which the nested tables are built, one per host page.
 
 use super::{Build, Definition};
-use crate::ahead::{LeafHints, read_sets};
-use crate::counters::Dimension;
+use crate::prefetch::{LeafHints, read_sets};
 use crate::engine::{AnyMachine, Machine};
 use crate::hardware::Request;
 use crate::options::{OptionRow, OptionTable, one_of, word_of};
-use crate::scheme::{Event, Answer, MachineError, PageTableBytes, Platform, Scheme};
+use crate::scheme::{
+    Event, Handled, MachineError, PageTableBytes, Platform, Processor, Report, Scheme, Software,
+};
 use crate::vmm::nested_mmu::NestedMmu;
-use crate::walk::{Fault, Tables, walk_2d};
+use crate::walk::{Fault, WalkWatch, Watched, walk_2d};
 use crate::vmm::options::VmmKind;
 use nestwalk_hw::Translation;
 use nestwalk_policy::Mode as PagingMode;
@@ -24,6 +25,8 @@ pub const DEFINITION: Definition = Definition {
     virtualized: true,
     flushes_by_itself: false,
     primary_region: false,
+    own_l1_sets: false,
+    sampled: true,
     vmm: VmmKind::Nested,
     options: &OPTIONS,
     build,
@@ -49,7 +52,7 @@ fn build(request: Build) -> Result<Box<dyn AnyMachine>, MachineError> {
     let mut request = request;
     let long = request.options(&OPTIONS)?.lived_long;
     let machine = Machine::new(Nested::new(&mut request)?, request)?;
-    Ok(Box::new(if long { machine.lived_long()? } else { machine }))
+    Ok(Box::new(if long { machine.prewarmed()? } else { machine }))
 }
 
 /// The nested tables of the VM.
@@ -95,21 +98,20 @@ impl Nested {
 
 impl Scheme for Nested {
     #[inline]
-    fn walk(&mut self, platform: &mut Platform, request: &Request) -> Result<Translation, Fault> {
-        let world = &mut platform.world;
-        let root = world.root(request.vcpu);
-        let mut guest = Tables {
-            mode: world.mode,
-            memory: &mut world.guest,
-            root,
-            dimension: Dimension::Guest,
-        };
-        let mut nested = self.mmu.tables();
-        walk_2d(&mut platform.hardware, &mut platform.counters, &mut guest, &mut nested, request)
+    fn walk<W: WalkWatch>(
+        &mut self,
+        cpu: &mut Processor,
+        request: &Request,
+        watch: &mut W,
+    ) -> Result<Translation, Fault> {
+        let Processor { world, hardware, counters } = cpu;
+        let (leaves, watch) = watch.parts();
+        let mut host = Watched { tables: self.mmu.tables(), watch };
+        walk_2d(hardware, counters, &mut world.tables(request.vcpu), &mut host, request, leaves)
     }
 
-    fn read_ahead(&mut self, platform: &Platform, runs: &[Run], gpas: &[Gpa]) {
-        let world = &platform.world;
+    fn prefetch(&mut self, cpu: &Processor, runs: &[Run], gpas: &[Gpa]) {
+        let world = &cpu.world;
         let Some(first) = runs.first() else { return };
         let (mode, root) = (world.mode, world.root(first.vcpu));
         let count = runs.len();
@@ -122,21 +124,23 @@ impl Scheme for Nested {
             let targets = host.entries.iter().zip(gpas).map(|(leaf, gpa)| {
                 leaf.target::<Hpa>().offset_by(gpa.offset_in(PageSize::SIZE_4K))
             });
-            read_sets(&platform.hardware.caches, targets.chain(host.at.into_iter().take(count)));
+            read_sets(&cpu.hardware.caches, targets.chain(host.at.into_iter().take(count)));
         }
     }
+}
 
-    fn answer(
+impl Software for Nested {
+    fn handle_fault(
         &mut self,
         platform: &mut Platform,
         request: &Request,
         fault: Fault,
-    ) -> Result<Answer, MachineError> {
+    ) -> Result<Handled, MachineError> {
         match fault {
-            Fault::Linear { .. } => Ok(Answer::GuestFault),
+            Fault::Linear { .. } => Ok(Handled::GuestFault),
             Fault::Nested { gpa, fetch } => {
                 self.mmu.violation(platform, request.vcpu, Some(request), (gpa, fetch))?;
-                Ok(Answer::Retry)
+                Ok(Handled::Retry)
             }
         }
     }
@@ -152,7 +156,7 @@ impl Scheme for Nested {
             }
             Event::HostChanged { at, size, .. } => {
                 self.mmu.host_changed(platform, at, size);
-                platform.hardware.invalidate_nested_everywhere();
+                platform.cpu.hardware.invalidate_nested_everywhere();
                 Ok(())
             }
             other => platform.bare_metal(other),
@@ -163,12 +167,7 @@ impl Scheme for Nested {
         Some(PagingMode::Nested)
     }
 
-    fn page_table_bytes(&self, platform: &Platform) -> PageTableBytes {
-        PageTableBytes {
-            guest: platform.world.guest.len() * 4096,
-            nested: self.mmu.bytes(),
-            shadow: 0,
-            host: platform.world.host.as_ref().map_or(0, |h| h.counters().table_frames * 4096 - self.mmu.bytes()),
-        }
+    fn report(&self, platform: &Platform, out: &mut Report) {
+        out.page_tables = PageTableBytes::of_vm(platform, self.mmu.bytes(), 0);
     }
 }

@@ -9,13 +9,13 @@
 use super::{Build, Definition};
 use crate::engine::AnyMachine;
 use crate::hardware::Request;
-use crate::scheme::{MachineError, Platform};
+use crate::scheme::{MachineError, Platform, Processor};
 use crate::options::{OptionRow, OptionTable, one_of, whole, word_of};
 use crate::vmm::contiguous::{
     Base, Node, RangeTable, Runs, Scope, SpaceId, Touched, Unit, background, machine,
     permissions_of,
 };
-use crate::walk::Fault;
+use crate::walk::{Fault, WalkWatch};
 use crate::vmm::options::VmmKind;
 use nestwalk_contiguity::{MappedRun, RunSet};
 use nestwalk_hw::{HPA_LIMIT, Range, RangeTlb, Translation};
@@ -32,6 +32,8 @@ pub const DEFINITION: Definition = Definition {
     virtualized: true,
     flushes_by_itself: false,
     primary_region: false,
+    own_l1_sets: false,
+    sampled: false,
     vmm: VmmKind::Nested,
     options: &OPTIONS,
     build,
@@ -180,7 +182,7 @@ impl Rmm {
             let new = table.insert(key, &mut || nodes.take())?;
             updates += u64::from(new || key < first);
         }
-        nodes.platform.counters.contiguity_updates += updates;
+        nodes.platform.cpu.counters.contiguity_updates += updates;
         Ok(())
     }
 
@@ -188,7 +190,7 @@ impl Rmm {
     fn walk_ranges(
         &mut self,
         runs: &Runs,
-        platform: &mut Platform,
+        cpu: &mut Processor,
         request: &Request,
         found: Translation,
     ) {
@@ -203,7 +205,7 @@ impl Rmm {
             return;
         }
         let Some(table) = self.guest.get(&space) else { return };
-        platform.counters.range_walks += 1;
+        cpu.counters.range_walks += 1;
         let vmm = runs.host.is_some().then_some(&self.vmm);
         let mut lines = std::mem::take(&mut self.lines);
         lines.clear();
@@ -223,7 +225,7 @@ impl Rmm {
             let gfn = runs.guest.find(space, page).map_or(0, |run| run.frame(page));
             vmm.walk(gfn, |at| lines.push(at));
         }
-        let Platform { hardware, counters, .. } = platform;
+        let Processor { hardware, counters, .. } = cpu;
         lines.iter().for_each(|at| background(hardware, counters, core, Hpa::new(*at)));
         self.lines = lines;
         let range = Range {
@@ -248,7 +250,7 @@ struct Nodes<'a> {
 impl Nodes<'_> {
     fn take(&mut self) -> Result<Node, MachineError> {
         let none = MachineError::NoTableFrame { machine: String::new(), what: "range table" };
-        if let Some(host) = &mut self.platform.world.host {
+        if let Some(host) = &mut self.platform.host {
             return host.alloc_table().map(Address::value).ok_or(none);
         }
         Ok(self.free.pop().unwrap_or_else(|| {
@@ -257,7 +259,7 @@ impl Nodes<'_> {
         }))
     }
     fn give_back(&mut self, node: Node) {
-        match &mut self.platform.world.host {
+        match &mut self.platform.host {
             Some(host) => host.free_table(Hpa::new(node)),
             None => self.free.push(node),
         }
@@ -266,15 +268,15 @@ impl Nodes<'_> {
 
 impl Unit for Rmm {
     #[inline]
-    fn beside_l2(
+    fn parallel_to_l2(
         &mut self,
         runs: &Runs,
-        platform: &mut Platform,
+        cpu: &mut Processor,
         request: &Request,
     ) -> Option<Translation> {
         let tlb = &mut self.tlbs[request.core()];
-        platform.counters.range_checks += tlb.len() as u64;
-        let asid = platform.hardware.cores[request.core()].asid;
+        cpu.counters.range_checks += tlb.len() as u64;
+        let asid = cpu.hardware.cores[request.core()].asid;
         let page = request.gva.page_number();
         let range = tlb.look_up(page, asid)?;
         let size = range.entry_size(page);
@@ -285,23 +287,23 @@ impl Unit for Rmm {
         if !found.serves(needs) {
             return None;
         }
-        platform.counters.range_hits += 1;
+        cpu.counters.range_hits += 1;
         Some(found)
     }
 
-    fn walk<B: Base>(
+    fn walk<B: Base, W: WalkWatch>(
         &mut self,
         base: &mut B,
         runs: &Runs,
-        platform: &mut Platform,
-        request: &Request,
+        (cpu, request): (&mut Processor, &Request),
+        watch: &mut W,
     ) -> Result<Translation, Fault> {
         // A range that could not serve the access, or that the access faults in spite of, goes, as
         // entries of other TLBs do.
-        let (asid, page) = (platform.hardware.cores[request.core()].asid, request.gva.page_number());
+        let (asid, page) = (cpu.hardware.cores[request.core()].asid, request.gva.page_number());
         self.tlbs[request.core()].remove(asid, page, page + 1);
-        let found = base.walk(platform, request)?;
-        self.walk_ranges(runs, platform, request, found);
+        let found = base.walk(cpu, request, watch)?;
+        self.walk_ranges(runs, cpu, request, found);
         Ok(found)
     }
 

@@ -3,13 +3,15 @@
 
 use super::{Build, Definition};
 use crate::options::NO_OPTIONS;
-use crate::ahead::{LeafHints, read_sets};
+use crate::prefetch::{LeafHints, read_sets};
 use crate::counters::Dimension;
 use crate::engine::{AnyMachine, Machine};
 use crate::hardware::Request;
-use crate::scheme::{Event, Answer, MachineError, PageTableBytes, Platform, Scheme};
+use crate::scheme::{
+    Event, Handled, MachineError, PageTableBytes, Platform, Processor, Report, Scheme, Software,
+};
 use crate::vmm::shadow::{Rules, ShadowMmu};
-use crate::walk::{Fault, Tables, walk_1d};
+use crate::walk::{Fault, Tables, WalkWatch, walk_1d};
 use crate::world::World;
 use crate::vmm::options::{VmmKind, VmmRules};
 use nestwalk_hw::Translation;
@@ -24,6 +26,8 @@ pub const DEFINITION: Definition = Definition {
     virtualized: true,
     flushes_by_itself: true,
     primary_region: false,
+    own_l1_sets: false,
+    sampled: true,
     vmm: VmmKind::Shadow,
     options: &NO_OPTIONS,
     build,
@@ -56,17 +60,19 @@ impl Shadow {
 
 impl Scheme for Shadow {
     #[inline]
-    fn walk(&mut self, platform: &mut Platform, request: &Request) -> Result<Translation, Fault> {
+    fn walk<W: WalkWatch>(
+        &mut self,
+        cpu: &mut Processor,
+        request: &Request,
+        watch: &mut W,
+    ) -> Result<Translation, Fault> {
         let root = self.mmu.walk_root(request.core());
         let (mode, memory) = self.mmu.tables();
         let mut tables = Tables { mode, memory, root, dimension: Dimension::Shadow };
-        let found =
-            walk_1d(&mut platform.hardware, &mut platform.counters, &mut tables, request);
-        self.mmu.end_emulation();
-        found
+        walk_1d(&mut cpu.hardware, &mut cpu.counters, &mut tables, request, watch.parts().0)
     }
 
-    fn read_ahead(&mut self, platform: &Platform, runs: &[Run], _gpas: &[Gpa]) {
+    fn prefetch(&mut self, cpu: &Processor, runs: &[Run], _gpas: &[Gpa]) {
         let Some(first) = runs.first() else { return };
         let root = self.mmu.walk_root(usize::from(first.vcpu.0));
         let (mode, memory) = self.mmu.tables();
@@ -74,15 +80,17 @@ impl Scheme for Shadow {
         let pages = leaves.entries.iter().zip(runs).map(|(leaf, run)| {
             leaf.target::<Hpa>().offset_by(run.gva.offset_in(PageSize::SIZE_4K))
         });
-        read_sets(&platform.hardware.caches, pages.chain(leaves.at.into_iter().take(runs.len())));
+        read_sets(&cpu.hardware.caches, pages.chain(leaves.at.into_iter().take(runs.len())));
     }
+}
 
-    fn answer(
+impl Software for Shadow {
+    fn handle_fault(
         &mut self,
         platform: &mut Platform,
         request: &Request,
         _fault: Fault,
-    ) -> Result<Answer, MachineError> {
+    ) -> Result<Handled, MachineError> {
         self.mmu.page_fault(platform, request)
     }
 
@@ -111,7 +119,11 @@ impl Scheme for Shadow {
             }
             Event::HostChanged { at, size, .. } => {
                 self.mmu.host_changed(at, size);
-                platform.hardware.invalidate_everywhere();
+                platform.cpu.hardware.invalidate_everywhere();
+                Ok(())
+            }
+            Event::RetryEnded => {
+                self.mmu.end_emulation();
                 Ok(())
             }
             other => platform.bare_metal(other),
@@ -126,12 +138,7 @@ impl Scheme for Shadow {
         Some(PagingMode::Shadow)
     }
 
-    fn page_table_bytes(&self, platform: &Platform) -> PageTableBytes {
-        PageTableBytes {
-            guest: platform.world.guest.len() * 4096,
-            nested: 0,
-            shadow: self.mmu.bytes(),
-            host: platform.world.host.as_ref().map_or(0, |h| h.counters().table_frames * 4096 - self.mmu.bytes()),
-        }
+    fn report(&self, platform: &Platform, out: &mut Report) {
+        out.page_tables = PageTableBytes::of_vm(platform, 0, self.mmu.bytes());
     }
 }

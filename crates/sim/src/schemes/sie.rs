@@ -24,6 +24,8 @@ pub const DEFINITION: Definition = Definition {
     virtualized: true,
     flushes_by_itself: false,
     primary_region: false,
+    own_l1_sets: false,
+    sampled: true,
     vmm: VmmKind::Other,
     options: &OPTIONS,
     build,

@@ -9,10 +9,10 @@
 use super::{Build, Definition};
 use crate::engine::AnyMachine;
 use crate::hardware::Request;
-use crate::scheme::{MachineError, Platform};
+use crate::scheme::{MachineError, Platform, Processor};
 use crate::options::{OptionRow, OptionTable, one_of, whole, word_of};
 use crate::vmm::contiguous::{Base, Runs, Unit, background, machine};
-use crate::walk::Fault;
+use crate::walk::{Fault, WalkWatch};
 use crate::vmm::options::VmmKind;
 use nestwalk_hw::{PredictionTable, Trained, Translation};
 use nestwalk_types::{Address, Hpa};
@@ -27,6 +27,8 @@ pub const DEFINITION: Definition = Definition {
     virtualized: true,
     flushes_by_itself: false,
     primary_region: false,
+    own_l1_sets: false,
+    sampled: false,
     vmm: VmmKind::Nested,
     options: &OPTIONS,
     build,
@@ -144,7 +146,7 @@ impl Spot {
     fn learn(
         &mut self,
         runs: &Runs,
-        platform: &mut Platform,
+        cpu: &mut Processor,
         request: &Request,
         found: Translation,
     ) {
@@ -157,8 +159,8 @@ impl Spot {
             is_marked(runs, request, threshold)
         });
         match trained {
-            Trained::Filled => platform.counters.prediction_fills += 1,
-            Trained::Bypassed => platform.counters.prediction_bypasses += 1,
+            Trained::Filled => cpu.counters.prediction_fills += 1,
+            Trained::Bypassed => cpu.counters.prediction_bypasses += 1,
             _ => {}
         }
     }
@@ -174,20 +176,20 @@ fn is_marked(runs: &Runs, request: &Request, threshold: u64) -> bool {
 
 impl Unit for Spot {
     #[inline]
-    fn walk<B: Base>(
+    fn walk<B: Base, W: WalkWatch>(
         &mut self,
         base: &mut B,
         runs: &Runs,
-        platform: &mut Platform,
-        request: &Request,
+        (cpu, request): (&mut Processor, &Request),
+        watch: &mut W,
     ) -> Result<Translation, Fault> {
         let guess = self.predict(request);
-        let walked = base.walk(platform, request);
+        let walked = base.walk(cpu, request, watch);
         if let Some(guess) = guess {
-            self.judge(platform, request, guess, walked.as_ref().ok());
+            self.judge(cpu, request, guess, walked.as_ref().ok());
         }
         if let Ok(found) = walked {
-            self.learn(runs, platform, request, found);
+            self.learn(runs, cpu, request, found);
         }
         walked
     }
@@ -203,12 +205,12 @@ impl Spot {
     /// What a guess was worth, by the walk that checked it.
     fn judge(
         &self,
-        platform: &mut Platform,
+        cpu: &mut Processor,
         request: &Request,
         guess: Hpa,
         found: Option<&Translation>,
     ) {
-        let Platform { hardware, counters, .. } = platform;
+        let Processor { hardware, counters, .. } = cpu;
         counters.predictions += 1;
         if found.is_some_and(|t| t.apply(request.gva) == guess) {
             counters.predictions_right += 1;

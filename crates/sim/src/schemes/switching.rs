@@ -44,17 +44,18 @@
 use super::{Build, Definition};
 use crate::engine::{AnyMachine, Machine};
 use crate::hardware::Request;
-use crate::scheme::{Event, Answer, MachineError, PageTableBytes, Platform, Scheme};
+use crate::scheme::{
+    Event, Handled, MachineError, PageTableBytes, Platform, Processor, Report, Scheme, Software,
+};
 use crate::schemes::nested::Nested;
 use crate::schemes::shadow::Shadow;
-use crate::switching::SwitchingResult;
 use crate::switching::governor::{Ask, Governor};
 use crate::switching::journal::Journal;
 use crate::switching::options::{Options, SwitchingOptions, TlbHandling};
 use crate::vmm::nested_mmu::NestedMmu;
-use crate::walk::Fault;
+use crate::walk::{Fault, WalkWatch};
 use crate::world::World;
-use crate::{ExitReason, counters::Counters};
+use crate::ExitReason;
 use crate::vmm::options::{VmmKind, VmmRules};
 use nestwalk_hw::Translation;
 use nestwalk_policy::{Mode as PagingMode, Outcome, Policy, Sample};
@@ -68,6 +69,8 @@ pub const DEFINITION: Definition = Definition {
     virtualized: true,
     flushes_by_itself: true,
     primary_region: false,
+    own_l1_sets: false,
+    sampled: true,
     vmm: VmmKind::Nested,
     options: &SwitchingOptions,
     build,
@@ -76,9 +79,9 @@ pub const DEFINITION: Definition = Definition {
 fn build(request: Build) -> Result<Box<dyn AnyMachine>, MachineError> {
     let mut request = request;
     let scheme = Switching::new(&mut request)?;
-    let long = scheme.lived_long;
+    let prewarmed = scheme.prewarmed;
     let machine = Machine::new(scheme, request)?;
-    Ok(Box::new(if long { machine.lived_long()? } else { machine }))
+    Ok(Box::new(if prewarmed { machine.prewarmed()? } else { machine }))
 }
 
 /// Both modes of a VM, one of them in force.
@@ -91,7 +94,7 @@ pub struct Switching {
     nested_mode: &'static Mode,
     rules: VmmRules,
     keep_nested: bool,
-    lived_long: bool,
+    prewarmed: bool,
     tlb: TlbHandling,
     obey: bool,
     governor: Governor,
@@ -134,7 +137,7 @@ impl Switching {
             nested_mode: request.nested_mode,
             rules: request.rules(VmmKind::Nested)?,
             keep_nested: options.keep_nested,
-            lived_long: options.lived_long,
+            prewarmed: options.lived_long,
             tlb: options.tlb,
             obey: options.obey,
             governor,
@@ -176,10 +179,10 @@ impl Switching {
         reason: String,
         sample: Option<Sample>,
     ) -> Result<(), MachineError> {
-        self.journal.switched(&platform.counters, self.mode, reason, sample);
-        platform.counters.mode_switches += 1;
-        for _ in &platform.hardware.cores {
-            platform.counters.exit(ExitReason::ModeSwitch);
+        self.journal.switched(&platform.cpu.counters, self.mode, reason, sample);
+        platform.cpu.counters.mode_switches += 1;
+        for _ in &platform.cpu.hardware.cores {
+            platform.cpu.counters.exit(ExitReason::ModeSwitch);
         }
         match to {
             PagingMode::Nested => self.enter_nested(platform),
@@ -191,10 +194,10 @@ impl Switching {
         let flush = self.tlb == TlbHandling::Flush || self.shadow.mmu.may_splinter();
         self.shadow.mmu.unload(platform);
         if flush {
-            platform.hardware.invalidate_everywhere();
+            platform.cpu.hardware.invalidate_everywhere();
         }
         if self.nested.is_none() {
-            let mmu = NestedMmu::new(self.nested_mode, &mut platform.world.host, self.rules)?;
+            let mmu = NestedMmu::new(self.nested_mode, &mut platform.host, self.rules)?;
             self.nested = Some(Nested::with(mmu));
         }
         forget_walks(platform);
@@ -210,12 +213,12 @@ impl Switching {
             nested.mmu.unload(platform);
         }
         if self.tlb == TlbHandling::Flush {
-            platform.hardware.invalidate_nested_everywhere();
+            platform.cpu.hardware.invalidate_nested_everywhere();
         } else {
             if !self.keep_nested {
-                platform.hardware.forget_nested();
+                platform.cpu.hardware.forget_nested();
             }
-            for core in &mut platform.hardware.cores {
+            for core in &mut platform.cpu.hardware.cores {
                 core.tlbs().for_each(nestwalk_hw::Tlb::remove_stores);
             }
         }
@@ -226,36 +229,43 @@ impl Switching {
 
 /// Empties the paging-structure caches that begin at linear addresses.
 fn forget_walks(platform: &mut Platform) {
-    for core in &mut platform.hardware.cores {
+    for core in &mut platform.cpu.hardware.cores {
         core.forget_partial_walks(core.asid.vpid());
     }
 }
 
 impl Scheme for Switching {
     #[inline]
-    fn walk(&mut self, platform: &mut Platform, request: &Request) -> Result<Translation, Fault> {
-        in_force!(self, scheme => scheme.walk(platform, request))
+    fn walk<W: WalkWatch>(
+        &mut self,
+        cpu: &mut Processor,
+        request: &Request,
+        watch: &mut W,
+    ) -> Result<Translation, Fault> {
+        in_force!(self, scheme => scheme.walk(cpu, request, watch))
     }
 
-    fn read_ahead(&mut self, platform: &Platform, runs: &[Run], gpas: &[Gpa]) {
-        in_force!(self, scheme => scheme.read_ahead(platform, runs, gpas));
+    fn prefetch(&mut self, cpu: &Processor, runs: &[Run], gpas: &[Gpa]) {
+        in_force!(self, scheme => scheme.prefetch(cpu, runs, gpas));
     }
+}
 
-    fn answer(
+impl Software for Switching {
+    fn handle_fault(
         &mut self,
         platform: &mut Platform,
         request: &Request,
         fault: Fault,
-    ) -> Result<Answer, MachineError> {
-        in_force!(self, scheme => scheme.answer(platform, request, fault))
+    ) -> Result<Handled, MachineError> {
+        in_force!(self, scheme => scheme.handle_fault(platform, request, fault))
     }
 
     #[inline]
-    fn due(&self) -> u64 {
+    fn next_timer(&self) -> u64 {
         self.governor.due()
     }
 
-    fn tick(&mut self, platform: &mut Platform) -> Result<(), MachineError> {
+    fn timer(&mut self, platform: &mut Platform) -> Result<(), MachineError> {
         let ask = self.governor.look(platform, self.mode);
         let wanted = ask.wanted(self.mode);
         let (reason, sample) = match ask {
@@ -284,11 +294,6 @@ impl Scheme for Switching {
         Some(self.mode)
     }
 
-    fn switching(&self, platform: &Platform) -> Option<SwitchingResult> {
-        let counters: &Counters = &platform.counters;
-        Some(self.journal.result(counters, self.mode))
-    }
-
     fn on(&mut self, platform: &mut Platform, event: Event<'_>) -> Result<(), MachineError> {
         match event {
             Event::RegionOfInterest => {
@@ -301,7 +306,7 @@ impl Scheme for Switching {
                 if let Some(nested) = &mut self.nested {
                     nested.mmu.host_changed(platform, at, size);
                 }
-                platform.hardware.invalidate_nested_everywhere();
+                platform.cpu.hardware.invalidate_nested_everywhere();
                 Ok(())
             }
             // Kept nested tables map what is prefaulted in either mode.
@@ -320,15 +325,9 @@ impl Scheme for Switching {
         }
     }
 
-    fn page_table_bytes(&self, platform: &Platform) -> PageTableBytes {
-        let shadow = self.shadow.mmu.bytes();
+    fn report(&self, platform: &Platform, out: &mut Report) {
         let nested = self.nested.as_ref().map_or(0, |n| n.mmu.bytes());
-        let all = platform.world.host.as_ref().map_or(0, |h| h.counters().table_frames * 4096);
-        PageTableBytes {
-            guest: platform.world.guest.len() * 4096,
-            nested,
-            shadow,
-            host: all - nested - shadow,
-        }
+        out.page_tables = PageTableBytes::of_vm(platform, nested, self.shadow.mmu.bytes());
+        out.switching = Some(self.journal.result(&platform.cpu.counters, self.mode));
     }
 }

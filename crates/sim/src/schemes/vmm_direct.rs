@@ -15,11 +15,13 @@ pub const DEFINITION: Definition = Definition {
     virtualized: true,
     flushes_by_itself: false,
     primary_region: false,
+    own_l1_sets: false,
+    sampled: false,
     vmm: VmmKind::Nested,
     options: &VMM,
     build,
 };
 
 fn build(request: Build) -> Result<Box<dyn AnyMachine>, MachineError> {
-    Ok(Box::new(SegmentedVm::machine(request, &VMM, (false, true))?))
+    SegmentedVm::any_machine(request, &VMM, (false, true))
 }

@@ -5,13 +5,15 @@
 //! memory, and there are no others.
 
 use super::{Build, Definition};
-use crate::ahead::{LeafHints, read_sets};
+use crate::prefetch::{LeafHints, read_sets};
 use crate::counters::Dimension;
 use crate::engine::{AnyMachine, Machine};
 use crate::hardware::Request;
-use crate::scheme::{Event, Answer, MachineError, PageTableBytes, Platform, Scheme};
+use crate::scheme::{
+    Event, Handled, MachineError, PageTableBytes, Platform, Processor, Report, Scheme, Software,
+};
 use crate::vmm::direct::{DirectMmu, config};
-use crate::walk::{Fault, Tables, walk_1d_marking};
+use crate::walk::{Fault, Tables, WalkWatch, walk_1d_marking};
 use crate::vmm::options::VmmKind;
 use nestwalk_hw::Translation;
 use nestwalk_types::{Address, Gpa, Gva, Hpa, PageSize, Run};
@@ -23,6 +25,8 @@ pub const DEFINITION: Definition = Definition {
     virtualized: true,
     flushes_by_itself: true,
     primary_region: false,
+    own_l1_sets: false,
+    sampled: false,
     vmm: VmmKind::Other,
     options: &config::OPTIONS,
     build,
@@ -49,14 +53,22 @@ impl XenPv {
         let mmu = DirectMmu::new(request.guest_mode, request.vcpus, batch);
         Ok(Self { mmu, hints: LeafHints::default() })
     }
+}
 
+/// Where kernels have themselves and their view of all memory.
+fn is_kernel_half(gva: Gva) -> bool {
+    gva.value() >> 63 == 1
+}
+
+impl Scheme for XenPv {
     #[inline]
-    fn walk_once(
+    fn walk<W: WalkWatch>(
         &mut self,
-        platform: &mut Platform,
+        cpu: &mut Processor,
         request: &Request,
+        watch: &mut W,
     ) -> Result<Translation, Fault> {
-        let world = &mut platform.world;
+        let Processor { world, hardware, counters } = cpu;
         let mode = world.mode;
         let (memory, root, to_guest) = self.mmu.tables(request.core());
         let Some(root) = root else {
@@ -70,83 +82,52 @@ impl XenPv {
                 guest.set_bits(entry, bits);
             }
         };
-        let (hardware, counters) = (&mut platform.hardware, &mut platform.counters);
-        walk_1d_marking(hardware, counters, &mut tables, request, marked, &mut ())
+        walk_1d_marking(hardware, counters, &mut tables, request, marked, watch.parts().0)
     }
 
-    /// The walk met no entry, or one that does not permit the access.
-    #[cold]
-    fn stopped(
-        &mut self,
-        platform: &mut Platform,
-        request: &Request,
-        fault: Fault,
-    ) -> Result<Translation, Fault> {
-        if self.mmu.queued() > 0 {
-            // The kernel has left lazy mode, or it would not use what it has queued.
-            self.mmu.send_all(platform);
-            platform.hardware.begin_walk();
-            return self.walk(platform, request);
-        }
-        // A fault removes what the hardware remembers of the address. It may be a partial walk to small
-        // tables of a large page whose entry was stored to since: that owes no invalidation where the
-        // entry permits more than before, but the small tables went with it. Then the tables allow the
-        // access, and the fault is spurious (Xen, `spurious_page_fault`).
-        let mode = platform.world.mode;
-        platform.hardware.cores[request.core()].drop_translation(mode, request.gva);
-        if self.mmu.allows(request) {
-            platform.hardware.begin_walk();
-            return self.walk_once(platform, request);
-        }
-        if self.mmu.fill(platform, request) {
-            // The tables were there all the time: the walk that found none never was.
-            platform.hardware.begin_walk();
-            return self.walk(platform, request);
-        }
-        self.mmu.store_to_table(platform, request).ok_or(fault)
-    }
-}
-
-/// Where kernels have themselves and their view of all memory.
-fn is_kernel_half(gva: Gva) -> bool {
-    gva.value() >> 63 == 1
-}
-
-impl Scheme for XenPv {
-    const EMULATES_INTERRUPTS: bool = false;
-
-    #[inline]
-    fn walk(&mut self, platform: &mut Platform, request: &Request) -> Result<Translation, Fault> {
-        // The kernel works on its own memory while it is in lazy mode; any other access shows that
-        // it is not.
-        if self.mmu.queued() > 0 && !is_kernel_half(request.gva) {
-            self.mmu.send_all(platform);
-        }
-        match self.walk_once(platform, request) {
-            Ok(translation) => Ok(translation),
-            Err(fault) => self.stopped(platform, request, fault),
-        }
-    }
-
-    fn read_ahead(&mut self, platform: &Platform, runs: &[Run], _gpas: &[Gpa]) {
+    fn prefetch(&mut self, cpu: &Processor, runs: &[Run], _gpas: &[Gpa]) {
         let Some(first) = runs.first() else { return };
-        let mode = platform.world.mode;
+        let mode = cpu.world.mode;
         let (memory, root, _) = self.mmu.tables(usize::from(first.vcpu.0));
         let Some(root) = root else { return };
         let leaves = self.hints.read(memory, mode, root, runs.iter().map(|r| r.gva));
         let pages = leaves.entries.iter().zip(runs).map(|(leaf, run)| {
             leaf.target::<Hpa>().offset_by(run.gva.offset_in(PageSize::SIZE_4K))
         });
-        read_sets(&platform.hardware.caches, pages.chain(leaves.at.into_iter().take(runs.len())));
+        read_sets(&cpu.hardware.caches, pages.chain(leaves.at.into_iter().take(runs.len())));
+    }
+}
+
+impl Software for XenPv {
+    fn emulates_interrupts(&self) -> bool {
+        false
     }
 
-    fn answer(
+    fn handle_fault(
         &mut self,
         platform: &mut Platform,
         request: &Request,
         _fault: Fault,
-    ) -> Result<Answer, MachineError> {
-        self.mmu.fault(platform, request)
+    ) -> Result<Handled, MachineError> {
+        // The kernel has left lazy mode, or it would not use what it has queued.
+        if self.mmu.queued() > 0 {
+            self.mmu.send_all(platform)?;
+            return Ok(Handled::RetryUncounted);
+        }
+        // A fault removes what the hardware remembers of the address. It may be a partial walk to small
+        // tables of a large page whose entry was stored to since: that owes no invalidation where the
+        // entry permits more than before, but the small tables went with it. Then the tables allow the
+        // access, and the fault is spurious (Xen, `spurious_page_fault`).
+        let mode = platform.cpu.world.mode;
+        platform.cpu.hardware.cores[request.core()].drop_translation(mode, request.gva);
+        // Or the guest has a large page there: its small tables were there all the time.
+        if self.mmu.allows(request) || self.mmu.fill(platform, request)? {
+            return Ok(Handled::RetryUncounted);
+        }
+        match self.mmu.store_to_table(platform, request) {
+            Some(translation) => Ok(Handled::Emulated(translation)),
+            None => self.mmu.fault(platform, request),
+        }
     }
 
     fn on(&mut self, platform: &mut Platform, event: Event<'_>) -> Result<(), MachineError> {
@@ -177,13 +158,18 @@ impl Scheme for XenPv {
             Event::HostChanged { at, size, .. } => {
                 self.mmu.host_changed(platform, at, size)
             }
+            // The kernel works on its own memory while it is in lazy mode; any other access shows that it
+            // is not.
+            Event::AccessMissed { request } if !is_kernel_half(request.gva) => {
+                self.mmu.send_all(platform)
+            }
             other => platform.bare_metal(other),
         }
     }
 
-    fn page_table_bytes(&self, platform: &Platform) -> PageTableBytes {
+    fn report(&self, platform: &Platform, out: &mut Report) {
         // No process of a host kernel has the domain's memory in tables of its own.
-        let guest = platform.world.guest.len() * 4096 + self.mmu.split_bytes();
-        PageTableBytes { guest, ..PageTableBytes::default() }
+        out.page_tables = PageTableBytes::of_guest(platform);
+        out.page_tables.guest += self.mmu.split_bytes();
     }
 }

@@ -99,7 +99,7 @@ impl Governor {
                 modes.get(*done).copied().map_or(Ask::Nothing, Ask::Scheduled)
             }
             Kind::Policy(watch) => {
-                let sample = watch.sampler.sample(&platform.counters, mode);
+                let sample = watch.sampler.sample(&platform.cpu.counters, mode);
                 self.due = watch.sampler.next(due, platform.clock);
                 match sample {
                     None => Ask::Nothing,

@@ -10,4 +10,4 @@ pub mod options;
 pub mod sampler;
 
 pub use journal::{Switched, SwitchingResult};
-pub use sampler::{Cut, Recorded, SAMPLED};
+pub use sampler::{Cut, Recorded};

@@ -12,11 +12,6 @@ use nestwalk_policy::{Mode, Sample};
 /// closer together, each half way to the interval's end as far as the last look can tell.
 const LOOKS: f64 = 64.0;
 
-/// The schemes whose machines have samples: the two modes between which policies choose, and the
-/// machine that changes between them; `sie` is nested paging over tables of another kind. Others have no
-/// mode that a policy could leave.
-pub const SAMPLED: &[&str] = &["shadow", "nested", "switching", "sie"];
-
 /// Where a sample ends.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub enum Cut {

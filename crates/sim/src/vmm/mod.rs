@@ -20,7 +20,7 @@ use nestwalk_types::{Gpa, Hpa, PageSize};
 /// # Errors
 /// Host memory is exhausted, or the address is no guest memory.
 pub fn host_page(platform: &mut Platform, gpa: Gpa) -> Result<(Hpa, PageSize), MachineError> {
-    let Some(host) = &mut platform.world.host else {
+    let Some(host) = &mut platform.host else {
         return Err(MachineError::NoTableFrame {
             machine: String::new(),
             what: "guest without a host",
@@ -28,8 +28,8 @@ pub fn host_page(platform: &mut Platform, gpa: Gpa) -> Result<(Hpa, PageSize), M
     };
     let page = host.ensure(gpa)?;
     if page.fresh {
-        platform.counters.host_faults += 1;
-        platform.counters.host_pages_cleared += page.size.base_pages();
+        platform.cpu.counters.host_faults += 1;
+        platform.cpu.counters.host_pages_cleared += page.size.base_pages();
     }
     Ok((page.frame, page.size))
 }

@@ -132,9 +132,9 @@ impl NestedMmu {
         request: Option<&Request>,
         (gpa, fetch): (Gpa, bool),
     ) -> Result<PageSize, MachineError> {
-        platform.counters.exit(ExitReason::EptViolation);
-        let linear = request.map(|r| (platform.world.mode, r.gva));
-        platform.hardware.after_ept_violation(vcpu, (self.mode, gpa), linear);
+        platform.cpu.counters.exit(ExitReason::EptViolation);
+        let linear = request.map(|r| (platform.cpu.world.mode, r.gva));
+        platform.cpu.hardware.after_ept_violation(vcpu, (self.mode, gpa), linear);
         if fetch && self.rules.nx_huge_pages {
             return self.map_executed(platform, gpa);
         }
@@ -148,7 +148,7 @@ impl NestedMmu {
     pub fn map(&mut self, platform: &mut Platform, gpa: Gpa) -> Result<PageSize, MachineError> {
         let (host_frame, host_size) = super::host_page(platform, gpa)?;
         // A segment's pages may be larger in the host's own tables than the policy has them.
-        let allowed = platform.world.host.as_ref().map_or(host_size, HostMemory::largest_page);
+        let allowed = platform.host.as_ref().map_or(host_size, HostMemory::largest_page);
         let (mut level, mut size) = super::largest_leaf(self.mode, host_size.min(allowed));
         while level > 1 && self.is_executed(level, gpa) {
             let smaller = PageSize::from_shift(size.shift() as u8 - 1);
@@ -156,7 +156,7 @@ impl NestedMmu {
         }
         let frame = host_frame.offset_by(gpa.offset_in(host_size)).align_down(size);
         self.store_leaf(platform, gpa, level, frame)?;
-        platform.counters.nested_fills += 1;
+        platform.cpu.counters.nested_fills += 1;
         if level == 1 && size < host_size {
             self.prefetch(platform, gpa, host_frame, host_size)?;
         }
@@ -200,7 +200,7 @@ impl NestedMmu {
             if look_up(&self.memory, self.mode, self.root, near).is_err() {
                 let frame = host_frame.offset_by(near.offset_in(host_size));
                 self.store_leaf(platform, near, 1, frame)?;
-                platform.counters.nested_prefetches += 1;
+                platform.cpu.counters.nested_prefetches += 1;
             }
         }
         Ok(())
@@ -213,7 +213,7 @@ impl NestedMmu {
         level: Level,
         frame: Hpa,
     ) -> Result<(), MachineError> {
-        let Some(host) = &mut platform.world.host else {
+        let Some(host) = &mut platform.host else {
             return Err(MachineError::NoTableFrame {
                 machine: String::new(),
                 what: "nested table",
@@ -262,7 +262,7 @@ impl NestedMmu {
 
     /// Gives all nested tables back. The caller owes the flush of everything that hardware may hold.
     pub fn unload(self, platform: &mut Platform) {
-        if let Some(host) = &mut platform.world.host {
+        if let Some(host) = &mut platform.host {
             self.memory.pages().for_each(|table| host.free_table(table));
         }
     }
@@ -275,7 +275,7 @@ impl NestedMmu {
 
     /// As [`NestedMmu::host_changed`], of a range.
     pub fn unmap_range(&mut self, platform: &mut Platform, at: Gpa, bytes: u64) -> u64 {
-        let Some(host) = &mut platform.world.host else { return 0 };
+        let Some(host) = &mut platform.host else { return 0 };
         let mut owner = FromHost(host);
         let (mut cleared, mut done) = (0, 0);
         while done < bytes {

@@ -20,11 +20,43 @@ use super::{
 };
 use crate::counters::{Counters, FULLY_NESTED};
 use crate::hardware::{Hardware, Request};
-use crate::vmm::shadow::{Homes, SWITCH};
 use nestwalk_hw::{Pointer, Translation};
 use nestwalk_tables::entry::{ACCESSED, DIRTY};
 use nestwalk_tables::{Entry, Handle, Level};
 use nestwalk_types::{Address, Gpa, Hpa};
+
+/// Software bit 11 of a shadow entry above the leaves: it points to a guest table, and the rest of the
+/// walk is nested (the paper's *switching bit*).
+pub const SWITCH: u64 = 1 << 11;
+
+/// Guest-physical addresses of the tables that switching entries point to. Hardware has no use for
+/// them; the simulator finds the tables' contents by them, without hashing.
+#[derive(Default)]
+pub struct Homes {
+    /// By [`Handle::index`] of the shadow page, then by entry: the guest frame.
+    by_page: Vec<Option<Box<[u64; 512]>>>,
+}
+
+impl Homes {
+    /// The guest table behind the switching entry `index` of a shadow page.
+    #[inline]
+    pub fn of(&self, page: Handle, index: u64) -> Gpa {
+        let frames = self.by_page.get(page.index()).and_then(Option::as_ref);
+        Gpa::new(frames.map_or(0, |f| f[index as usize & 511]) << 12)
+    }
+
+    /// The switching entry `index` of a shadow page leads to the guest frame.
+    pub fn set(&mut self, page: Handle, index: u64, gfn: u64) {
+        if page == Handle::default() {
+            return;
+        }
+        if page.index() >= self.by_page.len() {
+            self.by_page.resize_with(page.index() + 1, || None);
+        }
+        let frames = self.by_page[page.index()].get_or_insert_with(|| Box::new([0; 512]));
+        frames[index as usize & 511] = gfn;
+    }
+}
 
 /// What the root registers say.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

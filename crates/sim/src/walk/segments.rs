@@ -18,7 +18,9 @@
 //! Data only: a segment permits loads and stores (ISCA 2013), so instruction fetches take no notice
 //! of guest segments. A VMM segment is below the guest's permissions and serves everything.
 
-use super::{Fault, HostDimension, NestedTables, Purpose, translate_nested};
+use super::{
+    Fault, HostDimension, HostWatch, NestedTables, Purpose, translate_nested, translate_seen,
+};
 use crate::counters::Counters;
 use crate::hardware::Hardware;
 use nestwalk_hw::{EscapeFilter, FilterError, FilterGeometry, Segment, SegmentError, Translation};
@@ -149,16 +151,19 @@ pub struct Walker {
 }
 
 /// A host dimension that is flattened where the VMM segment covers.
-pub struct Flattened<'a> {
+pub struct Flattened<'a, W> {
     /// The nested tables.
     pub nested: NestedTables<'a>,
     /// The VMM segment.
     pub vmm: &'a SegmentUnit<Gpa, Hpa>,
     /// How it is used.
     pub walker: Walker,
+    /// Sees how the page of the access is translated: memory behind the segment is contiguous as far as
+    /// the segment goes.
+    pub watch: &'a mut W,
 }
 
-impl HostDimension for Flattened<'_> {
+impl<W: HostWatch> HostDimension for Flattened<'_, W> {
     #[inline]
     fn translate(
         &mut self,
@@ -174,11 +179,14 @@ impl HostDimension for Flattened<'_> {
         if let Found::Inside(hpa) = found {
             let whole = purpose.on_behalf == 0 && self.walker.whole_pages;
             let size = if whole { self.vmm.page_size(gpa) } else { PageSize::SIZE_4K };
+            if W::LOOKS && purpose.on_behalf == 0 {
+                self.watch.page(gpa, self.vmm.page_size(gpa));
+            }
             let (frame, all) = (hpa.align_down(size), Permissions::ALL);
             return Ok(Translation::new(frame, size, all, true, false));
         }
         count_escape(counters, &found);
-        translate_nested(hardware, counters, &mut self.nested, core, gpa, purpose)
+        translate_seen(hardware, counters, &mut self.nested, core, (gpa, purpose), self.watch)
     }
 }
 

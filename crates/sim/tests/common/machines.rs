@@ -124,13 +124,13 @@ pub trait Probe: AnyMachine {
 
     /// Runs the events and returns what they added to the counters.
     fn count(&mut self, events: &GuestBatch) -> Counters {
-        self.platform().counters = Counters::default();
+        self.platform().cpu.counters = Counters::default();
         self.run(events).unwrap();
         self.counters().clone()
     }
     /// Empties every structure of every core, guest-physical ones too.
     fn forget(&mut self) {
-        for core in &mut self.platform().hardware.cores {
+        for core in &mut self.platform().cpu.hardware.cores {
             core.l1d.flush();
             core.l1i.flush();
             core.l2.flush();
@@ -149,7 +149,7 @@ pub trait Probe: AnyMachine {
     }
     /// Empties the TLBs alone: the next access of each page walks.
     fn forget_translations(&mut self) {
-        for core in &mut self.platform().hardware.cores {
+        for core in &mut self.platform().cpu.hardware.cores {
             core.l1d.flush();
             core.l1i.flush();
             core.l2.flush();
@@ -157,7 +157,7 @@ pub trait Probe: AnyMachine {
     }
 }
 
-impl<S: nestwalk_sim::scheme::Scheme> Probe for Machine<S> {
+impl<S: nestwalk_sim::scheme::Scheme, T: nestwalk_sim::tlbs::TlbFamily> Probe for Machine<S, T> {
     fn platform(&mut self) -> &mut nestwalk_sim::scheme::Platform {
         &mut self.platform
     }

@@ -4,10 +4,10 @@ use super::machines::Setup;
 use super::oracle::{Oracle, Shadowed};
 use nestwalk_hw::Translation;
 use nestwalk_sim::hardware::Request;
-use nestwalk_sim::scheme::{Answer, Event, MachineError, Platform, Scheme};
+use nestwalk_sim::scheme::{Event, Handled, MachineError, Platform, Processor, Scheme, Software};
 use nestwalk_sim::schemes::shadow::Shadow;
 use nestwalk_sim::vmm::options::VmmOptions;
-use nestwalk_sim::walk::Fault;
+use nestwalk_sim::walk::{Fault, WalkWatch};
 use nestwalk_sim::{AnyMachine, Machine};
 use nestwalk_tables::entry::PRESENT;
 use nestwalk_tables::look_up;
@@ -22,7 +22,7 @@ struct Watched {
 impl Watched {
     /// The hypervisor has flushed everything, or there was nothing.
     fn flushed(&mut self, platform: &Platform) {
-        let cores = &platform.hardware.cores;
+        let cores = &platform.cpu.hardware.cores;
         if cores.iter().all(|c| c.l1d.is_empty() && c.l1i.is_empty() && c.l2.is_empty()) {
             self.log.push(Shadowed::Flushed);
         }
@@ -30,17 +30,25 @@ impl Watched {
 }
 
 impl Scheme for Watched {
-    fn walk(&mut self, platform: &mut Platform, request: &Request) -> Result<Translation, Fault> {
-        let found = self.inner.walk(platform, request)?;
+    fn walk<W: WalkWatch>(
+        &mut self,
+        cpu: &mut Processor,
+        request: &Request,
+        watch: &mut W,
+    ) -> Result<Translation, Fault> {
+        let found = self.inner.walk(cpu, request, watch)?;
         self.log.push(Shadowed::Walked(found));
         Ok(found)
     }
-    fn answer(
+}
+
+impl Software for Watched {
+    fn handle_fault(
         &mut self,
         platform: &mut Platform,
         request: &Request,
         fault: Fault,
-    ) -> Result<Answer, MachineError> {
+    ) -> Result<Handled, MachineError> {
         // An entry that stood where the new one is put is replaced, and dropped everywhere.
         let (mode, tables) = self.inner.mmu.tables();
         let mut stood = Vec::new();
@@ -52,11 +60,11 @@ impl Scheme for Watched {
                 }
             }
         }
-        let answer = self.inner.answer(platform, request, fault)?;
+        let answer = self.inner.handle_fault(platform, request, fault)?;
         self.flushed(platform);
         let root = self.inner.mmu.walk_root(request.core());
         let (mode, tables) = self.inner.mmu.tables();
-        if answer == Answer::Retry
+        if answer == Handled::Retry
             && let Ok(leaf) = look_up(tables, mode, root, request.gva)
             && stood.contains(&leaf.at)
         {
@@ -64,6 +72,7 @@ impl Scheme for Watched {
         }
         Ok(answer)
     }
+
     fn on(&mut self, platform: &mut Platform, event: Event<'_>) -> Result<(), MachineError> {
         if let Event::Invalidate { vcpu, what: Invalidation::PageInPcid(_, pcid) } = event
             && self.inner.mmu.has_at_hand(usize::from(vcpu.0), pcid)
@@ -82,7 +91,7 @@ impl Scheme for Watched {
         }
         if let Event::LoadCr3 { vcpu, .. } = event {
             // Whether the root was at hand, the oracle does not know.
-            let core = &platform.hardware.cores[usize::from(vcpu.0)];
+            let core = &platform.cpu.hardware.cores[usize::from(vcpu.0)];
             if core.l1d.is_empty() && core.l1i.is_empty() && core.l2.is_empty() {
                 self.log.push(Shadowed::FlushedVcpu(vcpu));
             }
@@ -132,7 +141,7 @@ impl Pairs {
             in_step(machine, oracle, events);
             let agreed = oracle.agrees(machine.counters());
             assert_eq!(agreed, Ok(()), "{}: shadow", self.what);
-            for (core, other) in machine.platform.hardware.cores.iter().zip(&oracle.cores) {
+            for (core, other) in machine.platform.cpu.hardware.cores.iter().zip(&oracle.cores) {
                 let found = [core.l1d.len(), core.l1i.len(), core.l2.len()];
                 let expected = [other.l1d.len(), other.l1i.len(), other.l2.len()];
                 assert_eq!(found, expected, "{}: entries held", self.what);

@@ -17,6 +17,13 @@ pub(super) fn of<'a>(counts: impl Iterator<Item = &'a Counts>) -> Vec<String> {
         all.not_available += c.not_available;
         unfiltered = c.unfiltered.values().fold(unfiltered, |sum, n| sum.saturating_add(*n));
     }
+    let mut notes = filtered(&all, unfiltered);
+    notes.extend(contents(&all));
+    notes
+}
+
+/// Of traces that a cache has filtered.
+fn filtered(all: &Counts, unfiltered: u64) -> Vec<String> {
     let has = |bits| all.file_types & bits != 0;
     let bimodal = has(file_type::BIMODAL_FILTERED_WARMUP);
     let mut notes = Vec::new();
@@ -42,6 +49,13 @@ pub(super) fn of<'a>(counts: impl Iterator<Item = &'a Counts>) -> Vec<String> {
             all.filtered_late
         ));
     }
+    notes
+}
+
+/// Of what the records hold, and of what is missing.
+fn contents(all: &Counts) -> Vec<String> {
+    let has = |bits| all.file_types & bits != 0;
+    let mut notes: Vec<String> = Vec::new();
     if has(file_type::INSTRUCTION_ONLY) {
         notes.push("the trace holds instructions only, no loads and stores".into());
     }

@@ -16,15 +16,21 @@
 //! Instructions: accesses and scalar floating-point operations of each routine.
 
 mod blocks;
+mod sites;
 
 use crate::data::{hash2, unit};
 use crate::driver::{About, Driver, Kernel};
 use crate::layout::{AddressSpace, Region};
-use crate::recorder::{Recorder, Site};
+use crate::recorder::Recorder;
 use crate::spec::{Options, Populate, Setting, WorkloadError, WorkloadSpec};
 use crate::{VERIFY, Workload};
 use blocks::{Block, Vector, add_scaled, binvcrhs, identity, matmul_sub, matvec_sub, times};
 use nestwalk_types::Source;
+use sites::{
+    ADD_LOAD, ADD_STORE, BACK_LOAD, BACK_STORE, BINV, BINV_STORE, FLUX_RHS, FLUX_SCALARS,
+    FLUX_STORE, FLUX_U, FORCING, JAC_SCALARS, JAC_STORE, JAC_U, LHS_LOAD, LHS_STORE, MATMUL,
+    MATMUL_STORE, MATVEC, MATVEC_STORE, POINT_STORE, POINT_U, RHS_COPY, SCALE_LOAD, SCALE_STORE,
+};
 
 /// This workload's entry in the list.
 pub(crate) const WORKLOAD: Workload = Workload {
@@ -43,32 +49,6 @@ pub(crate) const WORKLOAD: Workload = Workload {
     ],
     make,
 };
-
-const POINT_U: Site = Site::new(0, 3);
-const POINT_STORE: Site = Site::new(1, 3);
-const FORCING: Site = Site::new(2, 2);
-const RHS_COPY: Site = Site::new(3, 1);
-const FLUX_SCALARS: Site = Site::new(4, 3);
-const FLUX_RHS: Site = Site::new(5, 2);
-const FLUX_U: Site = Site::new(6, 3);
-const FLUX_STORE: Site = Site::new(7, 4);
-const SCALE_LOAD: Site = Site::new(8, 2);
-const SCALE_STORE: Site = Site::new(9, 2);
-const JAC_SCALARS: Site = Site::new(10, 4);
-const JAC_U: Site = Site::new(11, 4);
-const JAC_STORE: Site = Site::new(12, 3);
-const LHS_LOAD: Site = Site::new(13, 2);
-const LHS_STORE: Site = Site::new(14, 2);
-const MATVEC: Site = Site::new(15, 2);
-const MATVEC_STORE: Site = Site::new(16, 2);
-const MATMUL: Site = Site::new(17, 4);
-const MATMUL_STORE: Site = Site::new(18, 2);
-const BINV: Site = Site::new(19, 6);
-const BINV_STORE: Site = Site::new(20, 2);
-const BACK_LOAD: Site = Site::new(21, 3);
-const BACK_STORE: Site = Site::new(22, 2);
-const ADD_LOAD: Site = Site::new(23, 2);
-const ADD_STORE: Site = Site::new(24, 1);
 
 /// Time step; and the weight of the second differences.
 const DT: f64 = 0.01;

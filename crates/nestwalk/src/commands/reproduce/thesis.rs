@@ -22,6 +22,7 @@ use nestwalk_sim::series::interval_costs;
 use nestwalk_sim::switching::options::plan_text;
 use serde::Serialize;
 use serde_json::{Value, json};
+use std::ops::Range;
 use std::sync::atomic::AtomicBool;
 
 /// Programs that come with nestwalk, and the words of `compare` that name them. `seasons` changes its
@@ -182,11 +183,9 @@ impl Settings<'_> {
         machines.extend(plans);
         let second = self.run(program, &machines)?;
 
-        let mut bars: Vec<Bar> = STATIC
-            .iter()
-            .enumerate()
-            .map(|(i, (bar, _))| Bar::new(bar, first.machine(i)))
-            .collect();
+        let statics = STATIC.iter().enumerate();
+        let mut bars: Vec<Bar> =
+            statics.map(|(i, (bar, _))| Bar::new(bar, first.machine(i))).collect();
         let best_static = bars[best].clone();
         let highs = POLICIES.len();
         let static_thresholds: Vec<Bar> = HIGHS
@@ -199,16 +198,8 @@ impl Settings<'_> {
         for (i, (bar, _)) in POLICIES.iter().enumerate() {
             bars.push(Bar::new(bar, second.machine(i)));
         }
-        // The best static mode is a plan as well.
-        let planned = (highs + HIGHS.len()..machines.len()).map(|i| second.machine(i));
-        let mut planned: Vec<Bar> = planned.map(|m| Bar::new("hindsight", m)).collect();
-        planned.push(Bar { bar: "hindsight".into(), ..best_static.clone() });
-        let chosen = self::lowest(&planned);
-        let hindsight = planned.swap_remove(chosen);
-        let best_course = match highs + HIGHS.len() + chosen {
-            i if i < machines.len() => Course::of(&second, i),
-            _ => Course::of(&first, best),
-        };
+        let plans = highs + HIGHS.len()..machines.len();
+        let (hindsight, best_course) = best_plan((&first, best), &second, plans);
         // The order of the bars, which is that of the machines but for the best upper threshold.
         let ran = std::iter::once(highs + lowest).chain(0..highs);
         let against = bars[STATIC.len()..].iter().zip(ran).map(|(bar, i)| Against {
@@ -220,10 +211,6 @@ impl Settings<'_> {
         let against = against.collect();
         bars.push(hindsight);
 
-        let line = |bar: &str, ran: &Ran, i: usize| {
-            let ends = &ran.session.outcome.series[ran.first + i];
-            Line::new(bar, ends, ran.machine(i), &ran.profile)
-        };
         let ideal = first.machine(0).ideal_cycles;
         let per_ms = first.profile.core.frequency_mhz.value * 1000.0;
         Ok(OfProgram {
@@ -436,4 +423,23 @@ impl Thesis {
         }
         out
     }
+}
+
+/// The series of one machine of a run.
+fn line(bar: &str, ran: &Ran, i: usize) -> Line {
+    let ends = &ran.session.outcome.series[ran.first + i];
+    Line::new(bar, ends, ran.machine(i), &ran.profile)
+}
+
+/// The cheapest of the plans of hindsight, among which the best static mode is one as well.
+fn best_plan((first, best): (&Ran, usize), second: &Ran, plans: Range<usize>) -> (Bar, Course) {
+    let bar = |m| Bar::new("hindsight", m);
+    let mut planned: Vec<Bar> = plans.clone().map(|i| bar(second.machine(i))).collect();
+    planned.push(bar(first.machine(best)));
+    let chosen = lowest(&planned);
+    let course = match plans.start + chosen {
+        i if i < plans.end => Course::of(second, i),
+        _ => Course::of(first, best),
+    };
+    (planned.swap_remove(chosen), course)
 }

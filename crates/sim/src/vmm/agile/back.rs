@@ -29,7 +29,7 @@ impl AgileMmu {
     ///
     /// # Errors
     /// Host memory is exhausted.
-    pub fn tick(&mut self, platform: &mut Platform) -> Result<(), MachineError> {
+    pub fn timer(&mut self, platform: &mut Platform) -> Result<(), MachineError> {
         let (now, interval) = (platform.clock, self.interval);
         self.due += (now - self.due) / interval * interval + interval;
         self.stores.retain(|_, s| now - s.since < interval);
@@ -42,10 +42,10 @@ impl AgileMmu {
         self.dirty.clear();
         self.last_dirty = u64::MAX;
         self.restart(platform)?;
-        if self.config.refill && platform.world.mode.entry_bytes == 8 {
+        if self.config.refill && platform.cpu.world.mode.entry_bytes == 8 {
             for v in 0..self.starts.len() {
-                let root = platform.world.roots[v];
-                let top = (root, platform.world.mode.levels);
+                let root = platform.cpu.world.roots[v];
+                let top = (root, platform.cpu.world.mode.levels);
                 let all = grown.contains(&root.page_number());
                 if (all || !back.is_empty()) && self.starts[v] == Start::Shadow {
                     let back = (!all).then_some(&back);
@@ -66,8 +66,8 @@ impl AgileMmu {
         (table, level): (Gpa, Level),
         base: u64,
     ) -> Result<(), MachineError> {
-        let mode = platform.world.mode;
-        let Some(entries) = platform.world.guest.page(table).copied() else { return Ok(()) };
+        let mode = platform.cpu.world.mode;
+        let Some(entries) = platform.cpu.world.guest.page(table).copied() else { return Ok(()) };
         for (index, word) in entries.iter().enumerate() {
             let entry = Entry(*word);
             if !entry.is_present() || (mode.may_be_leaf(level) && entry.has(LARGE)) {
@@ -94,7 +94,7 @@ impl AgileMmu {
     /// Processes that have run for an interval, and whose walks cost much, are shadowed from now on.
     /// Returns their roots.
     fn leave_young(&mut self, platform: &mut Platform) -> Vec<u64> {
-        let walked = platform.counters.walk_cycles;
+        let walked = platform.cpu.counters.walk_cycles;
         let cycles = walked.saturating_sub(self.walk_cycles);
         self.walk_cycles = walked;
         let (now, interval) = (platform.clock, self.interval);
@@ -122,7 +122,7 @@ impl AgileMmu {
         interrupt(platform);
         for (gfn, level) in all {
             self.look_at(platform, &mut scan, (gfn, level), false);
-            platform.counters.tables_shadowed += 1;
+            platform.cpu.counters.tables_shadowed += 1;
             self.shadow.make_shadowed(platform, gfn);
         }
         scan.seen
@@ -142,8 +142,8 @@ impl AgileMmu {
             self.look_at(platform, &mut scan, (gfn, level), false);
         }
         interrupt(platform);
-        platform.counters.dirty_bits_scanned += scan.seen.len() as u64;
-        platform.counters.tables_shadowed += scan.clean.len() as u64;
+        platform.cpu.counters.dirty_bits_scanned += scan.seen.len() as u64;
+        platform.cpu.counters.tables_shadowed += scan.clean.len() as u64;
         for gfn in &scan.clean {
             self.shadow.make_shadowed(platform, *gfn);
         }
@@ -155,7 +155,7 @@ impl AgileMmu {
         }
         self.walked.fill(0);
         // The hardware would not set again what it remembers as set (INVEPT).
-        platform.hardware.invalidate_nested_everywhere();
+        platform.cpu.hardware.invalidate_nested_everywhere();
         scan.clean.into_iter().collect()
     }
 
@@ -174,7 +174,7 @@ impl AgileMmu {
         if !scan.seen.insert(gfn) {
             return;
         }
-        let world = &platform.world;
+        let world = &platform.cpu.world;
         let table = Gpa::new(gfn << 12);
         let clean =
             !world.guest.contains(table) || !(self.dirty.contains(&gfn) || self.was_walked(gfn));
@@ -206,7 +206,7 @@ impl AgileMmu {
 
 /// The hypervisor has every vCPU leave the guest, to change what its hardware may hold.
 fn interrupt(platform: &mut Platform) {
-    for _ in 0..platform.hardware.cores.len() {
-        platform.counters.exit(ExitReason::Interval);
+    for _ in 0..platform.cpu.hardware.cores.len() {
+        platform.cpu.counters.exit(ExitReason::Interval);
     }
 }

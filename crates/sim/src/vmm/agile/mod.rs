@@ -35,7 +35,7 @@ use super::options::VmmRules;
 use super::shadow::{PREVIOUS_ROOTS, Rules, ShadowMmu};
 use crate::counters::ExitReason;
 use crate::hardware::Request;
-use crate::scheme::{Answer, MachineError, Platform};
+use crate::scheme::{Handled, MachineError, Platform};
 use crate::walk::Fault;
 use crate::walk::agile::{AgileFault, Marked, Start};
 use nestwalk_mm::HostMemory;
@@ -158,36 +158,36 @@ impl AgileMmu {
 
     /// When the interval ends.
     #[inline]
-    pub const fn due(&self) -> u64 {
+    pub const fn next_timer(&self) -> u64 {
         self.due
     }
 
-    /// Answers a fault of the walker.
+    /// Handles a fault of the walker.
     ///
     /// # Errors
     /// Host memory is exhausted, or the guest maps an address that is no guest memory.
-    pub fn answer(
+    pub fn handle_fault(
         &mut self,
         platform: &mut Platform,
         request: &Request,
         met: AgileFault,
-    ) -> Result<Answer, MachineError> {
+    ) -> Result<Handled, MachineError> {
         if let Fault::Nested { gpa, fetch } = met.fault {
             self.nested.violation(platform, request.vcpu, Some(request), (gpa, fetch))?;
-            return Ok(Answer::Retry);
+            return Ok(Handled::Retry);
         }
         if met.nested {
-            return Ok(Answer::GuestFault);
+            return Ok(Handled::GuestFault);
         }
-        let answer = self.shadow.page_fault(platform, request)?;
-        if answer == Answer::Retry {
-            let world = &platform.world;
+        let handled = self.shadow.page_fault(platform, request)?;
+        if handled != Handled::GuestFault {
+            let world = &platform.cpu.world;
             let found = look_up(&world.guest, world.mode, world.root(request.vcpu), request.gva);
             if let Ok(leaf) = found {
                 self.map_nested(platform, leaf.apply(request.gva))?;
             }
         }
-        Ok(answer)
+        Ok(handled)
     }
 
     /// Makes sure that the nested tables map `gpa`, in an exit that is under way. Returns the size of
@@ -231,7 +231,7 @@ impl AgileMmu {
         keep: bool,
     ) -> Result<(), MachineError> {
         let v = usize::from(vcpu.0);
-        let gfn = platform.world.roots[v].page_number();
+        let gfn = platform.cpu.world.roots[v].page_number();
         if self.config.start_nested && self.met.insert(gfn) {
             self.young.insert(gfn, platform.clock);
         }
@@ -246,7 +246,7 @@ impl AgileMmu {
         let has_root = start != Start::Shadow || self.shadow.holds_root(v, gfn, pcid);
         // A load that flushes is what brings tables that are out of sync in step.
         if known.is_none() || !has_root || (self.config.out_of_sync && !keep) {
-            platform.counters.exit(ExitReason::Cr3Load);
+            platform.cpu.counters.exit(ExitReason::Cr3Load);
         }
         self.starts[v] = start;
         if start == Start::Shadow {
@@ -254,10 +254,10 @@ impl AgileMmu {
             // As KVM does with tables that may be out of sync: what the guest invalidated in a PCID
             // whose root was not at hand is dropped now.
             if self.config.out_of_sync && !known {
-                platform.hardware.invalidate_vcpu(vcpu);
+                platform.cpu.hardware.invalidate_vcpu(vcpu);
             }
         }
-        platform.hardware.load_cr3(vcpu, pcid, keep);
+        platform.cpu.hardware.load_cr3(vcpu, pcid, keep);
         Ok(())
     }
 
@@ -278,21 +278,22 @@ impl AgileMmu {
     /// Root registers of all vCPUs after tables moved.
     fn restart(&mut self, platform: &mut Platform) -> Result<(), MachineError> {
         for v in 0..self.starts.len() {
-            let root = platform.world.roots[v];
+            let root = platform.cpu.world.roots[v];
             if root == Gpa::new(0) {
                 continue;
             }
             let start = self.start_of(platform, root.page_number())?;
             let old = std::mem::replace(&mut self.starts[v], start);
             if start == Start::Shadow && old != Start::Shadow {
-                let pcid = platform.hardware.cores[v].pcid;
+                let pcid = platform.cpu.hardware.cores[v].pcid;
                 self.shadow.take_up_root(platform, VcpuId(v as u8), pcid, true)?;
             }
             if start != old {
-                platform.hardware.invalidate_everywhere();
+                platform.cpu.hardware.invalidate_everywhere();
                 // It loads its registers when it enters the guest again.
                 let called_out = v != usize::from(platform.vcpu.0);
-                platform.counters.exits[ExitReason::RemoteFlush as usize] += u64::from(called_out);
+                platform.cpu.counters.exits[ExitReason::RemoteFlush as usize] +=
+                    u64::from(called_out);
             }
         }
         Ok(())
@@ -304,7 +305,7 @@ impl AgileMmu {
             self.shadow.invalidate(platform, vcpu, what);
         }
         // Roots that are nested are none of the shadow's.
-        platform.hardware.invalidate(vcpu, what);
+        platform.cpu.hardware.invalidate(vcpu, what);
     }
 
     /// A page of the guest is a table from now on.
@@ -374,7 +375,7 @@ impl AgileMmu {
     fn make_nested(&mut self, platform: &mut Platform, gfn: u64) -> Result<(), MachineError> {
         platform.locked_exit(ExitReason::TableWrite);
         if self.shadow.make_nested(platform, gfn)?.is_some() {
-            platform.counters.tables_nested += 1;
+            platform.cpu.counters.tables_nested += 1;
             self.map_nested(platform, Gpa::new(gfn << 12))?;
             self.set_dirty(gfn);
             self.restart(platform)?;
@@ -455,7 +456,7 @@ impl AgileMmu {
         self.shadow.host_changed(at, size);
         self.nested.host_changed(platform, at, size);
         self.restart(platform)?;
-        platform.hardware.invalidate_nested_everywhere();
+        platform.cpu.hardware.invalidate_nested_everywhere();
         Ok(())
     }
 

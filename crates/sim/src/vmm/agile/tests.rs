@@ -34,8 +34,8 @@ fn machine(mode: &'static Mode, host_pages: &str, variant: &str, vcpus: usize) -
 /// Root registers say what the tables say.
 fn check(mmu: &AgileMmu, platform: &Platform) {
     mmu.shadow.check(platform);
-    let host = platform.world.host.as_ref().unwrap();
-    for (v, root) in platform.world.roots.iter().enumerate() {
+    let host = platform.host.as_ref().unwrap();
+    for (v, root) in platform.cpu.world.roots.iter().enumerate() {
         if *root == Gpa::new(0) {
             continue;
         }
@@ -53,7 +53,7 @@ fn check(mmu: &AgileMmu, platform: &Platform) {
         }
         // A shadow root that the hardware walks is this address space's.
         if mmu.start(v) == Start::Shadow && mmu.shadow_root(v) != Hpa::new(0) {
-            let pcid = platform.hardware.cores[v].pcid;
+            let pcid = platform.cpu.hardware.cores[v].pcid;
             let stale = mmu.shadow.is_obsolete_root(v);
             assert!(stale || mmu.shadow.holds_root(v, gfn, pcid));
         }

@@ -6,12 +6,12 @@ use crate::counters::Counters;
 use crate::engine::{AnyMachine, Machine};
 use crate::hardware::{Hardware, Request};
 use crate::scheme::{
-    Answer, ContiguityState, Event, MachineError, PageTableBytes, Platform, Scheme,
+    ContiguityState, Event, Handled, MachineError, Platform, Processor, Report, Scheme, Software,
 };
 use crate::schemes::Build;
 use crate::schemes::native::Native;
 use crate::schemes::nested::Nested;
-use crate::walk::Fault;
+use crate::walk::{Fault, WalkWatch};
 use nestwalk_contiguity::{MappedRun, RunSet};
 use nestwalk_hw::{Asid, HPA_LIMIT, Translation};
 use nestwalk_tables::{Mode, look_up};
@@ -102,36 +102,35 @@ pub enum Scope {
 
 /// A unit of hardware that makes use of runs, one for each core, and what an OS and a VMM keep for it.
 pub trait Unit: Send {
-    /// Walks for an access. What the unit does before and after is its matter; `base` makes the
-    /// ordinary walk.
+    /// Walks for an access: `base` makes the ordinary walk, the unit does what it does before and after.
     ///
     /// # Errors
     /// The fault that the access meets.
-    fn walk<B: Base>(
+    fn walk<B: Base, W: WalkWatch>(
         &mut self,
         base: &mut B,
         runs: &Runs,
-        platform: &mut Platform,
-        request: &Request,
+        access: (&mut Processor, &Request),
+        watch: &mut W,
     ) -> Result<Translation, Fault>;
 
-    /// See [`Scheme::beside_l2`].
+    /// See [`Scheme::parallel_to_l2`].
     #[inline(always)]
-    fn beside_l2(
+    fn parallel_to_l2(
         &mut self,
         _runs: &Runs,
-        _platform: &mut Platform,
+        _cpu: &mut Processor,
         _request: &Request,
     ) -> Option<Translation> {
         None
     }
 
-    /// See [`Scheme::behind_l2`].
+    /// See [`Scheme::on_l2_miss`].
     #[inline(always)]
-    fn behind_l2(
+    fn on_l2_miss(
         &mut self,
         _runs: &Runs,
-        _platform: &mut Platform,
+        _cpu: &mut Processor,
         _request: &Request,
     ) -> Option<Translation> {
         None
@@ -142,11 +141,11 @@ pub trait Unit: Send {
     fn fill_l2(
         &mut self,
         _runs: &Runs,
-        platform: &mut Platform,
+        cpu: &mut Processor,
         request: &Request,
         found: Translation,
     ) {
-        let core = &mut platform.hardware.cores[request.core()];
+        let core = &mut cpu.hardware.cores[request.core()];
         core.fill_second_level(request.gva, request.fetch, found);
     }
 
@@ -170,9 +169,9 @@ pub trait Unit: Send {
         Ok(())
     }
 
-    /// See [`Scheme::due`].
+    /// See [`Software::next_timer`].
     #[inline]
-    fn due(&self) -> u64 {
+    fn next_timer(&self) -> u64 {
         u64::MAX
     }
 
@@ -180,7 +179,7 @@ pub trait Unit: Send {
     ///
     /// # Errors
     /// The machine cannot go on.
-    fn tick(&mut self, _platform: &mut Platform, _runs: &Runs) -> Result<(), MachineError> {
+    fn timer(&mut self, _platform: &mut Platform, _runs: &Runs) -> Result<(), MachineError> {
         Ok(())
     }
 
@@ -280,7 +279,7 @@ impl<B: Base, U: Unit> Contiguous<B, U> {
 
     /// Which address spaces the vCPUs are in.
     fn look_again(&mut self, platform: &Platform) {
-        for (space, root) in self.runs.current.iter_mut().zip(&platform.world.roots) {
+        for (space, root) in self.runs.current.iter_mut().zip(&platform.cpu.world.roots) {
             *space = self.runs.guest.space(*root);
         }
     }
@@ -301,17 +300,17 @@ impl<B: Base, U: Unit> Contiguous<B, U> {
         {
             self.runs.host_touched.push((page, pages));
         }
-        for core in 0..platform.hardware.cores.len() {
+        for core in 0..platform.cpu.hardware.cores.len() {
             self.unit.invalidate(platform, core, Scope::Everything);
         }
     }
 
     fn loaded_cr3(&mut self, platform: &mut Platform, vcpu: VcpuId, keep: bool) {
         let core = usize::from(vcpu.0);
-        self.runs.guest.load(&platform.world, platform.world.root(vcpu));
+        self.runs.guest.load(&platform.cpu.world, platform.cpu.world.root(vcpu));
         self.look_again(platform);
-        if !keep || !platform.hardware.cores[core].has_pcids() {
-            let asid = platform.hardware.cores[core].asid;
+        if !keep || !platform.cpu.hardware.cores[core].has_pcids() {
+            let asid = platform.cpu.hardware.cores[core].asid;
             self.unit.invalidate(platform, core, Scope::Space(asid));
         }
         self.unit.switched(&self.runs, platform, core);
@@ -319,8 +318,8 @@ impl<B: Base, U: Unit> Contiguous<B, U> {
 
     fn invalidated(&mut self, platform: &mut Platform, vcpu: VcpuId, what: Invalidation) {
         let core = usize::from(vcpu.0);
-        let asid = platform.hardware.cores[core].asid;
-        let tag = |pcid| platform.hardware.cores[core].tag(pcid);
+        let asid = platform.cpu.hardware.cores[core].asid;
+        let tag = |pcid| platform.cpu.hardware.cores[core].tag(pcid);
         let scope = match what {
             Invalidation::Page(gva) => self.around(gva, asid),
             Invalidation::PageInPcid(gva, pcid) => self.around(gva, tag(pcid)),
@@ -333,40 +332,47 @@ impl<B: Base, U: Unit> Contiguous<B, U> {
 
 impl<B: Base, U: Unit> Scheme for Contiguous<B, U> {
     #[inline]
-    fn walk(&mut self, platform: &mut Platform, request: &Request) -> Result<Translation, Fault> {
-        self.unit.walk(&mut self.base, &self.runs, platform, request)
+    fn walk<W: WalkWatch>(
+        &mut self,
+        cpu: &mut Processor,
+        request: &Request,
+        watch: &mut W,
+    ) -> Result<Translation, Fault> {
+        self.unit.walk(&mut self.base, &self.runs, (cpu, request), watch)
     }
 
     #[inline(always)]
-    fn beside_l2(&mut self, platform: &mut Platform, request: &Request) -> Option<Translation> {
-        self.unit.beside_l2(&self.runs, platform, request)
+    fn parallel_to_l2(&mut self, cpu: &mut Processor, request: &Request) -> Option<Translation> {
+        self.unit.parallel_to_l2(&self.runs, cpu, request)
     }
 
     #[inline(always)]
-    fn behind_l2(&mut self, platform: &mut Platform, request: &Request) -> Option<Translation> {
-        self.unit.behind_l2(&self.runs, platform, request)
+    fn on_l2_miss(&mut self, cpu: &mut Processor, request: &Request) -> Option<Translation> {
+        self.unit.on_l2_miss(&self.runs, cpu, request)
     }
 
     #[inline(always)]
-    fn fill_l2(&mut self, platform: &mut Platform, request: &Request, found: Translation) {
-        self.unit.fill_l2(&self.runs, platform, request, found);
+    fn fill_l2(&mut self, cpu: &mut Processor, request: &Request, found: Translation) {
+        self.unit.fill_l2(&self.runs, cpu, request, found);
     }
 
-    fn read_ahead(&mut self, platform: &Platform, runs: &[Run], gpas: &[Gpa]) {
-        self.base.read_ahead(platform, runs, gpas);
+    fn prefetch(&mut self, cpu: &Processor, runs: &[Run], gpas: &[Gpa]) {
+        self.base.prefetch(cpu, runs, gpas);
     }
+}
 
-    fn answer(
+impl<B: Base, U: Unit> Software for Contiguous<B, U> {
+    fn handle_fault(
         &mut self,
         platform: &mut Platform,
         request: &Request,
         fault: Fault,
-    ) -> Result<Answer, MachineError> {
+    ) -> Result<Handled, MachineError> {
         let before = match fault {
             Fault::Nested { gpa, .. } => self.base.host_leaf(gpa),
             Fault::Linear { .. } => None,
         };
-        let answer = self.base.answer(platform, request, fault)?;
+        let handled = self.base.handle_fault(platform, request, fault)?;
         if let Fault::Nested { gpa, .. } = fault {
             // A large entry over a page that is executed has gone, and a group of small ones came.
             if let Some((first, _, pages)) = before
@@ -374,28 +380,28 @@ impl<B: Base, U: Unit> Scheme for Contiguous<B, U> {
                 && host.unmap(first, pages) > 0
             {
                 self.runs.host_touched.push((first, pages));
-                for core in 0..platform.hardware.cores.len() {
+                for core in 0..platform.cpu.hardware.cores.len() {
                     self.unit.invalidate(platform, core, Scope::Everything);
                 }
             }
             self.follow_host(Gpa::new(gpa.value() & !(GROUP_BYTES - 1)), GROUP_BYTES);
             self.tell(platform)?;
         }
-        Ok(answer)
+        Ok(handled)
     }
 
     #[inline]
-    fn due(&self) -> u64 {
-        self.unit.due()
+    fn next_timer(&self) -> u64 {
+        self.unit.next_timer()
     }
 
-    fn tick(&mut self, platform: &mut Platform) -> Result<(), MachineError> {
-        self.unit.tick(platform, &self.runs)
+    fn timer(&mut self, platform: &mut Platform) -> Result<(), MachineError> {
+        self.unit.timer(platform, &self.runs)
     }
 
     fn on(&mut self, platform: &mut Platform, event: Event<'_>) -> Result<(), MachineError> {
         if let Event::PageWritten { at, size, .. } = event {
-            self.runs.guest.gone_in(&platform.world, at, size);
+            self.runs.guest.gone_in(&platform.cpu.world, at, size);
         }
         self.base.on(platform, event)?;
         match event {
@@ -410,42 +416,41 @@ impl<B: Base, U: Unit> Scheme for Contiguous<B, U> {
                 return Ok(());
             }
             Event::TableStore { at, old, new, .. } => {
-                self.runs.guest.stored(&platform.world, at, old, new);
+                self.runs.guest.stored(&platform.cpu.world, at, old, new);
             }
             Event::TableAdded { at, .. } => {
-                self.runs.guest.told(&platform.world, at);
+                self.runs.guest.told(&platform.cpu.world, at);
                 self.look_again(platform);
             }
             Event::PageWritten { at, size, .. } => self.follow_host(at, size.bytes()),
             Event::TableRetired { at, .. } => {
-                self.runs.guest.gone_in(&platform.world, at, PageSize::SIZE_4K);
+                self.runs.guest.gone_in(&platform.cpu.world, at, PageSize::SIZE_4K);
             }
             Event::Prefault { start, bytes } => self.follow_host(start, bytes),
             Event::Ballooning
             | Event::MemoryAdded { .. }
             | Event::LoadSegment { .. }
+            | Event::AccessMissed { .. }
+            | Event::RetryEnded
             | Event::WarmStart { .. } => return Ok(()),
         }
         self.tell(platform)
     }
 
-    fn page_table_bytes(&self, platform: &Platform) -> PageTableBytes {
-        let mut bytes = self.base.page_table_bytes(platform);
+    fn report(&self, platform: &Platform, out: &mut Report) {
+        self.base.report(platform, out);
         // What a VMM keeps beside nested tables has its frames from the host, too.
-        bytes.host = bytes.host.saturating_sub(self.unit.metadata_bytes());
-        bytes
-    }
-
-    fn contiguity(&self, _platform: &Platform) -> Option<ContiguityState> {
+        let tables = &mut out.page_tables;
+        tables.host = tables.host.saturating_sub(self.unit.metadata_bytes());
         let spaces = || self.runs.guest.spaces();
         let largest = spaces().max_by_key(|(id, _, runs)| (runs.pages(), std::cmp::Reverse(*id)));
-        Some(ContiguityState {
+        out.contiguity = Some(ContiguityState {
             guest_pages: spaces().map(|s| s.2.pages()).sum(),
             guest_runs: spaces().map(|s| s.2.len() as u64).sum(),
             host_pages: self.runs.host.as_ref().map_or(0, RunSet::pages),
             host_runs: self.runs.host.as_ref().map_or(0, |h| h.len() as u64),
             metadata_bytes: self.unit.metadata_bytes(),
             anchor_distance: largest.and_then(|l| self.unit.distance(l.0)).unwrap_or(0),
-        })
+        });
     }
 }

@@ -34,7 +34,7 @@ impl DirectMmu {
         if known != 0 {
             return Some(Hpa::new((known - 1) << 12));
         }
-        let host = platform.world.host.as_mut()?;
+        let host = platform.host.as_mut()?;
         host.hva(gpa)?;
         let page = match host.ensure(gpa) {
             Ok(page) => page,
@@ -163,7 +163,7 @@ impl DirectMmu {
         size: PageSize,
     ) -> Option<Entry> {
         let machine = self.machine_page(platform, first)?;
-        let host = platform.world.host.as_ref()?.look_up(first)?;
+        let host = platform.host.as_ref()?.look_up(first)?;
         if host.size < size || self.tables_in(first, size) {
             return None;
         }
@@ -180,7 +180,7 @@ impl DirectMmu {
     /// An entry of the guest that Xen does not take.
     fn refuse(&mut self, platform: &mut Platform, at: Hpa) {
         if self.refused.insert(at) {
-            platform.counters.updates_refused += 1;
+            platform.cpu.counters.updates_refused += 1;
         }
     }
 
@@ -188,7 +188,7 @@ impl DirectMmu {
     /// read-only before; a mapping for user programs is refused.
     fn read_only(&mut self, platform: &mut Platform, at: Hpa, entry: Entry) {
         if self.aliases.insert(at) && entry.has(USER) {
-            platform.counters.updates_refused += 1;
+            platform.cpu.counters.updates_refused += 1;
         }
     }
 
@@ -200,7 +200,7 @@ impl DirectMmu {
         changed: &mut Changed,
     ) -> Option<Entry> {
         let table: Gpa = guest.target();
-        if !platform.world.guest.contains(table) {
+        if !platform.cpu.world.guest.contains(table) {
             // A recorded guest says a table's contents after it was linked.
             self.waiting.entry(table.page_number()).or_default().push(at);
             return None;
@@ -275,7 +275,7 @@ impl DirectMmu {
             info.table_uses += u32::from(same);
             return same.then_some(machine);
         }
-        let words = *platform.world.guest.page(table)?;
+        let words = *platform.cpu.world.guest.page(table)?;
         info.table = level;
         info.table_uses = 1;
         changed.add(level);
@@ -294,7 +294,7 @@ impl DirectMmu {
             let entry =
                 Entry(if bytes == 8 { word } else { word >> (8 * (offset & 4)) & 0xffff_ffff });
             if entry.is_present() {
-                platform.counters.entries_validated += 1;
+                platform.cpu.counters.entries_validated += 1;
                 self.set_entry(platform, (machine.offset_by(offset), level), entry, changed);
             }
         }
@@ -305,7 +305,7 @@ impl DirectMmu {
     fn write_protect(&mut self, platform: &mut Platform, gfn: u64) {
         for at in self.mappings.entries(gfn) {
             let entry = Entry(self.memory.read(at, self.mode.entry_bytes).unwrap_or(0));
-            let small = self.source(&platform.world, at).is_none_or(|(level, _)| level == 1);
+            let small = self.source(&platform.cpu.world, at).is_none_or(|(level, _)| level == 1);
             if small && entry.has(WRITE) {
                 self.memory.write(at, self.mode.entry_bytes, entry.without(WRITE).0);
                 self.read_only(platform, at, entry);
@@ -323,14 +323,14 @@ impl DirectMmu {
         for level in (2..=self.mode.levels).filter(|&l| self.mode.may_be_leaf(l)) {
             let first = gfn & !(self.mode.span(level).base_pages() - 1);
             for at in self.mappings.entries(first) {
-                if self.source(&platform.world, at).is_some_and(|(l, _)| l == level) {
+                if self.source(&platform.cpu.world, at).is_some_and(|(l, _)| l == level) {
                     self.clear_entry(platform, (at, level), &mut Changed::default());
                     any = true;
                 }
             }
         }
         if any {
-            platform.hardware.invalidate_everywhere();
+            platform.cpu.hardware.invalidate_everywhere();
         }
     }
 
@@ -375,7 +375,7 @@ impl DirectMmu {
     ) -> bool {
         let size = self.mode.span(level);
         let first: Gpa = guest.frame(size);
-        let Some(host) = &mut platform.world.host else { return false };
+        let Some(host) = &mut platform.host else { return false };
         if host.hva(first).is_none() {
             return false;
         }
@@ -396,7 +396,7 @@ impl DirectMmu {
             let bytes = u64::from(self.mode.entry_bytes);
             for offset in (0..4096 / bytes).map(|i| i * bytes) {
                 let here = table.offset_by(offset);
-                if let Some((level, entry)) = self.source(&platform.world, here) {
+                if let Some((level, entry)) = self.source(&platform.cpu.world, here) {
                     self.set_entry(platform, (here, level), entry, &mut Changed::default());
                 }
             }
@@ -408,14 +408,14 @@ impl DirectMmu {
     /// guest invalidates anything, which it need not do if the entry permits more than before: partial
     /// walks to it go at once, as Xen flushes before a frame gets another type (`tlbflush_timestamp`).
     fn drop_split(&mut self, platform: &mut Platform, table: Hpa, changed: &mut Changed) {
-        platform.hardware.forget_partial_walks();
+        platform.cpu.hardware.forget_partial_walks();
         let Some(piece) = self.pieces.remove(&table.page_number()) else { return };
         let bytes = u64::from(self.mode.entry_bytes);
         for offset in (0..4096 / bytes).map(|i| i * bytes) {
             self.clear_entry(platform, (table.offset_by(offset), piece.level), changed);
         }
         self.memory.remove(table);
-        if let Some(host) = &mut platform.world.host {
+        if let Some(host) = &mut platform.host {
             host.free_table(table);
         }
     }

@@ -20,18 +20,16 @@ pub mod config;
 mod entries;
 mod frames;
 mod moved;
+mod stopped;
 
 use crate::counters::ExitReason;
-use crate::hardware::Request;
-use crate::scheme::{Answer, MachineError, Platform};
+use crate::scheme::{MachineError, Platform};
 use crate::vmm::rmap::Rmap;
 use batch::Queue;
 use entries::Changed;
 use frames::Chunked;
 pub use frames::PageInfo;
-use nestwalk_hw::Translation;
-use nestwalk_tables::entry::DIRTY;
-use nestwalk_tables::{Entry, Level, Mode, TableMemory, look_up};
+use nestwalk_tables::{Entry, Level, Mode, TableMemory};
 use nestwalk_types::{Address, Gpa, Gva, Hpa, Invalidation, PageSize, VcpuId};
 use rustc_hash::{FxHashMap, FxHashSet};
 
@@ -156,8 +154,8 @@ impl DirectMmu {
     // ---- hypercalls ----
 
     fn hypercall(platform: &mut Platform, reason: ExitReason, operations: u64) {
-        platform.counters.exit(reason);
-        platform.counters.hypercall_operations += operations;
+        platform.cpu.counters.exit(reason);
+        platform.cpu.counters.hypercall_operations += operations;
     }
 
     /// A vCPU's kernel has left lazy MMU mode: its queue is sent.
@@ -167,6 +165,7 @@ impl DirectMmu {
         }
         let updates = self.queues[vcpu].take();
         self.queued -= updates.len();
+        platform.deferred = self.queued > 0;
         Self::hypercall(platform, ExitReason::MmuUpdate, updates.len() as u64);
         for (at, value) in updates {
             // A page that is a table no more by now takes the store as memory does.
@@ -177,7 +176,15 @@ impl DirectMmu {
     }
 
     /// Sends every queue: what follows depends on none that another vCPU has.
-    pub fn send_all(&mut self, platform: &mut Platform) {
+    ///
+    /// # Errors
+    /// Host memory is exhausted.
+    pub fn send_all(&mut self, platform: &mut Platform) -> Result<(), MachineError> {
+        self.send_queues(platform);
+        self.checked()
+    }
+
+    fn send_queues(&mut self, platform: &mut Platform) {
         if self.queued > 0 {
             (0..self.queues.len()).for_each(|vcpu| self.send(platform, vcpu));
         }
@@ -192,9 +199,9 @@ impl DirectMmu {
         let mut changed = Changed::default();
         self.set_entry(platform, (here, level), Entry(value), &mut changed);
         for _ in 0..changed.pages {
-            platform.counters.exit(ExitReason::Pin);
+            platform.cpu.counters.exit(ExitReason::Pin);
         }
-        platform.counters.hypercall_operations += changed.pages + changed.leaf_tables;
+        platform.cpu.counters.hypercall_operations += changed.pages + changed.leaf_tables;
     }
 
     /// The whole tree below a root changes its type, in as few hypercalls as it takes
@@ -203,9 +210,9 @@ impl DirectMmu {
     fn count_tree(&self, platform: &mut Platform, changed: Changed) {
         let operations = changed.pages + changed.leaf_tables + 1;
         for _ in 0..operations.div_ceil(self.batch as u64) {
-            platform.counters.exit(ExitReason::Pin);
+            platform.cpu.counters.exit(ExitReason::Pin);
         }
-        platform.counters.hypercall_operations += operations;
+        platform.cpu.counters.hypercall_operations += operations;
     }
 
     // ---- events of the guest ----
@@ -226,7 +233,7 @@ impl DirectMmu {
             0 => return Ok(()),
             1 => self.queue(platform, usize::from(vcpu.0), at, new),
             _ => {
-                self.send_all(platform);
+                self.send_queues(platform);
                 Self::hypercall(platform, ExitReason::MmuUpdate, 1);
                 self.update(platform, at, new);
             }
@@ -246,6 +253,7 @@ impl DirectMmu {
         }
         self.queues[vcpu].push(at, new);
         self.queued += 1;
+        platform.deferred = true;
         if self.queues[vcpu].len() >= self.batch {
             self.send(platform, vcpu);
         }
@@ -263,8 +271,8 @@ impl DirectMmu {
         pcid: u16,
         keep: bool,
     ) -> Result<(), MachineError> {
-        self.send_all(platform);
-        let (core, root) = (usize::from(vcpu.0), platform.world.root(vcpu));
+        self.send_queues(platform);
+        let (core, root) = (usize::from(vcpu.0), platform.cpu.world.root(vcpu));
         if self.loaded[core] == (root, pcid) && !keep && self.roots[core].is_some() {
             Self::hypercall(platform, ExitReason::TlbFlush, 1);
         } else {
@@ -272,7 +280,7 @@ impl DirectMmu {
             self.roots[core] = self.pin(platform, root);
             Self::hypercall(platform, ExitReason::BasePointer, 1);
         }
-        platform.hardware.load_cr3(vcpu, 0, false);
+        platform.cpu.hardware.load_cr3(vcpu, 0, false);
         self.checked()
     }
 
@@ -285,7 +293,7 @@ impl DirectMmu {
         if info.pinned && info.table == levels {
             return Some(Hpa::new((info.machine - 1) << 12 | offset));
         }
-        if !platform.world.guest.contains(root) {
+        if !platform.cpu.world.guest.contains(root) {
             return None;
         }
         if info.table > 0 && info.table != levels {
@@ -302,7 +310,7 @@ impl DirectMmu {
 
     /// The guest invalidates. Nothing is cached for address spaces that are not loaded.
     pub fn invalidate(&mut self, platform: &mut Platform, vcpu: VcpuId, what: Invalidation) {
-        self.send_all(platform);
+        self.send_queues(platform);
         let pcid = self.loaded[usize::from(vcpu.0)].1;
         let what = match what {
             Invalidation::Page(gva) => self.invalidation_of(gva),
@@ -312,7 +320,7 @@ impl DirectMmu {
             Invalidation::PageInPcid(..) | Invalidation::Pcid(_) => return,
         };
         Self::hypercall(platform, ExitReason::TlbFlush, 1);
-        platform.hardware.invalidate(vcpu, what);
+        platform.cpu.hardware.invalidate(vcpu, what);
     }
 
     /// Of one page; of everything if it is a large one that is split: 512 pages are more than Linux
@@ -329,7 +337,7 @@ impl DirectMmu {
     pub fn page_written(&mut self, platform: &mut Platform, at: Gpa, size: PageSize) {
         for gfn in at.page_number()..at.page_number() + size.base_pages() {
             if self.info.get(gfn).table > 0 {
-                self.send_all(platform);
+                self.send_queues(platform);
                 self.drop_table(platform, gfn);
             }
         }
@@ -341,10 +349,10 @@ impl DirectMmu {
         let mut changed = Changed::default();
         let pinned = self.info.get(gfn).pinned;
         for at in self.links.entries(gfn) {
-            if let Some((level, _)) = self.source(&platform.world, at) {
+            if let Some((level, _)) = self.source(&platform.cpu.world, at) {
                 self.clear_entry(platform, (at, level), &mut changed);
                 self.refused.insert(at);
-                platform.counters.updates_refused += 1;
+                platform.cpu.counters.updates_refused += 1;
             }
         }
         if self.info.get(gfn).table > 0 {
@@ -361,21 +369,21 @@ impl DirectMmu {
     /// Host memory is exhausted.
     pub fn table_new(&mut self, platform: &mut Platform, at: Gpa) -> Result<(), MachineError> {
         let gfn = at.page_number();
-        self.send_all(platform);
+        self.send_queues(platform);
         if let PageInfo { table: level @ 1.., machine, .. } = self.info.get(gfn) {
             // Told again: whatever differs is an update.
             let bytes = u64::from(self.mode.entry_bytes);
             for offset in (0..4096 / bytes).map(|i| i * bytes) {
                 let here = Hpa::new((machine - 1) << 12 | offset);
                 if self.info.get(gfn).table == level
-                    && let Some((_, entry)) = self.source(&platform.world, here)
+                    && let Some((_, entry)) = self.source(&platform.cpu.world, here)
                 {
                     self.set_entry(platform, (here, level), entry, &mut Changed::default());
                 }
             }
         }
         for at in self.waiting.remove(&gfn).unwrap_or_default() {
-            if let Some((level, entry)) = self.source(&platform.world, at)
+            if let Some((level, entry)) = self.source(&platform.cpu.world, at)
                 && level > 1
                 && entry.is_present()
                 && entry.target::<Gpa>().page_number() == gfn
@@ -383,128 +391,12 @@ impl DirectMmu {
                 let mut changed = Changed::default();
                 self.set_entry(platform, (at, level), entry, &mut changed);
                 for _ in 0..changed.pages {
-                    platform.counters.exit(ExitReason::Pin);
+                    platform.cpu.counters.exit(ExitReason::Pin);
                 }
-                platform.counters.hypercall_operations += changed.pages + changed.leaf_tables;
+                platform.cpu.counters.hypercall_operations += changed.pages + changed.leaf_tables;
             }
         }
         self.checked()
-    }
-
-    // ---- walks that stop ----
-
-    /// Where hardware's walk for an address stops: the entry that is not present, or the leaf.
-    fn stop(&self, root: Hpa, gva: Gva) -> (Hpa, Level, Entry) {
-        let mut table = root;
-        for level in (1..=self.mode.levels).rev() {
-            let at = self.mode.entry_at(table, gva.value(), level);
-            let entry = Entry(self.memory.read(at, self.mode.entry_bytes).unwrap_or(0));
-            let large = level > 1
-                && self.mode.may_be_leaf(level)
-                && entry.has(nestwalk_tables::entry::LARGE)
-                && !self.splits.contains_key(&at);
-            if !entry.is_present() || level == 1 || large {
-                return (at, level, entry);
-            }
-            table = entry.target();
-        }
-        (table, 0, Entry(0))
-    }
-
-    /// Whether the tables, as they are now, translate the address and permit the access.
-    pub fn allows(&self, request: &Request) -> bool {
-        let Some(root) = self.roots[request.core()] else { return false };
-        look_up(&self.memory, self.mode, root, request.gva)
-            .is_ok_and(|found| found.permissions.allow(request.write, request.fetch, request.user))
-    }
-
-    /// A walk stopped at an entry that is not present. If the guest has a large page there, whose
-    /// small tables were not made yet, they are now. Returns whether it did something.
-    pub fn fill(&mut self, platform: &mut Platform, request: &Request) -> bool {
-        let Some(root) = self.roots[request.core()] else { return false };
-        let (at, level, entry) = self.stop(root, request.gva);
-        let Some((_, guest)) = self.source(&platform.world, at) else { return false };
-        let large = level > 1
-            && self.mode.may_be_leaf(level)
-            && guest.is_present()
-            && guest.has(nestwalk_tables::entry::LARGE);
-        if entry.is_present() || !large {
-            return false;
-        }
-        self.set_entry(platform, (at, level), guest, &mut Changed::default());
-        let now = Entry(self.memory.read(at, self.mode.entry_bytes).unwrap_or(0));
-        if now.is_present() {
-            return true;
-        }
-        let size = self.mode.span(level);
-        self.split_pages.insert((size, request.gva.value() >> size.shift()));
-        self.split(platform, at, level, guest)
-    }
-
-    /// A store met an entry that is read-only because it maps a table. The kernel's own stores to
-    /// its tables are the stream's table writes, for which a ported kernel makes hypercalls: here
-    /// they go on. A store of a user program is emulated, each time (Xen, `ptwr_do_page_fault`).
-    pub fn store_to_table(
-        &mut self,
-        platform: &mut Platform,
-        request: &Request,
-    ) -> Option<Translation> {
-        let (at, level, _) = self.stop(self.roots[request.core()]?, request.gva);
-        if level != 1 || !request.write || !self.aliases.contains(&at) {
-            return None;
-        }
-        let root = self.roots[request.core()]?;
-        let leaf = look_up(&self.memory, self.mode, root, request.gva).ok()?;
-        let world = &platform.world;
-        let guest = look_up(&world.guest, self.mode, world.root(request.vcpu), request.gva).ok()?;
-        let all = guest.permissions;
-        if !all.allow(request.write, request.fetch, request.user) {
-            return None;
-        }
-        let mut permissions = leaf.permissions;
-        if request.user {
-            platform.counters.exit(ExitReason::TableEmulation);
-        } else {
-            permissions.write = true;
-        }
-        Some(Translation::new(leaf.frame, leaf.size, permissions, leaf.entry.has(DIRTY), false))
-    }
-
-    /// Answers a fault: roots that were told late are pinned, entries that were refused are asked
-    /// for again; what is left is the guest's, and comes to it through the hypervisor.
-    ///
-    /// # Errors
-    /// Host memory is exhausted.
-    pub fn fault(
-        &mut self,
-        platform: &mut Platform,
-        request: &Request,
-    ) -> Result<Answer, MachineError> {
-        self.checked()?;
-        let core = request.core();
-        if self.roots[core].is_none() {
-            self.roots[core] = self.pin(platform, platform.world.root(request.vcpu));
-            self.checked()?;
-            if self.roots[core].is_some() {
-                return Ok(Answer::Retry);
-            }
-        }
-        if let Some(root) = self.roots[core] {
-            let (at, level, _) = self.stop(root, request.gva);
-            if self.refused.contains(&at) && self.ask_again(platform, at, level) {
-                return Ok(Answer::Retry);
-            }
-        }
-        self.checked()?;
-        platform.counters.exit(ExitReason::FaultBounce);
-        Ok(Answer::GuestFault)
-    }
-
-    /// What stood in the way of an entry may have gone. Returns whether it has.
-    fn ask_again(&mut self, platform: &mut Platform, at: Hpa, level: Level) -> bool {
-        let Some((_, guest)) = self.source(&platform.world, at) else { return false };
-        self.set_entry(platform, (at, level), guest, &mut Changed::default());
-        self.memory.read(at, self.mode.entry_bytes).is_some_and(|e| Entry(e).is_present())
     }
 }
 

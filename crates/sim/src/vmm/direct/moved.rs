@@ -18,8 +18,8 @@ impl DirectMmu {
         at: Gpa,
         size: PageSize,
     ) -> Result<(), MachineError> {
-        self.send_all(platform);
-        let counted = platform.counters.clone();
+        self.send_all(platform)?;
+        let counted = platform.cpu.counters.clone();
         let frames = at.page_number()..at.page_number() + size.base_pages();
         let (mut entries, mut pins): (Vec<Hpa>, Vec<Gpa>) = (Vec::new(), Vec::new());
         let mut known = Vec::new();
@@ -46,20 +46,20 @@ impl DirectMmu {
             }
             info.machine = 0;
         }
-        platform.counters = counted;
+        platform.cpu.counters = counted;
         for &gfn in &known {
-            let fresh = platform.world.host.as_mut().map(|h| h.ensure(Gpa::new(gfn << 12)));
+            let fresh = platform.host.as_mut().map(|h| h.ensure(Gpa::new(gfn << 12)));
             if let Some(page) = fresh.transpose()?
                 && page.fresh
             {
-                platform.counters.host_faults += 1;
-                platform.counters.host_pages_cleared += page.size.base_pages();
+                platform.cpu.counters.host_faults += 1;
+                platform.cpu.counters.host_pages_cleared += page.size.base_pages();
             }
         }
-        let counted = platform.counters.clone();
+        let counted = platform.cpu.counters.clone();
         self.write_anew(platform, &entries, &pins);
-        platform.counters = counted;
-        platform.hardware.invalidate_everywhere();
+        platform.cpu.counters = counted;
+        platform.cpu.hardware.invalidate_everywhere();
         self.checked()
     }
 
@@ -67,7 +67,7 @@ impl DirectMmu {
     fn forget_mappings(&mut self, platform: &mut Platform, gfn: u64, entries: &mut Vec<Hpa>) {
         let mappings = self.mappings.entries(gfn);
         for at in mappings.into_iter().chain(self.links.entries(gfn)) {
-            let Some((level, _)) = self.source(&platform.world, at) else { continue };
+            let Some((level, _)) = self.source(&platform.cpu.world, at) else { continue };
             entries.push(at);
             // A large entry may reach here from its first frame alone; others of its frames follow
             // it.
@@ -85,7 +85,7 @@ impl DirectMmu {
         // and with what their entries point to. Tables that have moved are at other places by now,
         // with all that is in them.
         for &at in entries {
-            if let Some((level, entry)) = self.source(&platform.world, at) {
+            if let Some((level, entry)) = self.source(&platform.cpu.world, at) {
                 let level: Level = level;
                 self.set_entry(platform, (at, level), entry, &mut Changed::default());
             }

@@ -1,5 +1,6 @@
 //! What can be set of machines with segments, as their names spell it: `vmm-direct/bad=16`.
 
+use crate::coalescing::TlbKind;
 use crate::options::{OptionRow, OptionTable, one_of, whole, word_of};
 use nestwalk_hw::FilterGeometry;
 
@@ -36,6 +37,8 @@ pub struct SegmentConfig {
     pub bad_at: Vec<u64>,
     /// Pages that may escape from the VMM segment beside the bad ones, before it is cut.
     pub escapes: usize,
+    /// The cores' TLBs.
+    pub tlb: TlbKind,
 }
 
 impl Default for SegmentConfig {
@@ -51,6 +54,7 @@ impl Default for SegmentConfig {
             bad_seed: 1,
             bad_at: Vec::new(),
             escapes: 16,
+            tlb: TlbKind::Plain,
         }
     }
 }
@@ -132,6 +136,14 @@ const ESCAPES: Row = Row {
     get: |c| c.escapes.to_string(),
 };
 
+const TLB: Row = Row {
+    name: "tlb",
+    values: "plain|colt|clustered",
+    meaning: "TLBs with a page in each entry, or those of the schemes of these names (plain)",
+    set: |c, value| one_of(value, &TlbKind::NAMES).map(|tlb| c.tlb = tlb),
+    get: |c| word_of(&c.tlb, &TlbKind::NAMES),
+};
+
 const fn table(rows: &'static [Row]) -> OptionTable<SegmentConfig> {
     OptionTable { check: together, ..OptionTable::new(rows) }
 }
@@ -139,13 +151,24 @@ const fn table(rows: &'static [Row]) -> OptionTable<SegmentConfig> {
 /// Of bare metal with a segment.
 pub static DS: OptionTable<SegmentConfig> = table(&[CHECK, FILTER, FILTER_SEED]);
 /// Of Guest Direct.
-pub static GUEST: OptionTable<SegmentConfig> = table(&[FILTER, FILTER_SEED, ENTRIES]);
+pub static GUEST: OptionTable<SegmentConfig> = table(&[FILTER, FILTER_SEED, ENTRIES, TLB]);
 /// Of VMM Direct.
 pub static VMM: OptionTable<SegmentConfig> =
-    table(&[FILTER, FILTER_SEED, ENTRIES, START, COMPACT, BAD, BAD_SEED, BAD_AT, ESCAPES]);
+    table(&[FILTER, FILTER_SEED, ENTRIES, START, COMPACT, BAD, BAD_SEED, BAD_AT, ESCAPES, TLB]);
 /// Of Dual Direct.
-pub static DUAL: OptionTable<SegmentConfig> =
-    table(&[CHECK, FILTER, FILTER_SEED, ENTRIES, START, COMPACT, BAD, BAD_SEED, BAD_AT, ESCAPES]);
+pub static DUAL: OptionTable<SegmentConfig> = table(&[
+    CHECK,
+    FILTER,
+    FILTER_SEED,
+    ENTRIES,
+    START,
+    COMPACT,
+    BAD,
+    BAD_SEED,
+    BAD_AT,
+    ESCAPES,
+    TLB,
+]);
 
 fn together(c: &SegmentConfig) -> Result<(), String> {
     if c.compact > 0 && c.at_start {
@@ -185,7 +208,7 @@ mod tests {
     #[test]
     fn names_are_read_back_as_they_are_written() {
         let all = "check=l1/filter=512x8/filter-seed=9/entries=4k/start=paged/bad=3/bad-seed=7/\
-                   bad-at=0x1000+0x1001/escapes=2";
+                   bad-at=0x1000+0x1001/escapes=2/tlb=colt";
         let config = DUAL.parse(all).unwrap();
         assert_eq!(DUAL.spell(&config), all);
         assert_eq!((config.bad, config.escapes, config.bad_at.len()), (3, 2, 2));

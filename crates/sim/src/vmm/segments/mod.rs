@@ -8,6 +8,7 @@
 mod config;
 mod guest;
 mod vm;
+mod vmm_segment;
 
 pub use config::{Check, DS, DUAL, GUEST, SegmentConfig, VMM};
 pub use guest::GuestSegments;

@@ -27,7 +27,7 @@ impl ShadowMmu {
             // No recording has such a guest.
             return Ok(());
         }
-        let root = platform.world.root(vcpu);
+        let root = platform.cpu.world.root(vcpu);
         self.table_used(platform, vcpu, (root, self.guest_mode.levels), 0, USER | WRITE)
     }
 
@@ -41,7 +41,7 @@ impl ShadowMmu {
         allowed: u64,
     ) -> Result<(), MachineError> {
         let mode = self.guest_mode;
-        let Some(entries) = platform.world.guest.page(table).copied() else { return Ok(()) };
+        let Some(entries) = platform.cpu.world.guest.page(table).copied() else { return Ok(()) };
         let span = mode.span(level).bytes();
         for (i, word) in entries.iter().enumerate() {
             let entry = Entry(*word);
@@ -77,7 +77,7 @@ impl ShadowMmu {
         let mut at = 0;
         while at < size.bytes() && self.live < self.quota {
             let gpa = frame.offset_by(at);
-            let behind = platform.world.host.as_ref().and_then(|h| h.look_up(gpa));
+            let behind = platform.host.as_ref().and_then(|h| h.look_up(gpa));
             let step = behind.map_or(PageSize::SIZE_4K, |page| page.size.min(size));
             if behind.is_some() {
                 let request = Request {

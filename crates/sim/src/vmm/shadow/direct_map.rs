@@ -110,7 +110,7 @@ impl ShadowMmu {
             return Ok(next);
         }
         platform.locked_exit(ExitReason::HiddenFault);
-        platform.counters.shadow_fills += 1;
+        platform.cpu.counters.shadow_fills += 1;
         let (_, host_size) = super::super::host_page(platform, gpa)?;
         let shadowed = |mmu: &Self, gfn: u64| mmu.shadowed_in_2m.contains_key(&(gfn >> 9));
         if host_size < PageSize::SIZE_2M || shadowed(self, gfn) {
@@ -138,14 +138,14 @@ impl ShadowMmu {
             if self.direct_map.has(at) || self.emulates(at) {
                 continue;
             }
-            let host: Option<&HostMemory> = platform.world.host.as_ref();
+            let host: Option<&HostMemory> = platform.host.as_ref();
             let backed = host_size > PageSize::SIZE_4K
                 || host.is_some_and(|h| h.look_up(Gpa::new(at << 12)).is_some());
             if !backed {
                 break;
             }
             self.direct_map.add(at);
-            platform.counters.shadow_prefetches += 1;
+            platform.cpu.counters.shadow_prefetches += 1;
         }
     }
 }

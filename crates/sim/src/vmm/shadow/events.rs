@@ -1,8 +1,9 @@
 //! What the guest does to its tables and to CR3, and what the VMM owes for it.
 
-use super::{FLOOD, NONE, PageId, Root, SWITCH, ShadowMmu};
+use super::{FLOOD, NONE, PageId, Root, ShadowMmu};
 use crate::counters::ExitReason;
 use crate::scheme::{MachineError, Platform};
+use crate::walk::agile::SWITCH;
 use nestwalk_tables::Entry;
 use nestwalk_tables::entry::{LARGE, PRESENT};
 use nestwalk_types::{Address, Gpa, Gva, Hpa, Invalidation, PageSize, VcpuId};
@@ -41,7 +42,7 @@ impl ShadowMmu {
             if p.level > 1 {
                 p.flood += 1;
                 if p.flood >= FLOOD {
-                    platform.counters.flood_zaps += 1;
+                    platform.cpu.counters.flood_zaps += 1;
                     self.zap(platform, page);
                     page = next;
                     continue;
@@ -54,7 +55,7 @@ impl ShadowMmu {
                 if level == 1 && new.has(self.fillable()) {
                     let gfn = new.target::<Gpa>().page_number();
                     if self.prefill(platform, page, index, gfn, new) {
-                        platform.counters.shadow_prefetches += 1;
+                        platform.cpu.counters.shadow_prefetches += 1;
                     }
                 }
             }
@@ -117,13 +118,13 @@ impl ShadowMmu {
         pcid: u16,
         keep: bool,
     ) -> Result<(), MachineError> {
-        platform.counters.exit(ExitReason::Cr3Load);
+        platform.cpu.counters.exit(ExitReason::Cr3Load);
         let known = self.take_up_root(platform, vcpu, pcid, keep)?;
-        platform.hardware.load_cr3(vcpu, pcid, keep);
+        platform.cpu.hardware.load_cr3(vcpu, pcid, keep);
         // The VPID as a whole, whatever the PCID: `kvm_set_cr3` and `fast_cr3_switch` for a load that
         // flushes, `kvm_mmu_load` for a root that was not at hand.
         if !keep || !known {
-            platform.hardware.invalidate_vcpu(vcpu);
+            platform.cpu.hardware.invalidate_vcpu(vcpu);
         }
         Ok(())
     }
@@ -141,7 +142,7 @@ impl ShadowMmu {
         keep: bool,
     ) -> Result<bool, MachineError> {
         let v = usize::from(vcpu.0);
-        let gfn = platform.world.roots[v].page_number();
+        let gfn = platform.cpu.world.roots[v].page_number();
         let known;
         if let Some(mut root) = self.roots[v].current
             && root.gfn == gfn
@@ -199,7 +200,7 @@ impl ShadowMmu {
     /// What of a PCID no root at hand has needs no flush: the load that takes such a root up flushes
     /// the whole VPID.
     pub fn invalidate(&mut self, platform: &mut Platform, vcpu: VcpuId, what: Invalidation) {
-        platform.counters.exit(ExitReason::Invalidation);
+        platform.cpu.counters.exit(ExitReason::Invalidation);
         let v = usize::from(vcpu.0);
         let roots: Vec<Root> =
             self.roots[v].current.into_iter().chain(self.roots[v].previous.clone()).collect();
@@ -222,7 +223,7 @@ impl ShadowMmu {
             }
             Invalidation::PageInPcid(..) => {}
             Invalidation::Pcid(pcid) => {
-                if platform.hardware.cores[v].pcid == pcid {
+                if platform.cpu.hardware.cores[v].pcid == pcid {
                     self.sync_current(platform, v);
                     flush = Flush::Vpid;
                 }
@@ -238,8 +239,8 @@ impl ShadowMmu {
         self.settle(platform);
         match flush {
             Flush::Nothing => {}
-            Flush::Address(gva) => platform.hardware.invalidate_address(vcpu, self.mode, gva),
-            Flush::Vpid => platform.hardware.invalidate_vcpu(vcpu),
+            Flush::Address(gva) => platform.cpu.hardware.invalidate_address(vcpu, self.mode, gva),
+            Flush::Vpid => platform.cpu.hardware.invalidate_vcpu(vcpu),
         }
     }
 
@@ -283,11 +284,12 @@ impl ShadowMmu {
                 }
                 self.drop_entry(spte);
                 let at = self.guest_entry_at(page, index);
-                let raw = platform.world.guest.read(at, self.guest_mode.entry_bytes).unwrap_or(0);
+                let raw =
+                    platform.cpu.world.guest.read(at, self.guest_mode.entry_bytes).unwrap_or(0);
                 let guest = Entry(raw);
                 let gfn = guest.target::<Gpa>().page_number();
                 if guest.has(self.fillable()) && self.prefill(platform, page, index, gfn, guest) {
-                    platform.counters.shadow_prefetches += 1;
+                    platform.cpu.counters.shadow_prefetches += 1;
                 }
                 return;
             }

@@ -1,11 +1,12 @@
 //! Faults of the hardware on shadow tables: the guest's own, or the shadow's.
 
 use super::protect::GUEST_WRITE;
-use super::{Access, PREFETCH, PageId, SWITCH, ShadowMmu};
+use super::{Access, PREFETCH, PageId, ShadowMmu};
 use crate::counters::ExitReason;
 use crate::hardware::Request;
-use crate::scheme::{Answer, MachineError, Platform};
+use crate::scheme::{Handled, MachineError, Platform};
 use crate::vmm::{host_page, largest_leaf};
+use crate::walk::agile::SWITCH;
 use nestwalk_tables::entry::{ACCESSED, DIRTY, LARGE, NO_EXECUTE, PRESENT, USER, WRITE};
 use nestwalk_tables::{Entry, Level, MAX_LEVELS, Permissions};
 use nestwalk_types::{Address, Gpa, Hpa, PageSize};
@@ -63,13 +64,13 @@ impl ShadowMmu {
         &mut self,
         platform: &mut Platform,
         request: &Request,
-    ) -> Result<Answer, MachineError> {
+    ) -> Result<Handled, MachineError> {
         if self.fill_switch(platform, request)? {
-            return Ok(Answer::Retry);
+            return Ok(Handled::Retry);
         }
         let Some(walk) = self.guest_walk(platform, request) else {
-            platform.counters.exit(ExitReason::TrueFault);
-            return Ok(Answer::GuestFault);
+            platform.cpu.counters.exit(ExitReason::TrueFault);
+            return Ok(Handled::GuestFault);
         };
         let size = self.guest_mode.span(walk.leaf);
         let frame: Gpa = walk.entries[walk.leaf as usize].frame(size);
@@ -108,7 +109,7 @@ impl ShadowMmu {
             // The store's own event counts the exit.
             self.begin_emulation(spte);
             self.settle(platform);
-            return Ok(Answer::Retry);
+            return Ok(Handled::RetryOnce);
         }
         let reason = if old.is_present() && request.write && !walk.was_dirty {
             ExitReason::DirtyFault
@@ -118,16 +119,16 @@ impl ShadowMmu {
             ExitReason::HiddenFault
         };
         platform.locked_exit(reason);
-        platform.counters.shadow_fills += u64::from(reason != ExitReason::TableUnsync);
+        platform.cpu.counters.shadow_fills += u64::from(reason != ExitReason::TableUnsync);
         if old.is_present() {
             // The hardware may hold the read-only translation on any core.
-            for core in &mut platform.hardware.cores {
+            for core in &mut platform.cpu.hardware.cores {
                 core.drop_page(request.gva, core.asid, true);
             }
         }
         self.prefetch(platform, page, index, &walk);
         self.settle(platform);
-        Ok(Answer::Retry)
+        Ok(Handled::Retry)
     }
 
     /// Whether the shadow's entry of `level` for the address points to a table.
@@ -148,8 +149,8 @@ impl ShadowMmu {
     /// bits, and the dirty bit for a store, as the hardware would have.
     fn guest_walk(&self, platform: &mut Platform, request: &Request) -> Option<GuestWalk> {
         let mode = self.guest_mode;
-        let guest = &mut platform.world.guest;
-        let mut table = platform.world.roots[request.core()];
+        let guest = &mut platform.cpu.world.guest;
+        let mut table = platform.cpu.world.roots[request.core()];
         let mut walk = GuestWalk::new();
         let mut at = [Gpa::new(0); MAX_LEVELS + 1];
         for level in (1..=mode.levels).rev() {
@@ -247,7 +248,7 @@ impl ShadowMmu {
     ) -> Entry {
         if level > self.guest_mode.levels {
             // The root of a 32-bit guest's shadow points to parts of its page directory.
-            return Entry::table(platform.world.roots[request.core()]);
+            return Entry::table(platform.cpu.world.roots[request.core()]);
         }
         walk.entries[level.max(walk.leaf) as usize]
     }
@@ -287,13 +288,14 @@ impl ShadowMmu {
                 (self.pages[page as usize].gfn + i, walk.entries[walk.leaf as usize])
             } else {
                 let at = self.guest_entry_at(page, i);
-                let raw = platform.world.guest.read(at, self.guest_mode.entry_bytes).unwrap_or(0);
+                let raw =
+                    platform.cpu.world.guest.read(at, self.guest_mode.entry_bytes).unwrap_or(0);
                 (Entry(raw).target::<Gpa>().page_number(), Entry(raw))
             };
             if !guest.has(self.fillable()) || !self.prefill(platform, page, i, gfn, guest) {
                 break;
             }
-            platform.counters.shadow_prefetches += 1;
+            platform.cpu.counters.shadow_prefetches += 1;
         }
     }
 
@@ -307,7 +309,7 @@ impl ShadowMmu {
         guest: Entry,
     ) -> bool {
         let gpa = Gpa::new(gfn << 12);
-        let Some(host) = platform.world.host.as_ref().and_then(|h| h.look_up(gpa)) else {
+        let Some(host) = platform.host.as_ref().and_then(|h| h.look_up(gpa)) else {
             return false;
         };
         let frame = host.frame.offset_by(gpa.offset_in(host.size));

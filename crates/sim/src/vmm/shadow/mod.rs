@@ -33,8 +33,6 @@ mod protect;
 pub(super) mod tests;
 mod unload;
 
-pub use partial::{Homes, SWITCH};
-
 use super::rmap::Rmap;
 use crate::scheme::{MachineError, Platform};
 use nestwalk_tables::{Level, Mode, PAE, TableMemory};
@@ -234,14 +232,14 @@ impl ShadowMmu {
         platform: &mut Platform,
         vcpu: usize,
     ) -> Result<Hpa, MachineError> {
-        let gfn = platform.world.roots[vcpu].page_number();
+        let gfn = platform.cpu.world.roots[vcpu].page_number();
         if let Some(root) = self.roots[vcpu].current
             && root.gfn == gfn
             && !self.pages[root.page as usize].obsolete
         {
             return Ok(self.pages[root.page as usize].table);
         }
-        let pcid = platform.hardware.cores[vcpu].pcid;
+        let pcid = platform.cpu.hardware.cores[vcpu].pcid;
         if let Some(old) = self.roots[vcpu].current.take() {
             self.release(platform, old.page);
         }

@@ -1,7 +1,8 @@
 //! Shadow pages: found, made, linked, compared and dropped.
 
-use super::{NONE, PageId, Role, SWITCH, ShadowMmu, ShadowPage};
+use super::{NONE, PageId, Role, ShadowMmu, ShadowPage};
 use crate::scheme::{MachineError, Platform};
+use crate::walk::agile::SWITCH;
 use nestwalk_mm::HostMemory;
 use nestwalk_tables::Entry;
 use nestwalk_tables::entry::{LARGE, WRITE};
@@ -24,11 +25,11 @@ impl ShadowMmu {
         }
         self.enforce_quota(platform);
         let table =
-            platform.world.host.as_mut().and_then(HostMemory::alloc_table).ok_or(
+            platform.host.as_mut().and_then(HostMemory::alloc_table).ok_or(
                 MachineError::NoTableFrame { machine: String::new(), what: "shadow table" },
             )?;
         self.memory.insert(table, None);
-        platform.counters.shadow_pages += 1;
+        platform.cpu.counters.shadow_pages += 1;
         let page = self.free.pop().unwrap_or(self.pages.len() as PageId);
         let generation = self.pages.get(page as usize).map_or(0, |p| p.generation + 1);
         let (gfn, level, split, quadrant) = role;
@@ -84,7 +85,7 @@ impl ShadowMmu {
     /// Drops a shadow page: its entries, the entries that point to it, and its memory, unless a vCPU
     /// holds it as root.
     pub(super) fn zap(&mut self, platform: &mut Platform, page: PageId) {
-        platform.counters.shadow_zaps += 1;
+        platform.cpu.counters.shadow_zaps += 1;
         let (table, role) = {
             let p = &self.pages[page as usize];
             (p.table, p.role())
@@ -142,7 +143,7 @@ impl ShadowMmu {
         let table = p.table;
         self.by_table.remove(&table.page_number());
         self.memory.remove(table);
-        if let Some(host) = &mut platform.world.host {
+        if let Some(host) = &mut platform.host {
             host.free_table(table);
         }
         self.free.push(page);
@@ -175,7 +176,7 @@ impl ShadowMmu {
     /// Pays the flush that dropped or narrowed entries owe, before the guest runs again
     /// (`kvm_flush_remote_tlbs`).
     pub(super) fn settle(&mut self, platform: &mut Platform) {
-        platform.counters.shadow_drops += std::mem::take(&mut self.dropped);
+        platform.cpu.counters.shadow_drops += std::mem::take(&mut self.dropped);
         if std::mem::take(&mut self.flush_owed) {
             platform.flush_remote();
         }
@@ -229,7 +230,7 @@ impl ShadowMmu {
     /// Compares an out-of-sync leaf page with the guest's table (`sync_page`): entries whose guest
     /// entry changed are dropped or corrected. Entries that are not there are not filled.
     pub(super) fn compare(&mut self, platform: &mut Platform, page: PageId) {
-        platform.counters.sync_entries += 512;
+        platform.cpu.counters.sync_entries += 512;
         let table = self.pages[page as usize].table;
         for index in 0..512u64 {
             let spte = table.offset_by(index * 8);
@@ -237,10 +238,10 @@ impl ShadowMmu {
             if !old.is_present() {
                 continue;
             }
-            platform.counters.sync_present += 1;
+            platform.cpu.counters.sync_present += 1;
             let at = self.guest_entry_at(page, index);
             let guest =
-                Entry(platform.world.guest.read(at, self.guest_mode.entry_bytes).unwrap_or(0));
+                Entry(platform.cpu.world.guest.read(at, self.guest_mode.entry_bytes).unwrap_or(0));
             let frame = guest.target::<nestwalk_types::Gpa>().page_number();
             if !guest.has(self.fillable()) || frame != self.mapped_gfn(page, spte) {
                 self.drop_entry(spte);

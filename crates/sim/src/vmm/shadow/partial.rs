@@ -15,43 +15,12 @@ use crate::counters::ExitReason;
 use crate::hardware::Request;
 use crate::scheme::{MachineError, Platform};
 use crate::vmm::host_page;
+use crate::walk::agile::{Homes, SWITCH};
 use nestwalk_tables::entry::{ACCESSED, LARGE, NO_EXECUTE, PRESENT, USER, WRITE};
-use nestwalk_tables::{Entry, Handle, Level, TableMemory};
+use nestwalk_tables::{Entry, Level, TableMemory};
 use nestwalk_types::{Address, Gpa, Hpa};
 use rustc_hash::FxHashMap;
 use std::collections::BTreeMap;
-
-/// Software bit 11 of a shadow entry above the leaves: it points to a guest table, and the rest of the
-/// walk is nested (the paper's *switching bit*).
-pub const SWITCH: u64 = 1 << 11;
-
-/// Guest-physical addresses of the tables that switching entries point to. Hardware has no use for
-/// them; the simulator finds the tables' contents by them, without hashing.
-#[derive(Default)]
-pub struct Homes {
-    /// By [`Handle::index`] of the shadow page, then by entry: the guest frame.
-    by_page: Vec<Option<Box<[u64; 512]>>>,
-}
-
-impl Homes {
-    /// The guest table behind the switching entry `index` of a shadow page.
-    #[inline]
-    pub fn of(&self, page: Handle, index: u64) -> Gpa {
-        let frames = self.by_page.get(page.index()).and_then(Option::as_ref);
-        Gpa::new(frames.map_or(0, |f| f[index as usize & 511]) << 12)
-    }
-
-    fn set(&mut self, page: Handle, index: u64, gfn: u64) {
-        if page == Handle::default() {
-            return;
-        }
-        if page.index() >= self.by_page.len() {
-            self.by_page.resize_with(page.index() + 1, || None);
-        }
-        let frames = self.by_page[page.index()].get_or_insert_with(|| Box::new([0; 512]));
-        frames[index as usize & 511] = gfn;
-    }
-}
 
 /// What is known of nested guest tables.
 #[derive(Default)]
@@ -225,10 +194,10 @@ impl ShadowMmu {
         let mode = self.guest_mode;
         let mut walk = GuestWalk::new();
         walk.leaf = 1;
-        let mut table = platform.world.roots[request.core()];
+        let mut table = platform.cpu.world.roots[request.core()];
         for level in (2..=mode.levels).rev() {
             let at = mode.entry_at(table, request.gva.value(), level);
-            let entry = Entry(platform.world.guest.read(at, mode.entry_bytes).unwrap_or(0));
+            let entry = Entry(platform.cpu.world.guest.read(at, mode.entry_bytes).unwrap_or(0));
             let large = mode.may_be_leaf(level) && entry.has(LARGE);
             let used = entry.has(PRESENT) && (mode.root_in_registers || entry.has(ACCESSED));
             if !used || large || self.live + u64::from(mode.levels) >= self.quota {
@@ -245,13 +214,13 @@ impl ShadowMmu {
         for index in 0..512 {
             let spte = self.spte_at(page, index);
             let at = self.guest_entry_at(page, index);
-            let guest = Entry(platform.world.guest.read(at, mode.entry_bytes).unwrap_or(0));
+            let guest = Entry(platform.cpu.world.guest.read(at, mode.entry_bytes).unwrap_or(0));
             let there = self.memory.read(spte, 8).unwrap_or(0) & PRESENT != 0;
             if there || !guest.has(PRESENT | ACCESSED) {
                 continue;
             }
             let gfn = guest.target::<Gpa>().page_number();
-            platform.counters.shadow_prefetches +=
+            platform.cpu.counters.shadow_prefetches +=
                 u64::from(self.prefill(platform, page, index, gfn, guest));
         }
         self.settle(platform);
@@ -329,11 +298,11 @@ impl ShadowMmu {
         let mode = self.guest_mode;
         let mut walk = GuestWalk::new();
         walk.leaf = 1;
-        let mut table = platform.world.roots[request.core()];
+        let mut table = platform.cpu.world.roots[request.core()];
         let mut passed = Vec::with_capacity(usize::from(mode.levels));
         for level in (2..=mode.levels).rev() {
             let at = mode.entry_at(table, request.gva.value(), level);
-            let entry = Entry(platform.world.guest.read(at, mode.entry_bytes).unwrap_or(0));
+            let entry = Entry(platform.cpu.world.guest.read(at, mode.entry_bytes).unwrap_or(0));
             if !entry.is_present() || (mode.may_be_leaf(level) && entry.has(LARGE)) {
                 return Ok(false);
             }
@@ -346,7 +315,7 @@ impl ShadowMmu {
             }
             self.partial.nested.insert(gfn, level - 1);
             for at in passed {
-                platform.world.guest.set_bits(at, ACCESSED);
+                platform.cpu.world.guest.set_bits(at, ACCESSED);
             }
             self.hardware_root(platform, request.core())?;
             let page = self.fetch(platform, request, &walk, level)?;
@@ -355,7 +324,7 @@ impl ShadowMmu {
             self.partial.nested.insert(gfn, level - 1);
             self.store_switch(platform, spte, entry, gfn)?;
             platform.locked_exit(ExitReason::HiddenFault);
-            platform.counters.shadow_fills += 1;
+            platform.cpu.counters.shadow_fills += 1;
             self.settle(platform);
             return Ok(true);
         }

@@ -1,12 +1,13 @@
 //! What must hold between the parts of the shadow MMU after every event of any life. The rules of KVM
 //! that can be seen from outside are in `tests/shadow_rules.rs`.
 
-use super::{NONE, PageId, SWITCH, ShadowMmu};
+use super::{NONE, PageId, ShadowMmu};
 use crate::counters::ExitReason;
 use crate::engine::{AnyMachine, Machine};
 use crate::scheme::Platform;
 use crate::schemes::Build;
 use crate::schemes::shadow::Shadow;
+use crate::walk::agile::SWITCH;
 use lives::Life;
 use nestwalk_hw::Profile;
 use nestwalk_mm::{HostMemory, PagePolicy};
@@ -161,7 +162,7 @@ impl ShadowMmu {
     /// Switching entries lead to the host's frame of a guest table that is known to be nested, and each
     /// is known.
     fn check_switches(&self, present: &[Found], platform: &Platform) {
-        let host = platform.world.host.as_ref().expect("a VM has a host");
+        let host = platform.host.as_ref().expect("a VM has a host");
         let mut leading: BTreeMap<u64, BTreeSet<Hpa>> = BTreeMap::new();
         for f in present {
             let level = self.pages[f.page as usize].level;
@@ -183,7 +184,7 @@ impl ShadowMmu {
     /// Leaves map the frame that the host has behind the guest's, are known to the reverse map, and
     /// allow no store to a table that someone relies on; no large one covers a shadowed table.
     fn check_leaves(&self, present: &[Found], platform: &Platform) {
-        let host = platform.world.host.as_ref().expect("a VM has a host");
+        let host = platform.host.as_ref().expect("a VM has a host");
         let mut mapped: BTreeMap<u64, BTreeSet<Hpa>> = BTreeMap::new();
         for f in present {
             let level = self.pages[f.page as usize].level;
@@ -241,7 +242,7 @@ impl ShadowMmu {
                 continue;
             }
             let at = self.guest_entry_at(f.page, f.index);
-            let raw = platform.world.guest.read(at, platform.world.mode.entry_bytes);
+            let raw = platform.cpu.world.guest.read(at, platform.cpu.world.mode.entry_bytes);
             let guest = Entry(raw.expect("a shadowed table is a table"));
             let leaf = p.level == 1 || f.entry.has(LARGE);
             if self.rules.hardware_ad && leaf {
@@ -385,5 +386,5 @@ fn dropping_a_frame_drops_every_entry_that_maps_it() {
     assert_eq!(dropped, leaves.len());
     assert!(dropped > leaves.iter().collect::<BTreeSet<_>>().len(), "none is shared");
     m.scheme.mmu.check(&m.platform);
-    assert!(m.platform.hardware.cores.iter().all(|c| c.l1d.is_empty() && c.l2.is_empty()));
+    assert!(m.platform.cpu.hardware.cores.iter().all(|c| c.l1d.is_empty() && c.l2.is_empty()));
 }

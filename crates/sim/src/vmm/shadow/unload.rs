@@ -12,11 +12,11 @@ impl ShadowMmu {
             let p = &self.pages[page as usize];
             if p.live {
                 // An obsolete page was counted when it became that.
-                platform.counters.shadow_zaps += u64::from(!p.obsolete);
+                platform.cpu.counters.shadow_zaps += u64::from(!p.obsolete);
                 self.free_page(platform, page);
             }
         }
-        platform.counters.shadow_drops += self.rmap.count() + self.dropped;
+        platform.cpu.counters.shadow_drops += self.rmap.count() + self.dropped;
         let fresh = Self::new(self.guest_mode, self.roots.len(), 0);
         *self = Self { quota: self.quota, ..fresh };
     }
@@ -28,7 +28,7 @@ impl ShadowMmu {
     /// The host has no frame for a root.
     pub fn load_roots(&mut self, platform: &mut Platform) -> Result<(), MachineError> {
         for vcpu in 0..self.roots.len() {
-            if platform.world.roots[vcpu] != Gpa::new(0) {
+            if platform.cpu.world.roots[vcpu] != Gpa::new(0) {
                 self.hardware_root(platform, vcpu)?;
             }
         }

@@ -1,10 +1,14 @@
 //! The host's memory: the VMM process maps guest RAM, and its page tables say where it is.
 
+pub(crate) mod compaction;
+pub(crate) mod daemons;
+pub(crate) mod segment;
+
 use crate::daemons::{DaemonConfig, Daemons};
 use crate::error::MmError;
-use crate::fragmentation::Fragmentation;
-use crate::host_compaction::Compaction;
+use crate::host::compaction::Compaction;
 use crate::physical::PhysicalMemory;
+use crate::physical::fragmentation::Fragmentation;
 use crate::placement::{HostPages, Listed, PagePolicy, PlacementKind};
 use crate::placement_stats::PlacementStats;
 use crate::space::{Access, AddressSpace, Counters, Memory, SpaceConfig, Unobserved};

@@ -10,8 +10,8 @@
 
 use crate::error::MmError;
 use crate::host::HostMemory;
-use crate::host_compaction::Compaction;
-use crate::runs::Run;
+use crate::host::compaction::Compaction;
+use crate::physical::runs::Run;
 use crate::space::Unobserved;
 use nestwalk_types::{Address, Gpa, Hpa, Hva, SplitMix64};
 

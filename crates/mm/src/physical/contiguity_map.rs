@@ -14,7 +14,7 @@
 //! long enough and the longest are each found in a number of steps that grows with the logarithm
 //! of memory, where the kernel walks a list.
 
-use crate::buddy::LINUX_MAX_ORDER;
+use crate::physical::buddy::LINUX_MAX_ORDER;
 use std::ops::Range;
 
 /// The map of one zone, with the rover of next-fit placement. Blocks are numbered from the zone's
@@ -235,7 +235,7 @@ impl ContiguityMap {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::buddy::Buddy;
+    use crate::physical::buddy::Buddy;
     use nestwalk_types::SplitMix64;
 
     const BLOCK: u64 = 1 << LINUX_MAX_ORDER;

@@ -2,8 +2,8 @@
 //! are, as Linux says in `/proc/buddyinfo`.
 
 use crate::error::MmError;
-use crate::free_blocks::{FreeBlocks, ORDERS};
 use crate::physical::PhysicalMemory;
+use crate::physical::free_blocks::{FreeBlocks, ORDERS};
 use nestwalk_types::{Address, SplitMix64};
 
 /// Frames of the largest block that Linux lists.
@@ -150,7 +150,7 @@ impl<O: Address> PhysicalMemory<O> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::free_blocks::FREE_BLOCKS;
+    use crate::physical::free_blocks::FREE_BLOCKS;
     use nestwalk_types::Gpa;
 
     const REAL: &str = "\

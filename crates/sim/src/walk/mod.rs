@@ -2,15 +2,22 @@
 //! and dirty bits, and return faults as data.
 
 pub mod agile;
+mod nested;
 pub mod segments;
 mod sharing;
+pub mod watch;
 
 use crate::counters::{Counters, Dimension};
 use crate::hardware::{Hardware, Request};
-use nestwalk_hw::{Asid, Pointer, Translation};
+use nested::translate_seen;
+pub use nested::{
+    HostDimension, NestedTables, Purpose, Watched, translate_nested, translate_nested_watched,
+};
+use nestwalk_hw::{Pointer, Translation};
 use nestwalk_tables::entry::{ACCESSED, DIRTY, GLOBAL, LARGE};
-use nestwalk_tables::{Entry, Handle, Level, Mode, Permissions, TableMemory};
+use nestwalk_tables::{Entry, Level, Mode, Permissions, TableMemory};
 use nestwalk_types::{Address, Gpa, Hpa, PageSize};
+pub use watch::{HostWatch, Nobody, WalkWatch, Watch};
 
 /// A walk that could not finish.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -42,19 +49,6 @@ pub struct Tables<'a, A> {
     pub root: A,
     /// What references to them are counted as.
     pub dimension: Dimension,
-}
-
-/// Sees the leaf entry of a base page that a walk ends at, after it was checked and marked. The walker
-/// has the whole line of the data cache that the entry lies in.
-pub trait Watch<A> {
-    /// The entry lies at `at`, in the table of `held`.
-    fn leaf(&mut self, memory: &TableMemory<A>, held: Handle, at: A, entry_bytes: u8);
-}
-
-/// Nobody watches.
-impl<A> Watch<A> for () {
-    #[inline(always)]
-    fn leaf(&mut self, _memory: &TableMemory<A>, _held: Handle, _at: A, _entry_bytes: u8) {}
 }
 
 /// The leaf of a guest walk.
@@ -108,7 +102,7 @@ fn is_leaf(mode: &Mode, level: Level, entry: Entry) -> bool {
 }
 
 /// Walks tables whose addresses the caches know as they are: bare metal (`A = Gpa`, where a gPA is an
-/// hPA) and shadow tables (`A = Hpa`).
+/// hPA) and shadow tables (`A = Hpa`). `watch` sees the leaf entry.
 ///
 /// # Errors
 /// The fault that the access meets.
@@ -118,12 +112,12 @@ pub fn walk_1d<A: Address>(
     counters: &mut Counters,
     tables: &mut Tables<'_, A>,
     request: &Request,
+    watch: &mut impl Watch<A>,
 ) -> Result<Translation, Fault> {
-    walk_1d_marking(hardware, counters, tables, request, |_, _| {}, &mut ())
+    walk_1d_marking(hardware, counters, tables, request, |_, _| {}, watch)
 }
 
-/// As [`walk_1d`]; `marked` is told of every entry in which bits were set, and of the bits, `watch` of
-/// the leaf entry.
+/// As [`walk_1d`]; `marked` hears of every entry in which bits were set, and of the bits.
 ///
 /// # Errors
 /// The fault that the access meets.
@@ -184,193 +178,14 @@ pub fn walk_1d_marking<A: Address>(
     }
 }
 
-/// Why a guest-physical address is translated.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Purpose {
-    /// The program stores there.
-    pub write: bool,
-    /// It fetches from there.
-    pub fetch: bool,
-    /// Level of the guest table that lies there, 0 for the page of the access.
-    pub on_behalf: u8,
-}
-
-impl Purpose {
-    /// The walker reads an entry of a guest table of this level.
-    #[inline]
-    pub const fn table(level: Level) -> Self {
-        Self { write: false, fetch: false, on_behalf: level }
-    }
-    /// The page of the access.
-    #[inline]
-    pub const fn page(write: bool, fetch: bool) -> Self {
-        Self { write, fetch, on_behalf: 0 }
-    }
-}
-
-/// The nested tables of a VM.
-pub struct NestedTables<'a> {
-    /// Their paging mode.
-    pub mode: &'static Mode,
-    /// The table pages.
-    pub memory: &'a mut TableMemory<Hpa>,
-    /// The root table (EPT pointer, nCR3).
-    pub root: Hpa,
-    /// Entries have accessed and dirty flags, which the walker sets; then its accesses to guest tables
-    /// are writes (SDM vol. 3C, "Accessed and Dirty Flags for EPT").
-    pub ad: bool,
-}
-
-/// What translates guest-physical addresses for the walker of the guest's tables.
-pub trait HostDimension {
-    /// Translates one.
-    ///
-    /// # Errors
-    /// [`Fault::Nested`] if nothing maps it, or what does forbids the access.
-    fn translate(
-        &mut self,
-        hardware: &mut Hardware,
-        counters: &mut Counters,
-        core: usize,
-        gpa: Gpa,
-        purpose: Purpose,
-    ) -> Result<Translation, Fault>;
-}
-
-impl HostDimension for NestedTables<'_> {
-    #[inline]
-    fn translate(
-        &mut self,
-        hardware: &mut Hardware,
-        counters: &mut Counters,
-        core: usize,
-        gpa: Gpa,
-        purpose: Purpose,
-    ) -> Result<Translation, Fault> {
-        translate_nested(hardware, counters, self, core, gpa, purpose)
-    }
-}
-
-/// Translates a guest-physical address: nested TLB, nested walk caches, nested tables.
-///
-/// # Errors
-/// [`Fault::Nested`] if no nested entry maps it, or the one that does forbids the access.
-#[inline(always)]
-pub fn translate_nested(
-    hardware: &mut Hardware,
-    counters: &mut Counters,
-    nested: &mut NestedTables<'_>,
-    core: usize,
-    gpa: Gpa,
-    purpose: Purpose,
-) -> Result<Translation, Fault> {
-    translate_nested_watched(hardware, counters, nested, core, (gpa, purpose), &mut ())
-}
-
-/// As [`translate_nested`]; `watch` is told of the leaf entry, unless the nested TLB has served.
-///
-/// Tables above leaves allow everything, as hypervisors make them: the leaf alone is asked.
-///
-/// # Errors
-/// As [`translate_nested`].
-#[inline]
-pub fn translate_nested_watched(
-    hardware: &mut Hardware,
-    counters: &mut Counters,
-    nested: &mut NestedTables<'_>,
-    core: usize,
-    (gpa, purpose): (Gpa, Purpose),
-    watch: &mut impl Watch<Hpa>,
-) -> Result<Translation, Fault> {
-    let host = Asid::new(hardware.cores[core].asid.vpid(), 0);
-    let Purpose { fetch, on_behalf, .. } = purpose;
-    let write = purpose.write || (on_behalf > 0 && nested.ad);
-    let needs = Translation::needs(write, fetch, false);
-    if let Some(tlb) = &mut hardware.cores[core].nested_tlb {
-        hardware.tally.cycles += hardware.nested_tlb_cycles;
-        if let Some(hit) = tlb.look_up(gpa, host)
-            && hit.serves(needs)
-        {
-            counters.nested_tlb_hits += 1;
-            return Ok(hit);
-        }
-    }
-    counters.nested_walks += 1;
-    let mode = nested.mode;
-    let cached = hardware.cores[core].nested_walk_cache.look_up(mode, gpa, host);
-    let root = nested.root;
-    let (mut level, mut table, hint) =
-        cached.map_or((mode.levels, root, Handle::default()), |(l, p)| (l, p.table, p.handle));
-    let mut at = mode.entry_at(table, gpa.value(), level);
-    // By the entry's address: a flat root is longer than a page.
-    let mut held = nested.memory.reopen(hint, at);
-    loop {
-        let entry = Entry(nested.memory.entry(held, at, mode.entry_bytes));
-        hardware.reference(core, Dimension::Nested, (level, on_behalf), at, entry.0);
-        if !entry.is_present() {
-            return Err(Fault::Nested { gpa, fetch });
-        }
-        if is_leaf(mode, level, entry) {
-            let permissions = Permissions::ALL.and(entry);
-            if !permissions.allow(write, fetch, false) {
-                return Err(Fault::Nested { gpa, fetch });
-            }
-            let wanted = if write { ACCESSED | DIRTY } else { ACCESSED };
-            if nested.ad && !entry.has(wanted) {
-                nested.memory.set_bits(at, wanted);
-            }
-            let mut size = mode.span(level);
-            if level == 1 {
-                watch.leaf(nested.memory, held, at, mode.entry_bytes);
-                if hardware.shares_entries
-                    && sharing::in_order(nested.memory, held, at, mode.entry_bytes, nested.ad)
-                {
-                    size = PageSize::SIZE_16K;
-                }
-            }
-            // Without flags there is none that a store would have to set.
-            let dirty = write || !nested.ad || entry.has(DIRTY);
-            let found = Translation::new(entry.frame(size), size, permissions, dirty, false);
-            if let Some(tlb) = &mut hardware.cores[core].nested_tlb {
-                tlb.fill(gpa, host, found);
-            }
-            return Ok(found);
-        }
-        if nested.ad && !entry.has(ACCESSED) {
-            nested.memory.set_bits(at, ACCESSED);
-        }
-        table = entry.target();
-        held = nested.memory.child(held, mode.index(gpa.value(), level), table);
-        level -= 1;
-        at = mode.entry_at(table, gpa.value(), level);
-        let pointer = Pointer { table, home: table.value(), handle: held, ..Pointer::default() };
-        hardware.cores[core].nested_walk_cache.fill_missed(mode, gpa, host, level, pointer);
-    }
-}
-
 /// Walks guest tables in two dimensions: each guest entry is fetched at the host-physical address
 /// that the nested tables give, and so is the page at the end. 24 references for 4 on 4 levels with
-/// nothing cached, 35 for 5 on 5: `g * h + g + h`.
-///
-/// # Errors
-/// The fault that the access meets, of either dimension.
-#[inline(always)]
-pub fn walk_2d<H: HostDimension>(
-    hardware: &mut Hardware,
-    counters: &mut Counters,
-    guest: &mut Tables<'_, Gpa>,
-    nested: &mut H,
-    request: &Request,
-) -> Result<Translation, Fault> {
-    walk_2d_watched(hardware, counters, guest, nested, request, &mut ())
-}
-
-/// As [`walk_2d`]; `watch` is told of the guest's leaf entry.
+/// nothing cached, 35 for 5 on 5: `g * h + g + h`. `watch` sees the guest's leaf entry.
 ///
 /// # Errors
 /// The fault that the access meets, of either dimension.
 #[inline]
-pub fn walk_2d_watched<H: HostDimension>(
+pub fn walk_2d<H: HostDimension>(
     hardware: &mut Hardware,
     counters: &mut Counters,
     guest: &mut Tables<'_, Gpa>,

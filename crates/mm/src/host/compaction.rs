@@ -10,8 +10,8 @@
 
 use crate::error::MmError;
 use crate::host::HostMemory;
-use crate::host_segment::SegmentChange;
-use crate::runs::Run;
+use crate::host::segment::SegmentChange;
+use crate::physical::runs::Run;
 use crate::space::Unobserved;
 use nestwalk_types::{Address, Gpa, Hpa};
 

@@ -5,9 +5,9 @@
 //! is scanned. Among the orders that fit the smallest is used, as in Linux; within an order the
 //! lowest address, which makes a run independent of the history of a free list.
 
-use crate::bitmap::Bitmap;
-use crate::contiguity_map::ContiguityMap;
-use crate::free_lists::FreeLists;
+use crate::physical::bitmap::Bitmap;
+use crate::physical::contiguity_map::ContiguityMap;
+use crate::physical::free_lists::FreeLists;
 use std::ops::Range;
 
 /// Largest order that is kept merged: 18, 1 GiB, so that 1 GiB pages can be had.

@@ -22,7 +22,7 @@
 //! changed only. One inexactness follows: a block that goes to the tail while an older mention of
 //! it stands in the stack is found there.
 
-use crate::buddy::{Buddy, FreeError, LINUX_MAX_ORDER};
+use crate::physical::buddy::{Buddy, FreeError, LINUX_MAX_ORDER};
 use std::collections::{BTreeSet, VecDeque};
 use std::ops::Range;
 

@@ -1,0 +1,103 @@
+//! What a scheme reports beside counters.
+
+use super::Platform;
+use crate::switching::SwitchingResult;
+use crate::walk::segments::SegmentUnit;
+use nestwalk_types::Address;
+use serde::Serialize;
+
+/// One segment and its escape filter, as hardware has them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+pub struct SegmentInfo {
+    /// First address; 0 if there is none.
+    pub base: u64,
+    /// Length in bytes; 0 if there is none.
+    pub bytes: u64,
+    /// Pages that were put into the filter.
+    pub escaped: u64,
+    /// Pages of the segment that the filter reports, false positives included.
+    pub reported: u64,
+}
+
+impl SegmentInfo {
+    /// What a unit has.
+    pub fn of<I: Address, O: Address>(unit: &SegmentUnit<I, O>) -> Self {
+        let pages = unit.registers().pages();
+        let reported = |most| unit.filter().reported(most).count() as u64;
+        Self {
+            base: unit.registers().base().value(),
+            bytes: unit.registers().bytes(),
+            escaped: unit.escaped(),
+            reported: reported(pages),
+        }
+    }
+}
+
+/// The segments of a machine. Of guest segments the largest that was loaded so far.
+#[derive(Clone, Copy, PartialEq, Debug, Default, Serialize)]
+pub struct SegmentState {
+    /// The guest's, from gVA to gPA.
+    pub guest: SegmentInfo,
+    /// The VMM's, from gPA to hPA.
+    pub vmm: SegmentInfo,
+    /// Guest memory that lies in the VMM's segment, in percent.
+    pub vmm_percent: f64,
+}
+
+/// Contiguity as a machine's index has it, and what software keeps for its hardware.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+pub struct ContiguityState {
+    /// Pages of 4 KiB that user mode may access, all address spaces.
+    pub guest_pages: u64,
+    /// Runs in which they lie.
+    pub guest_runs: u64,
+    /// Guest-physical pages that nested tables map.
+    pub host_pages: u64,
+    /// Runs in which they lie.
+    pub host_runs: u64,
+    /// Bytes of range tables.
+    pub metadata_bytes: u64,
+    /// Pages from anchor to anchor in the largest address space; 0 without anchors.
+    pub anchor_distance: u64,
+}
+
+/// Bytes of page tables by owner.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+pub struct PageTableBytes {
+    /// The guest's own tables.
+    pub guest: u64,
+    /// Nested tables.
+    pub nested: u64,
+    /// Shadow tables.
+    pub shadow: u64,
+    /// The host kernel's tables of the VMM process, for guest RAM.
+    pub host: u64,
+}
+
+impl PageTableBytes {
+    /// Of a machine whose only tables are the guest's.
+    pub fn of_guest(platform: &Platform) -> Self {
+        Self { guest: platform.cpu.world.guest.len() * 4096, ..Self::default() }
+    }
+
+    /// Of a machine whose hypervisor keeps `nested` and `shadow` bytes of tables in the host's memory;
+    /// the rest of the host's table frames are the host kernel's.
+    pub fn of_vm(platform: &Platform, nested: u64, shadow: u64) -> Self {
+        let frames = platform.host.as_ref().map_or(0, |h| h.counters().table_frames * 4096);
+        let host = frames - nested - shadow;
+        Self { nested, shadow, host, ..Self::of_guest(platform) }
+    }
+}
+
+/// What a scheme reports beside counters, by section; a section that it does not have is `None`.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Report {
+    /// Bytes of page tables.
+    pub page_tables: PageTableBytes,
+    /// Segments.
+    pub segments: Option<SegmentState>,
+    /// Contiguity as the scheme's index has it.
+    pub contiguity: Option<ContiguityState>,
+    /// The course of a paging mode that changes.
+    pub switching: Option<SwitchingResult>,
+}
