@@ -7,7 +7,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use nestwalk_hw::HPA_LIMIT;
 use nestwalk_mm::PagePolicy;
 use nestwalk_report::{bytes, parse_bytes};
-use nestwalk_sim::spec::{GuestSpec, MachineSpec, PAGES};
+use nestwalk_sim::compare::spec::{GuestSpec, MachineSpec, PAGES};
 use nestwalk_tables::{MODES, Mode};
 use nestwalk_types::GuestInfo;
 use nestwalk_workloads::{FOOTPRINT_MAX, FOOTPRINT_MIN};

@@ -14,7 +14,7 @@ use nestwalk_mm::{
 use nestwalk_report::{parse_bytes, parse_count};
 use nestwalk_sim::DaemonTimes;
 use nestwalk_sim::compare::Plan;
-use nestwalk_sim::spec::{Defaults, GuestSpec, MachineSpec};
+use nestwalk_sim::compare::spec::{Defaults, GuestSpec, MachineSpec};
 use nestwalk_tables::Mode;
 use nestwalk_types::GuestInfo;
 use serde::{Deserialize, Serialize};

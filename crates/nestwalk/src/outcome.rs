@@ -5,7 +5,7 @@ use nestwalk_mm::{
     Ballooned, DROP_REASONS, DroppedRun, GuestStats, LevelWrites, ObservedStats, RemapStats,
 };
 use nestwalk_report::{bytes, count};
-use nestwalk_sim::cost::{balloon_ns, compaction_ns, daemons_ns};
+use nestwalk_sim::measure::cost::{balloon_ns, compaction_ns, daemons_ns};
 use nestwalk_sim::{GuestOutcome, PlacementResult};
 use serde_json::{Map, Value, json};
 

@@ -3,7 +3,7 @@
 
 use nestwalk_hw::Profile;
 use nestwalk_report::{Align, Table};
-use nestwalk_sim::results::MachineResult;
+use nestwalk_sim::report::results::MachineResult;
 use std::collections::BTreeSet;
 
 /// A machine's cycles for one price: times paid * price.

@@ -1,7 +1,7 @@
 //! Results as a table for people.
 
 use nestwalk_report::{Align, Table, bytes, count};
-use nestwalk_sim::results::MachineResult;
+use nestwalk_sim::report::results::MachineResult;
 use std::fmt::Write;
 
 const NONE: &str = "-";

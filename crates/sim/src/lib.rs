@@ -1,53 +1,35 @@
 //! Machines: a guest's events drive a scheme's hardware and hypervisor, watched by a referee, and the
 //! counts become cycles.
 //!
-//! One way: events → [`engine`] → [`scheme::Scheme`] (walker, then software) → [`counters`] →
-//! [`cost`] and [`energy`].
+//! One way: events → [`machine`] → [`scheme::Scheme`] (walker, then software) → [`measure::counters`] →
+//! [`measure::cost`] and [`measure::energy`] → [`report`].
 
-pub mod build;
-pub mod coalescing;
+pub mod assist;
 pub mod compare;
-pub mod contiguity;
-pub mod core_tlbs;
-pub mod cost;
-pub mod counters;
-pub mod coverage;
-pub mod daemons;
-pub mod energy;
-pub mod engine;
-pub mod guests;
 pub mod hardware;
-pub mod lock;
-pub mod options;
-pub mod placement;
-pub mod prefetch;
-pub mod referee;
-pub mod results;
+pub mod hypervisor;
+pub mod machine;
+pub mod measure;
+pub mod report;
 pub mod scheme;
 pub mod schemes;
-pub mod series;
-pub mod spec;
 pub mod switching;
-pub mod tlbs;
-pub mod vmm;
-pub mod walk;
-pub mod world;
 
+pub use compare::daemons::{DAEMON_OPTIONS, DaemonTimes};
+pub use compare::guests::GuestOutcome;
+pub use compare::spec::{Defaults, DimensionSpec, GuestSpec, MachineSpec, SpecError};
 pub use compare::{CompareError, Outcome, Plan, Progress, compare};
-pub use cost::Cycles;
-pub use counters::{Counters, Dimension, ExitReason};
-pub use coverage::{
+pub use machine::coverage::{
     COVERAGE_FIELDS, CoveragePoint, CoverageResult, DIMENSION_FIELDS, DimensionResult, POINT_FIELDS,
 };
-pub use daemons::{DAEMON_OPTIONS, DaemonTimes};
-pub use energy::{ENERGY_FIELDS, Energy, EnergyResult};
-pub use engine::{AnyMachine, Machine};
-pub use guests::GuestOutcome;
-pub use placement::{PLACEMENT_FIELDS, PlacementResult};
-pub use referee::Verdict;
-pub use results::{FIELDS, MachineResult};
-pub use scheme::{MachineError, PageTableBytes};
-pub use schemes::{Build, Definition, SCHEMES};
-pub use series::interval_costs;
-pub use spec::{Defaults, DimensionSpec, GuestSpec, MachineSpec, SpecError};
-pub use switching::{Cut, Recorded, Switched, SwitchingResult};
+pub use machine::referee::Verdict;
+pub use machine::{AnyMachine, Machine};
+pub use measure::cost::Cycles;
+pub use measure::counters::{Counters, Dimension, ExitReason};
+pub use measure::energy::{ENERGY_FIELDS, Energy, EnergyResult};
+pub use measure::series::interval_costs;
+pub use report::placement::{PLACEMENT_FIELDS, PlacementResult};
+pub use report::results::{FIELDS, MachineResult};
+pub use scheme::{Build, MachineError, PageTableBytes, Switched, SwitchingResult};
+pub use schemes::{Definition, SCHEMES};
+pub use switching::{Cut, Recorded};

@@ -13,9 +13,9 @@ use common::machines::{
 };
 use common::{Script, approve, bare_profile, run};
 use nestwalk_hw::Profile;
-use nestwalk_sim::counters::FULLY_NESTED;
+use nestwalk_sim::hypervisor::agile::{AgileConfig, OPTIONS};
+use nestwalk_sim::measure::counters::FULLY_NESTED;
 use nestwalk_sim::schemes::agile::Agile;
-use nestwalk_sim::vmm::agile::{AgileConfig, OPTIONS};
 use nestwalk_sim::{AnyMachine, Counters, Dimension, ExitReason, Machine};
 use nestwalk_tables::entry::{ACCESSED, DIRTY};
 use nestwalk_tables::{Entry, LEGACY32, LONG4, LONG5, Mode, PAE};

@@ -7,8 +7,8 @@ use common::machines::{Probe, Setup, exits, with_tiny_tlbs};
 use common::{Script, approve, bare_profile};
 use nestwalk_hw::Profile;
 use nestwalk_mm::PagePolicy;
+use nestwalk_sim::hypervisor::agile::{AgileConfig, OPTIONS};
 use nestwalk_sim::schemes::agile::Agile;
-use nestwalk_sim::vmm::agile::{AgileConfig, OPTIONS};
 use nestwalk_sim::{
     AnyMachine, Counters, ExitReason, Machine, MachineResult, MachineSpec, Plan, compare,
 };

@@ -7,13 +7,14 @@ use common::Script;
 use common::lives::Life;
 use common::machines::Setup;
 use nestwalk_hw::{Line, Profile, Shape, Translation};
-use nestwalk_sim::coalescing::{Lines, machine_of};
+use nestwalk_sim::assist::coalescing::CoalescingTlbs;
+use nestwalk_sim::assist::coalescing::{Lines, machine_of};
+use nestwalk_sim::hardware::tlbs::{Look, TlbFamily};
+use nestwalk_sim::hardware::walk::{Fault, WalkWatch};
 use nestwalk_sim::hardware::{Core, Request};
+use nestwalk_sim::hypervisor::bare_metal::Native;
+use nestwalk_sim::hypervisor::nested::Nested;
 use nestwalk_sim::scheme::{Event, Handled, MachineError, Platform, Processor, Scheme, Software};
-use nestwalk_sim::schemes::native::Native;
-use nestwalk_sim::schemes::nested::Nested;
-use nestwalk_sim::tlbs::{CoalescingTlbs, Look, TlbFamily};
-use nestwalk_sim::walk::{Fault, WalkWatch};
 use nestwalk_sim::{AnyMachine, Counters};
 use nestwalk_tables::{LONG4, look_up};
 use nestwalk_types::{
@@ -65,12 +66,12 @@ impl TlbFamily for SpoiltTlbs {
     fn begin(watch: &mut Lines) {
         CoalescingTlbs::begin(watch);
     }
-    fn fill<S: Scheme>(
-        scheme: &mut S,
+    fn fill(
         cpu: &mut Processor,
         request: &Request,
         found: Translation,
         watch: &Lines,
+        fill_l2: impl FnOnce(&mut Processor),
     ) {
         let core = &mut cpu.hardware.cores[request.core()];
         match (SPOILT.take(), &mut core.coalesced) {
@@ -78,7 +79,7 @@ impl TlbFamily for SpoiltTlbs {
                 tlbs.line = line;
                 tlbs.fill_walked(request.gva, core.asid, request.fetch, found);
             }
-            _ => CoalescingTlbs::fill(scheme, cpu, request, found, watch),
+            _ => CoalescingTlbs::fill(cpu, request, found, watch, fill_l2),
         }
     }
     fn fill_first(core: &mut Core, request: &Request, found: Translation) {

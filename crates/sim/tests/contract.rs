@@ -6,7 +6,7 @@ use common::machine_with;
 use nestwalk_hw::Profile;
 use nestwalk_mm::{GuestConfig, ModelledGuest, PagePolicy, PlacementKind, PrimaryConfig};
 use nestwalk_sim::SCHEMES;
-use nestwalk_sim::engine::AnyMachine;
+use nestwalk_sim::machine::AnyMachine;
 use nestwalk_tables::{LEGACY32, LONG4, LONG5, Mode, PAE};
 use nestwalk_types::{
     AccessKind, Batch, BatchBuilder, Control, GuestBatch, Gva, ProcessId, Protection, VcpuId,

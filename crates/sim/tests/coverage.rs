@@ -7,8 +7,8 @@ use common::machines::Setup;
 use nestwalk_contiguity::{RunSet, compose};
 use nestwalk_hw::Profile;
 use nestwalk_sim::AnyMachine;
-use nestwalk_sim::coverage::{CoverageResult, guest_runs, host_runs};
-use nestwalk_sim::world::World;
+use nestwalk_sim::hardware::world::World;
+use nestwalk_sim::machine::coverage::{CoverageResult, guest_runs, host_runs};
 use nestwalk_tables::{
     Entry, LEGACY32, LONG4, LONG5, Mode, PAE, TableMemory, each_leaf, entry, look_up,
 };

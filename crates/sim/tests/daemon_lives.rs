@@ -11,7 +11,9 @@ use nestwalk_mm::{
     DaemonConfig, Fragmentation, FreeBlocks, GuestConfig, GuestStats, HostConfig, HostMemory,
     KERNEL_BYTES, KhugepagedConfig, ModelledGuest, PagePolicy, PlacementKind, RangerConfig,
 };
-use nestwalk_sim::schemes::{Build, by_name, nested::Nested};
+use nestwalk_sim::hypervisor::nested::Nested;
+use nestwalk_sim::scheme::Build;
+use nestwalk_sim::schemes::by_name;
 use nestwalk_sim::{AnyMachine, Counters, ExitReason, Machine, SCHEMES};
 use nestwalk_tables::{LEGACY32, LONG4, LONG5, Mode, PAE};
 use nestwalk_types::{Gpa, GuestBatch, PageSize, SplitMix64};
@@ -116,7 +118,7 @@ impl Case {
         let build = Build {
             name: scheme.into(),
             variant: definition.options.normalize("").unwrap(),
-            vmm: nestwalk_sim::vmm::options::VmmOptions::default(),
+            vmm: nestwalk_sim::scheme::vmm_options::VmmOptions::default(),
             profile: Profile::load("zen2").unwrap(),
             guest_mode: self.mode,
             nested_mode: &LONG4,

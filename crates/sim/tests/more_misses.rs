@@ -19,8 +19,9 @@ use nestwalk_mm::{
     DaemonConfig, GuestConfig, HostConfig, HostMemory, KERNEL_BYTES, ModelledGuest, PagePolicy,
     PlacementKind,
 };
+use nestwalk_sim::scheme::Build;
 use nestwalk_sim::scheme::MachineError;
-use nestwalk_sim::schemes::{Build, Definition};
+use nestwalk_sim::schemes::Definition;
 use nestwalk_sim::{Counters, Cycles, SCHEMES};
 use nestwalk_tables::LONG4;
 use nestwalk_types::{
@@ -121,7 +122,7 @@ fn counters(scheme: &Definition, profile: &Profile, events: &GuestBatch) -> Opti
     let built = (scheme.build)(Build {
         name: scheme.name.into(),
         variant: scheme.options.normalize(frozen(scheme.name)).unwrap(),
-        vmm: nestwalk_sim::vmm::options::VmmOptions::default(),
+        vmm: nestwalk_sim::scheme::vmm_options::VmmOptions::default(),
         profile: profile.clone(),
         guest_mode: &LONG4,
         nested_mode: &LONG4,

@@ -7,7 +7,7 @@ use common::lives::{Life, cut, join};
 use common::machines::Setup;
 use nestwalk_hw::Profile;
 use nestwalk_mm::PagePolicy;
-use nestwalk_sim::schemes::Build;
+use nestwalk_sim::scheme::Build;
 use nestwalk_sim::{AnyMachine, Counters, MachineSpec, Plan, SCHEMES, compare};
 use nestwalk_source::Multiplex;
 use nestwalk_tables::{LEGACY32, LONG4, LONG5, Mode, PAE};

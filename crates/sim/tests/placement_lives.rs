@@ -95,7 +95,7 @@ fn live(case: &Case) {
     for scheme in SCHEMES.iter().filter(|s| !s.primary_region) {
         let build = setup.build(scheme.name, scheme.virtualized);
         let variant = scheme.options.normalize("").unwrap();
-        let mut m = (scheme.build)(nestwalk_sim::schemes::Build { variant, ..build }).unwrap();
+        let mut m = (scheme.build)(nestwalk_sim::scheme::Build { variant, ..build }).unwrap();
         for step in &steps {
             m.run(step).unwrap_or_else(|e| panic!("{} seed {}: {e}", scheme.name, case.seed));
         }

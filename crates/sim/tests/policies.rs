@@ -4,8 +4,8 @@
 use nestwalk_hw::Profile;
 use nestwalk_mm::PagePolicy;
 use nestwalk_policy::{Action, Mode, Outcome as Told, POLICIES, PolicySpec};
+use nestwalk_sim::measure::series::intervals;
 use nestwalk_sim::schemes::sampled;
-use nestwalk_sim::series::intervals;
 use nestwalk_sim::{Cut, MachineSpec, Outcome, Plan, SCHEMES, compare};
 use nestwalk_source::Multiplex;
 use nestwalk_types::Source;

@@ -9,7 +9,7 @@ use common::machines::{Probe, Setup};
 use common::{Script, V0};
 use nestwalk_hw::Profile;
 use nestwalk_mm::{GuestConfig, ModelledGuest, PagePolicy, PlacementKind, PrimaryConfig};
-use nestwalk_sim::vmm::segments::SegmentedVm;
+use nestwalk_sim::assist::segments::SegmentedVm;
 use nestwalk_sim::{AnyMachine, Machine};
 use nestwalk_tables::{LEGACY32, LONG4, LONG5, Mode, PAE};
 use nestwalk_types::{

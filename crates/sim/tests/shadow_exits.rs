@@ -7,7 +7,7 @@ use common::kernel::{DATA, cleared, count, setup, shadowed, write_fault};
 use common::lives::Life;
 use common::machines::{Probe, Setup, exits, exits_by_name};
 use common::{Script, approve};
-use nestwalk_sim::vmm::shadow::PREVIOUS_ROOTS;
+use nestwalk_sim::hypervisor::shadow::PREVIOUS_ROOTS;
 use nestwalk_sim::{AnyMachine, ExitReason};
 use nestwalk_tables::LONG4;
 use nestwalk_tables::entry::{ACCESSED, DIRTY};

@@ -8,8 +8,8 @@ use common::{Script, approve};
 use nestwalk_hw::Profile;
 use nestwalk_mm::PagePolicy;
 use nestwalk_policy::{Mode as PagingMode, hindsight};
+use nestwalk_sim::measure::series::intervals;
 use nestwalk_sim::schemes::switching::Switching;
-use nestwalk_sim::series::intervals;
 use nestwalk_sim::{
     AnyMachine, Cycles, ExitReason, Machine, MachineSpec, Outcome, Plan, compare, interval_costs,
 };

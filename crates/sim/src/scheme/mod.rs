@@ -1,21 +1,28 @@
 //! What a scheme is: hardware that walks, and the software that handles its faults.
 
+pub mod build;
 mod error;
 mod event;
+pub mod options;
 mod platform;
 mod report;
+pub mod vmm_options;
 
+pub use crate::hardware::Processor;
 use crate::hardware::Request;
-use crate::walk::{Fault, WalkWatch};
-use crate::world::World;
+use crate::hardware::walk::{Fault, WalkWatch};
+use crate::hardware::world::World;
+pub use build::Build;
 pub use error::MachineError;
 pub use event::Event;
 use nestwalk_hw::Translation;
 use nestwalk_policy::Mode as PagingMode;
 use nestwalk_tables::Mode;
 use nestwalk_types::{Gpa, Run};
-pub use platform::{Platform, Processor};
-pub use report::{ContiguityState, PageTableBytes, Report, SegmentInfo, SegmentState};
+pub use platform::Platform;
+pub use report::{
+    ContiguityState, PageTableBytes, Report, SegmentInfo, SegmentState, Switched, SwitchingResult,
+};
 
 /// How software handled a fault.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -128,7 +135,7 @@ pub trait Software: Send {
 /// table.
 ///
 /// ```compile_fail
-/// # use nestwalk_sim::schemes::nested::Nested;
+/// # use nestwalk_sim::hypervisor::nested::Nested;
 /// # use nestwalk_sim::scheme::Processor;
 /// # use nestwalk_types::Gpa;
 /// fn hardware_that_maps(scheme: &mut Nested, cpu: &mut Processor) {
@@ -175,7 +182,7 @@ pub trait Scheme: Software {
     }
 
     /// Prefetches, for the simulator's own speed, what walks for these runs will need, at most
-    /// [`crate::prefetch::GROUP`] of them. Changes no result.
+    /// [`crate::hardware::prefetch::GROUP`] of them. Changes no result.
     fn prefetch(&mut self, cpu: &Processor, runs: &[Run], gpas: &[Gpa]) {
         let _ = (cpu, runs, gpas);
     }

@@ -1,22 +1,10 @@
 //! What hardware and software of a machine have in reach.
 
 use super::{Event, MachineError};
-use crate::counters::{Counters, ExitReason};
-use crate::hardware::Hardware;
-use crate::world::World;
+use crate::hardware::Processor;
+use crate::measure::counters::ExitReason;
 use nestwalk_mm::HostMemory;
-use nestwalk_types::{Address, Gpa, VcpuId};
-
-/// Everything that hardware has in reach: its own structures, the guest's tables, and the counters. No
-/// memory of the host and no hypervisor, so that hardware cannot do what is software's.
-pub struct Processor {
-    /// The guest's tables, and the roots that are loaded.
-    pub world: World,
-    /// TLBs and caches.
-    pub hardware: Hardware,
-    /// What was counted.
-    pub counters: Counters,
-}
+use nestwalk_types::{Address, Gpa, Hpa, PageSize, VcpuId};
 
 /// Everything of a machine but its scheme: what software has in reach.
 pub struct Platform {
@@ -52,13 +40,33 @@ impl Platform {
                 let end = start.value().saturating_add(bytes);
                 let mut at = start;
                 while at.value() < end && self.host.is_some() {
-                    let (_, size) = crate::vmm::host_page(self, at)?;
+                    let (_, size) = self.host_page(at)?;
                     at = at.align_down(size).offset_by(size.bytes());
                 }
             }
             _ => {}
         }
         Ok(())
+    }
+
+    /// The host page that holds `gpa`, faulted in if it was not there: its first address and size. The
+    /// host kernel's work is counted.
+    ///
+    /// # Errors
+    /// Host memory is exhausted, or the address is no guest memory.
+    pub fn host_page(&mut self, gpa: Gpa) -> Result<(Hpa, PageSize), MachineError> {
+        let Some(host) = &mut self.host else {
+            return Err(MachineError::NoTableFrame {
+                machine: String::new(),
+                what: "guest without a host",
+            });
+        };
+        let page = host.ensure(gpa)?;
+        if page.fresh {
+            self.cpu.counters.host_faults += 1;
+            self.cpu.counters.host_pages_cleared += page.size.base_pages();
+        }
+        Ok((page.frame, page.size))
     }
 
     /// The VMM has every core drop its linear and combined translations. Other vCPUs that run are called

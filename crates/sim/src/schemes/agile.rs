@@ -3,19 +3,20 @@
 //!
 //! 4 references for pages whose guest tables are all shadowed, up to 24 for those with none.
 
-use super::{Build, Definition};
-use crate::prefetch::{LeafHints, read_sets};
-use crate::counters::Dimension;
-use crate::engine::{AnyMachine, Machine};
+use super::Definition;
+use crate::scheme::Build;
+use crate::hardware::prefetch::{LeafHints, read_sets};
+use crate::measure::counters::Dimension;
+use crate::machine::{AnyMachine, Machine};
 use crate::hardware::Request;
 use crate::scheme::{
     Event, Handled, MachineError, PageTableBytes, Platform, Processor, Report, Scheme, Software,
 };
-use crate::vmm::agile::{AgileConfig, AgileMmu, OPTIONS, VmShape};
-use crate::walk::agile::{AgileFault, AgileTables, Start, walk_agile};
-use crate::walk::{Fault, Tables, WalkWatch};
-use crate::world::World;
-use crate::vmm::options::VmmKind;
+use crate::hypervisor::agile::{AgileConfig, AgileMmu, OPTIONS, VmShape};
+use crate::hardware::walk::agile::{AgileFault, AgileTables, Start, walk_agile};
+use crate::hardware::walk::{Fault, Tables, WalkWatch};
+use crate::hardware::world::World;
+use crate::scheme::vmm_options::VmmKind;
 use nestwalk_hw::Translation;
 use nestwalk_tables::Mode;
 use nestwalk_types::{Address, Gpa, Hpa, PageSize, Run};

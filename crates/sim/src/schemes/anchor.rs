@@ -6,16 +6,17 @@
 //! The OS chooses d for each address space by the contiguity that it finds, and again at intervals. A
 //! change rewrites the anchors and flushes the TLBs.
 
-use super::{Build, Definition};
-use crate::engine::AnyMachine;
+use super::Definition;
+use crate::scheme::Build;
+use crate::machine::AnyMachine;
 use crate::hardware::Request;
 use crate::scheme::{MachineError, Platform, Processor};
-use crate::options::{OptionRow, OptionTable, whole};
-use crate::vmm::contiguous::{
+use crate::scheme::options::{OptionRow, OptionTable, whole};
+use crate::assist::ranges::{
     Base, Runs, Scope, SpaceId, Touched, Unit, background, machine, permissions_of,
 };
-use crate::walk::{Fault, WalkWatch};
-use crate::vmm::options::VmmKind;
+use crate::hardware::walk::{Fault, WalkWatch};
+use crate::scheme::vmm_options::VmmKind;
 use nestwalk_contiguity::{
     MAX_DISTANCE, MIN_DISTANCE, PageSizes, RunSet, anchors, best_anchors, compose,
 };
@@ -361,7 +362,7 @@ impl Unit for Anchors {
 #[cfg(test)]
 mod tests {
     use super::OPTIONS;
-    use crate::options::SchemeOptions;
+    use crate::scheme::options::SchemeOptions;
 
     #[test]
     fn what_is_set_is_read_back() {

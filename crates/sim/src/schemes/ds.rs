@@ -1,19 +1,20 @@
 //! `ds`: bare metal with a direct segment (Basu et al., ISCA 2013): a primary region of each
 //! process is translated by an addition, everything else by one walk over its tables.
 
-use super::{Build, Definition};
-use crate::prefetch::read_sets;
-use crate::counters::Counters;
-use crate::engine::{AnyMachine, Machine};
+use super::Definition;
+use crate::scheme::Build;
+use crate::hardware::prefetch::read_sets;
+use crate::measure::counters::Counters;
+use crate::machine::{AnyMachine, Machine};
 use crate::hardware::Request;
 use crate::scheme::{
     Event, Handled, MachineError, PageTableBytes, Platform, Processor, Report, Scheme, SegmentInfo,
     SegmentState, Software,
 };
-use crate::vmm::segments::{Check, DS, GuestSegments};
-use crate::walk::segments::{Found, covered};
-use crate::walk::{Fault, WalkWatch, walk_1d};
-use crate::vmm::options::VmmKind;
+use crate::assist::segments::{Check, DS, GuestSegments};
+use crate::hardware::walk::segments::{Found, covered};
+use crate::hardware::walk::{Fault, WalkWatch, walk_1d};
+use crate::scheme::vmm_options::VmmKind;
 use nestwalk_hw::Translation;
 use nestwalk_types::{Gpa, Gva, Hpa, Run};
 

@@ -2,11 +2,12 @@
 //! no reference (Gandhi et al., MICRO 2014). Where only one of them covers, it is Guest Direct or
 //! VMM Direct.
 
-use super::{Build, Definition};
-use crate::engine::AnyMachine;
+use super::Definition;
+use crate::scheme::Build;
+use crate::machine::AnyMachine;
 use crate::scheme::MachineError;
-use crate::vmm::segments::{SegmentedVm, DUAL};
-use crate::vmm::options::VmmKind;
+use crate::assist::segments::{SegmentedVm, DUAL};
+use crate::scheme::vmm_options::VmmKind;
 
 /// The catalogue's entry.
 pub const DEFINITION: Definition = Definition {

@@ -2,11 +2,12 @@
 //! are walked: 4 references and 1 check (Gandhi et al., MICRO 2014). The guest's kernel keeps a
 //! primary region.
 
-use super::{Build, Definition};
-use crate::engine::AnyMachine;
+use super::Definition;
+use crate::scheme::Build;
+use crate::machine::AnyMachine;
 use crate::scheme::MachineError;
-use crate::vmm::segments::{SegmentedVm, GUEST};
-use crate::vmm::options::VmmKind;
+use crate::assist::segments::{SegmentedVm, GUEST};
+use crate::scheme::vmm_options::VmmKind;
 
 /// The catalogue's entry.
 pub const DEFINITION: Definition = Definition {

@@ -3,15 +3,16 @@
 //!
 //! What every overhead is a percentage of (the papers' E_ideal).
 
-use super::{Build, Definition};
-use crate::options::NO_OPTIONS;
-use crate::prefetch::{GROUP, WORTHWHILE, read_sets};
-use crate::counters::Counters;
-use crate::engine::{AnyMachine, program_references};
+use super::Definition;
+use crate::scheme::Build;
+use crate::scheme::options::NO_OPTIONS;
+use crate::hardware::prefetch::{GROUP, WORTHWHILE, read_sets};
+use crate::measure::counters::Counters;
+use crate::machine::{AnyMachine, program_references};
 use crate::hardware::Step;
-use crate::referee::Verdict;
+use crate::machine::referee::Verdict;
 use crate::scheme::{MachineError, Report};
-use crate::vmm::options::VmmKind;
+use crate::scheme::vmm_options::VmmKind;
 use nestwalk_hw::{Caches, ServedBy};
 use nestwalk_types::{Control, Gpa, GuestBatch, Hpa, Run};
 

@@ -1,10 +1,10 @@
 //! The catalogue of schemes: one file each, and one word in the list below.
 
-use crate::engine::AnyMachine;
-pub use crate::engine::Build;
-use crate::options::SchemeOptions;
+use crate::machine::AnyMachine;
+use crate::scheme::Build;
 use crate::scheme::MachineError;
-use crate::vmm::options::VmmKind;
+use crate::scheme::options::SchemeOptions;
+use crate::scheme::vmm_options::VmmKind;
 
 /// What a scheme is known by.
 #[derive(Clone, Copy, Debug)]

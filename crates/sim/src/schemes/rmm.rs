@@ -6,17 +6,18 @@
 //! for the range TLB. In a VM the guest has a range table for each address space and the VMM one for
 //! guest memory; a range TLB entry is the intersection of a range of each.
 
-use super::{Build, Definition};
-use crate::engine::AnyMachine;
+use super::Definition;
+use crate::scheme::Build;
+use crate::machine::AnyMachine;
 use crate::hardware::Request;
 use crate::scheme::{MachineError, Platform, Processor};
-use crate::options::{OptionRow, OptionTable, one_of, whole, word_of};
-use crate::vmm::contiguous::{
+use crate::scheme::options::{OptionRow, OptionTable, one_of, whole, word_of};
+use crate::assist::ranges::{
     Base, Node, RangeTable, Runs, Scope, SpaceId, Touched, Unit, background, machine,
     permissions_of,
 };
-use crate::walk::{Fault, WalkWatch};
-use crate::vmm::options::VmmKind;
+use crate::hardware::walk::{Fault, WalkWatch};
+use crate::scheme::vmm_options::VmmKind;
 use nestwalk_contiguity::{MappedRun, RunSet};
 use nestwalk_hw::{HPA_LIMIT, Range, RangeTlb, Translation};
 use nestwalk_types::{Address, Hpa, PageSize};
@@ -347,7 +348,7 @@ impl Unit for Rmm {
 #[cfg(test)]
 mod tests {
     use super::OPTIONS;
-    use crate::options::SchemeOptions;
+    use crate::scheme::options::SchemeOptions;
 
     #[test]
     fn what_is_set_is_read_back() {

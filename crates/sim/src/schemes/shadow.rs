@@ -1,19 +1,20 @@
 //! `shadow`: the hypervisor keeps tables from guest-virtual to host-physical addresses, and hardware
 //! walks those, 4 references at most. Every change of the guest's tables costs exits.
 
-use super::{Build, Definition};
-use crate::options::NO_OPTIONS;
-use crate::prefetch::{LeafHints, read_sets};
-use crate::counters::Dimension;
-use crate::engine::{AnyMachine, Machine};
+use super::Definition;
+use crate::scheme::Build;
+use crate::scheme::options::NO_OPTIONS;
+use crate::hardware::prefetch::{LeafHints, read_sets};
+use crate::measure::counters::Dimension;
+use crate::machine::{AnyMachine, Machine};
 use crate::hardware::Request;
 use crate::scheme::{
     Event, Handled, MachineError, PageTableBytes, Platform, Processor, Report, Scheme, Software,
 };
-use crate::vmm::shadow::{Rules, ShadowMmu};
-use crate::walk::{Fault, Tables, WalkWatch, walk_1d};
-use crate::world::World;
-use crate::vmm::options::{VmmKind, VmmRules};
+use crate::hypervisor::shadow::{Rules, ShadowMmu};
+use crate::hardware::walk::{Fault, Tables, WalkWatch, walk_1d};
+use crate::hardware::world::World;
+use crate::scheme::vmm_options::{VmmKind, VmmRules};
 use nestwalk_hw::Translation;
 use nestwalk_policy::Mode as PagingMode;
 use nestwalk_tables::Mode;

@@ -8,13 +8,14 @@
 //! build the tables, nothing else leaves the guest. A preferred guest, whose addresses are the
 //! host's but for an offset, is not modelled.
 
-use super::nested::Nested;
-use super::{Build, Definition};
-use crate::engine::{AnyMachine, Machine};
-use crate::options::{OptionRow, OptionTable};
+use crate::hypervisor::nested::Nested;
+use super::Definition;
+use crate::scheme::Build;
+use crate::machine::{AnyMachine, Machine};
+use crate::scheme::options::{OptionRow, OptionTable};
 use crate::scheme::MachineError;
-use crate::vmm::nested_mmu::NestedMmu;
-use crate::vmm::options::VmmKind;
+use crate::hypervisor::nested_mmu::NestedMmu;
+use crate::scheme::vmm_options::VmmKind;
 use nestwalk_tables::SIE;
 
 /// The catalogue's entry.

@@ -6,14 +6,15 @@
 //! a flush of the pipeline, and has sent a reference to a wrong place through the caches. Nothing else
 //! comes of a guess: what the program uses is the walk's translation.
 
-use super::{Build, Definition};
-use crate::engine::AnyMachine;
+use super::Definition;
+use crate::scheme::Build;
+use crate::machine::AnyMachine;
 use crate::hardware::Request;
 use crate::scheme::{MachineError, Platform, Processor};
-use crate::options::{OptionRow, OptionTable, one_of, whole, word_of};
-use crate::vmm::contiguous::{Base, Runs, Unit, background, machine};
-use crate::walk::{Fault, WalkWatch};
-use crate::vmm::options::VmmKind;
+use crate::scheme::options::{OptionRow, OptionTable, one_of, whole, word_of};
+use crate::assist::ranges::{Base, Runs, Unit, background, machine};
+use crate::hardware::walk::{Fault, WalkWatch};
+use crate::scheme::vmm_options::VmmKind;
 use nestwalk_hw::{PredictionTable, Trained, Translation};
 use nestwalk_types::{Address, Hpa};
 
@@ -231,7 +232,7 @@ impl Spot {
 #[cfg(test)]
 mod tests {
     use super::{OPTIONS, SpotConfig};
-    use crate::options::SchemeOptions;
+    use crate::scheme::options::SchemeOptions;
 
     #[test]
     fn what_is_set_is_read_back() {

@@ -41,22 +41,23 @@
 //!   other way, global entries stay as long as the guest's own invalidations let them.
 //! - A change of the host's mapping flushes everything in either mode, whether tables mapped it or not.
 
-use super::{Build, Definition};
-use crate::engine::{AnyMachine, Machine};
+use super::Definition;
+use crate::scheme::Build;
+use crate::machine::{AnyMachine, Machine};
 use crate::hardware::Request;
 use crate::scheme::{
     Event, Handled, MachineError, PageTableBytes, Platform, Processor, Report, Scheme, Software,
 };
-use crate::schemes::nested::Nested;
+use crate::hypervisor::nested::Nested;
 use crate::schemes::shadow::Shadow;
 use crate::switching::governor::{Ask, Governor};
 use crate::switching::journal::Journal;
 use crate::switching::options::{Options, SwitchingOptions, TlbHandling};
-use crate::vmm::nested_mmu::NestedMmu;
-use crate::walk::{Fault, WalkWatch};
-use crate::world::World;
+use crate::hypervisor::nested_mmu::NestedMmu;
+use crate::hardware::walk::{Fault, WalkWatch};
+use crate::hardware::world::World;
 use crate::ExitReason;
-use crate::vmm::options::{VmmKind, VmmRules};
+use crate::scheme::vmm_options::{VmmKind, VmmRules};
 use nestwalk_hw::Translation;
 use nestwalk_policy::{Mode as PagingMode, Outcome, Policy, Sample};
 use nestwalk_tables::Mode;

@@ -2,11 +2,12 @@
 //! by the VMM's segment: 4 references and 5 checks (Gandhi et al., MICRO 2014). It needs nothing of
 //! the guest.
 
-use super::{Build, Definition};
-use crate::engine::AnyMachine;
+use super::Definition;
+use crate::scheme::Build;
+use crate::machine::AnyMachine;
 use crate::scheme::MachineError;
-use crate::vmm::segments::{SegmentedVm, VMM};
-use crate::vmm::options::VmmKind;
+use crate::assist::segments::{SegmentedVm, VMM};
+use crate::scheme::vmm_options::VmmKind;
 
 /// The catalogue's entry.
 pub const DEFINITION: Definition = Definition {

@@ -4,17 +4,18 @@
 //! References count as the guest's dimension: the tables are the guest's own pages, in its own
 //! memory, and there are no others.
 
-use super::{Build, Definition};
-use crate::prefetch::{LeafHints, read_sets};
-use crate::counters::Dimension;
-use crate::engine::{AnyMachine, Machine};
+use super::Definition;
+use crate::scheme::Build;
+use crate::hardware::prefetch::{LeafHints, read_sets};
+use crate::measure::counters::Dimension;
+use crate::machine::{AnyMachine, Machine};
 use crate::hardware::Request;
 use crate::scheme::{
     Event, Handled, MachineError, PageTableBytes, Platform, Processor, Report, Scheme, Software,
 };
-use crate::vmm::direct::{DirectMmu, config};
-use crate::walk::{Fault, Tables, WalkWatch, walk_1d_marking};
-use crate::vmm::options::VmmKind;
+use crate::hypervisor::direct::{DirectMmu, config};
+use crate::hardware::walk::{Fault, Tables, WalkWatch, walk_1d_marking};
+use crate::scheme::vmm_options::VmmKind;
 use nestwalk_hw::Translation;
 use nestwalk_types::{Address, Gpa, Gva, Hpa, PageSize, Run};
 

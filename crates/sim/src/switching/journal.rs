@@ -1,43 +1,10 @@
 //! What happened: switches and their reasons, and how long the VM was in which mode.
 
-use crate::cost::Cycles;
-use crate::counters::Counters;
+use crate::measure::cost::Cycles;
+use crate::measure::counters::Counters;
+use crate::scheme::{Switched, SwitchingResult};
 use nestwalk_hw::Profile;
 use nestwalk_policy::{Decision, Mode, Sample};
-use serde::Serialize;
-
-/// One change of the paging mode.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Switched {
-    /// Simulated milliseconds since the region of interest began.
-    pub time_ms: f64,
-    /// Instructions since then.
-    pub instructions: u64,
-    /// The mode from then on.
-    pub mode: Mode,
-    /// Why.
-    pub reason: String,
-    /// What the policy saw last, if it was one.
-    pub sample: Option<Sample>,
-}
-
-/// What came of a machine whose paging mode changes, since its region of interest began.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct SwitchingResult {
-    /// The mode at the beginning.
-    pub start: Mode,
-    /// Percent of the simulated time in shadow mode.
-    pub shadow_percent: f64,
-    /// Percent of the simulated time in nested mode.
-    pub nested_percent: f64,
-    /// Samples that the policy saw.
-    pub samples: u64,
-    /// The switches in order.
-    pub switches: Vec<Switched>,
-    /// Every sample with the policy's answer, for whoever draws or replays it; not in JSON.
-    #[serde(skip)]
-    pub decisions: Vec<(Sample, Decision)>,
-}
 
 /// Keeps it while the machine runs.
 pub struct Journal {

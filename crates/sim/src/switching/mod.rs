@@ -9,5 +9,4 @@ pub mod journal;
 pub mod options;
 pub mod sampler;
 
-pub use journal::{Switched, SwitchingResult};
 pub use sampler::{Cut, Recorded};

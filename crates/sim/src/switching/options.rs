@@ -4,7 +4,9 @@
 //! with their ranges and sources). A part without `=` goes on with the value before it, so that a
 //! policy's file may lie in a folder: `switching/svm/model=runs/trained.toml/keep=nested`.
 
-use crate::options::{Key, OptionRow, OptionTable, SchemeOptions, number, one_of, whole, word_of};
+use crate::scheme::options::{
+    Key, OptionRow, OptionTable, SchemeOptions, number, one_of, whole, word_of,
+};
 use nestwalk_policy::{Mode, Policy, PolicySpec};
 use std::str::FromStr;
 

@@ -3,8 +3,8 @@
 //! The policies of `switching` and whoever records samples cut intervals with the same code, so that
 //! what is recorded of a machine with its policy's own interval is what the policy saw.
 
-use crate::cost::Cycles;
-use crate::counters::Counters;
+use crate::measure::cost::Cycles;
+use crate::measure::counters::Counters;
 use nestwalk_hw::Profile;
 use nestwalk_policy::{Mode, Sample};
 

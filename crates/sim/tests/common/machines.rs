@@ -4,16 +4,16 @@ use super::GIB;
 use nestwalk_hw::Profile;
 use nestwalk_hw::profile::{ArrayProfile, PcidProfile, TlbProfile, WalkCacheProfile};
 use nestwalk_mm::{HostConfig, HostMemory, KERNEL_BYTES, PagePolicy, PlacementKind};
-use nestwalk_sim::schemes::Build;
+use nestwalk_sim::assist::segments::{DUAL, GUEST, SegmentedVm, VMM};
+use nestwalk_sim::hypervisor::agile::OPTIONS;
+use nestwalk_sim::hypervisor::bare_metal::Native;
+use nestwalk_sim::hypervisor::nested::Nested;
+use nestwalk_sim::scheme::Build;
+use nestwalk_sim::scheme::vmm_options::VmmOptions;
 use nestwalk_sim::schemes::agile::Agile;
 use nestwalk_sim::schemes::ds::DirectSegment;
-use nestwalk_sim::schemes::native::Native;
-use nestwalk_sim::schemes::nested::Nested;
 use nestwalk_sim::schemes::shadow::Shadow;
 use nestwalk_sim::schemes::xen_pv::XenPv;
-use nestwalk_sim::vmm::agile::OPTIONS;
-use nestwalk_sim::vmm::options::VmmOptions;
-use nestwalk_sim::vmm::segments::{DUAL, GUEST, SegmentedVm, VMM};
 use nestwalk_sim::{AnyMachine, Counters, ExitReason, Machine};
 use nestwalk_tables::{LONG4, Mode};
 use nestwalk_types::{Gpa, GuestBatch};
@@ -157,7 +157,9 @@ pub trait Probe: AnyMachine {
     }
 }
 
-impl<S: nestwalk_sim::scheme::Scheme, T: nestwalk_sim::tlbs::TlbFamily> Probe for Machine<S, T> {
+impl<S: nestwalk_sim::scheme::Scheme, T: nestwalk_sim::hardware::tlbs::TlbFamily> Probe
+    for Machine<S, T>
+{
     fn platform(&mut self) -> &mut nestwalk_sim::scheme::Platform {
         &mut self.platform
     }

@@ -10,8 +10,9 @@ pub mod pairs;
 use nestwalk_hw::Profile;
 use nestwalk_hw::profile::WalkCacheProfile;
 use nestwalk_mm::{HostConfig, HostMemory, KERNEL_BYTES, PagePolicy, PlacementKind};
-use nestwalk_sim::engine::AnyMachine;
-use nestwalk_sim::schemes::{Build, by_name};
+use nestwalk_sim::machine::AnyMachine;
+use nestwalk_sim::scheme::Build;
+use nestwalk_sim::schemes::by_name;
 use nestwalk_tables::{Entry, Level, Mode, TableMemory, TableOwner, store};
 use nestwalk_types::{
     BatchBuilder, Control, FaultCode, Gpa, GuestBatch, Gva, Invalidation, PageSize, Protection,
@@ -122,7 +123,7 @@ impl Script {
         self.batch.batch.controls.extend(self.controls.drain(..).map(|c| (at, c)));
     }
     /// The entry at an address as a machine has it, with the bits that hardware set.
-    pub fn machine_entry(world: &nestwalk_sim::world::World, at: Gpa) -> Entry {
+    pub fn machine_entry(world: &nestwalk_sim::hardware::world::World, at: Gpa) -> Entry {
         Entry(world.guest.read(at, world.mode.entry_bytes).unwrap())
     }
     /// Maps a page; `bits` are set in the leaf beside P and U.
@@ -247,7 +248,7 @@ pub fn machine_with(
     (definition.build)(Build {
         name: scheme.into(),
         variant: definition.options.normalize("").unwrap(),
-        vmm: nestwalk_sim::vmm::options::VmmOptions::default(),
+        vmm: nestwalk_sim::scheme::vmm_options::VmmOptions::default(),
         profile: profile.clone(),
         guest_mode,
         nested_mode: host_mode,

@@ -2,7 +2,7 @@
 
 use super::programs::Ran;
 use nestwalk_report::{Align, Table};
-use nestwalk_sim::results::MachineResult;
+use nestwalk_sim::report::results::MachineResult;
 use serde::Serialize;
 
 /// A bar.

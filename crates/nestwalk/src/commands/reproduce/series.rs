@@ -3,9 +3,9 @@
 use nestwalk_hw::Profile;
 use nestwalk_report::{Align, Table};
 use nestwalk_sim::Counters;
-use nestwalk_sim::cost::Cycles;
-use nestwalk_sim::results::MachineResult;
-use nestwalk_sim::series::intervals;
+use nestwalk_sim::measure::cost::Cycles;
+use nestwalk_sim::measure::series::intervals;
+use nestwalk_sim::report::results::MachineResult;
 use serde::Serialize;
 
 /// Points of a line at most.

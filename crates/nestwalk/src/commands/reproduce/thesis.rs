@@ -18,7 +18,7 @@ use anyhow::{Result, bail};
 use nestwalk_hw::Profile;
 use nestwalk_policy::hindsight;
 use nestwalk_report::{Align, Table};
-use nestwalk_sim::series::interval_costs;
+use nestwalk_sim::measure::series::interval_costs;
 use nestwalk_sim::switching::options::plan_text;
 use serde::Serialize;
 use serde_json::{Value, json};

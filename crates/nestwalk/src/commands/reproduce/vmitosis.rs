@@ -12,7 +12,7 @@ use crate::session::stop_on_signals;
 use anyhow::Result;
 use nestwalk_hw::Profile;
 use nestwalk_report::{Align, Table};
-use nestwalk_sim::results::MachineResult;
+use nestwalk_sim::report::results::MachineResult;
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::sync::atomic::AtomicBool;

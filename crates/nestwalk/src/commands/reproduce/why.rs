@@ -2,8 +2,8 @@
 
 use super::programs::Ran;
 use nestwalk_policy::Mode;
-use nestwalk_sim::cost::Cycles;
-use nestwalk_sim::series::intervals;
+use nestwalk_sim::measure::cost::Cycles;
+use nestwalk_sim::measure::series::intervals;
 use serde::Serialize;
 use std::fmt;
 

@@ -20,7 +20,7 @@ use checks::{Check, PUBLISHED, Published};
 use contiguity::{Line, Setup};
 use details::Detail;
 use nestwalk_hw::Profile;
-use nestwalk_sim::results::MachineResult;
+use nestwalk_sim::report::results::MachineResult;
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::sync::atomic::AtomicBool;

@@ -17,7 +17,7 @@ use data::{Data, Row};
 use fit::{Equation, Fit};
 use many::Many;
 use nestwalk_hw::Profile;
-use nestwalk_sim::results::MachineResult;
+use nestwalk_sim::report::results::MachineResult;
 use serde::Serialize;
 use serde_json::Value;
 use std::collections::BTreeMap;

@@ -5,7 +5,7 @@ use super::{over, percent};
 use crate::args::ReproduceArgs;
 use anyhow::Result;
 use nestwalk_hw::FilterGeometry;
-use nestwalk_sim::results::MachineResult;
+use nestwalk_sim::report::results::MachineResult;
 use serde::Serialize;
 use std::sync::atomic::AtomicBool;
 

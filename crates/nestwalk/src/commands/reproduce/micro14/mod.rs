@@ -21,7 +21,7 @@ use checks::{Check, PUBLISHED, Published};
 use details::Details;
 use filter::Plot;
 use nestwalk_hw::Profile;
-use nestwalk_sim::results::MachineResult;
+use nestwalk_sim::report::results::MachineResult;
 use scenarios::Scenario;
 use serde::Serialize;
 use serde_json::{Value, json};

@@ -1,0 +1,159 @@
+//! The guests of a comparison: modelled, re-mapped, observed.
+
+use crate::compare::spec::{DimensionSpec, GuestSpec, MachineSpec};
+use crate::compare::{CompareError, Plan};
+use nestwalk_mm::{
+    DroppedRun, GuestConfig, GuestStats, ModelledGuest, ObservedGuest, ObservedStats, Remap,
+    RemapStats,
+};
+use nestwalk_types::{Batch, GuestBatch, GuestInfo, SourceInfo};
+
+/// What a guest did, whatever its kind.
+#[derive(Clone, PartialEq, Debug)]
+pub enum GuestOutcome {
+    /// A modelled one, with the processes of the source.
+    Modelled(GuestStats),
+    /// A modelled one, with the processes of a recorded guest.
+    Remapped {
+        /// What its kernel did.
+        guest: GuestStats,
+        /// What was made of the recording.
+        remap: RemapStats,
+        /// What results must name, a sentence each.
+        approximations: Vec<String>,
+    },
+    /// A recorded one.
+    Observed {
+        /// What its kernel did.
+        stats: ObservedStats,
+        /// Some of the runs that were dropped.
+        examples: Vec<DroppedRun>,
+    },
+}
+
+impl GuestOutcome {
+    /// What a modelled kernel did, with whatever processes.
+    pub const fn modelled(&self) -> Option<&GuestStats> {
+        match self {
+            Self::Modelled(stats) | Self::Remapped { guest: stats, .. } => Some(stats),
+            Self::Observed { .. } => None,
+        }
+    }
+}
+
+/// The guest of some machines.
+pub(crate) enum Guest {
+    Modelled(Box<ModelledGuest>),
+    Remapped(Box<Remapped>),
+    Observed(Box<ObservedGuest>),
+}
+
+/// A recorded guest's processes on a modelled guest.
+pub(crate) struct Remapped {
+    remap: Remap,
+    /// What the processes of the recording did in the current batch.
+    plain: Batch,
+    guest: ModelledGuest,
+}
+
+impl Guest {
+    /// The guest that a machine of the plan asks for.
+    ///
+    /// # Errors
+    /// There is nothing observed, or the guest cannot be.
+    pub fn new(plan: &Plan, spec: &MachineSpec, info: &SourceInfo) -> Result<Self, CompareError> {
+        Ok(match (spec.guest, &info.guest) {
+            (GuestSpec::Observed, Some(recorded)) => {
+                Self::Observed(Box::new(ObservedGuest::new(recorded)?))
+            }
+            (GuestSpec::Observed, None) => {
+                let (machine, source_name) = (spec.name.clone(), info.name.clone());
+                return Err(CompareError::NothingObserved { machine, source_name });
+            }
+            (GuestSpec::Modelled(policies), Some(recorded)) => {
+                Self::Remapped(Box::new(remapped(plan, policies, recorded)?))
+            }
+            (GuestSpec::Modelled(policies), None) => {
+                Self::Modelled(Box::new(modelled(plan, policies)?))
+            }
+        })
+    }
+
+    /// Deals with a batch of the source. Parts of the output that are complete go to `sink`, the last
+    /// one stays in `output`.
+    pub fn process<'a>(
+        &mut self,
+        spec: GuestSpec,
+        batch: &Batch,
+        output: &'a mut GuestBatch,
+        sink: &'a mut nestwalk_mm::Sink<'a>,
+    ) -> Result<(), CompareError> {
+        let modelled = |source| CompareError::Guest { guest: spec.name(), source };
+        match self {
+            Self::Modelled(guest) => guest.process_in_parts(batch, output, sink).map_err(modelled),
+            Self::Observed(guest) => Ok(guest.process(batch, output)?),
+            Self::Remapped(inner) => {
+                let Remapped { remap, plain, guest } = inner.as_mut();
+                let remapped = remap.process(batch, plain);
+                guest.process_in_parts(plain, output, sink).map_err(modelled)?;
+                remapped.map_err(|source| CompareError::Remap { guest: spec.name(), source })
+            }
+        }
+    }
+
+    /// What it did.
+    pub fn outcome(&self) -> GuestOutcome {
+        match self {
+            Self::Modelled(guest) => GuestOutcome::Modelled(guest.stats()),
+            Self::Observed(guest) => {
+                GuestOutcome::Observed { stats: guest.stats(), examples: guest.examples().to_vec() }
+            }
+            Self::Remapped(inner) => GuestOutcome::Remapped {
+                guest: inner.guest.stats(),
+                remap: inner.remap.stats(),
+                approximations: inner.remap.approximations(),
+            },
+        }
+    }
+}
+
+/// The plan's guest is the recorded one.
+pub(crate) fn check(plan: &Plan, guest: &GuestInfo) -> Result<(), CompareError> {
+    let same = plan.guest_mode.name == guest.paging
+        && plan.guest_bytes == guest.memory_bytes
+        && plan.vcpus == usize::from(guest.vcpus);
+    if same {
+        return Ok(());
+    }
+    let (mode, bytes, vcpus) = (plan.guest_mode.name, plan.guest_bytes, plan.vcpus);
+    Err(CompareError::OtherGuest {
+        guest: guest.clone(),
+        plan: format!("{mode}, {bytes} and {vcpus}"),
+    })
+}
+
+fn remapped(
+    plan: &Plan,
+    spec: DimensionSpec,
+    recorded: &GuestInfo,
+) -> Result<Remapped, CompareError> {
+    let remap = Remap::new(recorded, plan.mappings.clone())
+        .map_err(|source| CompareError::Remap { guest: spec.name(), source })?;
+    Ok(Remapped { remap, plain: Batch::default(), guest: modelled(plan, spec)? })
+}
+
+fn modelled(plan: &Plan, spec: DimensionSpec) -> Result<ModelledGuest, CompareError> {
+    let config = GuestConfig {
+        policy: spec.pages,
+        placement: spec.placement,
+        low_bytes: plan.low_bytes,
+        fragmentation: plan.fragmentation.0,
+        bad_frames: plan.bad_frames,
+        daemons: plan.daemons.config(&plan.profile),
+        seed: plan.seed,
+        pcids: plan.pcids && plan.guest_mode.levels >= 4,
+        ..GuestConfig::new(plan.guest_mode, plan.guest_bytes)
+    };
+    let guest = spec.name();
+    ModelledGuest::new(config).map_err(|source| CompareError::Guest { guest, source })
+}

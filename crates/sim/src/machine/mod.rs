@@ -1,0 +1,377 @@
+//! A machine: drives one scheme with the event stream, access by access.
+//!
+//! The hot loop looks the TLBs up and sends the data reference through the caches. A miss goes to the
+//! scheme's walker; a fault of the walker goes to the scheme's software, after which the access walks
+//! again. Hardware never calls software. What happens beside accesses is in `events`: it knows the
+//! scheme's software alone, and is compiled once for all schemes.
+
+pub mod coverage;
+mod events;
+mod machine;
+pub mod referee;
+
+use crate::hardware::prefetch::{GROUP, WORTHWHILE};
+use crate::hardware::tlbs::{Look, TlbFamily};
+use crate::hardware::{Request, Step};
+use crate::machine::coverage::CoverageResult;
+use crate::machine::referee::Verdict;
+use crate::measure::counters::Counters;
+use crate::scheme::{Event, MachineError, Processor, Report, Scheme};
+use crate::switching::sampler::{Cut, Recorded};
+pub use machine::Machine;
+use nestwalk_hw::{Caches, Profile, Translation};
+use nestwalk_mm::PlacementStats;
+use nestwalk_types::{Address, Control, FaultCode, Gpa, GuestBatch, Gva, Hpa, Run, VcpuId};
+
+/// Walks that one access may need: each handled fault maps one more page, and a nested walk meets at
+/// most one fault for each of 5 guest tables and the page, each with a few more for the VMM's own
+/// progress.
+const ATTEMPTS: u32 = 64;
+
+/// A machine whatever its scheme. Called once per batch.
+pub trait AnyMachine: Send {
+    /// The name it was asked for by.
+    fn name(&self) -> &str;
+    /// Runs a batch.
+    ///
+    /// # Errors
+    /// The machine cannot go on; what was counted so far stays.
+    fn run(&mut self, batch: &GuestBatch) -> Result<(), MachineError>;
+    /// What was counted since the region of interest began.
+    fn counters(&self) -> &Counters;
+    /// What was counted before it began; `None` if nothing was.
+    fn before(&self) -> Option<&Counters> {
+        None
+    }
+    /// What the scheme reports beside counters, as it is now.
+    fn report(&self) -> Report;
+    /// What the referee found, if there was one.
+    fn verdict(&self) -> Option<Verdict>;
+    /// Records what was counted every so many instructions of the region of interest.
+    fn record_series(&mut self, _every: u64) {}
+    /// What was counted by the end of each interval, and by now; empty if nothing is recorded.
+    fn series(&self) -> Vec<Counters> {
+        Vec::new()
+    }
+    /// Looks at contiguity every so many instructions of the stream.
+    fn look_at_coverage(&mut self, _every: u64) {}
+    /// Records samples from the region of interest on, if the machine is in one of the paging modes
+    /// between which policies choose.
+    fn record_samples(&mut self, _cut: Cut, _profile: &Profile) {}
+    /// The samples; none of a machine that records none or has no such mode.
+    fn samples(&self) -> Option<&Recorded> {
+        None
+    }
+    /// What the host's placement policy came to, if there is a host.
+    fn host_placement(&self) -> Option<PlacementStats> {
+        None
+    }
+    /// What its tables say now of contiguity, if it has any. Reads all of them.
+    fn coverage(&self) -> Option<CoverageResult> {
+        None
+    }
+    /// Shows the references of one walk with cold hardware structures, without changing counters.
+    ///
+    /// # Errors
+    /// The machine cannot go on.
+    fn watch(&mut self, run: &Run) -> Result<Vec<Step>, MachineError>;
+}
+
+/// Sends the program's references of a run through the caches, the line of its first access, which is
+/// at `first`, before the others of the page.
+#[inline(always)]
+pub fn program_references(caches: &mut Caches, counters: &mut Counters, run: &Run, first: Hpa) {
+    let core = usize::from(run.vcpu.0);
+    let page = first.value() & !0xfff;
+    let mut rest = run.lines & !(1 << (first.value() >> 6 & 63));
+    let mut at = first;
+    loop {
+        if run.flags.is_fetch() {
+            counters.fetch[caches.fetch(core, at) as usize] += 1;
+        } else {
+            counters.data[caches.data(core, at) as usize] += 1;
+        }
+        if rest == 0 {
+            return;
+        }
+        at = Hpa::new(page | u64::from(rest.trailing_zeros()) << 6);
+        rest &= rest - 1;
+    }
+}
+
+impl<S: Scheme, T: TlbFamily> Machine<S, T> {
+    fn run_batch(&mut self, batch: &GuestBatch) -> Result<(), MachineError> {
+        for (controls, runs) in batch.batch.segments() {
+            for (_, control) in controls {
+                self.timers()?;
+                match *control {
+                    Control::Fault { vcpu, gva, code } => {
+                        self.events().known(vcpu)?;
+                        self.guest_fault(vcpu, gva, code)?;
+                    }
+                    _ => self.events().control(control)?,
+                }
+                self.events().host_promoted()?;
+            }
+            self.run_slice(&batch.batch.runs[runs.clone()], &batch.gpas[runs])?;
+        }
+        Ok(())
+    }
+
+    fn run_slice(&mut self, runs: &[Run], gpas: &[Gpa]) -> Result<(), MachineError> {
+        for (runs, gpas) in runs.chunks(GROUP).zip(gpas.chunks(GROUP)) {
+            if self.recent_misses >= WORTHWHILE {
+                self.scheme.prefetch(&self.platform.cpu, runs, gpas);
+            }
+            let before = self.platform.cpu.counters.far_accesses();
+            self.run_on_time(runs, gpas)?;
+            let now = self.platform.cpu.counters.far_accesses();
+            self.recent_misses = now.saturating_sub(before);
+        }
+        Ok(())
+    }
+
+    /// Runs a group, with what is due in the middle of it.
+    #[inline]
+    fn run_on_time(&mut self, runs: &[Run], gpas: &[Gpa]) -> Result<(), MachineError> {
+        let due = self.scheme.next_timer().min(self.drive.due(&self.platform));
+        if due == u64::MAX {
+            return self.run_group(runs, gpas);
+        }
+        let instructions: u64 = runs.iter().map(|r| u64::from(r.instructions)).sum();
+        if self.platform.clock + instructions >= due {
+            return self.run_watched(runs, gpas);
+        }
+        if let Some(run) = runs.last() {
+            self.last = (run.vcpu, run.gva.page_number());
+        }
+        self.run_group(runs, gpas)
+    }
+
+    /// Runs one by one. What becomes due within a page waits for its last run.
+    #[cold]
+    fn run_watched(&mut self, runs: &[Run], gpas: &[Gpa]) -> Result<(), MachineError> {
+        for (run, gpa) in runs.iter().zip(gpas) {
+            let page = (run.vcpu, run.gva.page_number());
+            if page != self.last {
+                self.timers()?;
+            }
+            self.last = page;
+            self.run_group(std::slice::from_ref(run), std::slice::from_ref(gpa))?;
+        }
+        Ok(())
+    }
+
+    #[inline]
+    fn timers(&mut self) -> Result<(), MachineError> {
+        let due = self.scheme.next_timer().min(self.drive.due(&self.platform));
+        if self.platform.clock >= due { self.events().timers() } else { Ok(()) }
+    }
+
+    fn run_group(&mut self, runs: &[Run], gpas: &[Gpa]) -> Result<(), MachineError> {
+        let (mut accesses, mut instructions, mut fetches, mut kernel) = (0, 0, 0, 0);
+        for (run, gpa) in runs.iter().zip(gpas) {
+            let (hpa, hit) = self.translate(run)?;
+            accesses += u64::from(run.count);
+            instructions += u64::from(run.instructions);
+            if run.flags.is_fetch() {
+                fetches += u64::from(run.count);
+            }
+            if run.flags.is_kernel() {
+                kernel += u64::from(run.instructions);
+            }
+            let Processor { hardware, counters, .. } = &mut self.platform.cpu;
+            program_references(&mut hardware.caches, counters, run, hpa);
+            if let Some(referee) = &mut self.drive.referee {
+                for (first, bytes) in self.platform.moved.drain(..) {
+                    referee.exchanged(first, bytes);
+                }
+                referee.check(&self.platform, run, *gpa, hpa, hit);
+            }
+        }
+        self.platform.clock += instructions;
+        let counters = &mut self.platform.cpu.counters;
+        counters.accesses += accesses;
+        counters.instructions += instructions;
+        counters.kernel_instructions += kernel;
+        counters.fetches += fetches;
+        counters.l1i_tlb_lookups += fetches;
+        counters.l1d_tlb_lookups += accesses - fetches;
+        Ok(())
+    }
+
+    /// Where a run's first access is, and the translation used.
+    #[inline]
+    fn translate(&mut self, run: &Run) -> Result<(Hpa, Translation), MachineError> {
+        let flags = run.flags;
+        let needs = Translation::needs(flags.is_store(), flags.is_fetch(), !flags.is_kernel());
+        if usize::from(run.vcpu.0) >= self.platform.cpu.hardware.cores.len() {
+            return Err(self.events().no_such_vcpu(run.vcpu));
+        }
+        if let Some(found) = self.scheme.instead_of_l1(&mut self.platform.cpu, run) {
+            return Ok((found.apply(run.gva), found));
+        }
+        let Processor { hardware, counters, .. } = &mut self.platform.cpu;
+        let core = &mut hardware.cores[usize::from(run.vcpu.0)];
+        let translation = match T::first(core, counters, run, needs) {
+            Look::Hit(hit) => hit,
+            Look::Stale => self.first_level_miss(run, true, needs)?,
+            Look::Miss => self.first_level_miss(run, false, needs)?,
+        };
+        Ok((translation.apply(run.gva), translation))
+    }
+
+    /// The first level missed, or (`upgrade`) has an entry that cannot serve this access.
+    #[inline(never)]
+    fn first_level_miss(
+        &mut self,
+        run: &Run,
+        upgrade: bool,
+        needs: u64,
+    ) -> Result<Translation, MachineError> {
+        let request = Request::of(run);
+        self.platform.cpu.counters.l1_tlb_fills += 1;
+        if let Some(found) = self.scheme.parallel_to_l2(&mut self.platform.cpu, &request) {
+            self.platform.cpu.counters.l1_tlb_misses += 1;
+            return Ok(self.served_without_walk(&request, upgrade, found));
+        }
+        let Processor { hardware, counters, .. } = &mut self.platform.cpu;
+        let core = &mut hardware.cores[request.core()];
+        let mut stale = upgrade;
+        if upgrade {
+            counters.upgrades += 1;
+        } else {
+            counters.l1_tlb_misses += 1;
+            match T::second(core, counters, run, needs) {
+                Look::Hit(hit) => {
+                    counters.l2_tlb_hits += 1;
+                    return Ok(hit);
+                }
+                Look::Stale => {
+                    counters.l2_tlb_hits += 1;
+                    counters.upgrades += 1;
+                    stale = true;
+                }
+                Look::Miss => {
+                    if let Some(found) = self.scheme.on_l2_miss(&mut self.platform.cpu, &request) {
+                        return Ok(self.served_without_walk(&request, false, found));
+                    }
+                    self.platform.cpu.counters.l2_tlb_misses += 1;
+                }
+            }
+        }
+        if stale {
+            let core = &mut self.platform.cpu.hardware.cores[request.core()];
+            core.drop_page(run.gva, core.asid, true);
+        }
+        let translation = self.resolve(&request)?;
+        let (scheme, cpu) = (&mut self.scheme, &mut self.platform.cpu);
+        T::fill(cpu, &request, translation, &self.watch, |cpu| {
+            scheme.fill_l2(cpu, &request, translation);
+        });
+        Ok(translation)
+    }
+
+    /// What was found without a walk goes to the first level.
+    fn served_without_walk(
+        &mut self,
+        request: &Request,
+        stale: bool,
+        found: Translation,
+    ) -> Translation {
+        let core = &mut self.platform.cpu.hardware.cores[request.core()];
+        if stale {
+            core.drop_page(request.gva, core.asid, true);
+        }
+        T::fill_first(core, request, found);
+        found
+    }
+
+    /// Walks until the access is translated.
+    fn resolve(&mut self, request: &Request) -> Result<Translation, MachineError> {
+        let mut once = false;
+        for _ in 0..ATTEMPTS {
+            match self.walk_once(request, false, &mut once)? {
+                Walked::Found(translation) => return Ok(translation),
+                Walked::Again => {}
+                Walked::GuestFault => {
+                    return Err(MachineError::NotMapped {
+                        machine: self.name.clone(),
+                        gva: request.gva,
+                        vcpu: request.vcpu.0,
+                    });
+                }
+            }
+        }
+        Err(self.stuck(request))
+    }
+
+    /// One walk, and on a fault what software does about it. `delivered`: the guest is told of a fault,
+    /// whatever the walk finds by now. `once`: the tables are open for this walk alone.
+    #[inline]
+    fn walk_once(
+        &mut self,
+        request: &Request,
+        delivered: bool,
+        once: &mut bool,
+    ) -> Result<Walked, MachineError> {
+        if self.platform.deferred {
+            self.scheme.on(&mut self.platform, Event::AccessMissed { request })?;
+        }
+        self.platform.cpu.hardware.begin_walk();
+        T::begin(&mut self.watch);
+        let result = self.scheme.walk(&mut self.platform.cpu, request, &mut self.watch);
+        if std::mem::take(once) {
+            self.scheme.on(&mut self.platform, Event::RetryEnded)?;
+        }
+        match result {
+            Ok(translation) => {
+                let Processor { hardware, counters, .. } = &mut self.platform.cpu;
+                hardware.end_walk(counters, delivered);
+                Ok(Walked::Found(translation))
+            }
+            Err(fault) => {
+                let (walked, again_once) = self.events().fault(request, fault, delivered)?;
+                *once = again_once;
+                Ok(walked)
+            }
+        }
+    }
+
+    /// The access that faults in the guest: the hardware walks and fails; the guest's kernel answers
+    /// with the events that follow.
+    fn guest_fault(&mut self, vcpu: VcpuId, gva: Gva, code: FaultCode) -> Result<(), MachineError> {
+        self.platform.cpu.counters.guest_faults += 1;
+        let FaultCode { write, fetch, user, .. } = code;
+        let request = Request { vcpu, gva, write, fetch, user, pc: Gva::new(0) };
+        let mut once = false;
+        for _ in 0..ATTEMPTS {
+            // If something is found the fault is spurious: another vCPU's kernel has mapped the page.
+            if self.walk_once(&request, true, &mut once)? != Walked::Again {
+                // A page fault removes what the TLBs hold for the address (SDM vol. 3A,
+                // "Invalidation of TLBs and Paging-Structure Caches").
+                let mode = self.scheme.walk_mode(&self.platform.cpu.world);
+                let core = &mut self.platform.cpu.hardware.cores[request.core()];
+                core.drop_translation(mode, gva);
+                return Ok(());
+            }
+        }
+        Err(self.stuck(&request))
+    }
+
+    fn stuck(&self, request: &Request) -> MachineError {
+        let (machine, gva) = (self.name.clone(), request.gva);
+        MachineError::Stuck { machine, gva, attempts: ATTEMPTS }
+    }
+}
+
+/// How a walk ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Walked {
+    /// With a translation.
+    Found(Translation),
+    /// Software has handled a fault: the access walks again.
+    Again,
+    /// With a fault of the guest.
+    GuestFault,
+}

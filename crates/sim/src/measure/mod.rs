@@ -1,0 +1,7 @@
+//! What is counted, and what it costs: counters, cycles, energy, waiting for locks, by intervals.
+
+pub mod cost;
+pub mod counters;
+pub mod energy;
+pub mod lock;
+pub mod series;

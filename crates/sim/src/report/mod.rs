@@ -1,0 +1,5 @@
+//! What results say of a machine, derived from counters and from what a scheme reports.
+
+pub mod contiguity;
+pub mod placement;
+pub mod results;
