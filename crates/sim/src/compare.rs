@@ -464,8 +464,8 @@ fn results(plan: &Plan, seats: &[Seat]) -> Vec<MachineResult> {
                 &plan.profile,
                 ideal_of(spec.guest),
                 seat.machine.page_table_bytes(),
-                seat.machine.verdict(),
             );
+            result.referee = seat.machine.verdict();
             if let Some(before) = seat.machine.before() {
                 result.set_up(before, &plan.profile);
             }

@@ -33,8 +33,9 @@ pub mod walk;
 pub mod world;
 
 pub use compare::{CompareError, Outcome, Plan, Progress, compare};
+pub use contiguity::CONTIGUITY_FIELDS;
 pub use cost::Cycles;
-pub use counters::{Counters, Dimension, ExitReason};
+pub use counters::{CounterRow, Counters, Dimension, ExitReason};
 pub use coverage::{
     COVERAGE_FIELDS, CoveragePoint, CoverageResult, DIMENSION_FIELDS, DimensionResult, POINT_FIELDS,
 };
@@ -44,7 +45,7 @@ pub use engine::{AnyMachine, Machine};
 pub use guests::GuestOutcome;
 pub use placement::{PLACEMENT_FIELDS, PlacementResult};
 pub use referee::Verdict;
-pub use results::{FIELDS, MachineResult};
+pub use results::{FIELDS, Field, MachineResult};
 pub use scheme::{MachineError, PageTableBytes};
 pub use schemes::{Build, Definition, SCHEMES};
 pub use series::interval_costs;

@@ -6,6 +6,7 @@ use crate::args::ReproduceArgs;
 use anyhow::Result;
 use nestwalk_hw::Profile;
 use nestwalk_sim::GuestOutcome;
+use nestwalk_sim::cost::clearing_ns;
 use nestwalk_sim::coverage::DimensionResult;
 use nestwalk_sim::results::MachineResult;
 use serde::Serialize;
@@ -152,8 +153,7 @@ impl Line {
                 + m.host_pages_migrated
                 + m.host_pages_exchanged,
             most_at_once: placement.most_at_once,
-            most_at_once_us: placement.most_at_once as f64 * profile.software.clear_page_ns.value
-                / 1e3,
+            most_at_once_us: clearing_ns(placement.most_at_once, profile) / 1e3,
         }
     }
 
