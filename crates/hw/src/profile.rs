@@ -3,10 +3,12 @@
 mod arrays;
 mod base;
 mod check;
+mod clock;
 mod describe;
 
 pub use arrays::{EntryCacheProfile, IndexProfile, PcidProfile, TlbProfile, parse_page_size};
 pub use base::{ALIASES, BUILT_IN, is_built_in};
+pub use clock::Clock;
 
 use crate::energy::EnergyProfile;
 use crate::geometry::Geometry;
@@ -23,6 +25,28 @@ pub struct Sourced {
     /// Paper, manual or measurement; or `derived: ...`, or `fitted: ...`.
     pub source: String,
 }
+
+/// A table of a profile that has nothing but numbers: a row for each, its key and its meaning.
+macro_rules! numbers {
+    ($(#[$doc:meta])* $name:ident $table:literal { $($key:ident: $meaning:literal;)* }) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+        #[serde(deny_unknown_fields)]
+        pub struct $name {
+            $(#[doc = $meaning] pub $key: $crate::profile::Sourced,)*
+        }
+        impl $name {
+            /// Key and meaning of each number.
+            pub const ROWS: &'static [(&'static str, &'static str)] =
+                &[$((stringify!($key), $meaning)),*];
+            /// All numbers, with the keys that they have in a profile.
+            pub(crate) fn numbers(&self) -> Vec<(&'static str, &$crate::profile::Sourced)> {
+                vec![$((concat!($table, ".", stringify!($key)), &self.$key)),*]
+            }
+        }
+    };
+}
+pub(crate) use numbers;
 
 /// One walk cache or nested TLB.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -93,46 +117,49 @@ pub struct CacheProfile {
     pub memory_cycles: Sourced,
 }
 
-/// The core.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct CoreProfile {
-    /// Nominal frequency in MHz; turns the software costs' times into cycles.
-    pub frequency_mhz: Sourced,
-    /// Cycles per instruction of programs when every reference hits the first level.
-    pub base_cpi: Sourced,
-    /// The same of a guest kernel's instructions, where the stream shows the kernel at work.
-    pub kernel_cpi: Sourced,
-    /// Cycles of a load of CR3, on every machine; what a VMM does for one that exits comes on top.
-    pub cr3_load_cycles: Sourced,
-    /// Cycles of a look-up of the second-level TLB, which every first-level miss pays, before the walk
-    /// if it misses.
-    pub l2_tlb_hit_cycles: Sourced,
-    /// Cycles to look the walk caches up, once per walk.
-    pub walk_cache_cycles: Sourced,
-    /// Cycles to look the nested TLB up, once per guest-physical address that a walk translates, if the
-    /// processor has one.
-    pub nested_tlb_cycles: Sourced,
-    /// Share of the walker's cycles by which the program is delayed, 0 to 1: what out-of-order
-    /// execution and several walkers do not hide.
-    pub walk_exposed: Sourced,
-    /// Share of data references' latency beyond the first level by which the program is delayed.
-    pub data_exposed: Sourced,
-    /// 1 if it has the erratum iTLB multihit, 0 if not: a fetch may hit two entries of the instruction
-    /// TLB after a page changed its size.
-    pub itlb_multihit: Sourced,
-    /// 1 if nested paging always has accessed and dirty flags, 0 if the hypervisor may leave them off.
-    pub nested_ad_always: Sourced,
+numbers! {
+    /// The core.
+    CoreProfile "core" {
+        frequency_mhz: "Nominal frequency in MHz; turns the software costs' times into cycles.";
+        base_cpi: "Cycles per instruction of programs when every reference hits the first level.";
+        kernel_cpi:
+            "The same of a guest kernel's instructions, where the stream shows the kernel at \
+             work.";
+        cr3_load_cycles:
+            "Cycles of a load of CR3, on every machine; what a VMM does for one that exits comes \
+             on top.";
+        l2_tlb_hit_cycles:
+            "Cycles of a look-up of the second-level TLB, which every first-level miss pays, \
+             before the walk if it misses.";
+        walk_cache_cycles: "Cycles to look the walk caches up, once per walk.";
+        nested_tlb_cycles:
+            "Cycles to look the nested TLB up, once per guest-physical address that a walk \
+             translates, if the processor has one.";
+        walk_exposed:
+            "Share of the walker's cycles by which the program is delayed, 0 to 1: what \
+             out-of-order execution and several walkers do not hide.";
+        data_exposed:
+            "Share of data references' latency beyond the first level by which the program is \
+             delayed.";
+        itlb_multihit:
+            "1 if it has the erratum iTLB multihit, 0 if not: a fetch may hit two entries of the \
+             instruction TLB after a page changed its size.";
+        nested_ad_always:
+            "1 if nested paging always has accessed and dirty flags, 0 if the hypervisor may \
+             leave them off.";
+    }
 }
 
-/// What an interrupt from vCPU to vCPU costs in exits, as far as the processor does not deliver it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct InterruptProfile {
-    /// Exits of the vCPU that sends it: 1 where the store to the interrupt controller is emulated.
-    pub sender_exits: Sourced,
-    /// Exits of the running vCPU that receives it: 1 where it is called out of the guest for it.
-    pub receiver_exits: Sourced,
+numbers! {
+    /// What an interrupt from vCPU to vCPU costs in exits, as far as the processor does not deliver it.
+    InterruptProfile "interrupts" {
+        sender_exits:
+            "Exits of the vCPU that sends it: 1 where the store to the interrupt controller is \
+             emulated.";
+        receiver_exits:
+            "Exits of the running vCPU that receives it: 1 where it is called out of the guest \
+             for it.";
+    }
 }
 
 impl InterruptProfile {
@@ -142,82 +169,74 @@ impl InterruptProfile {
     }
 }
 
-/// Registers of direct segments.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct SegmentProfile {
-    /// Cycles of one base-bound check that the walker makes.
-    pub check_cycles: Sourced,
-    /// Cycles of a first-level TLB miss that a segment serves beside the second level.
-    pub hit_cycles: Sourced,
-    /// Cycles to load base, limit, offset and filter: at a context switch, or when a VM is entered.
-    pub load_cycles: Sourced,
+numbers! {
+    /// Registers of direct segments.
+    SegmentProfile "segment" {
+        check_cycles: "Cycles of one base-bound check that the walker makes.";
+        hit_cycles:
+            "Cycles of a first-level TLB miss that a segment serves beside the second level.";
+        load_cycles:
+            "Cycles to load base, limit, offset and filter: at a context switch, or when a VM is \
+             entered.";
+    }
 }
 
-/// Costs of the software that answers, in nanoseconds (cycles follow from the frequency).
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct SoftwareProfile {
-    /// A VM exit and the entry after it, with KVM's dispatch between.
-    pub exit_ns: Sourced,
-    /// Work of the VMM for a fault that it answers in the shadow tables, beyond the exit: the guest's
-    /// tables are walked, the host's page is found, an entry is made or changed.
-    pub shadow_fill_ns: Sourced,
-    /// Work per leaf entry of a shadow table beside a fault's own: one filled ahead (a look-up of the
-    /// host's page and an entry of the reverse map), dropped, or compared with the guest's.
-    pub shadow_entry_ns: Sourced,
-    /// Work to make a page of shadow tables and to protect the guest's table that it shadows.
-    pub shadow_page_ns: Sourced,
-    /// Work to decode and emulate a write to a protected table, beyond the exit.
-    pub emulate_write_ns: Sourced,
-    /// Work to inject a page fault into the guest, beyond the exit.
-    pub inject_fault_ns: Sourced,
-    /// Work of a CR3 load that exits, beyond the exit.
-    pub context_exit_ns: Sourced,
-    /// Work of an invalidation that exits, beyond the exit.
-    pub invalidate_exit_ns: Sourced,
-    /// Work to look at an entry, present or not, in a loop over a table.
-    pub sync_entry_ns: Sourced,
-    /// Work of the VMM for one nested-table entry that was missing, beyond the exit.
-    pub nested_fill_ns: Sourced,
-    /// A hypercall of a guest that runs without hardware's help, beyond its operations.
-    pub hypercall_ns: Sourced,
-    /// One operation in such a hypercall: an entry checked and stored, a root, an invalidation.
-    pub hypercall_operation_ns: Sourced,
-    /// Check of one entry of a page that becomes a table.
-    pub validate_entry_ns: Sourced,
-    /// A page fault's way to such a guest's kernel and back, beyond that without a hypervisor.
-    pub fault_bounce_ns: Sourced,
-    /// Work of the host kernel to find and map a page for guest RAM.
-    pub host_fault_ns: Sourced,
-    /// Clearing of 4 KiB of memory.
-    pub clear_page_ns: Sourced,
-    /// A page that the guest's balloon driver allocates and the VMM takes back.
-    pub balloon_page_ns: Sourced,
-    /// A kernel's daemon looks at a page: its entry and its descriptor.
-    pub scan_page_ns: Sourced,
-    /// A kernel's daemon unmaps a page, of any size, and maps it elsewhere, without the copying.
-    pub migrate_page_ns: Sourced,
-    /// A kernel's daemon makes a large page of small ones, without clearing and copying.
-    pub collapse_ns: Sourced,
-    /// A kernel interrupts another processor, and waits for it, to have translations removed.
-    pub shootdown_ns: Sourced,
-    /// Work of an emulated store to the interrupt controller, beyond the exit.
-    pub interrupt_ns: Sourced,
-    /// A VMM waits for a processor that it calls out of the guest to have its TLBs flushed.
-    pub remote_flush_ns: Sourced,
-    /// The lock of the shadow tables moves from one processor to another that waits for it.
-    pub lock_handoff_ns: Sourced,
-    /// The guest kernel's answer to a page fault, without the clearing of the page.
-    pub guest_fault_ns: Sourced,
-    /// The guest kernel's fork, without its table writes' exits.
-    pub guest_fork_ns: Sourced,
-    /// The guest kernel's exec.
-    pub guest_exec_ns: Sourced,
-    /// The guest kernel's exit of a process.
-    pub guest_exit_ns: Sourced,
-    /// The guest kernel's context switch.
-    pub guest_switch_ns: Sourced,
+numbers! {
+    /// Costs of the software that answers, in nanoseconds (cycles follow from the frequency).
+    SoftwareProfile "software" {
+        exit_ns: "A VM exit and the entry after it, with KVM's dispatch between.";
+        shadow_fill_ns:
+            "Work of the VMM for a fault that it answers in the shadow tables, beyond the exit: \
+             the guest's tables are walked, the host's page is found, an entry is made or \
+             changed.";
+        shadow_entry_ns:
+            "Work per leaf entry of a shadow table beside a fault's own: one filled ahead (a \
+             look-up of the host's page and an entry of the reverse map), dropped, or compared \
+             with the guest's.";
+        shadow_page_ns:
+            "Work to make a page of shadow tables and to protect the guest's table that it \
+             shadows.";
+        emulate_write_ns:
+            "Work to decode and emulate a write to a protected table, beyond the exit.";
+        inject_fault_ns: "Work to inject a page fault into the guest, beyond the exit.";
+        context_exit_ns: "Work of a CR3 load that exits, beyond the exit.";
+        invalidate_exit_ns: "Work of an invalidation that exits, beyond the exit.";
+        sync_entry_ns: "Work to look at an entry, present or not, in a loop over a table.";
+        nested_fill_ns:
+            "Work of the VMM for one nested-table entry that was missing, beyond the exit.";
+        hypercall_ns:
+            "A hypercall of a guest that runs without hardware's help, beyond its operations.";
+        hypercall_operation_ns:
+            "One operation in such a hypercall: an entry checked and stored, a root, an \
+             invalidation.";
+        validate_entry_ns: "Check of one entry of a page that becomes a table.";
+        fault_bounce_ns:
+            "A page fault's way to such a guest's kernel and back, beyond that without a \
+             hypervisor.";
+        host_fault_ns: "Work of the host kernel to find and map a page for guest RAM.";
+        clear_page_ns: "Clearing of 4 KiB of memory.";
+        balloon_page_ns: "A page that the guest's balloon driver allocates and the VMM takes back.";
+        scan_page_ns: "A kernel's daemon looks at a page: its entry and its descriptor.";
+        migrate_page_ns:
+            "A kernel's daemon unmaps a page, of any size, and maps it elsewhere, without the \
+             copying.";
+        collapse_ns:
+            "A kernel's daemon makes a large page of small ones, without clearing and copying.";
+        shootdown_ns:
+            "A kernel interrupts another processor, and waits for it, to have translations \
+             removed.";
+        interrupt_ns: "Work of an emulated store to the interrupt controller, beyond the exit.";
+        remote_flush_ns:
+            "A VMM waits for a processor that it calls out of the guest to have its TLBs flushed.";
+        lock_handoff_ns:
+            "The lock of the shadow tables moves from one processor to another that waits for it.";
+        guest_fault_ns:
+            "The guest kernel's answer to a page fault, without the clearing of the page.";
+        guest_fork_ns: "The guest kernel's fork, without its table writes' exits.";
+        guest_exec_ns: "The guest kernel's exec.";
+        guest_exit_ns: "The guest kernel's exit of a process.";
+        guest_switch_ns: "The guest kernel's context switch.";
+    }
 }
 
 /// Everything that a machine's cost depends on.
@@ -326,55 +345,12 @@ impl CacheLevelProfile {
 impl Profile {
     /// All single numbers with their keys: what sensitivity analysis varies.
     pub fn numbers(&self) -> Vec<(&'static str, &Sourced)> {
-        let (c, s) = (&self.core, &self.software);
-        let mut numbers = vec![
-            ("core.frequency_mhz", &c.frequency_mhz),
-            ("core.base_cpi", &c.base_cpi),
-            ("core.kernel_cpi", &c.kernel_cpi),
-            ("core.cr3_load_cycles", &c.cr3_load_cycles),
-            ("core.l2_tlb_hit_cycles", &c.l2_tlb_hit_cycles),
-            ("core.walk_cache_cycles", &c.walk_cache_cycles),
-            ("core.nested_tlb_cycles", &c.nested_tlb_cycles),
-            ("core.walk_exposed", &c.walk_exposed),
-            ("core.data_exposed", &c.data_exposed),
-            ("core.itlb_multihit", &c.itlb_multihit),
-            ("core.nested_ad_always", &c.nested_ad_always),
-            ("caches.memory_cycles", &self.caches.memory_cycles),
-            ("interrupts.sender_exits", &self.interrupts.sender_exits),
-            ("interrupts.receiver_exits", &self.interrupts.receiver_exits),
-            ("segment.check_cycles", &self.segment.check_cycles),
-            ("segment.hit_cycles", &self.segment.hit_cycles),
-            ("segment.load_cycles", &self.segment.load_cycles),
-            ("software.exit_ns", &s.exit_ns),
-            ("software.shadow_fill_ns", &s.shadow_fill_ns),
-            ("software.shadow_entry_ns", &s.shadow_entry_ns),
-            ("software.shadow_page_ns", &s.shadow_page_ns),
-            ("software.emulate_write_ns", &s.emulate_write_ns),
-            ("software.inject_fault_ns", &s.inject_fault_ns),
-            ("software.context_exit_ns", &s.context_exit_ns),
-            ("software.invalidate_exit_ns", &s.invalidate_exit_ns),
-            ("software.sync_entry_ns", &s.sync_entry_ns),
-            ("software.nested_fill_ns", &s.nested_fill_ns),
-            ("software.hypercall_ns", &s.hypercall_ns),
-            ("software.hypercall_operation_ns", &s.hypercall_operation_ns),
-            ("software.validate_entry_ns", &s.validate_entry_ns),
-            ("software.fault_bounce_ns", &s.fault_bounce_ns),
-            ("software.host_fault_ns", &s.host_fault_ns),
-            ("software.clear_page_ns", &s.clear_page_ns),
-            ("software.balloon_page_ns", &s.balloon_page_ns),
-            ("software.scan_page_ns", &s.scan_page_ns),
-            ("software.migrate_page_ns", &s.migrate_page_ns),
-            ("software.collapse_ns", &s.collapse_ns),
-            ("software.shootdown_ns", &s.shootdown_ns),
-            ("software.interrupt_ns", &s.interrupt_ns),
-            ("software.remote_flush_ns", &s.remote_flush_ns),
-            ("software.lock_handoff_ns", &s.lock_handoff_ns),
-            ("software.guest_fault_ns", &s.guest_fault_ns),
-            ("software.guest_fork_ns", &s.guest_fork_ns),
-            ("software.guest_exec_ns", &s.guest_exec_ns),
-            ("software.guest_exit_ns", &s.guest_exit_ns),
-            ("software.guest_switch_ns", &s.guest_switch_ns),
-        ];
+        let mut numbers = Vec::new();
+        numbers.extend(self.core.numbers());
+        numbers.push(("caches.memory_cycles", &self.caches.memory_cycles));
+        numbers.extend(self.interrupts.numbers());
+        numbers.extend(self.segment.numbers());
+        numbers.extend(self.software.numbers());
         numbers.extend(self.energy.numbers());
         numbers
     }

@@ -1,8 +1,10 @@
 //! What the JSON results consist of, beside the fields of a machine, which are
 //! [`nestwalk_sim::FIELDS`]: name, unit, meaning.
 
-/// A field: name, unit, meaning.
-pub type Field = (&'static str, &'static str, &'static str);
+pub use nestwalk_sim::Field;
+use nestwalk_sim::{CONTIGUITY_FIELDS, ExitReason};
+use nestwalk_types::OsWork;
+use std::sync::LazyLock;
 
 /// The results as a whole.
 pub static RESULTS: &[Field] = &[
@@ -142,48 +144,6 @@ pub static GUESTS: &[(&str, &[Field])] = &[
     ("guests.observed.dropped.*.", DROPPED),
 ];
 
-/// Keys of a machine's `vm_exits`.
-pub static VM_EXITS: &[Field] = &[
-    ("ept_violation", "count", "a guest-physical address had no nested entry"),
-    ("true_fault", "count", "shadow: a fault that belongs to the guest and is injected"),
-    ("hidden_fault", "count", "shadow: the guest maps the page, only the shadow entry was missing"),
-    ("dirty_fault", "count", "shadow: first store to a clean page, to set the guest's dirty bit"),
-    ("table_write", "count", "shadow: a store to a write-protected guest table, emulated"),
-    ("table_unsync", "count", "shadow: first store to a leaf table, which goes out of sync"),
-    ("cr3_load", "count", "shadow: a load of CR3"),
-    ("invalidation", "count", "shadow: INVLPG or INVPCID"),
-    ("interval", "count", "agile: the end of an interval, when tables are looked through"),
-    ("mode_switch", "count", "a vCPU called out of the guest because the paging mode changes"),
-    ("host_migration", "count", "a vCPU called out of the guest because host pages have moved"),
-    (
-        "remote_flush",
-        "count",
-        "another running vCPU called out of the guest to have its TLBs flushed",
-    ),
-    ("interrupt_sent", "count", "a vCPU's store to the interrupt controller to interrupt another"),
-    ("interrupt_received", "count", "a vCPU called out of the guest for an interrupt of another"),
-    ("mmu_update", "count", "direct paging: hypercall that updates entries of tables"),
-    ("pin", "count", "direct paging: hypercall that makes pages tables, or tables pages"),
-    ("base_pointer", "count", "direct paging: hypercall that loads a root"),
-    ("tlb_flush", "count", "direct paging: hypercall that invalidates translations"),
-    ("fault_bounce", "count", "direct paging: page fault handed on to the guest kernel"),
-    ("table_emulation", "count", "direct paging: store to a table by a user mapping, emulated"),
-];
-
-/// Keys of a machine's `guest_os_work`.
-pub static GUEST_OS_WORK: &[Field] = &[
-    ("page_faults", "count", "page faults answered"),
-    ("pages_copied", "4 KiB pages", "copied for copy-on-write, or by daemons"),
-    ("forks", "count", "processes forked"),
-    ("execs", "count", "programs replaced"),
-    ("exits", "count", "processes ended"),
-    ("context_switches", "count", "switches from one process to another"),
-    ("pages_scanned", "4 KiB pages", "daemons: pages looked at"),
-    ("pages_migrated", "count", "daemons: pages, of any size, unmapped to be mapped elsewhere"),
-    ("collapses", "count", "daemons: large pages made of small ones in another place"),
-    ("shootdowns", "count", "daemons: vCPUs interrupted to have translations removed"),
-];
-
 /// Keys of `refs_served`, `data_served` and `fetch_served`.
 pub static SERVED: &[Field] = &[
     ("l1", "count", "by the first-level cache"),
@@ -213,49 +173,6 @@ pub static SEGMENT: &[Field] = &[
     ("bytes", "bytes", "its length; 0 if there is none"),
     ("escaped", "4 KiB pages", "pages that were put into the escape filter"),
     ("reported", "4 KiB pages", "pages that the filter reports, false positives included"),
-];
-
-/// Keys of a machine's `contiguity`.
-pub static CONTIGUITY: &[Field] = &[
-    ("predictions", "count", "SpOT: walks beside which the program went on with a guess"),
-    ("predictions_right", "count", "of these, the ones that the walk confirmed"),
-    ("predictions_wrong", "count", "of these, the ones whose walk found another frame"),
-    ("predictions_squashed", "count", "of these, the ones whose walk ended in a fault"),
-    (
-        "prediction_fills",
-        "count",
-        "SpOT: entries put into prediction tables, new offsets among them",
-    ),
-    (
-        "prediction_bypasses",
-        "count",
-        "SpOT: walks that filled no entry because all of the set were trusted",
-    ),
-    ("hidden_walk_cycles", "cycles", "SpOT: of walk_cycles, those that right guesses hid"),
-    ("misprediction_cycles", "cycles", "SpOT: delay by wrong guesses beyond their walks"),
-    ("range_hits", "count", "RMM: first-level TLB misses that the range TLB served"),
-    ("range_checks", "count", "RMM: comparisons with ranges in range TLBs"),
-    ("range_walks", "count", "RMM: background walks of range tables"),
-    ("anchor_hits", "count", "anchors: misses of regular entries that an anchor entry served"),
-    ("anchor_lookups", "count", "anchors: look-ups of anchor entries"),
-    ("anchor_fills", "count", "anchors: anchor entries put into second-level TLBs"),
-    ("anchor_changes", "count", "anchors: changes of an address space's distance"),
-    ("contiguity_updates", "count", "entries of range tables and anchors that software stored"),
-    (
-        "background_refs",
-        "count",
-        "references that nothing waited for: to range tables and anchors, and where wrong guesses led",
-    ),
-    ("guest_pages", "4 KiB pages", "what user mode may access, all address spaces, at the end"),
-    ("guest_runs", "count", "runs in which it lies"),
-    ("host_pages", "4 KiB pages", "guest memory that nested tables map at the end"),
-    ("host_runs", "count", "runs in which it lies"),
-    ("metadata_bytes", "bytes", "range tables at the end"),
-    (
-        "anchor_distance",
-        "4 KiB pages",
-        "from anchor to anchor in the largest address space; 0 without",
-    ),
 ];
 
 /// Keys of a machine's `switching`.
@@ -300,30 +217,32 @@ pub static REFEREE: &[Field] = &[
 ];
 
 /// Objects within a machine's object, and their keys.
-pub static PARTS: &[(&str, &[Field])] = &[
-    ("refs_served", SERVED),
-    ("vm_exits", VM_EXITS),
-    ("guest_os_work", GUEST_OS_WORK),
-    ("data_served", SERVED),
-    ("fetch_served", SERVED),
-    ("energy", nestwalk_sim::ENERGY_FIELDS),
-    ("page_table_bytes", PAGE_TABLE_BYTES),
-    ("host_placement", nestwalk_sim::PLACEMENT_FIELDS),
-    ("segments", SEGMENTS),
-    ("segments.guest", SEGMENT),
-    ("segments.vmm", SEGMENT),
-    ("contiguity", CONTIGUITY),
-    ("contiguity.background_refs", SERVED),
-    ("switching", SWITCHING),
-    ("switching.switches[]", SWITCHES),
-    ("switching.switches[].sample", SAMPLE),
-    ("coverage", nestwalk_sim::COVERAGE_FIELDS),
-    ("coverage.guest", nestwalk_sim::DIMENSION_FIELDS),
-    ("coverage.host", nestwalk_sim::DIMENSION_FIELDS),
-    ("coverage.both", nestwalk_sim::DIMENSION_FIELDS),
-    ("coverage.over_time[]", nestwalk_sim::POINT_FIELDS),
-    ("referee", REFEREE),
-];
+pub static PARTS: LazyLock<Vec<(&str, &[Field])>> = LazyLock::new(|| {
+    vec![
+        ("refs_served", SERVED),
+        ("vm_exits", &ExitReason::ROWS),
+        ("guest_os_work", &OsWork::ROWS),
+        ("data_served", SERVED),
+        ("fetch_served", SERVED),
+        ("energy", nestwalk_sim::ENERGY_FIELDS),
+        ("page_table_bytes", PAGE_TABLE_BYTES),
+        ("host_placement", nestwalk_sim::PLACEMENT_FIELDS),
+        ("segments", SEGMENTS),
+        ("segments.guest", SEGMENT),
+        ("segments.vmm", SEGMENT),
+        ("contiguity", &CONTIGUITY_FIELDS),
+        ("contiguity.background_refs", SERVED),
+        ("switching", SWITCHING),
+        ("switching.switches[]", SWITCHES),
+        ("switching.switches[].sample", SAMPLE),
+        ("coverage", nestwalk_sim::COVERAGE_FIELDS),
+        ("coverage.guest", nestwalk_sim::DIMENSION_FIELDS),
+        ("coverage.host", nestwalk_sim::DIMENSION_FIELDS),
+        ("coverage.both", nestwalk_sim::DIMENSION_FIELDS),
+        ("coverage.over_time[]", nestwalk_sim::POINT_FIELDS),
+        ("referee", REFEREE),
+    ]
+});
 
 /// A machine's field, if it is an object, and the objects within it, with their keys.
 pub fn parts_of(field: &str) -> impl Iterator<Item = &'static (&'static str, &'static [Field])> {
@@ -334,16 +253,13 @@ pub fn parts_of(field: &str) -> impl Iterator<Item = &'static (&'static str, &'s
 mod tests {
     use super::*;
     use nestwalk_hw::ServedBy;
-    use nestwalk_sim::{ExitReason, FIELDS};
-    use nestwalk_types::OsWork;
+    use nestwalk_sim::FIELDS;
 
     #[test]
     fn keys_are_those_that_the_counters_have() {
-        let names = |fields: &[Field]| fields.iter().map(|f| f.0).collect::<Vec<_>>();
-        assert_eq!(names(VM_EXITS), ExitReason::ALL.map(ExitReason::name));
-        assert_eq!(names(GUEST_OS_WORK), OsWork::ALL.map(OsWork::name));
-        assert_eq!(names(SERVED), ServedBy::NAMES);
-        for (field, _) in PARTS {
+        let served: Vec<&str> = SERVED.iter().map(|f| f.0).collect();
+        assert_eq!(served, ServedBy::NAMES);
+        for (field, _) in PARTS.iter() {
             assert!(FIELDS.iter().any(|f| Some(f.0) == field.split('.').next()), "{field}");
         }
     }

@@ -3,17 +3,9 @@
 
 use nestwalk_hw::Profile;
 use nestwalk_report::{Align, Table};
+use nestwalk_sim::measure::cost::vmm_items;
 use nestwalk_sim::report::results::MachineResult;
 use std::collections::BTreeSet;
-
-/// A machine's cycles for one price: times paid * price.
-fn cycles(machine: &MachineResult, key: &str, profile: &Profile) -> f64 {
-    let number =
-        profile.numbers().into_iter().find(|(k, _)| k.strip_prefix("software.") == Some(key));
-    let ns = number.map_or(0.0, |(_, n)| n.value);
-    let times = machine.vmm_work.get(key).copied().unwrap_or(0);
-    times as f64 * ns * profile.core.frequency_mhz.value / 1000.0
-}
 
 /// A row per price that some machine paid, a column per machine that paid any: percentage points of
 /// total overhead that halving takes off and doubling adds.
@@ -31,10 +23,10 @@ pub fn table(machines: &[MachineResult], profile: &Profile) -> String {
     for key in keys {
         let mut row = vec![key.to_owned()];
         row.extend(machines.iter().map(|machine| {
-            if !machine.vmm_work.contains_key(key) {
-                return "-".into();
-            }
-            let percent = 100.0 * cycles(machine, key, profile) / machine.ideal_cycles.max(1.0);
+            let mut paid = vmm_items(machine).filter(|i| i.0.key == key && i.1 > 0);
+            let Some((price, times)) = paid.next() else { return "-".into() };
+            let cycles = profile.core.clock().cycles(times as f64 * price.ns(&profile.software));
+            let percent = 100.0 * cycles / machine.ideal_cycles.max(1.0);
             format!("{:+.1} / {:+.1}", -percent / 2.0, percent)
         }));
         table.row(row);

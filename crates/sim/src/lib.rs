@@ -25,11 +25,12 @@ pub use machine::coverage::{
 pub use machine::referee::Verdict;
 pub use machine::{AnyMachine, Machine};
 pub use measure::cost::Cycles;
-pub use measure::counters::{Counters, Dimension, ExitReason};
+pub use measure::counters::{CounterRow, Counters, Dimension, ExitReason};
 pub use measure::energy::{ENERGY_FIELDS, Energy, EnergyResult};
 pub use measure::series::interval_costs;
+pub use report::contiguity::CONTIGUITY_FIELDS;
 pub use report::placement::{PLACEMENT_FIELDS, PlacementResult};
-pub use report::results::{FIELDS, MachineResult};
+pub use report::results::{FIELDS, Field, MachineResult};
 pub use scheme::{Build, MachineError, PageTableBytes, Switched, SwitchingResult};
 pub use schemes::{Definition, SCHEMES};
 pub use switching::{Cut, Recorded};

@@ -366,69 +366,52 @@ pub enum Control {
     },
 }
 
-/// Operations of the guest kernel that cost time in every machine alike.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
-pub enum OsWork {
-    /// A page fault that was answered.
-    PageFault,
-    /// A 4 KiB page copied for copy-on-write.
-    PageCopied,
-    /// A process was forked.
-    Fork,
-    /// A process replaced its program.
-    Exec,
-    /// A process ended.
-    Exit,
-    /// A context switch.
-    ContextSwitch,
-    /// A page that a daemon of the kernel looked at.
-    PageScanned,
-    /// A page, of any size, that a daemon unmapped to map it elsewhere; its copying is counted apart.
-    PageMigrated,
-    /// Small pages that a daemon made a large one of; their copying is counted apart.
-    Collapse,
-    /// Another processor that the kernel interrupted to have translations removed.
-    Shootdown,
+macro_rules! os_work {
+    ($($variant:ident $key:literal $unit:literal $meaning:literal;)*) => {
+        /// Operations of the guest kernel that cost time in every machine alike.
+        #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+        pub enum OsWork {
+            $(#[doc = $meaning] $variant,)*
+        }
+        impl OsWork {
+            /// All kinds, in the order of their counters.
+            pub const ALL: [Self; [$($key),*].len()] = [$(Self::$variant),*];
+            /// Key in results, unit and meaning of each, in the same order.
+            pub const ROWS: [(&'static str, &'static str, &'static str); Self::ALL.len()] =
+                [$(($key, $unit, $meaning)),*];
+        }
+    };
 }
 
-impl Control {
-    /// Most bytes that one [`Control::Populate`] may ask for: 16 MiB.
-    pub const POPULATE_BYTES: u64 = 16 << 20;
+// A page's copying is counted apart where daemons move it or make a large page of it.
+os_work! {
+    PageFault "page_faults" "count" "page faults answered";
+    PageCopied "pages_copied" "4 KiB pages" "copied for copy-on-write, or by daemons";
+    Fork "forks" "count" "processes forked";
+    Exec "execs" "count" "programs replaced";
+    Exit "exits" "count" "processes ended";
+    ContextSwitch "context_switches" "count" "switches from one process to another";
+    PageScanned "pages_scanned" "4 KiB pages" "daemons: pages looked at";
+    PageMigrated "pages_migrated" "count"
+        "daemons: pages, of any size, unmapped to be mapped elsewhere";
+    Collapse "collapses" "count" "daemons: large pages made of small ones in another place";
+    Shootdown "shootdowns" "count" "daemons: vCPUs interrupted to have translations removed";
 }
 
 impl OsWork {
-    /// All kinds, in the order of their counters.
-    pub const ALL: [Self; 10] = [
-        Self::PageFault,
-        Self::PageCopied,
-        Self::Fork,
-        Self::Exec,
-        Self::Exit,
-        Self::ContextSwitch,
-        Self::PageScanned,
-        Self::PageMigrated,
-        Self::Collapse,
-        Self::Shootdown,
-    ];
-    /// Column name of the counter.
+    /// Key in results.
     pub const fn name(self) -> &'static str {
-        match self {
-            Self::PageFault => "page_faults",
-            Self::PageCopied => "pages_copied",
-            Self::Fork => "forks",
-            Self::Exec => "execs",
-            Self::Exit => "exits",
-            Self::ContextSwitch => "context_switches",
-            Self::PageScanned => "pages_scanned",
-            Self::PageMigrated => "pages_migrated",
-            Self::Collapse => "collapses",
-            Self::Shootdown => "shootdowns",
-        }
+        Self::ROWS[self.index()].0
     }
     /// Index of the counter in [`OsWork::ALL`].
     pub const fn index(self) -> usize {
         self as usize
     }
+}
+
+impl Control {
+    /// Most bytes that one [`Control::Populate`] may ask for: 16 MiB.
+    pub const POPULATE_BYTES: u64 = 16 << 20;
 }
 
 const _: () = assert!(size_of::<Run>() == 32);

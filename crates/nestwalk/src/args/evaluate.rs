@@ -97,10 +97,13 @@ pub struct ReproduceArgs {
 /// Options of `explain`.
 #[derive(ClapArgs, Debug, Clone)]
 pub struct ExplainArgs {
-    /// A scheme, policy, profile, workload, pattern, or field of the JSON results; `results` for
-    /// all
-    /// fields
-    pub name: String,
+    /// A scheme, policy, profile, workload, pattern, field of the JSON results (`results` for all), or
+    /// number of a profile
+    #[arg(required_unless_present = "fields")]
+    pub name: Option<String>,
+    /// All fields of the JSON results and numbers of profiles, as tables in Markdown
+    #[arg(long, conflicts_with = "name")]
+    pub fields: bool,
 }
 
 /// Options of `bench`.

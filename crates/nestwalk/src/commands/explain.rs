@@ -1,5 +1,7 @@
 //! `schemes` and `explain`: the catalogue.
 
+mod rows;
+
 use crate::args::ExplainArgs;
 use crate::commands::govern::show;
 use crate::fields::{self, Field};
@@ -69,7 +71,10 @@ pub fn schemes() -> Result<()> {
 
 /// `nestwalk explain NAME`.
 pub fn explain(args: &ExplainArgs) -> Result<()> {
-    let name = args.name.as_str();
+    let Some(name) = args.name.as_deref() else {
+        std::io::stdout().lock().write_all(rows::markdown().as_bytes())?;
+        return Ok(());
+    };
     let mut out = String::new();
     if let Some(s) = SCHEMES.iter().find(|s| s.name == name) {
         out += &format!("scheme {}: {}\n", s.name, s.summary);
@@ -144,11 +149,12 @@ pub fn explain(args: &ExplainArgs) -> Result<()> {
                 turn), instructions (per access),\n  populate (yes or no)\n";
     }
     out += &if name == "results" { results() } else { field(name) };
+    out += &rows::number(name);
     if out.is_empty() {
         bail!(
-            "no scheme, policy, placement, profile, workload, pattern or field of the results is called \
-             `{name}`; `nestwalk schemes` lists all but the fields, which `nestwalk explain \
-             results` does"
+            "no scheme, policy, placement, profile, workload, pattern, field of the results or number of \
+             profiles is called `{name}`; `nestwalk schemes` lists all but the last two, which \
+             `nestwalk explain --fields` does"
         );
     }
     std::io::stdout().lock().write_all(out.as_bytes())?;
@@ -177,7 +183,7 @@ fn field(name: &str) -> String {
     let mut out = String::new();
     let mut places = vec![("", fields::RESULTS)];
     places.extend(fields::GUESTS);
-    places.push(("machines[].", FIELDS));
+    places.push(("machines[].", &FIELDS));
     for (place, fields) in places {
         for found in fields.iter().filter(|f| f.0 == name) {
             out += &lines(place, &[*found]);
@@ -185,30 +191,35 @@ fn field(name: &str) -> String {
                 for (part, fields) in fields::parts_of(name) {
                     out += &lines(&format!("{place}{part}."), fields);
                 }
+                if name == "vmm_work" {
+                    out += &rows::prices();
+                }
                 out += &processor_events::explain(name);
             }
         }
     }
-    for (part, fields) in fields::PARTS {
+    for (part, fields) in fields::PARTS.iter() {
         let found: Vec<Field> = fields.iter().filter(|f| f.0 == name).copied().collect();
         out += &lines(&format!("machines[].{part}."), &found);
     }
     out
 }
 
-/// Every field of the JSON results. CSV has the machines' as columns, those of parts as `part.key`.
+/// Every field of the JSON results, in order: where it stands, and the fields there.
+fn all_fields() -> Vec<(String, &'static [Field])> {
+    let mut all = vec![(String::new(), fields::RESULTS)];
+    all.extend(fields::GUESTS.iter().map(|(place, fields)| ((*place).to_owned(), *fields)));
+    for found in FIELDS.chunks(1) {
+        all.push(("machines[].".into(), found));
+        let parts = fields::parts_of(found[0].0);
+        all.extend(parts.map(|(part, fields)| (format!("machines[].{part}."), *fields)));
+    }
+    all
+}
+
+/// A line each. CSV has the machines' as columns, those of parts as `part.key`.
 fn results() -> String {
-    let mut out = lines("", fields::RESULTS);
-    for (place, fields) in fields::GUESTS {
-        out += &lines(place, fields);
-    }
-    for found in FIELDS {
-        out += &lines("machines[].", &[*found]);
-        for (part, fields) in fields::parts_of(found.0) {
-            out += &lines(&format!("machines[].{part}."), fields);
-        }
-    }
-    out
+    all_fields().iter().map(|(place, fields)| lines(place, fields)).collect()
 }
 
 #[cfg(test)]

@@ -134,8 +134,7 @@ impl DaemonTimes {
     /// The same in instructions, at the base CPI of the profile: the time of a program that never
     /// waits for memory, so intervals are rather too short than too long.
     pub fn config(&self, profile: &Profile) -> DaemonConfig {
-        let core = &profile.core;
-        let per_ms = core.frequency_mhz.value * 1000.0 / core.base_cpi.value;
+        let per_ms = profile.instructions_in_us(1e3);
         let instructions = |ms: f64| (ms * per_ms).max(1.0) as u64;
         DaemonConfig {
             khugepaged: KhugepagedConfig {

@@ -469,8 +469,8 @@ fn results(plan: &Plan, seats: &[Seat]) -> Vec<MachineResult> {
                 &plan.profile,
                 ideal_of(spec.guest),
                 report.page_tables,
-                seat.machine.verdict(),
             );
+            result.referee = seat.machine.verdict();
             if let Some(before) = seat.machine.before() {
                 result.set_up(before, &plan.profile);
             }

@@ -83,8 +83,8 @@ impl Energy {
         let e = &profile.energy;
         let pj = |n: u64, each: f64| n as f64 * each / 1000.0;
         // Watts times nanoseconds.
-        let over =
-            |watts: f64, cycles: f64| watts * cycles * 1000.0 / profile.core.frequency_mhz.value;
+        let clock = profile.core.clock();
+        let over = |watts: f64, cycles: f64| clock.ns(watts * cycles);
         // What a profile does not have is not looked up.
         let having = |there: bool, look_ups: u64| if there { look_ups } else { 0 };
         let none = WalkCacheProfile::default();

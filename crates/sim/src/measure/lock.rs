@@ -16,7 +16,7 @@
 //! protects: `S` grows by a hand-off as often as a vCPU that comes finds the lock taken.
 
 use crate::measure::counters::Counters;
-use nestwalk_hw::Profile;
+use nestwalk_hw::{Profile, SoftwareProfile};
 
 /// Times of one visit, in any one unit.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -74,6 +74,63 @@ pub fn waiting_ns(c: &Counters, held_ns: f64, total_ns: f64, profile: &Profile) 
         handoff: profile.software.lock_handoff_ns.value,
     };
     visits * visit.waiting(vcpus)
+}
+
+/// One process alone; times in microseconds.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Alone {
+    /// All that it takes.
+    pub total: f64,
+    /// Of this, the lock is held.
+    pub held: f64,
+    /// Visits to the lock.
+    pub visits: f64,
+    /// Flushes of all processors.
+    pub flushes: f64,
+}
+
+/// Several processes that do the same, each on a vCPU of its own: what one of them does; times in
+/// microseconds.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Together {
+    /// How many.
+    pub processes: f64,
+    /// Visits to the lock.
+    pub visits: f64,
+    /// The lock is held, without waiting for those that a flush calls out.
+    pub held: f64,
+    /// Processors that its flushes call out.
+    pub called_out: f64,
+    /// Beside the lock, exits for the flushes of the others included.
+    pub away: f64,
+    /// A hand-off of the lock.
+    pub handoff: f64,
+}
+
+impl Together {
+    /// So many that each do what one does alone, and that take `more` microseconds each, beside the
+    /// lock, because the others run.
+    pub fn new(processes: u32, one: Alone, more: f64, software: &SoftwareProfile) -> Self {
+        // Each process calls out all others as often as it is called out.
+        let called_out = one.flushes * (f64::from(processes) - 1.0);
+        let exits = called_out * software.exit_ns.value / 1000.0;
+        Self {
+            processes: f64::from(processes),
+            visits: one.visits,
+            held: one.held,
+            called_out,
+            away: one.total - one.held + exits + more,
+            handoff: software.lock_handoff_ns.value / 1000.0,
+        }
+    }
+    /// Microseconds that one of them takes if the VMM waits `flush` of them for each processor that it
+    /// calls out.
+    pub fn takes(&self, flush: f64) -> f64 {
+        let held = self.held + self.called_out * flush;
+        let (away, visits) = (self.away / self.visits, self.visits);
+        let visit = Visit { away, held: held / visits, handoff: self.handoff };
+        held + self.away + visits * visit.waiting(self.processes)
+    }
 }
 
 #[cfg(test)]

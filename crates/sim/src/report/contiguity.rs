@@ -1,59 +1,74 @@
 //! What hardware that uses contiguity did, as results have it.
 
-use crate::measure::counters::Counters;
+use crate::measure::counters::{CounterRow, Counters, Section};
+use crate::report::results::{Field, served};
 use crate::scheme::ContiguityState;
-use nestwalk_hw::ServedBy;
 use serde::Serialize;
+use serde::ser::{SerializeMap, Serializer};
 use std::collections::BTreeMap;
+use std::sync::LazyLock;
 
-/// Counts of schemes that use contiguity, and the contiguity at the end. The counters' own
-/// documentation has their meanings.
+/// Counts of schemes that use contiguity, and the contiguity at the end.
 #[derive(Clone, Debug, PartialEq, Eq, Default, Serialize)]
-#[allow(missing_docs, reason = "documented in the command line's list of fields")]
 pub struct ContiguityResult {
-    pub predictions: u64,
-    pub predictions_right: u64,
-    pub predictions_wrong: u64,
-    pub predictions_squashed: u64,
-    pub prediction_fills: u64,
-    pub prediction_bypasses: u64,
-    pub hidden_walk_cycles: u64,
-    pub misprediction_cycles: u64,
-    pub range_hits: u64,
-    pub range_checks: u64,
-    pub range_walks: u64,
-    pub anchor_hits: u64,
-    pub anchor_lookups: u64,
-    pub anchor_fills: u64,
-    pub anchor_changes: u64,
-    pub contiguity_updates: u64,
+    #[serde(flatten, serialize_with = "by_name")]
+    counters: Counters,
+    /// References that nothing waited for, by where they were served.
     pub background_refs: BTreeMap<&'static str, u64>,
+    /// The contiguity at the end.
     #[serde(flatten)]
     pub state: ContiguityState,
+}
+
+fn by_name<S: Serializer>(counters: &Counters, serializer: S) -> Result<S::Ok, S::Error> {
+    let mut map = serializer.serialize_map(None)?;
+    for (row, value) in counters.of(Section::Contiguity) {
+        map.serialize_entry(row.name, &value)?;
+    }
+    map.end()
 }
 
 impl ContiguityResult {
     /// From what was counted and the state at the end.
     pub fn new(c: &Counters, state: ContiguityState) -> Self {
-        Self {
-            predictions: c.predictions,
-            predictions_right: c.predictions_right,
-            predictions_wrong: c.predictions_wrong,
-            predictions_squashed: c.predictions_squashed,
-            prediction_fills: c.prediction_fills,
-            prediction_bypasses: c.prediction_bypasses,
-            hidden_walk_cycles: c.hidden_walk_cycles,
-            misprediction_cycles: c.misprediction_cycles,
-            range_hits: c.range_hits,
-            range_checks: c.range_checks,
-            range_walks: c.range_walks,
-            anchor_hits: c.anchor_hits,
-            anchor_lookups: c.anchor_lookups,
-            anchor_fills: c.anchor_fills,
-            anchor_changes: c.anchor_changes,
-            contiguity_updates: c.contiguity_updates,
-            background_refs: ServedBy::NAMES.into_iter().zip(c.background).collect(),
-            state,
-        }
+        Self { counters: c.clone(), background_refs: served(&c.background), state }
+    }
+}
+
+/// Every field of [`ContiguityResult`], in its order.
+pub static CONTIGUITY_FIELDS: LazyLock<Vec<Field>> = LazyLock::new(|| {
+    let rows = Counters::ROWS.iter().filter(|row| row.section == Section::Contiguity);
+    let mut fields: Vec<Field> = rows.map(CounterRow::field).collect();
+    fields.extend([
+        (
+            "background_refs",
+            "count",
+            "references that nothing waited for: to range tables and anchors, and where wrong guesses led",
+        ),
+        ("guest_pages", "4 KiB pages", "what user mode may access, all address spaces, at the end"),
+        ("guest_runs", "count", "runs in which it lies"),
+        ("host_pages", "4 KiB pages", "guest memory that nested tables map at the end"),
+        ("host_runs", "count", "runs in which it lies"),
+        ("metadata_bytes", "bytes", "range tables at the end"),
+        (
+            "anchor_distance",
+            "4 KiB pages",
+            "from anchor to anchor in the largest address space; 0 without",
+        ),
+    ]);
+    fields
+});
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_field_is_documented_in_order() {
+        let text = serde_json::to_string(&ContiguityResult::default()).unwrap();
+        let found: Vec<&str> = text.split('"').skip(1).step_by(2).collect();
+        let served = nestwalk_hw::ServedBy::NAMES;
+        let found: Vec<&str> = found.into_iter().filter(|key| !served.contains(key)).collect();
+        assert_eq!(found, CONTIGUITY_FIELDS.iter().map(|f| f.0).collect::<Vec<_>>());
     }
 }

@@ -1,5 +1,6 @@
 //! What placement came to in one dimension, for the results.
 
+use crate::measure::cost::clearing_ns;
 use nestwalk_hw::Profile;
 use nestwalk_mm::PlacementStats;
 use serde::Serialize;
@@ -56,7 +57,7 @@ impl PlacementResult {
             set_aside_bytes: s.set_aside_bytes,
             untouched_bytes: s.untouched_bytes,
             most_at_once: s.most_at_once,
-            most_at_once_us: s.most_at_once as f64 * profile.software.clear_page_ns.value / 1e3,
+            most_at_once_us: clearing_ns(s.most_at_once, profile) / 1e3,
             fmfi_start: s.fmfi_start,
             fmfi_end: s.fmfi_end,
         }

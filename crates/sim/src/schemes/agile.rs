@@ -57,14 +57,13 @@ impl Agile {
     /// # Errors
     /// There is no host, or no frame.
     pub fn new(config: AgileConfig, request: &mut Build) -> Result<Self, MachineError> {
-        let core = &request.profile.core;
         let shape = VmShape {
             guest_mode: request.guest_mode,
             nested_mode: request.nested_mode,
             vcpus: request.vcpus,
             guest_pages: request.guest_bytes >> 12,
             rules: request.rules(VmmKind::Agile)?,
-            instructions_per_s: (core.frequency_mhz.value * 1e6 / core.base_cpi.value) as u64,
+            instructions_per_s: request.profile.instructions_in_us(1e6) as u64,
         };
         let mmu = AgileMmu::new(config, &shape, &mut request.host)?;
         Ok(Self { mmu, fault_in_guest: false, hints: LeafHints::default() })

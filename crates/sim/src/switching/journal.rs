@@ -57,9 +57,9 @@ impl Journal {
         let now = Cycles::of(counters, &self.profile).total();
         self.cycles[from as usize] += now - self.since;
         self.since = now;
-        let per_ms = self.profile.core.frequency_mhz.value * 1000.0 * self.vcpus;
+        let clock = self.profile.core.clock().of_all(self.vcpus);
         self.switches.push(Switched {
-            time_ms: now / per_ms,
+            time_ms: clock.ms(now),
             instructions: counters.instructions,
             mode: from.other(),
             reason,

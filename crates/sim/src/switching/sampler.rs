@@ -33,7 +33,7 @@ impl Cut {
     /// Cycles of all vCPUs before which no sample ends.
     fn cycles(self, profile: &Profile, vcpus: f64) -> f64 {
         match self {
-            Self::Milliseconds(ms) => ms * profile.core.frequency_mhz.value * 1000.0 * vcpus,
+            Self::Milliseconds(ms) => profile.core.clock().of_all(vcpus).cycles_of_ms(ms),
             Self::Instructions(_) => 0.0,
         }
     }
@@ -120,12 +120,10 @@ impl Sampler {
         }
         let d = counters.since(&self.last);
         let cycles = Cycles::of(&d, &self.profile);
-        let (frequency_mhz, walk_exposed) = {
-            let core = &self.profile.core;
-            (core.frequency_mhz.value, core.walk_exposed.value)
-        };
+        let clock = self.profile.core.clock().of_all(self.vcpus);
+        let walk_exposed = self.profile.core.walk_exposed.value;
         let from = self.time_ns;
-        self.time_ns += cycles.total() * 1000.0 / (frequency_mhz * self.vcpus);
+        self.time_ns += clock.ns(cycles.total());
         self.last = counters.clone();
         self.last_cycles = total;
         self.looked(counters.instructions, total);

@@ -52,7 +52,7 @@ impl Line {
     /// From what was counted by the end of each interval; several become one point where there are too
     /// many for a figure.
     pub fn new(bar: &str, ends: &[Counters], machine: &MachineResult, profile: &Profile) -> Self {
-        let per_ms = profile.core.frequency_mhz.value * 1000.0;
+        let clock = profile.core.clock();
         let (mut instructions, mut cycles) = (0, 0.0);
         let step = ends.len().div_ceil(POINTS).max(1);
         let ends: Vec<Counters> = ends.chunks(step).filter_map(<[_]>::last).cloned().collect();
@@ -64,7 +64,7 @@ impl Line {
             let percent = |part: f64| if all > 0.0 { 100.0 * part / all } else { 0.0 };
             Point {
                 instructions,
-                time_ms: cycles / per_ms,
+                time_ms: clock.ms(cycles),
                 walk_percent: percent(c.translation),
                 vmm_percent: percent(c.vmm),
             }

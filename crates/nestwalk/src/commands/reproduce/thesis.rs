@@ -124,7 +124,7 @@ pub fn run(args: &ReproduceArgs) -> Result<Found<Thesis>> {
     let loaded = Profile::load(profile)?;
     // Instructions may take 20 cycles each where every one misses a TLB. Hindsight should be at least as
     // quick as a policy even then.
-    let interval_cycles = args.interval * loaded.core.frequency_mhz.value * 1000.0;
+    let interval_cycles = loaded.core.clock().cycles_of_ms(args.interval);
     let every = (interval_cycles / 20.0).max(1.0) as u64;
     let settings = Settings { args, profile, every, interval_cycles, stop: &stop };
     let programs = chosen(args, BUILT_IN)?;
@@ -212,12 +212,11 @@ impl Settings<'_> {
         bars.push(hindsight);
 
         let ideal = first.machine(0).ideal_cycles;
-        let per_ms = first.profile.core.frequency_mhz.value * 1000.0;
         Ok(OfProgram {
             program: program.name.clone(),
             description: first.session.info.description.clone(),
             instructions: first.machine(0).instructions,
-            ideal_ms: ideal / per_ms,
+            ideal_ms: first.profile.core.clock().ms(ideal),
             start,
             best_static: if best == 0 { "shadow" } else { "nested" },
             best_high: HIGHS[lowest],

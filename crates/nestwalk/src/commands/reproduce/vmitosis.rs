@@ -12,6 +12,7 @@ use crate::session::stop_on_signals;
 use anyhow::Result;
 use nestwalk_hw::Profile;
 use nestwalk_report::{Align, Table};
+use nestwalk_sim::measure::cost::hideable;
 use nestwalk_sim::report::results::MachineResult;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -134,17 +135,7 @@ impl Counted {
     fn new(m: &MachineResult, profile: &Profile) -> Self {
         let updates = m.accesses as f64 / ACCESSES_PER_UPDATE;
         let core = &profile.core;
-        let caches = &profile.caches;
-        let first = f64::from(caches.l1d.cycles);
-        let beyond = |place: &str| match place {
-            "l2" => f64::from(caches.l2.cycles) - first,
-            "llc" => f64::from(caches.llc.cycles) - first,
-            "memory" => caches.memory_cycles.value - first,
-            _ => 0.0,
-        };
-        let served = m.data_served.iter().chain(&m.fetch_served);
-        let data: f64 = served.map(|(place, n)| *n as f64 * beyond(place)).sum();
-        let walks = m.walk_cycles as f64 + m.l1_tlb_misses as f64 * core.l2_tlb_hit_cycles.value;
+        let [data, walks] = hideable(m, profile);
         let exposed = core.data_exposed.value * data + core.walk_exposed.value * walks;
         Self {
             fixed: (m.total_cycles - exposed) / updates,

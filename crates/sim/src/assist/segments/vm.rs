@@ -77,7 +77,6 @@ impl SegmentedVm {
             check_cycles: request.profile.segment.check_cycles.value as u64,
             whole_pages: config.whole_pages,
         };
-        let core = &request.profile.core;
         let rules = request.rules(VmmKind::Nested)?;
         Ok(Self {
             nested: NestedMmu::new(request.nested_mode, &mut request.host, rules)?,
@@ -86,8 +85,7 @@ impl SegmentedVm {
             vmm,
             walker,
             had_segment: false,
-            every: (core.frequency_mhz.value * 1000.0 / core.base_cpi.value / LOOKS).max(1.0)
-                as u64,
+            every: (request.profile.instructions_in_us(1e3) / LOOKS).max(1.0) as u64,
             due: u64::MAX,
             guest_hints: LeafHints::default(),
             nested_hints: LeafHints::default(),

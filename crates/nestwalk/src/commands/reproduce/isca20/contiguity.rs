@@ -7,6 +7,7 @@ use anyhow::Result;
 use nestwalk_hw::Profile;
 use nestwalk_sim::GuestOutcome;
 use nestwalk_sim::machine::coverage::DimensionResult;
+use nestwalk_sim::measure::cost::clearing_ns;
 use nestwalk_sim::report::results::MachineResult;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -152,8 +153,7 @@ impl Line {
                 + m.host_pages_migrated
                 + m.host_pages_exchanged,
             most_at_once: placement.most_at_once,
-            most_at_once_us: placement.most_at_once as f64 * profile.software.clear_page_ns.value
-                / 1e3,
+            most_at_once_us: clearing_ns(placement.most_at_once, profile) / 1e3,
         }
     }
 

@@ -62,8 +62,6 @@ pub fn run(
     let ran = program.clone().at_most(ACCESSES).run(args, profile, &machines, None, stop)?;
     let rows = VALUES.iter().enumerate().map(|(i, &(parameter, value, _))| {
         let m = ran.machine(i);
-        let (right, wrong) =
-            m.contiguity.as_ref().map_or((0, 0), |c| (c.predictions_right, c.predictions_wrong));
         Detail {
             program: program.name.clone(),
             parameter,
@@ -71,8 +69,8 @@ pub fn run(
             machine: m.name.clone(),
             total_percent: m.overhead_percent,
             walks_percent: walks_percent(m, &ran.profile),
-            predicted_percent: percent(right, m.walks),
-            mispredicted_percent: percent(wrong, m.walks),
+            predicted_percent: percent(m.predictions_right, m.walks),
+            mispredicted_percent: percent(m.predictions_wrong, m.walks),
         }
     });
     Ok(rows.collect())

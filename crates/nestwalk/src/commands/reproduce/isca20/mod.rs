@@ -20,6 +20,7 @@ use checks::{Check, PUBLISHED, Published};
 use contiguity::{Line, Setup};
 use details::Detail;
 use nestwalk_hw::Profile;
+use nestwalk_sim::measure::cost::walk_delay;
 use nestwalk_sim::report::results::MachineResult;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -152,15 +153,12 @@ fn percent(part: u64, whole: u64) -> f64 {
 /// Cycles of walks that the program waits for, and of wrong guesses, percent of the ideal run time.
 fn walks_percent(m: &MachineResult, profile: &Profile) -> f64 {
     let ideal = m.total_cycles / (1.0 + m.overhead_percent / 100.0);
-    let (hidden, wrong) =
-        m.contiguity.as_ref().map_or((0, 0), |c| (c.hidden_walk_cycles, c.misprediction_cycles));
-    let walks = profile.core.walk_exposed.value * m.walk_cycles.saturating_sub(hidden) as f64;
-    if ideal > 0.0 { 100.0 * (walks + wrong as f64) / ideal } else { 0.0 }
+    if ideal > 0.0 { 100.0 * walk_delay(m, profile) / ideal } else { 0.0 }
 }
 
 impl Bar {
     fn new(bar: &'static str, m: &MachineResult, profile: &Profile) -> Self {
-        let guesses = m.contiguity.as_ref().filter(|_| m.scheme.ends_with("spot"));
+        let guesses = m.scheme.ends_with("spot").then_some(m);
         Self {
             bar,
             machine: m.name.clone(),

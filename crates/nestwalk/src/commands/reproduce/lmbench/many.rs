@@ -5,7 +5,7 @@
 use super::data::Row;
 use super::{OfRow, Sample, sum_of};
 use nestwalk_hw::Profile;
-use nestwalk_sim::measure::lock::Visit;
+use nestwalk_sim::measure::lock::{Alone, Together};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -29,32 +29,7 @@ pub struct Many {
     /// nothing does.
     flush_alone_ns: Option<f64>,
     #[serde(skip)]
-    time: Time,
-}
-
-/// What one process does, microseconds.
-#[derive(Clone, Copy, Debug)]
-struct Time {
-    processes: f64,
-    visits: f64,
-    /// The lock is held, without waiting for those that a flush calls out.
-    held: f64,
-    /// Processors that flushes call out.
-    called_out: f64,
-    /// Beside the lock, exits for the flushes of the others included.
-    away: f64,
-    /// A hand-off of the lock.
-    handoff: f64,
-}
-
-impl Time {
-    /// What a row takes if the VMM waits so many microseconds for each processor that it calls out.
-    fn with(&self, flush: f64) -> f64 {
-        let held = self.held + self.called_out * flush;
-        let (away, visits) = (self.away / self.visits, self.visits);
-        let visit = Visit { away, held: held / visits, handoff: self.handoff };
-        held + self.away + visits * visit.waiting(self.processes)
-    }
+    time: Together,
 }
 
 /// The longest wait for a processor that is tried, microseconds.
@@ -71,25 +46,16 @@ impl Many {
         profile: &Profile,
     ) -> Option<Self> {
         let many = row.many.as_ref()?;
-        let s = &profile.software;
         let flushes = sum_of(row, samples, &|s| s.remote_flushes);
         let held_alone = sum_of(row, samples, &|s| s.lock_held_us);
-        let others = f64::from(many.processes) - 1.0;
         // Under EPT, too, many processes take longer, by what their kernel's own locks cost: that much
         // is away from this lock.
         let kernel = many.ept_us - row.ept_us?;
-        // Each process calls out all others as often as it is called out.
-        let called_out = flushes * others;
-        let time = Time {
-            processes: f64::from(many.processes),
-            visits: sum_of(row, samples, &|s| s.lock_visits),
-            held: held_alone,
-            called_out,
-            away: one.shadow_us - held_alone + called_out * s.exit_ns.value / 1000.0 + kernel,
-            handoff: s.lock_handoff_ns.value / 1000.0,
-        };
-        let shadow_us = time.with(s.remote_flush_ns.value / 1000.0);
-        let alone = meeting(|flush| time.with(flush), many.shadow_us);
+        let visits = sum_of(row, samples, &|s| s.lock_visits);
+        let alone = Alone { total: one.shadow_us, held: held_alone, visits, flushes };
+        let time = Together::new(many.processes, alone, kernel, &profile.software);
+        let shadow_us = time.takes(profile.software.remote_flush_ns.value / 1000.0);
+        let alone = meeting(|flush| time.takes(flush), many.shadow_us);
         Some(Self {
             name: row.name.clone(),
             processes: many.processes,
@@ -155,7 +121,7 @@ fn meeting(f: impl Fn(f64) -> f64, value: f64) -> Option<f64> {
 /// Each row grows with it, so the largest residual has one minimum.
 pub fn fit(rows: &[Many]) -> Option<(f64, f64)> {
     let worst = |flush: f64| {
-        let off = rows.iter().map(|r| (r.time.with(flush) / r.published_shadow_us - 1.0).abs());
+        let off = rows.iter().map(|r| (r.time.takes(flush) / r.published_shadow_us - 1.0).abs());
         off.fold(0.0, f64::max)
     };
     if rows.is_empty() {
@@ -179,7 +145,7 @@ mod tests {
 
     #[test]
     fn a_lock_that_all_wait_for_takes_all_of_their_turns() {
-        let time = Time {
+        let time = Together {
             processes: 32.0,
             visits: 10.0,
             held: 20.0,
@@ -188,10 +154,10 @@ mod tests {
             handoff: 1.0,
         };
         // 32 turns of 20 us, and 10 hand-offs of 1 us in each; and 5 waits of 2 us.
-        assert!((time.with(0.0) / 960.0 - 1.0).abs() < 0.01, "{}", time.with(0.0));
-        assert!((time.with(2.0) / 1280.0 - 1.0).abs() < 0.01, "{}", time.with(2.0));
-        let alone = meeting(|flush| time.with(flush), 1280.0).unwrap();
+        assert!((time.takes(0.0) / 960.0 - 1.0).abs() < 0.01, "{}", time.takes(0.0));
+        assert!((time.takes(2.0) / 1280.0 - 1.0).abs() < 0.01, "{}", time.takes(2.0));
+        let alone = meeting(|flush| time.takes(flush), 1280.0).unwrap();
         assert!((alone - 2.0).abs() < 0.1, "{alone}");
-        assert_eq!(meeting(|flush| time.with(flush), 900.0), None);
+        assert_eq!(meeting(|flush| time.takes(flush), 900.0), None);
     }
 }

@@ -17,6 +17,7 @@ use data::{Data, Row};
 use fit::{Equation, Fit};
 use many::Many;
 use nestwalk_hw::Profile;
+use nestwalk_sim::measure::cost::kernel_cycles;
 use nestwalk_sim::report::results::MachineResult;
 use serde::Serialize;
 use serde_json::Value;
@@ -165,17 +166,17 @@ impl Sample {
             found.push(machine.ok_or_else(|| anyhow!("{name}: no result of {scheme}"))?);
         }
         let [native, nested, shadow] = [found[0], found[1], found[2]];
-        let us = |of: fn(&MachineResult) -> f64| [native, nested, shadow].map(|m| of(m) / mhz);
-        let kernel_instructions = nested.kernel_instructions as f64;
+        let clock = ran.profile.core.clock();
+        let us = |of: fn(&MachineResult) -> f64| [native, nested, shadow].map(|m| clock.us(of(m)));
         Ok(Self {
             us: us(|m| m.total_cycles),
             vmm_us: us(|m| m.vmm_cycles),
-            kernel_instructions,
-            kernel_us: kernel_instructions * ran.profile.core.kernel_cpi.value / mhz,
+            kernel_instructions: nested.kernel_instructions as f64,
+            kernel_us: clock.us(kernel_cycles(nested, &ran.profile)),
             exits: shadow.vm_exits.clone(),
             work: [nested.vmm_work.clone(), shadow.vmm_work.clone()],
             lock_visits: shadow.lock_visits as f64,
-            lock_held_us: shadow.lock_held_cycles / mhz,
+            lock_held_us: clock.us(shadow.lock_held_cycles),
             remote_flushes: shadow.remote_flushes as f64,
         })
     }

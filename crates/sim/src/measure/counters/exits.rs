@@ -1,0 +1,94 @@
+//! Why control passes to the hypervisor: a row for each reason.
+
+/// How a guest comes to its hypervisor.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ExitClass {
+    /// An exit of the processor's.
+    Exit,
+    /// A system call into the hypervisor of a guest that runs without hardware's help: no exit of the
+    /// processor's.
+    Hypercall,
+    /// A fault that comes to the hypervisor of such a guest.
+    Trap,
+}
+
+impl ExitClass {
+    /// In words.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Exit => "exits of the processor's",
+            Self::Hypercall => "hypercalls",
+            Self::Trap => "traps",
+        }
+    }
+}
+
+macro_rules! exit_reasons {
+    ($($variant:ident $key:literal $class:ident $meaning:literal;)*) => {
+        /// Why control passed from the guest to the VMM.
+        #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+        #[repr(u8)]
+        pub enum ExitReason {
+            $(#[doc = $meaning] $variant,)*
+        }
+        impl ExitReason {
+            /// All reasons in the order of their counters.
+            pub const ALL: [Self; [$($key),*].len()] = [$(Self::$variant),*];
+            /// Key in results, unit and meaning of each, in the same order.
+            pub const ROWS: [(&'static str, &'static str, &'static str); Self::ALL.len()] =
+                [$(($key, "count", $meaning)),*];
+            const CLASSES: [ExitClass; Self::ALL.len()] = [$(ExitClass::$class),*];
+        }
+    };
+}
+
+exit_reasons! {
+    EptViolation "ept_violation" Exit "a guest-physical address had no nested entry";
+    TrueFault "true_fault" Exit "shadow: a fault that belongs to the guest and is injected";
+    HiddenFault "hidden_fault" Exit
+        "shadow: the guest maps the page, only the shadow entry was missing";
+    DirtyFault "dirty_fault" Exit
+        "shadow: first store to a clean page, to set the guest's dirty bit";
+    TableWrite "table_write" Exit "shadow: a store to a write-protected guest table, emulated";
+    TableUnsync "table_unsync" Exit
+        "shadow: first store to a leaf table, which goes out of sync";
+    Cr3Load "cr3_load" Exit "shadow: a load of CR3";
+    Invalidation "invalidation" Exit "shadow: INVLPG or INVPCID";
+    Interval "interval" Exit "agile: the end of an interval, when tables are looked through";
+    ModeSwitch "mode_switch" Exit
+        "a vCPU called out of the guest because the paging mode changes";
+    HostMigration "host_migration" Exit
+        "a vCPU called out of the guest because host pages have moved";
+    RemoteFlush "remote_flush" Exit
+        "another running vCPU called out of the guest to have its TLBs flushed";
+    InterruptSent "interrupt_sent" Exit
+        "a vCPU's store to the interrupt controller to interrupt another";
+    InterruptReceived "interrupt_received" Exit
+        "a vCPU called out of the guest for an interrupt of another";
+    MmuUpdate "mmu_update" Hypercall "direct paging: hypercall that updates entries of tables";
+    Pin "pin" Hypercall "direct paging: hypercall that makes pages tables, or tables pages";
+    BasePointer "base_pointer" Hypercall "direct paging: hypercall that loads a root";
+    TlbFlush "tlb_flush" Hypercall "direct paging: hypercall that invalidates translations";
+    FaultBounce "fault_bounce" Trap "direct paging: page fault handed on to the guest kernel";
+    TableEmulation "table_emulation" Trap
+        "direct paging: store to a table by a user mapping, emulated";
+}
+
+impl ExitReason {
+    /// Key in results.
+    pub const fn name(self) -> &'static str {
+        Self::ROWS[self as usize].0
+    }
+    /// How the guest comes to the hypervisor.
+    pub const fn class(self) -> ExitClass {
+        Self::CLASSES[self as usize]
+    }
+    /// A hypercall of a guest that runs without hardware's help.
+    pub const fn is_hypercall(self) -> bool {
+        matches!(self.class(), ExitClass::Hypercall)
+    }
+    /// A fault that comes to the hypervisor of such a guest.
+    pub const fn is_trap(self) -> bool {
+        matches!(self.class(), ExitClass::Trap)
+    }
+}
