@@ -1,5 +1,6 @@
 //! One vCPU: its filters, and what it says.
 
+use crate::access::Reading;
 use crate::decode::{NEXT, Operand, What};
 use crate::guest::Guest;
 use crate::registers::Registers;
@@ -190,8 +191,8 @@ impl Vcpu {
         if !self.on {
             return;
         }
-        let (store, kernel) = (info >> 17 & 1 == 1, info & 14 != 2);
-        let bytes = 1 << (info >> 4 & 7);
+        let (store, kernel) = Reading::kind(info);
+        let bytes = guest.reading.bytes(info);
         let last = (gva & 0xfff) + bytes - 1;
         if last > 0xfff {
             return self.two_pages(guest, info, gva, at);
@@ -215,7 +216,7 @@ impl Vcpu {
     /// An access that crosses into the next page is one to each page.
     #[cold]
     fn two_pages(&mut self, guest: &Guest, info: u32, gva: u64, at: u64) {
-        let bytes = 1 << (info >> 4 & 7);
+        let bytes = guest.reading.bytes(info);
         let end = (gva & 0xfff) + bytes - 0x1000;
         self.accessed(guest, info, gva, at, 1 << 63);
         let next = (gva & !0xfff).wrapping_add(0x1000);
@@ -227,7 +228,7 @@ impl Vcpu {
     }
 
     fn run(&mut self, guest: &Guest, info: u32, (gva, gpa): (u64, u64), at: u64, lines: u64) {
-        let (store, kernel) = (info >> 17 & 1 == 1, info & 14 != 2);
+        let (store, kernel) = Reading::kind(info);
         self.before_run(guest);
         if guest.options.check {
             self.producer.push(Record::control(Kind::Check, gva, gpa));
@@ -245,7 +246,7 @@ impl Vcpu {
         };
         self.last_run = self.data.insert(&mut self.producer, run, class, store && !watched);
         if watched {
-            self.table_store(guest, gpa, 1 << (info >> 4 & 7));
+            self.table_store(guest, gpa, guest.reading.bytes(info));
         }
     }
 
