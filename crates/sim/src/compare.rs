@@ -7,6 +7,10 @@
 //! A source of processes is dealt with by modelled guests. One that is a recorded guest is *observed*,
 //! or *re-mapped*: what its processes did, with a modelled kernel's policies.
 
+mod progress;
+
+pub use progress::Progress;
+
 use crate::contiguity::ContiguityResult;
 use crate::counters::Counters;
 use crate::daemons::DaemonTimes;
@@ -193,15 +197,6 @@ pub struct Outcome {
     pub error: Option<CompareError>,
 }
 
-/// How far a comparison is.
-#[derive(Clone, Copy, Debug)]
-pub struct Progress {
-    /// Accesses so far, set-up included.
-    pub accesses: u64,
-    /// Position in the source, in the unit of its total.
-    pub position: u64,
-}
-
 /// A machine with its place in the plan and the guest it belongs to.
 struct Seat {
     index: usize,
@@ -327,7 +322,7 @@ fn drive(
 ) -> Option<CompareError> {
     let mut batch = Batch::default();
     let mut out = GuestBatch::default();
-    let mut accesses = 0;
+    let mut told = Progress::default();
     loop {
         if stop.load(Ordering::Relaxed) {
             return Some(CompareError::Interrupted);
@@ -354,8 +349,8 @@ fn drive(
                 return guest_error;
             }
         }
-        accesses += batch.accesses();
-        progress(Progress { accesses, position: source.position() });
+        told.follow(&batch, source.position());
+        progress(told);
     }
 }
 
