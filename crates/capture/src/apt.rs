@@ -203,7 +203,10 @@ impl<'a> Apt<'a> {
             let place = self.cache.workshop()?;
             let names: Vec<_> =
                 wanted.iter().map(|p| format!("{}={}", p.name, p.version)).collect();
-            say(Step::Begins("downloading packages"));
+            say(Step::Begins(&match wanted.as_slice() {
+                [one] => format!("downloading {}", one.name),
+                several => format!("downloading {} packages", several.len()),
+            }));
             let mut command = self.command("apt-get", &["--print-uris", "download"]);
             command.args(&names).current_dir(&place);
             let total = self.run(command)?.lines().map(parse_uri).sum();

@@ -1,9 +1,9 @@
 //! Progress on standard error, phase by phase, for a person who may be looking.
 //!
 //! What is known of a phase is a [`Phase`]; how it is told is a pure function of it and of the time
-//! ([`Phase::text`]). Time left is told where the length is known, and nowhere else. Whoever does the work
-//! only stores numbers, a batch at a time; a thread of its own writes them. On a terminal that is a line
-//! that changes; elsewhere a line where a phase begins, and one every half a minute.
+//! ([`Phase::text`]). Time left is told where the length is known, and nowhere else. Whoever does the
+//! work only stores numbers, a batch at a time; a thread of its own writes them. On a terminal that is a
+//! line that changes; elsewhere a line where a phase begins, and one every half a minute.
 
 mod meter;
 

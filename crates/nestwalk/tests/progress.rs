@@ -1,5 +1,5 @@
-//! Progress on standard error, where that is no terminal: a line where a phase begins, and results that do
-//! not depend on whether somebody looks.
+//! Progress on standard error, where that is no terminal: a line where a phase begins, and results that
+//! do not depend on whether somebody looks.
 
 mod common;
 

@@ -206,7 +206,9 @@ impl Vcpu {
 
     #[inline(never)]
     fn accessed(&mut self, guest: &Guest, info: u32, gva: u64, at: u64, lines: u64) {
-        let Some(gpa) = crate::entry::physical(info, gva) else {
+        // QEMU 10.2 does not say of the local APIC that it is a device.
+        let gpa = crate::entry::physical(info, gva).filter(|gpa| guest.ram.has(*gpa));
+        let Some(gpa) = gpa else {
             self.dropped[Dropped::Device as usize] += 1;
             return;
         };
