@@ -9,7 +9,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use nestwalk_capture::{Cache, Guest};
+use nestwalk_capture::{Cache, Guest, Step};
 
 fn main() {
     match run() {
@@ -41,7 +41,7 @@ fn run() -> Result<u8, Box<dyn Error>> {
         }
     }
     let cache = Cache::locate()?;
-    let mut say = |what: &str| eprintln!("{what}");
+    let mut say = |step: Step<'_>| eprintln!("{step:?}");
     let start = Instant::now();
     let boot = guest.boot(&cache, &mut say)?;
     let made = start.elapsed();

@@ -12,12 +12,16 @@ use std::time::Duration;
 
 use crate::cache::Cache;
 use crate::error::{At, GuestError};
+use crate::step::{self, Say, Step};
 
 /// How old apt's lists may be before they are fetched again, when something must be downloaded.
 const LISTS_STALE_AFTER: Duration = Duration::from_secs(24 * 3600);
 
 /// The same of the lists of programs, of which an old one does nearly as well.
 const PROGRAMS_STALE_AFTER: Duration = Duration::from_secs(60 * 24 * 3600);
+
+/// How often what apt has downloaded is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// In the names of lists of commands, and of lists of all files.
 const COMMANDS: &str = "_cnf_Commands-";
@@ -64,12 +68,12 @@ impl<'a> Apt<'a> {
     }
 
     /// Fetches the lists of packages, if they are older than a day.
-    pub fn refresh(&self, say: &mut dyn FnMut(&str)) -> Result<(), GuestError> {
+    pub fn refresh(&self, say: Say<'_>) -> Result<(), GuestError> {
         let stamp = self.state.join("updated");
         if is_fresh(&stamp, LISTS_STALE_AFTER) {
             return Ok(());
         }
-        say("fetching Debian's lists of packages");
+        say(Step::Begins("fetching the archives' lists of packages"));
         let update = self.command("apt-get", &["update"]);
         let said = output(update)?;
         // apt does not call it a failure if it can reach no archive.
@@ -117,11 +121,7 @@ impl<'a> Apt<'a> {
     /// command-not-found has them, or where there are none (Debian), by their lists of all files.
     ///
     /// These lists are only fetched for this question, to a place of their own: they are large.
-    pub fn providers(
-        &self,
-        name: &str,
-        say: &mut dyn FnMut(&str),
-    ) -> Result<Vec<String>, GuestError> {
+    pub fn providers(&self, name: &str, say: Say<'_>) -> Result<Vec<String>, GuestError> {
         let programs = self.state.join("programs");
         let lists = programs.join("lists");
         let partial = lists.join("partial");
@@ -133,7 +133,7 @@ impl<'a> Apt<'a> {
         let commands = ("NESTWALK1", "$(COMPONENT)/cnf/Commands-$(ARCHITECTURE)");
         let of_machine = ("NESTWALK2", "$(COMPONENT)/Contents-$(ARCHITECTURE)");
         let of_all = ("NESTWALK3", "$(COMPONENT)/Contents-all");
-        say("fetching the archives' lists of programs, some 40 MB");
+        say(Step::Begins("fetching the archives' lists of programs, some 40 MB"));
         for targets in [&[commands][..], &[of_machine, of_all]] {
             let mut update = self.command("apt-get", &["update"]);
             update.arg("-o").arg(format!("Dir::State::lists={}", lists.display()));
@@ -194,17 +194,34 @@ impl<'a> Apt<'a> {
     }
 
     /// The packages' files, of which those that are not in the cache are downloaded.
-    pub fn download(&self, packages: &[Package]) -> Result<Vec<PathBuf>, GuestError> {
+    pub fn download(&self, packages: &[Package], say: Say<'_>) -> Result<Vec<PathBuf>, GuestError> {
         let store = self.cache.root().join("debs");
         fs::create_dir_all(&store).at("create", &store)?;
         let path = |package: &Package| store.join(package.file_name());
         let wanted: Vec<_> = packages.iter().filter(|p| !path(p).exists()).collect();
         if !wanted.is_empty() {
             let place = self.cache.workshop()?;
+            let names: Vec<_> =
+                wanted.iter().map(|p| format!("{}={}", p.name, p.version)).collect();
+            say(Step::Begins(&match wanted.as_slice() {
+                [one] => format!("downloading {}", one.name),
+                several => format!("downloading {} packages", several.len()),
+            }));
+            let mut command = self.command("apt-get", &["--print-uris", "download"]);
+            command.args(&names).current_dir(&place);
+            let total = self.run(command)?.lines().map(parse_uri).sum();
             let mut command = self.command("apt-get", &["download"]);
-            command.args(wanted.iter().map(|p| format!("{}={}", p.name, p.version)));
-            command.current_dir(&place);
-            self.run(command)?;
+            command.args(&names).current_dir(&place);
+            watched(command, || {
+                let there = Downloaded::in_directory(&place);
+                say(Step::At(step::At {
+                    item: &there.newest,
+                    number: there.files,
+                    items: wanted.len(),
+                    bytes: there.bytes,
+                    total,
+                }));
+            })?;
             for package in wanted {
                 let from = place.join(package.file_name());
                 fs::rename(&from, path(package)).at("move to the cache", &from)?;
@@ -214,7 +231,7 @@ impl<'a> Apt<'a> {
     }
 
     /// The newest version of one package, downloaded.
-    pub fn download_one(&self, name: &str) -> Result<PathBuf, GuestError> {
+    pub fn download_one(&self, name: &str, say: Say<'_>) -> Result<PathBuf, GuestError> {
         let listing = self.run(self.command("apt-cache", &["show", "--no-all-versions", name]))?;
         let field =
             |key| listing.lines().find_map(|line: &str| line.strip_prefix(key)).map(str::to_owned);
@@ -223,7 +240,7 @@ impl<'a> Apt<'a> {
             return Err(GuestError::Refused(format!("there is no Debian package called {name}")));
         };
         let package = Package { name: name.to_owned(), version, architecture };
-        Ok(self.download(&[package])?.remove(0))
+        Ok(self.download(&[package], say)?.remove(0))
     }
 
     fn command(&self, program: &str, arguments: &[&str]) -> Command {
@@ -328,6 +345,41 @@ fn parse_simulated(line: &str) -> Option<Package> {
     })
 }
 
+/// The size in a line of `apt-get --print-uris download`: `'http://…/x.deb' x.deb 1234 SHA256:…`.
+fn parse_uri(line: &str) -> Option<u64> {
+    line.split(' ').nth(2)?.parse().ok()
+}
+
+/// What is there of packages that apt downloads.
+#[derive(Default)]
+struct Downloaded {
+    /// Files that have been begun.
+    files: usize,
+    bytes: u64,
+    /// The package that was written to last.
+    newest: String,
+}
+
+impl Downloaded {
+    /// As far as the directory can be read: apt renames and deletes meanwhile.
+    fn in_directory(place: &Path) -> Downloaded {
+        let mut there = Downloaded::default();
+        let mut last = None;
+        for file in fs::read_dir(place).into_iter().flatten().flatten() {
+            let Ok(meta) = file.metadata() else { continue };
+            there.files += 1;
+            there.bytes += meta.len();
+            let time = meta.modified().ok();
+            if last <= Some(time) {
+                last = Some(time);
+                let name = file.file_name().to_string_lossy().into_owned();
+                there.newest = name.split('_').next().unwrap_or_default().to_owned();
+            }
+        }
+        there
+    }
+}
+
 /// Unpacks a package into `tree`, without the files that match one of `leave_out` (as `tar
 /// --exclude` takes them).
 ///
@@ -360,13 +412,34 @@ pub(crate) fn output(mut command: Command) -> Result<Output, GuestError> {
     output_fed(command)
 }
 
+/// As [`output`], and calls `look` every now and then.
+fn watched(mut command: Command, mut look: impl FnMut()) -> Result<Output, GuestError> {
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = command.spawn().map_err(|e| spawn_error(&command, e))?;
+    let output = std::thread::scope(|scope| {
+        let reader = scope.spawn(|| child.wait_with_output());
+        while !reader.is_finished() {
+            look();
+            std::thread::sleep(LOOK_EVERY);
+        }
+        reader.join()
+    });
+    let output = output.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    judged(&command, output.map_err(|e| spawn_error(&command, e))?)
+}
+
 fn output_fed(mut command: Command) -> Result<Output, GuestError> {
     let output = command.output().map_err(|e| spawn_error(&command, e))?;
+    judged(&command, output)
+}
+
+/// An error if the program failed.
+fn judged(command: &Command, output: Output) -> Result<Output, GuestError> {
     if output.status.success() {
         return Ok(output);
     }
     let message = last_words(&output.stderr).unwrap_or_else(|| output.status.to_string());
-    Err(GuestError::Tool { command: in_short(&command), message })
+    Err(GuestError::Tool { command: in_short(command), message })
 }
 
 /// The errors among a program's messages, or else its first warning or its last message.
@@ -416,70 +489,4 @@ fn spawn_error(command: &Command, error: io::Error) -> GuestError {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn package(name: &str, version: &str, architecture: &str) -> Package {
-        let owned = str::to_owned;
-        Package { name: owned(name), version: owned(version), architecture: owned(architecture) }
-    }
-
-    /// Lines that apt of Debian 12 printed.
-    #[test]
-    fn simulated_installations_are_read() {
-        let parsed = |line| parse_simulated(line);
-        let gmp = package("libgmp10", "2:6.2.1+dfsg1-1.1", "amd64");
-        assert_eq!(
-            parsed("Inst libgmp10 (2:6.2.1+dfsg1-1.1 Debian:12.15/oldstable [amd64])"),
-            Some(gmp.clone())
-        );
-        assert_eq!(
-            parsed("Inst libgcc-s1 (12.2.0-14+deb12u1 Debian:12.15/oldstable [amd64]) []"),
-            Some(package("libgcc-s1", "12.2.0-14+deb12u1", "amd64"))
-        );
-        assert_eq!(
-            parsed("Inst adduser (3.134 Debian:12.15/oldstable [all]) [perl:amd64 ]"),
-            Some(package("adduser", "3.134", "all"))
-        );
-        assert_eq!(parsed("Conf adduser (3.134 Debian:12.15/oldstable [all])"), None);
-        assert_eq!(parsed("The following NEW packages will be installed:"), None);
-        assert_eq!(gmp.file_name(), "libgmp10_2%3a6.2.1+dfsg1-1.1_amd64.deb");
-    }
-
-    /// Lines as Ubuntu's lists of commands and Debian's lists of files have them.
-    #[test]
-    fn packages_are_found_by_their_programs() {
-        let found = |is_commands, name, text: &str| {
-            let mut of = Listed { name, is_commands, package: None };
-            text.lines().flat_map(|line| of.packages(line)).collect::<Vec<_>>()
-        };
-        let text = "suite: noble\ncomponent: main\narch: amd64\n\nname: bsdextrautils\nversion: 2.38\n\
-                    commands: col,column,hd\n\nname: other\ncommands: column\n\nname: gcc\ncommands: gcc\n";
-        assert_eq!(found(true, "hd", text), ["bsdextrautils"]);
-        assert_eq!(found(true, "column", text), ["bsdextrautils", "other"]);
-        assert_eq!(found(true, "colum", text), [""; 0]);
-        let text = "usr/bin/hd                  utils/bsdextrautils\n\
-                    usr/bin/hd2\tutils/no\nusr/share/doc/hd utils/no\nhd utils/no\nusr/hd\n\
-                    sbin/fsck.x  admin/one,contrib/admin/two\nusr/bin/a b  x/spaced\n";
-        assert_eq!(found(false, "hd", text), ["bsdextrautils"]);
-        assert_eq!(found(false, "fsck.x", text), ["one", "two"]);
-        assert_eq!(found(false, "a b", text), ["spaced"]);
-    }
-
-    #[test]
-    fn of_many_messages_the_errors_are_quoted() {
-        let said = |text: &str| last_words(text.as_bytes());
-        let text = "W: skipped\nE: Unable to locate package x\nE: Unable to locate package x\n";
-        assert_eq!(said(text).as_deref(), Some("Unable to locate package x"));
-        assert_eq!(said("reading\nW: no network\nW: old lists\n").as_deref(), Some("no network"));
-        assert_eq!(said("tar: one\ntar: two\n\n").as_deref(), Some("tar: two"));
-        assert_eq!(said(""), None);
-    }
-
-    #[test]
-    fn a_failed_command_is_quoted_without_its_options() {
-        let mut command = Command::new("apt-get");
-        command.args(["-o", "Dir::State=/x", "-q", "download"]).args((0..9).map(|n| n.to_string()));
-        assert_eq!(in_short(&command), "apt-get -q download 0 1 2 3 4 …");
-    }
-}
+mod tests;

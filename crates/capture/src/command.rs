@@ -13,6 +13,7 @@ use crate::elf;
 use crate::error::{At, GuestError};
 use crate::pieces::Busybox;
 use crate::programs;
+use crate::step::{Say, Step};
 use crate::userland::{self, Userland};
 
 /// The directory in which the command runs, with what was included.
@@ -68,7 +69,7 @@ pub(crate) fn plan(
     include: Option<&Path>,
     cache: &Cache,
     busybox: &Busybox,
-    say: &mut dyn FnMut(&str),
+    say: Say<'_>,
 ) -> Result<Plan, GuestError> {
     let Some(name) = command.first().filter(|name| !name.is_empty()) else {
         return Err(GuestError::Refused("no command for the guest".to_owned()));
@@ -109,7 +110,7 @@ pub(crate) fn plan(
         _ => (text.clone().into_owned(), None),
     };
     if let Some(why) = why {
-        say(&why);
+        say(Step::Found(&why));
     }
     packages.insert(package);
     let advice = |reason: String| {
@@ -135,11 +136,7 @@ pub(crate) fn plan(
 ///
 /// # Errors
 /// Several have it; the text names them.
-fn provider(
-    cache: &Cache,
-    name: &str,
-    say: &mut dyn FnMut(&str),
-) -> Result<Option<String>, GuestError> {
+fn provider(cache: &Cache, name: &str, say: Say<'_>) -> Result<Option<String>, GuestError> {
     let _lock = cache.lock()?;
     let apt = Apt::new(cache)?;
     apt.refresh(say)?;

@@ -15,6 +15,7 @@ use crate::qemu::{Files, Plugin};
 use crate::rootfs;
 use crate::running::Running;
 use crate::scratch::Scratch;
+use crate::step::{Say, Step};
 
 /// When the guest's kernel uses 2 MiB pages for anonymous memory
 /// (`Documentation/admin-guide/mm/transhuge.rst`).
@@ -114,7 +115,7 @@ impl Guest {
     /// # Errors
     /// If a piece is missing (the error says how to get it), the program cannot be had or cannot
     /// run in the guest, or the guest's memory cannot hold its root file system.
-    pub fn boot(&self, cache: &Cache, say: &mut dyn FnMut(&str)) -> Result<Boot, GuestError> {
+    pub fn boot(&self, cache: &Cache, say: Say<'_>) -> Result<Boot, GuestError> {
         if self.vcpus == 0 || self.vcpus > MOST_VCPUS {
             let vcpus = self.vcpus;
             return Err(refused(format!("{vcpus} vCPUs; QEMU's machine has 1 to {MOST_VCPUS}")));
@@ -134,11 +135,12 @@ impl Guest {
                 path.display()
             )));
         }
+        say(Step::Begins("resolving the guest's kernel and packages"));
         let scratch = Scratch::new(self.memory_bytes)?;
         let kernel = pieces::kernel(cache, &self.kernel, &scratch.file("vmlinux"), say)?;
         let busybox = pieces::busybox(cache)?;
         let root = self.rootfs.as_ref().map(|path| {
-            say(&format!("making the guest's file system of {}", path.display()));
+            say(Step::Begins(&format!("reading the root file system {}", path.display())));
             rootfs::of(path, &scratch.file("tree"), &scratch.file("rootfs.cpio"))
         });
         let root = root.transpose()?;
@@ -152,6 +154,7 @@ impl Guest {
             output: scratch.file("output"),
             status: scratch.file("status"),
         };
+        say(Step::Begins("making the guest's root file system"));
         let init = init::script(&self.command, &plan.program, self.thp);
         let image_bytes = image::write(&files.image, &plan, &busybox, include, init)?;
         let needed = memory_for(image_bytes);

@@ -27,6 +27,7 @@ mod qemu;
 mod rootfs;
 mod running;
 mod scratch;
+mod step;
 mod userland;
 
 pub use cache::Cache;
@@ -38,3 +39,4 @@ pub use pieces::{prepare, qemu_version};
 pub use plugin::{build_plugin, plugin, plugin_api};
 pub use qemu::{CPU, Files, Plugin, arguments as qemu_arguments, below_4g};
 pub use running::{Outcome, Running};
+pub use step::{At, Say, Step};

@@ -10,6 +10,7 @@ use crate::apt::{self, Apt};
 use crate::cache::Cache;
 use crate::error::{At, GuestError};
 use crate::kernel::{self, Kernel, KernelChoice};
+use crate::step::{Say, Step};
 use crate::userland;
 
 /// The command that gets the plugin, the kernel and busybox.
@@ -47,10 +48,10 @@ pub fn prepare(
     qemu: &Path,
     choice: &KernelChoice,
     packages: &[String],
-    say: &mut dyn FnMut(&str),
+    say: Say<'_>,
 ) -> Result<(), GuestError> {
     let (major, minor) = qemu_version(qemu)?;
-    say(&format!("QEMU {major}.{minor}: {}", qemu.display()));
+    say(Step::Found(&format!("QEMU {major}.{minor}: {}", qemu.display())));
     let kernel = match choice {
         KernelChoice::Newest => {
             if find_kernel(cache)?.is_none() {
@@ -64,21 +65,18 @@ pub fn prepare(
         }
         KernelChoice::Named(name) => named(cache, name, say)?,
     };
-    say(&format!("kernel {}: {}", kernel.release, kernel.vmlinux.display()));
+    say(Step::Found(&format!("kernel {}: {}", kernel.release, kernel.vmlinux.display())));
     if busybox(cache).is_err() {
         get_busybox(cache, say)?;
     }
     let busybox = busybox(cache)?;
-    say(&format!("busybox, {} programs: {}", busybox.applets.len(), busybox.path.display()));
+    let programs = busybox.applets.len();
+    say(Step::Found(&format!("busybox, {programs} programs: {}", busybox.path.display())));
     if !packages.is_empty() {
         let userland = userland::of(cache, &packages.iter().cloned().collect(), say)?;
         if let Some(archive) = userland.archive {
-            say(&format!(
-                "{}, {} packages: {}",
-                packages.join(", "),
-                userland.versions.len(),
-                archive.display()
-            ));
+            let (names, all) = (packages.join(", "), userland.versions.len());
+            say(Step::Found(&format!("{names}, {all} packages: {}", archive.display())));
         }
     }
     Ok(())
@@ -121,7 +119,7 @@ pub(crate) fn kernel(
     cache: &Cache,
     choice: &KernelChoice,
     to: &Path,
-    say: &mut dyn FnMut(&str),
+    say: Say<'_>,
 ) -> Result<Kernel, GuestError> {
     match choice {
         KernelChoice::Newest => newest(cache),
@@ -180,7 +178,7 @@ fn preference(release: &str) -> (u8, Vec<u64>) {
 }
 
 /// The kernel of that name: from the cache, or else from the packages of the system's archives.
-fn named(cache: &Cache, name: &str, say: &mut dyn FnMut(&str)) -> Result<Kernel, GuestError> {
+fn named(cache: &Cache, name: &str, say: Say<'_>) -> Result<Kernel, GuestError> {
     let wanted = name.strip_prefix(KERNEL_PREFIX).unwrap_or(name);
     let here = || -> Result<Option<Kernel>, GuestError> {
         let mut kernels = kernels_in(cache, BY_NAME)?;
@@ -219,7 +217,7 @@ fn named(cache: &Cache, name: &str, say: &mut dyn FnMut(&str)) -> Result<Kernel,
     }
 }
 
-fn get_newest(cache: &Cache, say: &mut dyn FnMut(&str)) -> Result<Kernel, GuestError> {
+fn get_newest(cache: &Cache, say: Say<'_>) -> Result<Kernel, GuestError> {
     let _lock = cache.lock()?;
     let apt = Apt::new(cache)?;
     apt.refresh(say)?;
@@ -240,17 +238,16 @@ fn get_kernel(
     apt: &Apt<'_>,
     package: &str,
     to: &str,
-    say: &mut dyn FnMut(&str),
+    say: Say<'_>,
 ) -> Result<Kernel, GuestError> {
     let release = package.trim_start_matches(KERNEL_PREFIX).to_owned();
-    say(&format!("downloading {package}"));
-    let file = apt.download_one(package)?;
+    let file = apt.download_one(package, say)?;
     let workshop = cache.workshop()?;
+    say(Step::Begins(&format!("unpacking the kernel {release}")));
     // Modules would be unpacked for nothing.
     apt::unpack(&file, &workshop, &["./lib/modules/*", "./usr/lib/modules/*/kernel/*"])?;
     let places = [format!("boot/vmlinuz-{release}"), format!("usr/lib/modules/{release}/vmlinuz")];
     let packed = only(&file, &workshop, &places)?;
-    say(&format!("unpacking the kernel {release}"));
     let vmlinux = kernel::unpack(&packed)?;
     let finished = workshop.join("finished");
     fs::create_dir(&finished).at("create", &finished)?;
@@ -287,12 +284,11 @@ pub(crate) fn busybox(cache: &Cache) -> Result<Busybox, GuestError> {
     Ok(Busybox { path: place.join("busybox"), applets })
 }
 
-fn get_busybox(cache: &Cache, say: &mut dyn FnMut(&str)) -> Result<(), GuestError> {
+fn get_busybox(cache: &Cache, say: Say<'_>) -> Result<(), GuestError> {
     let _lock = cache.lock()?;
     let apt = Apt::new(cache)?;
     apt.refresh(say)?;
-    say("downloading busybox-static");
-    let file = apt.download_one("busybox-static")?;
+    let file = apt.download_one("busybox-static", say)?;
     let workshop = cache.workshop()?;
     apt::unpack(&file, &workshop, &["./usr/share/*"])?;
     // Debian 13 has it below /usr.

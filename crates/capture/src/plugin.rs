@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use crate::cache::Cache;
 use crate::error::{At, GuestError};
 use crate::pieces::SETUP;
+use crate::step::{Say, Step};
 
 /// The plugin's file.
 const FILE: &str = "libnestwalk_qemu_plugin.so";
@@ -64,11 +65,7 @@ fn shared_target() -> Result<Option<PathBuf>, GuestError> {
 ///
 /// # Errors
 /// There is neither plugin nor repository, or cargo fails; its messages are then on standard error.
-pub fn build_plugin(
-    cache: &Cache,
-    source: &Path,
-    say: &mut dyn FnMut(&str),
-) -> Result<PathBuf, GuestError> {
+pub fn build_plugin(cache: &Cache, source: &Path, say: Say<'_>) -> Result<PathBuf, GuestError> {
     let manifest = source.join("Cargo.toml");
     if !source.join("crates/qemu-plugin/Cargo.toml").is_file() || !manifest.is_file() {
         return plugin().map_err(|_| GuestError::Missing {
@@ -81,7 +78,7 @@ pub fn build_plugin(
     }
     let shared = shared_target()?;
     let target = shared.clone().unwrap_or_else(|| cache.root().join("plugin/target"));
-    say(&format!("building the plugin for QEMU, from {}", source.display()));
+    say(Step::Aloud(&format!("building the plugin for QEMU, from {}", source.display())));
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.args(["build", "--release", "--locked", "--package", PACKAGE, "--manifest-path"]);
     command.arg(&manifest).arg("--target-dir").arg(&target);

@@ -12,6 +12,7 @@ use crate::apt::{self, Apt};
 use crate::cache::Cache;
 use crate::cpio::Archive;
 use crate::error::{At, GuestError};
+use crate::step::{self, Say, Step};
 
 /// What is left out of packages, as patterns of `tar --exclude`. The whole tree is in the guest's
 /// memory twice while it boots, and each byte of it is copied there by simulated instructions.
@@ -96,7 +97,7 @@ pub(crate) struct Userland {
 pub(crate) fn of(
     cache: &Cache,
     packages: &BTreeSet<String>,
-    say: &mut dyn FnMut(&str),
+    say: Say<'_>,
 ) -> Result<Userland, GuestError> {
     if packages.is_empty() {
         return Ok(Userland {
@@ -213,22 +214,29 @@ fn build(
     packages: &BTreeSet<String>,
     sets: &Path,
     place: &Path,
-    say: &mut dyn FnMut(&str),
+    say: Say<'_>,
 ) -> Result<(), GuestError> {
     let names: Vec<_> = packages.iter().cloned().collect();
     let apt = Apt::new(cache)?;
     apt.refresh(say)?;
+    say(Step::Begins(&format!("resolving packages: {}", names.join(", "))));
     let mut resolved = apt.resolve(&names)?;
     resolved.sort_by(|a, b| a.name.cmp(&b.name));
-    say(&format!("downloading {} with {} packages in all", names.join(", "), resolved.len()));
-    let files = apt.download(&resolved)?;
-    say("unpacking them and making the guest's file system");
+    let files = apt.download(&resolved, say)?;
+    say(Step::Begins("unpacking packages"));
     let workshop = cache.workshop()?;
     let tree = workshop.join("tree");
     make_directories(&tree)?;
-    for file in &files {
+    let size = |file: &PathBuf| fs::metadata(file).map_or(0, |meta| meta.len());
+    let total: u64 = files.iter().map(size).sum();
+    let mut bytes = 0;
+    for (index, file) in files.iter().enumerate() {
+        let (item, number) = (resolved[index].name.as_str(), index + 1);
+        say(Step::At(step::At { item, number, items: files.len(), bytes, total: Some(total) }));
         apt::unpack(file, &tree, LEAVE_OUT)?;
+        bytes += size(file);
     }
+    say(Step::Begins("making an archive of the packages"));
     complete(&tree)?;
     let finished = workshop.join("finished");
     fs::create_dir(&finished).at("create", &finished)?;

@@ -20,7 +20,7 @@ fn guest(command: &[&str]) -> Guest {
 }
 
 fn boot(guest: &Guest) -> Result<Boot, GuestError> {
-    guest.boot(&Cache::locate()?, &mut |what| eprintln!("{what}"))
+    guest.boot(&Cache::locate()?, &mut |step| eprintln!("{step:?}"))
 }
 
 fn run(guest: &Guest) -> (Vec<u8>, Outcome) {

@@ -1,6 +1,7 @@
 //! A real guest: what was typed, what an experiment's file keeps of it, and how it is made ready.
 
 use crate::args::{GuestArgs, ThpArg};
+use crate::progress::Phases;
 use anyhow::{Context, Result, anyhow, bail};
 use nestwalk_capture::live::LiveOptions;
 use nestwalk_capture::{Boot, Cache, Guest, KernelChoice, Thp};
@@ -127,12 +128,13 @@ impl RealGuest {
             seed: self.seed,
             ..Guest::new(self.command.iter().map(OsString::from).collect())
         };
-        let mut say = |text: &str| {
+        let phases = Phases::new(quiet);
+        let mut found = |text: &str| {
             if !quiet {
-                crate::tell::tell(text);
+                crate::tell::tell(format_args!("nestwalk: {text}"));
             }
         };
-        Ok(guest.boot(&Cache::locate()?, &mut say)?)
+        Ok(guest.boot(&Cache::locate()?, &mut |step| phases.step(step, &mut found))?)
     }
 
     /// Why two recordings of it may differ, if they may.

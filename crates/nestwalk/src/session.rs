@@ -2,7 +2,7 @@
 //! given back.
 
 use crate::experiment::Experiment;
-use crate::progress::Meter;
+use crate::progress::{Beginning, Course, Meter, Phase, Phases};
 use crate::sources;
 use anyhow::Result;
 use nestwalk_sim::compare::spec::MachineSpec;
@@ -36,6 +36,8 @@ pub struct Opened {
     plan: Plan,
     source: Box<dyn Source>,
     guest: Option<GuestInfo>,
+    /// Of what is told while it runs; what the source says of itself is added then.
+    course: Course,
     quiet: bool,
 }
 
@@ -52,6 +54,8 @@ pub fn open(experiment: &Experiment, work: &Work) -> Result<Opened> {
         && experiment.has_modelled_guest()
     {
         let (tables, format) = (&experiment.page_tables, &experiment.trace_format);
+        let phases = Phases::new(work.quiet);
+        phases.begin(Phase::new("reading what the recorded guest's processes map"));
         plan.mappings = Some(match tables.is_empty() {
             true => sources::survey(path, guest)?,
             false => {
@@ -60,7 +64,15 @@ pub fn open(experiment: &Experiment, work: &Work) -> Result<Opened> {
             }
         });
     }
-    Ok(Opened { plan, source, guest, quiet: work.quiet })
+    let beginning = match (&experiment.guest, &guest) {
+        (Some(live), _) if live.interest => Beginning::BootToMark,
+        (Some(_), _) => Beginning::Boot,
+        (None, Some(_)) => Beginning::Tables,
+        (None, None) => Beginning::Plain,
+    };
+    let (warmup, limit) = (experiment.warmup, experiment.accesses);
+    let course = Course { beginning, warmup, limit, ..Course::reading("running", None) };
+    Ok(Opened { plan, source, guest, course, quiet: work.quiet })
 }
 
 impl Opened {
@@ -85,9 +97,11 @@ impl Opened {
     /// # Errors
     /// The machines cannot be set up. What goes wrong later is in the outcome.
     pub fn run(mut self, stop: &AtomicBool) -> Result<Session> {
-        let meter = Meter::new(&self.source.info(), self.quiet);
+        let info = self.source.info();
+        let course = Course { populates: info.populates, total: info.total, ..self.course };
+        let meter = Meter::new(course, self.quiet);
         let outcome = compare(&self.plan, self.source.as_mut(), stop, &mut |p| meter.show(p))?;
-        meter.done();
+        drop(meter);
         let mut info = self.source.info();
         drop(self.source);
         info.approximations.extend(approximations(&self.plan, self.guest.as_ref(), &outcome));

@@ -322,3 +322,35 @@ fn a_live_comparison_is_that_of_the_recording() {
     let live = lab.ok("compare --guest --format json -- ./memory forks 2");
     assert_eq!(recorded["machines"], parse(&live)["machines"]);
 }
+
+#[test]
+fn phases_are_told_from_the_pieces_to_the_end() {
+    let lab = lab();
+    let line = "compare --guest --format json --machines native -- ./memory forks 1";
+    let told = lab.run(line);
+    assert_eq!(told.code, 0, "{}", told.err);
+    let phases: Vec<&str> =
+        told.err.lines().filter_map(|line| line.strip_prefix("nestwalk: ")).collect();
+    let expected = [
+        "resolving the guest's kernel and packages",
+        "making the guest's root file system",
+        "booting the guest, until its command begins",
+        "building the tables of the guest as it was before",
+        "running",
+    ];
+    // Others are told where a busy machine takes half a minute for one.
+    let mut rest = phases.iter();
+    for phase in expected {
+        assert!(rest.any(|told| *told == phase), "{phase} is not in its place: {phases:?}");
+    }
+    let quiet = lab.run(&format!("compare --quiet {}", line.strip_prefix("compare ").unwrap()));
+    assert_eq!(quiet.err, "");
+    assert_eq!(quiet.out, told.out);
+    let told = lab.run("capture --interest --save t.nwt -- ./memory touch 1");
+    let marked = "nestwalk: booting the guest, until its program marks what to look at\n";
+    assert!(
+        told.err.contains(marked) && told.err.contains("nestwalk: recording\n"),
+        "{}",
+        told.err
+    );
+}

@@ -1,6 +1,7 @@
 //! What QEMU calls, and what is registered with it.
 #![allow(unsafe_code)]
 
+use crate::access::Reading;
 use crate::guest::{Guest, Options};
 use crate::ram::Ram;
 use crate::registers::Registers;
@@ -131,6 +132,13 @@ fn install(info: &ffi::Info, arguments: &[String]) -> Result<(), String> {
     if !info.system_emulation {
         return Err("only the system emulator runs guests with page tables".into());
     }
+    // SAFETY: they look at the word alone.
+    let reading = unsafe {
+        Reading::find(
+            |info| ffi::qemu_plugin_mem_size_shift(info),
+            |info| ffi::qemu_plugin_mem_is_store(info),
+        )
+    }?;
     let options = Options::parse(arguments.iter().map(String::as_str))?;
     let rings = Rings::open(Path::new(&options.rings)).map_err(|e| e.to_string())?;
     let file =
@@ -149,6 +157,7 @@ fn install(info: &ffi::Info, arguments: &[String]) -> Result<(), String> {
         fault_entry: AtomicU64::new(u64::MAX),
         vcpus: info.vcpus.max(1) as u32,
         options,
+        reading,
     };
     GUEST.set(guest).map_err(|_| "loaded twice".to_owned())
 }

@@ -92,6 +92,8 @@ unsafe extern "C" {
     pub fn qemu_plugin_insn_size(insn: *const Opaque) -> usize;
     pub fn qemu_plugin_insn_vaddr(insn: *const Opaque) -> u64;
     pub fn qemu_plugin_insn_haddr(insn: *const Opaque) -> *mut c_void;
+    pub fn qemu_plugin_mem_size_shift(info: u32) -> c_uint;
+    pub fn qemu_plugin_mem_is_store(info: u32) -> bool;
     pub fn qemu_plugin_get_hwaddr(info: u32, vaddr: u64) -> *mut Opaque;
     pub fn qemu_plugin_hwaddr_is_io(hwaddr: *const Opaque) -> bool;
     pub fn qemu_plugin_hwaddr_phys_addr(hwaddr: *const Opaque) -> u64;

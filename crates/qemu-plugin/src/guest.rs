@@ -1,5 +1,6 @@
 //! What all vCPUs share.
 
+use crate::access::Reading;
 use crate::ram::Ram;
 use crate::tables::{Levels, Tables};
 use nestwalk_wire::{FilterConfig, Rings};
@@ -84,6 +85,8 @@ impl Options {
 /// The guest.
 pub struct Guest {
     pub options: Options,
+    /// Of the words that describe accesses.
+    pub reading: Reading,
     pub rings: Rings,
     pub ram: Ram,
     pub levels: Levels,

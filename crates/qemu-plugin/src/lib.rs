@@ -9,6 +9,7 @@
 // QEMU's functions are there when QEMU loads the plugin, and so not in a test of it.
 #![cfg_attr(test, allow(dead_code))]
 
+mod access;
 mod decode;
 #[cfg(not(test))]
 mod entry;

@@ -326,6 +326,7 @@ impl Source for Multiplex {
             approximations,
             guest: None,
             total: infos.iter().map(|i| i.total).sum(),
+            populates: infos.iter().map(|i| i.populates).sum(),
             failed: infos.iter().find_map(|i| i.failed.clone()),
         }
     }

@@ -38,6 +38,9 @@ pub struct SourceInfo {
     pub guest: Option<GuestInfo>,
     /// Accesses or bytes in all, if known: what progress is measured against.
     pub total: Option<u64>,
+    /// Bytes of memory that set-up makes present, piece by piece, before the region of interest; 0 if it
+    /// does not, or nobody knows.
+    pub populates: u64,
     /// The command that the source ran has ended, and failed: how. What came of it is whole.
     pub failed: Option<String>,
 }

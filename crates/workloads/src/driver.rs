@@ -78,6 +78,7 @@ impl<K: Kernel + 'static> Driver<K> {
             approximations,
             guest: None,
             total: spec.accesses,
+            populates: if spec.populate == Populate::Yes { mapped } else { 0 },
             failed: None,
         };
         Box::new(Self {

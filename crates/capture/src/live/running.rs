@@ -91,6 +91,7 @@ impl Live {
             approximations: Vec::new(),
             guest: Some(about),
             total: None,
+            populates: 0,
             failed: None,
         }
     }

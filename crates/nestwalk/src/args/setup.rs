@@ -24,6 +24,9 @@ pub struct SetupArgs {
     /// The kernel, as for `compare`
     #[arg(long, value_name = "VERSION|PACKAGE|FILE")]
     pub kernel: Option<String>,
+    /// No progress on standard error; cargo's, of the plugin, stays
+    #[arg(long, short)]
+    pub quiet: bool,
     /// The repository, for the plugin [default: where this program was built]
     #[arg(long, value_name = "DIR")]
     pub source: Option<PathBuf>,

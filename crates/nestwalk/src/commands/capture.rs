@@ -3,11 +3,11 @@
 use crate::args::{CaptureArgs, Format};
 use crate::commands::compare::of_command;
 use crate::guest::RealGuest;
-use crate::progress::Meter;
+use crate::progress::{Beginning, Course, Meter, Phases};
 use crate::tell::tell;
 use anyhow::{Context, Result, bail};
 use nestwalk_capture::live::{Agreement, Live, NOT_STARTED, Summary, failure};
-use nestwalk_capture::{Boot, Cache, KernelChoice, plugin, prepare};
+use nestwalk_capture::{Boot, Cache, KernelChoice, Step, plugin, prepare};
 use nestwalk_report::{bytes, count};
 use nestwalk_sim::compare::Progress;
 use nestwalk_source::trace::{self, Header, TraceWriter, WriteOptions};
@@ -26,7 +26,8 @@ use std::time::Instant;
 /// A piece is missing, the guest dies, or the trace cannot be written.
 pub fn capture(args: &CaptureArgs) -> Result<ExitCode> {
     if args.prepare {
-        let say = &mut crate::tell::say;
+        let phases = Phases::new(args.quiet);
+        let say = &mut |step: Step<'_>| phases.step(step, &mut crate::tell::say);
         let qemu = Path::new("qemu-system-x86_64");
         let kernel = KernelChoice::of(args.guest.kernel.as_deref().unwrap_or_default());
         prepare(&Cache::locate()?, qemu, &kernel, &args.guest.packages, say)?;
@@ -55,7 +56,11 @@ pub fn capture(args: &CaptureArgs) -> Result<ExitCode> {
     let stop = crate::session::stop_on_signals();
     let begin = Instant::now();
     let mut live = Live::start(boot, guest.options(), output)?;
-    let result = record(&mut live, writer.as_mut(), &stop, args.quiet);
+    let beginning = if guest.interest { Beginning::BootToMark } else { Beginning::Boot };
+    let course = Course { beginning, ..Course::reading("recording", None) };
+    let meter = Meter::new(course, args.quiet);
+    let result = record(&mut live, writer.as_mut(), &stop, &meter);
+    drop(meter);
     let (summary, agreement) = (live.summary().clone(), live.agreement().cloned());
     let outcome = live.outcome().cloned();
     let status = outcome.as_ref().map(|o| o.status);
@@ -108,24 +113,22 @@ fn record(
     live: &mut Live,
     mut writer: Option<&mut TraceWriter<std::fs::File>>,
     stop: &AtomicBool,
-    quiet: bool,
+    meter: &Meter,
 ) -> Result<()> {
-    let meter = Meter::new(&live.info(), quiet);
     let mut batch = Batch::default();
+    let mut progress = Progress { before: Some(0), ..Progress::default() };
     loop {
         if stop.load(Ordering::Relaxed) {
-            meter.done();
             bail!("interrupted: what was recorded up to here is kept");
         }
         if !live.next_batch(&mut batch)? {
-            meter.done();
             return Ok(());
         }
         if let Some(writer) = &mut writer {
             writer.write(&batch)?;
         }
-        let accesses = live.position();
-        meter.show(Progress { accesses, position: accesses });
+        progress.follow(&batch, live.position());
+        meter.show(progress);
     }
 }
 

@@ -1,8 +1,9 @@
 //! `setup`: what real guests need.
 
 use crate::args::SetupArgs;
+use crate::progress::Phases;
 use anyhow::Result;
-use nestwalk_capture::{Cache, KernelChoice, build_plugin, plugin_api, prepare};
+use nestwalk_capture::{Cache, KernelChoice, Step, build_plugin, plugin_api, prepare};
 use std::path::{Path, PathBuf};
 
 /// The repository that this program was built in, if it is still there.
@@ -15,7 +16,8 @@ fn built_in() -> PathBuf {
 /// # Errors
 /// QEMU or a compiler is missing, or a download fails.
 pub fn setup(args: &SetupArgs) -> Result<()> {
-    let say = &mut crate::tell::say;
+    let phases = Phases::new(args.quiet);
+    let say = &mut |step: Step<'_>| phases.step(step, &mut crate::tell::say);
     let cache = Cache::locate()?;
     let kernel = KernelChoice::of(args.kernel.as_deref().unwrap_or_default());
     // First what takes seconds to find missing.
@@ -24,7 +26,10 @@ pub fn setup(args: &SetupArgs) -> Result<()> {
     let source = args.source.clone().unwrap_or_else(built_in);
     let plugin = build_plugin(&cache, &source, say)?;
     let api = plugin_api(qemu, &plugin)?;
-    say(&format!("plugin, with version {api} of QEMU's interface: {}", plugin.display()));
+    say(Step::Found(&format!(
+        "plugin, with version {api} of QEMU's interface: {}",
+        plugin.display()
+    )));
     prepare(&cache, qemu, &kernel, &args.packages, say)?;
     Ok(())
 }

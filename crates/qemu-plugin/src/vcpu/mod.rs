@@ -3,6 +3,7 @@
 mod life;
 mod special;
 
+use crate::access::Reading;
 use crate::decode::{NEXT, Operand, What};
 use crate::guest::Guest;
 use crate::registers::Registers;
@@ -193,8 +194,8 @@ impl Vcpu {
         if !self.on {
             return;
         }
-        let (store, kernel) = (info >> 17 & 1 == 1, info & 14 != 2);
-        let bytes = 1 << (info >> 4 & 7);
+        let (store, kernel) = Reading::kind(info);
+        let bytes = guest.reading.bytes(info);
         let last = (gva & 0xfff) + bytes - 1;
         if last > 0xfff {
             return self.two_pages(guest, info, gva, at);
@@ -208,7 +209,9 @@ impl Vcpu {
 
     #[inline(never)]
     fn accessed(&mut self, guest: &Guest, info: u32, gva: u64, at: u64, lines: u64) {
-        let Some(gpa) = crate::entry::physical(info, gva) else {
+        // QEMU 10.2 does not say of the local APIC that it is a device.
+        let gpa = crate::entry::physical(info, gva).filter(|gpa| guest.ram.has(*gpa));
+        let Some(gpa) = gpa else {
             self.dropped[Dropped::Device as usize] += 1;
             return;
         };
@@ -218,7 +221,7 @@ impl Vcpu {
     /// An access that crosses into the next page is one to each page.
     #[cold]
     fn two_pages(&mut self, guest: &Guest, info: u32, gva: u64, at: u64) {
-        let bytes = 1 << (info >> 4 & 7);
+        let bytes = guest.reading.bytes(info);
         let end = (gva & 0xfff) + bytes - 0x1000;
         self.accessed(guest, info, gva, at, 1 << 63);
         let next = (gva & !0xfff).wrapping_add(0x1000);
@@ -230,7 +233,7 @@ impl Vcpu {
     }
 
     fn run(&mut self, guest: &Guest, info: u32, (gva, gpa): (u64, u64), at: u64, lines: u64) {
-        let (store, kernel) = (info >> 17 & 1 == 1, info & 14 != 2);
+        let (store, kernel) = Reading::kind(info);
         self.before_run(guest);
         if guest.options.check {
             self.producer.push(Record::control(Kind::Check, gva, gpa));
@@ -248,7 +251,7 @@ impl Vcpu {
         };
         self.last_run = self.data.insert(&mut self.producer, run, class, store && !watched);
         if watched {
-            self.table_store(guest, gpa, 1 << (info >> 4 & 7));
+            self.table_store(guest, gpa, guest.reading.bytes(info));
         }
     }
 

@@ -9,6 +9,7 @@
 
 pub mod daemons;
 pub mod guests;
+mod progress;
 pub mod spec;
 
 use crate::compare::daemons::DaemonTimes;
@@ -29,6 +30,7 @@ use nestwalk_mm::{
 };
 use nestwalk_tables::{LONG4, Mode};
 use nestwalk_types::{Batch, GuestBatch, GuestInfo, Source, SourceError};
+pub use progress::Progress;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -197,15 +199,6 @@ pub struct Outcome {
     pub error: Option<CompareError>,
 }
 
-/// How far a comparison is.
-#[derive(Clone, Copy, Debug)]
-pub struct Progress {
-    /// Accesses so far, set-up included.
-    pub accesses: u64,
-    /// Position in the source, in the unit of its total.
-    pub position: u64,
-}
-
 /// A machine with its place in the plan and the guest it belongs to.
 struct Seat {
     index: usize,
@@ -331,7 +324,7 @@ fn drive(
 ) -> Option<CompareError> {
     let mut batch = Batch::default();
     let mut out = GuestBatch::default();
-    let mut accesses = 0;
+    let mut told = Progress::default();
     loop {
         if stop.load(Ordering::Relaxed) {
             return Some(CompareError::Interrupted);
@@ -358,8 +351,8 @@ fn drive(
                 return guest_error;
             }
         }
-        accesses += batch.accesses();
-        progress(Progress { accesses, position: source.position() });
+        told.follow(&batch, source.position());
+        progress(told);
     }
 }
 

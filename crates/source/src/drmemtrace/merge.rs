@@ -332,6 +332,7 @@ impl Source for Drmemtrace {
             approximations,
             guest: None,
             total: self.total,
+            populates: 0,
             failed: None,
         }
     }

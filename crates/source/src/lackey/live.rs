@@ -415,6 +415,7 @@ impl Source for Live {
             approximations,
             guest: None,
             total: None,
+            populates: 0,
             failed,
         }
     }

@@ -290,6 +290,7 @@ impl Source for PatternSource {
             approximations: Vec::new(),
             guest: None,
             total: Some(s.accesses),
+            populates: if s.populates() { s.footprint } else { 0 },
             failed: None,
         }
     }

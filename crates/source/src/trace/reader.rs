@@ -340,6 +340,7 @@ impl<R: Read + Seek + Send> Source for TraceReader<R> {
             approximations,
             guest: Some(self.header.guest()),
             total: self.totals().map(|t| t.accesses),
+            populates: 0,
             failed: None,
         }
     }

@@ -8,11 +8,10 @@ mod snapshot;
 mod watch;
 
 use crate::args::{Format, InspectArgs};
+use crate::progress::{Amount, Phase, Phases};
 use crate::session::stop_on_signals;
 use anyhow::{Context, Result, bail};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use nestwalk_host::{Cut, ProcessMemory, RamPiece, Roots, Snapshot};
-use nestwalk_report::bytes;
 use report::Report;
 use std::io::Write;
 use std::sync::Arc;
@@ -64,25 +63,15 @@ pub fn inspect(args: &InspectArgs) -> Result<()> {
     verdict(&process, cut)
 }
 
-/// Reads all memory, with progress if it takes a while.
+/// Reads all memory, with progress.
 fn read(process: &ProcessMemory, quiet: bool, stop: &Arc<AtomicBool>) -> Result<Snapshot> {
-    let bar = ProgressBar::new(0);
-    let target =
-        if quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr_with_hz(5) };
-    bar.set_draw_target(target);
-    let style = ProgressStyle::with_template("{msg} [{wide_bar}] {percent}%, {eta} left");
-    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    let phases = Phases::new(quiet);
+    phases.begin(Phase::new("reading where the process's addresses are"));
     let mut go_on = |done: u64, total: u64| {
-        if !bar.is_hidden() {
-            bar.set_length(total);
-            bar.set_position(done);
-            bar.set_message(format!("{} of addresses", bytes(done)));
-        }
+        phases.at(Amount::Bytes { done, total: Some(total) });
         !stop.load(Ordering::Relaxed)
     };
-    let seen = process.read(&mut go_on);
-    bar.finish_and_clear();
-    Ok(seen?)
+    Ok(process.read(&mut go_on)?)
 }
 
 /// An error if not all was read.

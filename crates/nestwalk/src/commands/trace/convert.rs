@@ -1,7 +1,7 @@
 //! `trace convert`: between formats, where the content allows it.
 
 use crate::args::TraceConvertArgs;
-use crate::progress::Meter;
+use crate::progress::{Course, Meter};
 use crate::sources::trace_format;
 use anyhow::{Context, Result, anyhow, bail};
 use nestwalk_mm::{GuestConfig, ModelledGuest};
@@ -41,8 +41,10 @@ pub fn convert(args: &TraceConvertArgs) -> Result<()> {
     };
     let info = source.info();
     let source = if args.pcids { with_pcids(source, args, &info)? } else { source };
-    let meter = Meter::new(&info, args.quiet);
     let mut cut = Cut::new(source, args, &info, exact)?;
+    let limit = cut.left.unwrap_or(0);
+    let course = Course { limit, ..Course::reading("converting the trace", info.total) };
+    let meter = Meter::of_read(course, args.quiet);
     let text = match (info.guest, to) {
         (Some(guest), Format::Nestwalk) if args.page_tables.is_some() => {
             observe(&mut cut, args, guest, &meter)
@@ -51,7 +53,7 @@ pub fn convert(args: &TraceConvertArgs) -> Result<()> {
         (None, Format::Nestwalk) => model(&mut cut, args, &meter),
         (_, _) => export(&mut cut, args, to, &meter),
     };
-    meter.done();
+    drop(meter);
     crate::tell::tell(text?);
     Ok(())
 }
@@ -107,6 +109,8 @@ fn is_same(input: &Path, output: &Path) -> bool {
 struct Cut {
     source: Box<dyn Source>,
     left: Option<u64>,
+    /// Accesses so far.
+    accesses: u64,
     counting: bool,
     ended: bool,
     /// Every access is wanted as a run of its own.
@@ -129,7 +133,7 @@ impl Cut {
             let totals = TraceReader::open(&args.input)?.totals().cloned().unwrap_or_default();
             totals.controls_by_kind.contains_key("region_of_interest")
         };
-        Ok(Self { source, left, counting: !has_region, ended: false, single })
+        Ok(Self { source, left, accesses: 0, counting: !has_region, ended: false, single })
     }
 
     fn next_batch(&mut self, batch: &mut Batch) -> Result<bool, SourceError> {
@@ -141,6 +145,7 @@ impl Cut {
         if !self.source.next_batch(batch)? {
             return Ok(false);
         }
+        self.accesses += batch.accesses();
         let mut first = 0;
         if !self.counting {
             let region = batch.controls.iter().find(|c| c.1 == Control::RegionOfInterest);
@@ -161,8 +166,7 @@ impl Cut {
     }
 
     fn show(&self, meter: &Meter) {
-        let position = self.source.position();
-        meter.show(Progress { position, accesses: position });
+        meter.show(Progress::read(self.accesses, self.source.position()));
     }
 }
 

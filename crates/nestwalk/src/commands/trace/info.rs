@@ -18,10 +18,10 @@ pub fn info(args: &TraceInfoArgs) -> Result<()> {
     }
     let format = trace_format(args.trace_format.as_deref().unwrap_or_default());
     let mut source = nestwalk_source::open(&args.file, format.context("--trace-format")?)?;
-    let meter = Meter::new(&source.info(), args.quiet);
+    let meter = Meter::reading("reading the trace", source.info().total, args.quiet);
     let is_recorded = source.info().guest.is_some();
     let read = Read::all(source.as_mut(), &meter);
-    meter.done();
+    drop(meter);
     if is_recorded {
         return recorded(args, &read);
     }

@@ -78,7 +78,7 @@ impl Read {
                 }
                 batch.runs[runs].iter().for_each(|run| read.run(run, &on, &mut latest));
             }
-            meter.show(Progress { position: source.position(), accesses: read.accesses });
+            meter.show(Progress::read(read.accesses, source.position()));
         }
         read.tally = source.tally();
         read

@@ -20,14 +20,14 @@ pub fn verify(args: &TraceVerifyArgs) -> Result<()> {
         bail!("--format csv: a verdict is no table; there are table and json");
     }
     let mut reader = TraceReader::open(&args.file)?;
-    let meter = Meter::new(&reader.info(), args.quiet);
+    let meter = Meter::reading("checking the trace", reader.info().total, args.quiet);
     let mut check = Check::new(reader.header());
     check.file(&reader);
     for chunk in 0..reader.chunks().len() {
         check.chunk(&mut reader, chunk, &meter);
     }
     check.totals(&reader);
-    meter.done();
+    drop(meter);
     let verdict = check.verdict();
     print(&match args.format {
         Format::Json => verdict.json()?,
@@ -118,7 +118,7 @@ impl Check {
             while reader.next_batch_of_chunk(&mut batch)? {
                 self.batch(&batch, chunk, first);
                 let position = reader.position();
-                meter.show(Progress { position, accesses: position });
+                meter.show(Progress::read(position, position));
                 first = reader.extent().runs;
             }
             Ok(())
