@@ -46,7 +46,7 @@ pub use placement::{PLACEMENT_FIELDS, PlacementResult};
 pub use referee::Verdict;
 pub use results::{FIELDS, MachineResult};
 pub use scheme::{MachineError, PageTableBytes};
-pub use schemes::{Build, Definition, SCHEMES};
+pub use schemes::{Build, Catalogue, CatalogueError, Definition, SCHEMES};
 pub use series::interval_costs;
 pub use spec::{Defaults, DimensionSpec, GuestSpec, MachineSpec, SpecError};
 pub use switching::{Cut, Recorded, SAMPLED, Switched, SwitchingResult};
