@@ -1,8 +1,10 @@
 //! Progress on standard error, with rate and time left, if a person may be looking.
 
+use anyhow::Result;
 use indicatif::{HumanCount, ProgressBar, ProgressDrawTarget, ProgressStyle};
-use nestwalk_sim::compare::Progress;
+use nestwalk_lab::{Opened, Progress, Session};
 use nestwalk_types::SourceInfo;
+use std::sync::atomic::AtomicBool;
 
 /// A progress line.
 pub struct Meter {
@@ -29,6 +31,17 @@ impl Meter {
             ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
         bar.set_style(style);
         Self { bar, by_position: info.total.is_some() }
+    }
+
+    /// Runs an experiment and shows how far it is.
+    ///
+    /// # Errors
+    /// As [`Opened::run`].
+    pub fn run(opened: Opened, quiet: bool, stop: &AtomicBool) -> Result<Session> {
+        let meter = Self::new(&opened.info(), quiet);
+        let session = opened.run(stop, &mut |progress| meter.show(progress));
+        meter.done();
+        session
     }
 
     /// Shows how far it is.

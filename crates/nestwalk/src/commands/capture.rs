@@ -2,12 +2,13 @@
 
 use crate::args::{CaptureArgs, Format};
 use crate::commands::compare::of_command;
-use crate::guest::RealGuest;
 use crate::progress::Meter;
+use crate::settings::real_guest;
 use crate::tell::tell;
 use anyhow::{Context, Result, bail};
 use nestwalk_capture::live::{Agreement, Live, NOT_STARTED, Summary, failure};
 use nestwalk_capture::{Boot, Cache, KernelChoice, plugin, prepare};
+use nestwalk_lab::RealGuest;
 use nestwalk_report::{bytes, count};
 use nestwalk_sim::compare::Progress;
 use nestwalk_source::trace::{self, Header, TraceWriter, WriteOptions};
@@ -37,8 +38,8 @@ pub fn capture(args: &CaptureArgs) -> Result<ExitCode> {
     if args.command.is_empty() {
         bail!("no command: write it after `--`, as in: capture --save x.nwt -- gcc -O2 -c x.c");
     }
-    let guest = RealGuest::new(&args.guest, &args.command, args.vcpus, args.seed)?;
-    let boot = guest.boot(args.quiet)?;
+    let guest = real_guest(&args.guest, &args.command, Some(args.vcpus), args.seed)?;
+    let boot = guest.boot(&mut crate::tell::listener(args.quiet))?;
     // All that can be missing is missed before a file is replaced, and a place that cannot be written
     // to before the guest runs.
     plugin()?;
@@ -52,7 +53,7 @@ pub fn capture(args: &CaptureArgs) -> Result<ExitCode> {
         Format::Json => Box::new(std::io::stderr()),
         _ => Box::new(std::io::stdout()),
     };
-    let stop = crate::session::stop_on_signals();
+    let stop = crate::signals::stop_on_signals();
     let begin = Instant::now();
     let mut live = Live::start(boot, guest.options(), output)?;
     let result = record(&mut live, writer.as_mut(), &stop, args.quiet);

@@ -8,7 +8,7 @@ mod snapshot;
 mod watch;
 
 use crate::args::{Format, InspectArgs};
-use crate::session::stop_on_signals;
+use crate::signals::stop_on_signals;
 use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use nestwalk_host::{Cut, ProcessMemory, RamPiece, Roots, Snapshot};

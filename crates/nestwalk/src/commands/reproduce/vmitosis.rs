@@ -7,10 +7,10 @@
 use super::programs::{BuiltIn, Program, chosen, each};
 use super::{Evaluation, Found};
 use crate::args::ReproduceArgs;
-use crate::experiment::VERSION;
-use crate::session::stop_on_signals;
+use crate::signals::stop_on_signals;
 use anyhow::Result;
 use nestwalk_hw::Profile;
+use nestwalk_lab::VERSION;
 use nestwalk_report::{Align, Table};
 use nestwalk_sim::results::MachineResult;
 use serde::Serialize;
