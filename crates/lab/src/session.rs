@@ -158,14 +158,18 @@ impl Session {
     pub fn complete(self) -> Result<Self> {
         let machines = &self.outcome.machines;
         let counted = machines.first().map_or(0, |m| m.accesses);
-        let found = machines.iter().filter_map(|m| m.referee.as_ref()).map(|v| v.violations);
-        let violations: u64 = found.sum();
+        let verdicts = || machines.iter().filter_map(|m| m.referee.as_ref());
+        let violations: u64 = verdicts().map(|v| v.violations).sum();
+        let first = verdicts().flat_map(|v| &v.told).next().cloned().unwrap_or_default();
         let kept = || format!("the results are those of the first {} accesses", count(counted));
         match self.outcome.error {
             Some(CompareError::Interrupted) => bail!("interrupted: {}", kept()),
             Some(error) => Err(anyhow!(error).context(format!("ended early; {}", kept()))),
             None if violations > 0 => {
-                bail!("the referee found {violations} violations: the results cannot be trusted")
+                bail!(
+                    "the referee found {violations} violations: the results cannot be trusted; the \
+                     first is: {first}"
+                )
             }
             None if counted == 0 => {
                 bail!("the source made no access: there is nothing to compare")

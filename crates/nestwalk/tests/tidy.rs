@@ -273,6 +273,7 @@ fn scripts_can_be_run() {
         "scripts/check",
         "scripts/check-long",
         "scripts/cold-build",
+        "scripts/own-scheme",
         "scripts/fresh-machine",
         "scripts/guest",
         "scripts/readme",

@@ -399,6 +399,9 @@ counters! {
     anchor_fills,
     /// Anchors: changes of the distance of an address space, each with a flush.
     anchor_changes,
+    /// Accesses that a structure of the scheme's own served beside or behind the second level, by no
+    /// walk, where no counter above is for that structure: of schemes of other crates.
+    scheme_hits,
     /// Entries of range tables and anchors that system software stored.
     contiguity_updates,
     /// Daemons of the host: pages (4 KiB) looked at.

@@ -1,0 +1,204 @@
+//! `next-page`: nested paging whose walker prefetches the translation of the next page.
+//!
+//! On a miss of the second-level TLB the walker translates the page of the access, then the page after
+//! it, and puts that into a small buffer beside the TLBs (sequential prefetching; Kandiraju and
+//! Sivasubramaniam, "Going the Distance for TLB Prefetching", ISCA 2002). An access that misses the TLBs
+//! and is found in the buffer takes the entry to the TLBs and has the page after it prefetched in turn.
+//!
+//! Nothing waits for a prefetch: its references go through the caches, which other data may need, and
+//! are counted as background references, but no cycles are. It may fault, and is then dropped: no page fault
+//! and no exit comes of it. The hypervisor is that of nested paging.
+
+use nestwalk_lab::scheme::{
+    Address, Answer, AnyMachine, Asid, Build, Counters, Definition, Event, Fault, Gpa, Gva,
+    Machine, MachineError, Nested, OptionRow, OptionTable, PageTableBytes, Platform, Request, Run,
+    Scheme, ServedBy, Translation, VmmKind, whole,
+};
+use std::collections::VecDeque;
+
+/// What the scheme is known by: its name in names of machines, and how a machine is made.
+pub static NEXT_PAGE: Definition = Definition {
+    name: "next-page",
+    summary: "nested paging whose walker prefetches the translation of the next page",
+    virtualized: true,
+    flushes_by_itself: false,
+    primary_region: false,
+    vmm: VmmKind::Nested,
+    options: &OPTIONS,
+    build,
+};
+
+/// How it is set up: `next-page/buffer=32`.
+struct Config {
+    buffer: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { buffer: 16 }
+    }
+}
+
+static OPTIONS: OptionTable<Config> = OptionTable::new(&[OptionRow {
+    name: "buffer",
+    values: "N",
+    meaning: "entries of each core's prefetch buffer (16)",
+    set: |config, value| whole(value, 1, 1024).map(|n| config.buffer = n as usize),
+    get: |config| config.buffer.to_string(),
+}]);
+
+fn build(mut build: Build) -> Result<Box<dyn AnyMachine>, MachineError> {
+    let Config { buffer } = build.options(&OPTIONS)?;
+    let buffers = (0..build.vcpus).map(|_| Buffer { room: buffer, entries: VecDeque::new() });
+    let scheme = NextPage { buffers: buffers.collect(), nested: Nested::new(&mut build)? };
+    Ok(Box::new(Machine::new(scheme, build)?))
+}
+
+/// A translation that was prefetched: of which address space, and its first address.
+struct Entry {
+    asid: Asid,
+    first: Gva,
+    found: Translation,
+}
+
+/// The prefetch buffer of one core: fully associative, first in, first out.
+struct Buffer {
+    room: usize,
+    entries: VecDeque<Entry>,
+}
+
+impl Buffer {
+    fn position(&self, gva: Gva, asid: Asid) -> Option<usize> {
+        let covers = |e: &Entry| e.asid == asid && gva.align_down(e.found.size()) == e.first;
+        self.entries.iter().position(covers)
+    }
+
+    fn put(&mut self, entry: Entry) {
+        if self.entries.len() == self.room {
+            self.entries.pop_front();
+        }
+        self.entries.push_back(entry);
+    }
+}
+
+/// The scheme: nested paging, and a prefetch buffer for each core.
+struct NextPage {
+    nested: Nested,
+    buffers: Vec<Buffer>,
+}
+
+impl NextPage {
+    /// Translates the page after the one that `found` translates, unless that is known already.
+    fn prefetch(&mut self, platform: &mut Platform, request: &Request, found: Translation) {
+        let core = request.core();
+        let first = request.gva.align_down(found.size());
+        let next = first.value().checked_add(found.size().bytes());
+        let bits = platform.world.mode.address_bits();
+        // The two halves of the address space are no neighbours.
+        let Some(next) = next.filter(|n| (n ^ first.value()) >> (bits - 1) == 0) else { return };
+        let (next, asid) = (Gva::new(next), platform.hardware.cores[core].asid);
+        let known = platform.hardware.cores[core].second_level(request.fetch).holds(next, asid);
+        if known || self.buffers[core].position(next, asid).is_some() {
+            return;
+        }
+        let ahead = Request { gva: next, write: false, ..*request };
+        if let Ok(found) = self.walk_in_background(platform, &ahead) {
+            let first = next.align_down(found.size());
+            self.buffers[core].put(Entry { asid, first, found });
+        }
+    }
+
+    /// Walks as for an access, but nothing waits for it: of what it counts only the references stay.
+    fn walk_in_background(
+        &mut self,
+        platform: &mut Platform,
+        request: &Request,
+    ) -> Result<Translation, Fault> {
+        let counted = std::mem::take(&mut platform.counters);
+        let under_way = platform.hardware.tally;
+        platform.hardware.begin_walk();
+        let walked = self.nested.walk(platform, request);
+        platform.hardware.end_walk(&mut platform.counters, walked.is_err());
+        platform.hardware.tally = under_way;
+        let walk: Counters = std::mem::replace(&mut platform.counters, counted);
+        for place in ServedBy::ALL {
+            let served = [&walk.references, &walk.faulted_references].map(|r| r.served_by(place));
+            platform.counters.background[place as usize] += served.iter().sum::<u64>();
+        }
+        walked
+    }
+
+    /// Every core forgets what it has prefetched.
+    fn forget_everywhere(&mut self) {
+        self.buffers.iter_mut().for_each(|buffer| buffer.entries.clear());
+    }
+}
+
+impl Scheme for NextPage {
+    fn walk(&mut self, platform: &mut Platform, request: &Request) -> Result<Translation, Fault> {
+        let found = self.nested.walk(platform, request)?;
+        self.prefetch(platform, request, found);
+        Ok(found)
+    }
+
+    /// Both levels of TLBs have missed: the buffer may serve the access without a walk. The results'
+    /// `l2_tlb_misses` are those that it did not serve.
+    fn behind_l2(&mut self, platform: &mut Platform, request: &Request) -> Option<Translation> {
+        let core = &mut platform.hardware.cores[request.core()];
+        let buffer = &mut self.buffers[request.core()];
+        let place = buffer.position(request.gva, core.asid)?;
+        let Entry { found, .. } = buffer.entries.remove(place)?;
+        // The first store to a page sets its dirty bit: that takes a walk.
+        if !found.serves(Translation::needs(request.write, request.fetch, request.user)) {
+            return None;
+        }
+        platform.counters.scheme_hits += 1;
+        // The engine puts it into the first level.
+        core.fill_second_level(request.gva, request.fetch, found);
+        self.prefetch(platform, request, found);
+        Some(found)
+    }
+
+    fn answer(
+        &mut self,
+        platform: &mut Platform,
+        request: &Request,
+        fault: Fault,
+    ) -> Result<Answer, MachineError> {
+        let flushes = platform.counters.remote_flushes;
+        let answer = self.nested.answer(platform, request, fault)?;
+        // What the hypervisor flushes (INVEPT) is flushed from the buffers, too.
+        if platform.counters.remote_flushes != flushes {
+            self.forget_everywhere();
+        }
+        Ok(answer)
+    }
+
+    /// The buffer is one more place that holds translations, so every event that invalidates some
+    /// reaches it. Those of one page empty the whole buffer of the core: simple, and never wrong.
+    fn on(&mut self, platform: &mut Platform, event: Event<'_>) -> Result<(), MachineError> {
+        match event {
+            Event::HostChanged { .. } => self.forget_everywhere(),
+            Event::Invalidate { vcpu, .. } => {
+                self.buffers[usize::from(vcpu.0)].entries.clear();
+            }
+            Event::LoadCr3 { vcpu, keep, .. } => {
+                let core = usize::from(vcpu.0);
+                if !keep || !platform.hardware.cores[core].has_pcids() {
+                    self.buffers[core].entries.clear();
+                }
+            }
+            _ => {}
+        }
+        // Whoever wraps a scheme gives it every event.
+        self.nested.on(platform, event)
+    }
+
+    fn read_ahead(&mut self, platform: &Platform, runs: &[Run], gpas: &[Gpa]) {
+        self.nested.read_ahead(platform, runs, gpas);
+    }
+
+    fn page_table_bytes(&self, platform: &Platform) -> PageTableBytes {
+        self.nested.page_table_bytes(platform)
+    }
+}
