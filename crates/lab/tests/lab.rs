@@ -1,4 +1,4 @@
-//! The lab from outside: schemes that are added, files that are read back, and messages that name fields.
+//! The lab from outside: schemes that are added, files that are read back, messages that name fields.
 
 use nestwalk_lab::scheme::Definition;
 use nestwalk_lab::{Lab, PageTablesFile, Settings};

@@ -9,13 +9,11 @@ const SOURCES: [&str; 3] = ["stride", "chase", "storm"];
 
 fn main() -> Result<()> {
     let lab = Lab::new().with_scheme(&next_page::NEXT_PAGE)?;
-    let schemes: Vec<&str> = lab.schemes().map(|scheme| scheme.name).collect();
-    // Segments of the guest need a kernel that keeps a primary region, which no recorded one does.
-    let of_recordings: Vec<&str> =
-        lab.schemes().filter(|scheme| !scheme.primary_region).map(|scheme| scheme.name).collect();
     for source in SOURCES {
         let recorded = sample(source).is_some();
-        let machines = if recorded { &of_recordings } else { &schemes };
+        // Segments of the guest need a kernel that keeps a primary region, which no recorded one does.
+        let schemes = lab.schemes().filter(|scheme| !recorded || !scheme.primary_region);
+        let machines: Vec<&str> = schemes.map(|scheme| scheme.name).collect();
         // Of all that can be set, what is left out has its default. `compare` fails if a machine
         // cannot go on or the referee finds anything.
         let session = lab.compare(&Settings {

@@ -5,14 +5,13 @@
 //! Sivasubramaniam, "Going the Distance for TLB Prefetching", ISCA 2002). An access that misses the TLBs
 //! and is found in the buffer takes the entry to the TLBs and has the page after it prefetched in turn.
 //!
-//! Nothing waits for a prefetch: its references go through the caches, which other data may need, and
-//! are counted as background references, but no cycles are. It may fault, and is then dropped: no page fault
-//! and no exit comes of it. The hypervisor is that of nested paging.
+//! Nothing waits for a prefetch: its references go through the caches and are counted in the background,
+//! and no cycles are. If it faults it is dropped. The hypervisor is that of nested paging.
 
 use nestwalk_lab::scheme::{
-    Address, Answer, AnyMachine, Asid, Build, Counters, Definition, Event, Fault, Gpa, Gva,
-    Machine, MachineError, Nested, OptionRow, OptionTable, PageTableBytes, Platform, Request, Run,
-    Scheme, ServedBy, Translation, VmmKind, whole,
+    Address, Answer, AnyMachine, Asid, Build, Definition, Event, Fault, Gpa, Gva, Machine,
+    MachineError, Nested, OptionRow, OptionTable, PageTableBytes, Platform, Request, Run, Scheme,
+    ServedBy, Translation, VmmKind, whole,
 };
 use std::collections::VecDeque;
 
@@ -97,8 +96,8 @@ impl NextPage {
         // The two halves of the address space are no neighbours.
         let Some(next) = next.filter(|n| (n ^ first.value()) >> (bits - 1) == 0) else { return };
         let (next, asid) = (Gva::new(next), platform.hardware.cores[core].asid);
-        let known = platform.hardware.cores[core].second_level(request.fetch).holds(next, asid);
-        if known || self.buffers[core].position(next, asid).is_some() {
+        let l2 = platform.hardware.cores[core].second_level(request.fetch);
+        if l2.holds(next, asid) || self.buffers[core].position(next, asid).is_some() {
             return;
         }
         let ahead = Request { gva: next, write: false, ..*request };
@@ -120,7 +119,7 @@ impl NextPage {
         let walked = self.nested.walk(platform, request);
         platform.hardware.end_walk(&mut platform.counters, walked.is_err());
         platform.hardware.tally = under_way;
-        let walk: Counters = std::mem::replace(&mut platform.counters, counted);
+        let walk = std::mem::replace(&mut platform.counters, counted);
         for place in ServedBy::ALL {
             let served = [&walk.references, &walk.faulted_references].map(|r| r.served_by(place));
             platform.counters.background[place as usize] += served.iter().sum::<u64>();
@@ -141,8 +140,7 @@ impl Scheme for NextPage {
         Ok(found)
     }
 
-    /// Both levels of TLBs have missed: the buffer may serve the access without a walk. The results'
-    /// `l2_tlb_misses` are those that it did not serve.
+    /// Both levels of TLBs have missed: what the buffer serves is no walk and no `l2_tlb_misses`.
     fn behind_l2(&mut self, platform: &mut Platform, request: &Request) -> Option<Translation> {
         let core = &mut platform.hardware.cores[request.core()];
         let buffer = &mut self.buffers[request.core()];
@@ -174,8 +172,7 @@ impl Scheme for NextPage {
         Ok(answer)
     }
 
-    /// The buffer is one more place that holds translations, so every event that invalidates some
-    /// reaches it. Those of one page empty the whole buffer of the core: simple, and never wrong.
+    /// Every event that voids translations reaches the buffer; one of a single page empties all of it.
     fn on(&mut self, platform: &mut Platform, event: Event<'_>) -> Result<(), MachineError> {
         match event {
             Event::HostChanged { .. } => self.forget_everywhere(),
