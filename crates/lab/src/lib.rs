@@ -35,7 +35,11 @@ pub mod words;
 pub use anyhow::{Error, Result};
 pub use experiment::{Experiment, VERSION};
 pub use guest::RealGuest;
-pub use nestwalk_sim::{GuestOutcome, MachineResult, Outcome, Progress, Verdict};
+pub use nestwalk_mm::{Fragmentation, FreeBlocks, PagePolicy};
+pub use nestwalk_sim::{
+    CompareError, Cut, DaemonTimes, GuestOutcome, MachineResult, Outcome, Progress, Verdict,
+};
+pub use nestwalk_types::SourceInfo;
 pub use session::{Opened, Session, Work};
 pub use settings::{PageTablesFile, Settings};
 pub use sources::samples::{LMBENCH, SAMPLES, Sample, by_name as sample};
