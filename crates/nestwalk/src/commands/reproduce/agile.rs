@@ -276,7 +276,7 @@ impl Evaluation for Agile {
                         "walk_percent": bar.walk_percent,
                         "vmm_percent": bar.vmm_percent,
                         "total_percent": bar.total_percent,
-                        "exits": bar.exits,
+                        "exits": bar.more.exits,
                         "published_walk_percent": paper.map(|p| p[0]),
                         "published_vmm_percent": paper.map(|p| p[1]),
                     }));
@@ -347,7 +347,7 @@ impl Agile {
                     format!("{:.1}", v.bar.walk_percent),
                     format!("{:.1}", v.bar.vmm_percent),
                     format!("{:.1}", v.bar.total_percent),
-                    count(v.bar.exits),
+                    count(v.bar.more.exits),
                     count(v.tables_nested),
                     count(v.tables_shadowed),
                     format!("{:.2}", v.average_references),

@@ -4,6 +4,7 @@
 //! The fit is repeated from the counts of the run: cycles are linear in the two exposed shares, so every
 //! pair of them can be priced without another run. `docs/counters.md` has how, and what it leaves.
 
+use super::bars::row;
 use super::programs::{BuiltIn, Program, chosen, each};
 use super::{Evaluation, Found};
 use crate::args::ReproduceArgs;
@@ -303,13 +304,7 @@ impl Evaluation for VMitosis {
         let mut rows = Vec::new();
         for program in &self.programs {
             for f in &program.figures {
-                let mut row = json!({ "program": program.program });
-                if let (Some(row), Value::Object(more)) =
-                    (row.as_object_mut(), serde_json::to_value(f)?)
-                {
-                    row.extend(more);
-                }
-                rows.push(row);
+                rows.push(row(json!({ "program": program.program }), f, &[])?);
             }
         }
         Ok(rows)
