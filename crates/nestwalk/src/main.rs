@@ -3,18 +3,15 @@
 #![deny(clippy::print_stdout, clippy::print_stderr, reason = "they panic if the reader has gone")]
 
 mod args;
-mod check;
 mod commands;
-mod experiment;
 mod fields;
-mod guest;
 mod outcome;
 mod processor_events;
 mod progress;
 mod sensitivity;
-mod session;
+mod settings;
 mod show;
-mod sources;
+mod signals;
 mod tell;
 
 use args::{Args, Command};

@@ -256,6 +256,11 @@ impl Phases {
         }
     }
 
+    /// Hears the steps before something runs; what is found is told.
+    pub fn listen(&self, step: Step<'_>) {
+        self.step(step, &mut |text| crate::tell::note(text));
+    }
+
     /// The phase is over, and none follows yet.
     pub fn end(&self) {
         if let Some(told) = &self.0 {

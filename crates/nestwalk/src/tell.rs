@@ -9,6 +9,11 @@ pub fn tell(line: impl Display) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }
 
+/// As [`tell`], of this program.
+pub fn note(line: &str) {
+    tell(format_args!("nestwalk: {line}"));
+}
+
 /// As [`tell`], to standard output: what a command does, where that is its result.
 pub fn say(line: &str) {
     let _ = writeln!(std::io::stdout(), "{line}");

@@ -92,7 +92,7 @@ fn what_would_make_another_guest_of_it_is_refused() {
     let lab = lab();
     for (line, parts) in [
         ("compare guest.nwt --vcpus 2", &["--vcpus 2", "the recorded guest has 1"] as &[&str]),
-        ("compare guest.nwt --guest-memory 2GiB", &["--guest-memory 2GiB", "1 GiB"]),
+        ("compare guest.nwt --guest-memory 2GiB", &["--guest-memory 2 GiB", "1 GiB"]),
         ("compare guest.nwt --guest-paging 5-level", &["--guest-paging 5-level", "4-level"]),
         ("compare guest.nwt --quantum 10k", &["--quantum", "recorded guest"]),
         ("compare guest.nwt --footprint 1GiB", &["--footprint", "recorded guest"]),

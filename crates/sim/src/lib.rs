@@ -32,5 +32,5 @@ pub use report::contiguity::CONTIGUITY_FIELDS;
 pub use report::placement::{PLACEMENT_FIELDS, PlacementResult};
 pub use report::results::{FIELDS, Field, MachineResult};
 pub use scheme::{Build, MachineError, PageTableBytes, Switched, SwitchingResult};
-pub use schemes::{Definition, SCHEMES};
+pub use schemes::{Catalogue, CatalogueError, Definition, SCHEMES};
 pub use switching::{Cut, Recorded};

@@ -2,12 +2,13 @@
 
 use crate::args::{CaptureArgs, Format};
 use crate::commands::compare::of_command;
-use crate::guest::RealGuest;
 use crate::progress::{Beginning, Course, Meter, Phases};
+use crate::settings::real_guest;
 use crate::tell::tell;
 use anyhow::{Context, Result, bail};
 use nestwalk_capture::live::{Agreement, Live, NOT_STARTED, Summary, failure};
 use nestwalk_capture::{Boot, Cache, KernelChoice, Step, plugin, prepare};
+use nestwalk_lab::RealGuest;
 use nestwalk_report::{bytes, count};
 use nestwalk_sim::compare::Progress;
 use nestwalk_source::trace::{self, Header, TraceWriter, WriteOptions};
@@ -38,8 +39,10 @@ pub fn capture(args: &CaptureArgs) -> Result<ExitCode> {
     if args.command.is_empty() {
         bail!("no command: write it after `--`, as in: capture --save x.nwt -- gcc -O2 -c x.c");
     }
-    let guest = RealGuest::new(&args.guest, &args.command, args.vcpus, args.seed)?;
-    let boot = guest.boot(args.quiet)?;
+    let guest = real_guest(&args.guest, &args.command, Some(args.vcpus), args.seed)?;
+    let phases = Phases::new(args.quiet);
+    let boot = guest.boot(&mut |step| phases.listen(step))?;
+    drop(phases);
     // All that can be missing is missed before a file is replaced, and a place that cannot be written
     // to before the guest runs.
     plugin()?;
@@ -53,7 +56,7 @@ pub fn capture(args: &CaptureArgs) -> Result<ExitCode> {
         Format::Json => Box::new(std::io::stderr()),
         _ => Box::new(std::io::stdout()),
     };
-    let stop = crate::session::stop_on_signals();
+    let stop = crate::signals::stop_on_signals();
     let begin = Instant::now();
     let mut live = Live::start(boot, guest.options(), output)?;
     let beginning = if guest.interest { Beginning::BootToMark } else { Beginning::Boot };

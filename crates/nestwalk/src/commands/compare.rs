@@ -2,13 +2,13 @@
 
 use crate::args::{CompareArgs, Format, OutputArgs, RunArgs};
 use crate::commands::samples::Samples;
-use crate::experiment::{Experiment, VERSION};
-use crate::session::{self, Session, Work};
-use crate::{outcome, sensitivity, show};
+use crate::progress::{Meter, Phases};
+use crate::signals::stop_on_signals;
+use crate::{outcome, sensitivity, settings, show};
 use anyhow::{Context, Result, anyhow, bail};
 use nestwalk_capture::live::NOT_STARTED;
+use nestwalk_lab::{Experiment, Outcome, Session, VERSION, Work};
 use nestwalk_report::{count, parse_count};
-use nestwalk_sim::compare::{CompareError, Outcome};
 use nestwalk_types::SourceInfo;
 use serde_json::{Value, json};
 use std::io::{ErrorKind, Write};
@@ -18,7 +18,7 @@ use std::process::ExitCode;
 /// `nestwalk compare`.
 pub fn compare(args: &CompareArgs) -> Result<ExitCode> {
     experiment(
-        &Experiment::from_args(args)?,
+        &settings::experiment(args)?,
         &args.output,
         &Tables {
             sensitivity: args.sensitivity,
@@ -30,7 +30,7 @@ pub fn compare(args: &CompareArgs) -> Result<ExitCode> {
 /// `nestwalk run`.
 pub fn run(args: &RunArgs) -> Result<ExitCode> {
     experiment(
-        &Experiment::from_file(&args.file)?,
+        &settings::lab().read(&args.file)?,
         &args.output,
         &Tables {
             sensitivity: args.sensitivity,
@@ -60,9 +60,10 @@ impl Tables {
 
 fn experiment(experiment: &Experiment, output: &OutputArgs, tables: &Tables) -> Result<ExitCode> {
     let Tables { energy, sensitivity, contiguity, every } = *tables;
-    let threads = output.threads()?;
-    let mut opened =
-        session::open(experiment, &Work { threads, quiet: output.quiet, series: None })?;
+    let work = Work { threads: output.threads()?, series: None };
+    let phases = Phases::new(output.quiet);
+    let mut opened = settings::lab().open(experiment, &work, &mut |step| phases.listen(step))?;
+    drop(phases);
     let samples = Samples::new(output, opened.machines())?;
     if let Some(samples) = &samples {
         opened.record_samples(samples.cut);
@@ -74,16 +75,17 @@ fn experiment(experiment: &Experiment, output: &OutputArgs, tables: &Tables) -> 
     if let Some(folder) = &output.output {
         prepare(folder, experiment)?;
     }
-    let Session { info, outcome, .. } = opened.run(&session::stop_on_signals())?;
+    let session = Meter::run(experiment, opened, output.quiet, &stop_on_signals())?;
+    let Session { info, outcome } = &session;
     // Nothing of what was asked for has run: there is nothing to tell of it.
     if let Some(how) = info.failed.as_ref().filter(|how| how.starts_with(NOT_STARTED)) {
         bail!("{how}");
     }
-    let results = Results { experiment, info: &info, outcome: &outcome, energy, sensitivity };
+    let results = Results { experiment, info, outcome, energy, sensitivity };
     // Whatever happens to one copy of the results, the other is written.
     let saved = output.output.as_ref().map_or(Ok(()), |folder| save(folder, &results));
     let sampled = match &samples {
-        Some(samples) => samples.save(experiment, &info.name, &outcome),
+        Some(samples) => samples.save(experiment, &info.name, outcome),
         None => Ok(Vec::new()),
     };
     let printed = print(&results.render(output.format)?);
@@ -91,8 +93,8 @@ fn experiment(experiment: &Experiment, output: &OutputArgs, tables: &Tables) -> 
     for line in sampled?.iter().filter(|_| !output.quiet) {
         crate::tell::tell(format_args!("nestwalk: {line}"));
     }
-    verdict(outcome)?;
-    Ok(of_command(info.failed.as_deref()))
+    let session = session.complete()?;
+    Ok(of_command(session.info.failed.as_deref()))
 }
 
 /// The exit code of a run that went well, by how the command did that it was a run of. What went wrong
@@ -112,28 +114,6 @@ fn print(text: &str) -> Result<()> {
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("standard output")
 }
 
-/// What the results are worth.
-fn verdict(outcome: Outcome) -> Result<()> {
-    let counted = outcome.machines.first().map_or(0, |m| m.accesses);
-    let violations: u64 =
-        outcome.machines.iter().filter_map(|m| m.referee.as_ref()).map(|v| v.violations).sum();
-    let kept = || format!("the results are those of the first {} accesses", count(counted));
-    match outcome.error {
-        Some(CompareError::Interrupted) => bail!("interrupted: {}", kept()),
-        Some(error) => {
-            return Err(anyhow!(error).context(format!("ended early; {}", kept())));
-        }
-        None => {}
-    }
-    if violations > 0 {
-        bail!("the referee found {violations} violations: the results cannot be trusted");
-    }
-    if counted == 0 {
-        bail!("the source made no access: there is nothing to compare");
-    }
-    Ok(())
-}
-
 /// Names of the files that `--output` makes, beside the configuration.
 const SAVED: [(&str, Format); 3] =
     [("results.json", Format::Json), ("results.csv", Format::Csv), ("table.txt", Format::Table)];
@@ -151,7 +131,7 @@ fn prepare(folder: &Path, experiment: &Experiment) -> Result<()> {
             _ => {}
         }
     }
-    write(folder, "config.toml", &toml::to_string(experiment)?)
+    write(folder, "config.toml", &experiment.to_toml()?)
 }
 
 fn write(folder: &Path, name: &str, text: &str) -> Result<()> {

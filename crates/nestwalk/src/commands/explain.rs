@@ -6,11 +6,10 @@ use crate::args::ExplainArgs;
 use crate::commands::govern::show;
 use crate::fields::{self, Field};
 use crate::processor_events;
-use crate::sources::PHASES;
-use crate::sources::samples::{self, SAMPLES};
 use anyhow::{Result, bail};
 use nestwalk_hw::Profile;
 use nestwalk_hw::profile::{BUILT_IN, is_built_in};
+use nestwalk_lab::{PHASES, SAMPLES};
 use nestwalk_mm::PLACEMENTS;
 use nestwalk_policy::POLICIES;
 use nestwalk_report::{Align, Table, count};
@@ -119,7 +118,7 @@ pub fn explain(args: &ExplainArgs) -> Result<()> {
     if let Some(p) = PLACEMENTS.iter().find(|p| p.0 == name) {
         out += &format!("placement {name}: {}\n", p.2);
     }
-    if let Some(sample) = samples::by_name(name) {
+    if let Some(sample) = nestwalk_lab::sample(name) {
         let reader = sample.open()?;
         out += &format!("recording {name}: {}\n", sample.summary);
         out += &format!("  {}\n", reader.info().description);

@@ -1,8 +1,8 @@
 //! `compare --samples`: what a policy would have seen of each machine, a CSV file each.
 
 use crate::args::OutputArgs;
-use crate::experiment::{Experiment, VERSION};
 use anyhow::{Context, Result, bail};
+use nestwalk_lab::{Experiment, VERSION};
 use nestwalk_policy::SampleWriter;
 use nestwalk_report::parse_count;
 use nestwalk_sim::compare::Outcome;

@@ -1,10 +1,10 @@
 //! `walk`: one translation, reference by reference.
 
 use crate::args::{Format, WalkArgs};
-use crate::check;
 use anyhow::{Context, Result, anyhow, bail};
 use nestwalk_hw::Profile;
 use nestwalk_hw::profile::WalkCacheProfile;
+use nestwalk_lab::words;
 use nestwalk_mm::{GuestConfig, ModelledGuest};
 use nestwalk_report::{Align, Table};
 use nestwalk_sim::compare::spec::{GuestSpec, MachineSpec};
@@ -20,12 +20,12 @@ const GUEST_BYTES: u64 = 16 << 30;
 
 /// `nestwalk walk`.
 pub fn walk(args: &WalkArgs) -> Result<()> {
-    let guest_mode = check::mode("--guest-paging", &args.guest_paging)?;
-    let host_mode = check::host_mode("--host-paging", &args.host_paging)?;
+    let guest_mode = words::mode("--guest-paging", &args.guest_paging)?;
+    let host_mode = words::host_mode("--host-paging", &args.host_paging)?;
     let address = address(args, guest_mode)?;
-    let default_pages = check::pages("--page-size", &args.page_size)?;
+    let default_pages = words::pages("--page-size", &args.page_size)?;
     let spec = MachineSpec::parse(&args.machine, default_pages)?;
-    check::machine(&spec, guest_mode, host_mode)?;
+    words::machine(&spec, guest_mode, host_mode)?;
     if spec.scheme.name == "ideal" {
         let walking: Vec<&str> =
             SCHEMES.iter().map(|s| s.name).filter(|name| *name != "ideal").collect();
@@ -78,7 +78,7 @@ fn address(args: &WalkArgs, mode: &Mode) -> Result<u64> {
     let address = address.filter(|_| !digits.starts_with('+')).ok_or_else(|| {
         anyhow!("--address {text}: write a 64-bit address in hexadecimal, as in 0x7ffff7a01234")
     })?;
-    let last = check::process_bytes(mode) - 1;
+    let last = words::process_bytes(mode) - 1;
     if address > last {
         bail!(
             "--address {text}: a process's addresses under {} paging end at {last:#x}",

@@ -1,9 +1,10 @@
 //! The phases of what runs or is read, from what its source says of itself and how far it is.
 
 use super::{Amount, Phase, Phases};
-use nestwalk_sim::compare::Progress;
+use nestwalk_lab::{Experiment, Opened, Progress, Result, Session, SourceInfo};
 use std::borrow::Cow;
 use std::cell::RefCell;
+use std::sync::atomic::AtomicBool;
 
 /// Of which memory is populated one at a time.
 const PAGE_BYTES: u64 = 4096;
@@ -39,6 +40,19 @@ pub struct Course {
 }
 
 impl Course {
+    /// What is known of an experiment whose source is open.
+    fn of(experiment: &Experiment, info: &SourceInfo) -> Self {
+        let beginning = match (&experiment.guest, &info.guest) {
+            (Some(live), _) if live.interest => Beginning::BootToMark,
+            (Some(_), _) => Beginning::Boot,
+            (None, Some(_)) => Beginning::Tables,
+            (None, None) => Beginning::Plain,
+        };
+        let (warmup, limit) = (experiment.warmup, experiment.accesses);
+        let populates = info.populates;
+        Self { beginning, populates, warmup, limit, ..Self::reading("running", info.total) }
+    }
+
     /// Something that is only read.
     pub const fn reading(what: &'static str, total: Option<u64>) -> Self {
         Self { what, beginning: Beginning::Plain, populates: 0, warmup: 0, limit: 0, total }
@@ -105,6 +119,20 @@ pub struct Meter {
 }
 
 impl Meter {
+    /// Runs an experiment and tells how far it is.
+    ///
+    /// # Errors
+    /// As [`Opened::run`].
+    pub fn run(
+        experiment: &Experiment,
+        opened: Opened,
+        quiet: bool,
+        stop: &AtomicBool,
+    ) -> Result<Session> {
+        let meter = Self::new(Course::of(experiment, &opened.info()), quiet);
+        opened.run(stop, &mut |progress| meter.show(progress))
+    }
+
     /// Begins to tell it.
     pub fn new(course: Course, quiet: bool) -> Self {
         let meter = Self { course, phases: Phases::new(quiet), what: RefCell::default() };

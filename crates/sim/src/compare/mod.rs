@@ -189,6 +189,8 @@ pub enum CompareError {
 pub struct Outcome {
     /// One per machine, in the order of the plan.
     pub machines: Vec<MachineResult>,
+    /// By machine, what was counted, for numbers that results do not have.
+    pub counters: Vec<Counters>,
     /// What each guest did, by its name ([`GuestSpec::name`]).
     pub guests: Vec<(String, GuestOutcome)>,
     /// By machine, what was counted by the end of each interval of [`Plan::series`].
@@ -231,7 +233,8 @@ pub fn compare(
     let guests = groups.iter().map(|g| (g.spec.name(), g.guest.outcome())).collect();
     let series = seats.iter().map(|s| s.machine.series()).collect();
     let samples = seats.iter().map(|s| s.machine.samples().cloned()).collect();
-    Ok(Outcome { machines: results(plan, &seats), guests, series, samples, error })
+    let counters = seats.iter().map(|s| s.machine.counters().clone()).collect();
+    Ok(Outcome { machines: results(plan, &seats), counters, guests, series, samples, error })
 }
 
 fn set_up(plan: &Plan, source: &dyn Source) -> Result<(Vec<Group>, Vec<Seat>), CompareError> {

@@ -9,7 +9,7 @@
 //! placement. So nothing but the host has policies, and a single placement is the host's.
 
 use crate::scheme::vmm_options::VmmOptions;
-use crate::schemes::{Definition, SCHEMES, by_name};
+use crate::schemes::{Catalogue, Definition};
 use nestwalk_mm::{PLACEMENTS, PagePolicy, PlacementKind};
 use thiserror::Error;
 
@@ -202,14 +202,26 @@ impl MachineSpec {
     /// # Errors
     /// See [`SpecError`].
     pub fn parse(name: &str, defaults: impl Into<Defaults>) -> Result<Self, SpecError> {
+        Self::parse_in(&Catalogue::new(), name, defaults)
+    }
+
+    /// As [`MachineSpec::parse`], of a scheme of this catalogue.
+    ///
+    /// # Errors
+    /// See [`SpecError`].
+    pub fn parse_in(
+        catalogue: &Catalogue,
+        name: &str,
+        defaults: impl Into<Defaults>,
+    ) -> Result<Self, SpecError> {
         let defaults = defaults.into();
         let (rest, placement) = name.split_once('@').map_or((name, None), |(r, p)| (r, Some(p)));
         let (scheme, pages) = rest.split_once(':').map_or((rest, None), |(s, p)| (s, Some(p)));
         let (scheme, variant) = scheme.split_once('/').unwrap_or((scheme, ""));
-        let scheme = by_name(scheme).ok_or_else(|| SpecError::Scheme {
+        let scheme = catalogue.by_name(scheme).ok_or_else(|| SpecError::Scheme {
             name: name.into(),
             scheme: scheme.into(),
-            known: SCHEMES.iter().map(|s| s.name).collect::<Vec<_>>().join(", "),
+            known: catalogue.schemes().map(|s| s.name).collect::<Vec<_>>().join(", "),
         })?;
         let wrong = |reason| SpecError::Variant { name: name.into(), reason };
         let (vmm, own) = scheme.vmm.options().take(variant.split('/')).map_err(wrong)?;
@@ -276,10 +288,22 @@ impl MachineSpec {
     /// # Errors
     /// See [`SpecError`].
     pub fn parse_list(names: &str, defaults: impl Into<Defaults>) -> Result<Vec<Self>, SpecError> {
+        Self::parse_list_in(&Catalogue::new(), names, defaults)
+    }
+
+    /// As [`MachineSpec::parse_list`], of schemes of this catalogue.
+    ///
+    /// # Errors
+    /// See [`SpecError`].
+    pub fn parse_list_in(
+        catalogue: &Catalogue,
+        names: &str,
+        defaults: impl Into<Defaults>,
+    ) -> Result<Vec<Self>, SpecError> {
         let defaults = defaults.into();
         let mut asked = Vec::new();
         for name in names.split(',').map(str::trim).filter(|n| !n.is_empty()) {
-            asked.push(Self::parse(name, defaults)?);
+            asked.push(Self::parse_in(catalogue, name, defaults)?);
         }
         for (i, spec) in asked.iter().enumerate() {
             if asked[..i].iter().any(|s| s.name == spec.name) {
@@ -294,7 +318,7 @@ impl MachineSpec {
         }
         let mut all = Vec::new();
         for control in ["ideal", "native"] {
-            let Some(scheme) = by_name(control) else { continue };
+            let Some(scheme) = catalogue.by_name(control) else { continue };
             for &guest in &guests {
                 let name = full_name(scheme, "", guest, None);
                 if !asked.iter().any(|s| s.name == name) {

@@ -209,6 +209,7 @@ impl<S: Scheme, T: TlbFamily> Machine<S, T> {
             return Err(self.events().no_such_vcpu(run.vcpu));
         }
         if let Some(found) = self.scheme.instead_of_l1(&mut self.platform.cpu, run) {
+            self.platform.cpu.counters.l1_bypasses += u64::from(run.count);
             return Ok((found.apply(run.gva), found));
         }
         let Processor { hardware, counters, .. } = &mut self.platform.cpu;
@@ -279,6 +280,7 @@ impl<S: Scheme, T: TlbFamily> Machine<S, T> {
         stale: bool,
         found: Translation,
     ) -> Translation {
+        self.platform.cpu.counters.assist_hits += 1;
         let core = &mut self.platform.cpu.hardware.cores[request.core()];
         if stale {
             core.drop_page(request.gva, core.asid, true);

@@ -180,9 +180,9 @@ pub fn sums(c: &Counters) -> Vec<String> {
         }
     };
     equal(
-        "l1 misses = l2 hits + l2 misses + hits of segments, ranges and anchors",
+        "l1 misses = l2 hits + l2 misses + what was served beside the second level",
         c.l1_tlb_misses,
-        c.l2_tlb_hits + c.l2_tlb_misses + c.segment_hits + c.range_hits + c.anchor_hits,
+        c.l2_tlb_hits + c.l2_tlb_misses + c.assist_hits,
     );
     equal(
         "look-ups of first-level TLBs = accesses",

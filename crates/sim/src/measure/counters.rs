@@ -88,15 +88,11 @@ fn less<const N: usize>(now: &[u64; N], earlier: &[u64; N]) -> [u64; N] {
 }
 
 impl Counters {
-    /// Accesses whose data or tables are likely to lie far away: second-level misses, and what segments,
-    /// ranges and anchors served, which is no walk.
+    /// Accesses whose data or tables are likely to lie far away: second-level misses, and what was served
+    /// beside the TLBs, which is no walk.
     #[inline]
     pub const fn far_accesses(&self) -> u64 {
-        self.l2_tlb_misses
-            + self.segment_hits
-            + self.segment_accesses
-            + self.range_hits
-            + self.anchor_hits
+        self.l2_tlb_misses + self.assist_hits + self.l1_bypasses
     }
 }
 
@@ -110,6 +106,8 @@ pub enum Section {
     Machine,
     /// In the machine's `contiguity`, which only schemes have that use it.
     Contiguity,
+    /// Nowhere: for engine, referee, and schemes of other crates.
+    Inner,
 }
 
 /// What is to be known of a counter.
@@ -303,6 +301,14 @@ counters! {
         entries_validated: "count",
             "direct paging: present entries of pages that became tables, checked once each";
         updates_refused: "count", "direct paging: entries not taken as they were asked for";
+    }
+    Inner {
+        assist_hits: "count",
+            "first-level TLB misses that a structure of the scheme served in parallel with the second \
+             level, or on its miss, by no walk; the engine counts them";
+        l1_bypasses: "count",
+            "accesses that a structure of the scheme served instead of the first-level TLB; the engine \
+             counts them";
     }
     Contiguity {
         predictions: "count", "SpOT: walks beside which the program went on with a guess";

@@ -5,6 +5,7 @@ use crate::scheme::Build;
 use crate::scheme::MachineError;
 use crate::scheme::options::SchemeOptions;
 use crate::scheme::vmm_options::VmmKind;
+use thiserror::Error;
 
 /// What a scheme is known by.
 #[derive(Clone, Copy, Debug)]
@@ -48,7 +49,7 @@ schemes! {
     dual_direct, spot + NATIVE, rmm + NATIVE, anchor + NATIVE, colt + NATIVE, clustered + NATIVE,
 }
 
-/// The scheme of that name.
+/// The scheme of this crate of that name.
 pub fn by_name(name: &str) -> Option<&'static Definition> {
     SCHEMES.iter().find(|s| s.name == name)
 }
@@ -58,9 +59,73 @@ pub fn sampled() -> Vec<&'static str> {
     SCHEMES.iter().filter(|s| s.sampled).map(|s| s.name).collect()
 }
 
+/// The schemes that names of machines may name: [`SCHEMES`], and those of other crates.
+#[derive(Clone, Debug, Default)]
+pub struct Catalogue {
+    added: Vec<&'static Definition>,
+}
+
+/// Why a scheme cannot be added to a catalogue.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum CatalogueError {
+    /// Its name has characters that names of machines have a use for.
+    #[error("scheme `{0}`: a scheme's name is lower-case letters, digits and `-`")]
+    Name(&'static str),
+    /// Another has its name.
+    #[error("scheme `{0}`: there is a scheme of that name; take another name")]
+    Taken(&'static str),
+}
+
+impl Catalogue {
+    /// The schemes of this crate.
+    pub const fn new() -> Self {
+        Self { added: Vec::new() }
+    }
+
+    /// The same with one more scheme.
+    ///
+    /// # Errors
+    /// See [`CatalogueError`].
+    pub fn with(mut self, scheme: &'static Definition) -> Result<Self, CatalogueError> {
+        let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+        if scheme.name.is_empty() || !scheme.name.chars().all(fits) {
+            return Err(CatalogueError::Name(scheme.name));
+        }
+        if self.by_name(scheme.name).is_some() {
+            return Err(CatalogueError::Taken(scheme.name));
+        }
+        self.added.push(scheme);
+        Ok(self)
+    }
+
+    /// Every scheme, added ones last.
+    pub fn schemes(&self) -> impl Iterator<Item = &'static Definition> {
+        SCHEMES.iter().chain(self.added.iter().copied())
+    }
+
+    /// The scheme of that name.
+    pub fn by_name(&self, name: &str) -> Option<&'static Definition> {
+        self.schemes().find(|s| s.name == name)
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::SCHEMES;
+    use super::{Catalogue, CatalogueError, Definition, SCHEMES, nested};
+
+    #[test]
+    fn a_scheme_is_added_under_a_name_of_its_own() {
+        static MINE: Definition = Definition { name: "mine", ..nested::DEFINITION };
+        static ODD: Definition = Definition { name: "my/own", ..nested::DEFINITION };
+        let catalogue = Catalogue::new().with(&MINE).unwrap();
+        assert_eq!(catalogue.by_name("mine").unwrap().name, "mine");
+        assert_eq!(catalogue.schemes().count(), SCHEMES.len() + 1);
+        assert!(Catalogue::new().by_name("mine").is_none());
+        assert_eq!(catalogue.with(&MINE).unwrap_err(), CatalogueError::Taken("mine"));
+        assert_eq!(Catalogue::new().with(&ODD).unwrap_err(), CatalogueError::Name("my/own"));
+        let taken = Catalogue::new().with(&nested::DEFINITION).unwrap_err();
+        assert_eq!(taken, CatalogueError::Taken("nested"));
+    }
 
     #[test]
     fn every_file_of_the_folder_is_in_the_list() {

@@ -5,6 +5,7 @@ use anyhow::{Context, Result, anyhow};
 use nestwalk_capture::live::{Live, LiveOptions};
 use nestwalk_capture::{Boot, Cache, Guest};
 use nestwalk_hw::Profile;
+use nestwalk_lab::{SAMPLES, words};
 use nestwalk_report::{Align, Table};
 use nestwalk_sim::compare::spec::{Defaults, MachineSpec};
 use nestwalk_sim::compare::{Plan, compare};
@@ -15,8 +16,6 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-use crate::sources::samples::SAMPLES;
-
 /// The machines of a replay, beside their controls.
 const MACHINES: &str = "native,shadow,nested";
 
@@ -24,7 +23,7 @@ const MACHINES: &str = "native,shadow,nested";
 const PROGRAM: &str = include_str!("../../../../../samples/matmul.c");
 
 fn plan(guest: &GuestInfo, threads: usize) -> Result<Plan> {
-    let defaults = Defaults { pages: crate::experiment::pages("page size", "4k")?, observed: true };
+    let defaults = Defaults { pages: words::pages("page size", "4k")?, observed: true };
     let machines = MachineSpec::parse_list(MACHINES, defaults)?;
     let profile = Profile::load("cascade-lake-6252")?;
     let bytes = (guest.memory_bytes, 2 * guest.memory_bytes + (8 << 30));

@@ -4,9 +4,9 @@ mod guests;
 mod reading;
 
 use crate::args::{BenchArgs, Format};
-use crate::experiment::pages;
 use anyhow::{Context, Result, anyhow, bail};
 use nestwalk_hw::Profile;
+use nestwalk_lab::words;
 use nestwalk_policy::POLICIES;
 use nestwalk_report::{Align, Table, parse_count};
 use nestwalk_sim::compare::spec::MachineSpec;
@@ -140,7 +140,7 @@ fn run(case: &str, machines: &str, accesses: u64, counting: bool) -> Result<f64>
         .find(|c| c.0 == case)
         .ok_or_else(|| anyhow!("no case `{case}`; there are tlb-hit, scattered, stream, walks"))?;
     let footprint = if counting { *small } else { *footprint };
-    let base_pages = pages("page size", "4k")?;
+    let base_pages = words::pages("page size", "4k")?;
     let watched = WATCHED.iter().map(|m| (m.0, m.1));
     let mut known = MACHINES.iter().copied().chain(watched);
     let names = known.find(|m| m.0 == machines).map_or(machines, |m| m.1);

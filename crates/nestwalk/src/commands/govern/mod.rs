@@ -4,7 +4,7 @@ pub mod show;
 mod train;
 
 use crate::args::{Format, GovernArgs};
-use crate::session::stop_on_signals;
+use crate::signals::stop_on_signals;
 use anyhow::{Context, Result, bail};
 use nestwalk_host::{
     CustomEvents, End, Event, Governor, HostPerf, LiveOptions, LiveVm, ReplayVm, Roots, Summary,

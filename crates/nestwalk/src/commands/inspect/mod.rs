@@ -9,7 +9,7 @@ mod watch;
 
 use crate::args::{Format, InspectArgs};
 use crate::progress::{Amount, Phase, Phases};
-use crate::session::stop_on_signals;
+use crate::signals::stop_on_signals;
 use anyhow::{Context, Result, bail};
 use nestwalk_host::{Cut, ProcessMemory, RamPiece, Roots, Snapshot};
 use report::Report;

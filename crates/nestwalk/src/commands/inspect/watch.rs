@@ -3,7 +3,7 @@
 use super::report::{Mapping, Report};
 use super::{json, print, ram, show};
 use crate::args::{Format, InspectArgs};
-use crate::session::stop_on_signals;
+use crate::signals::stop_on_signals;
 use anyhow::{Result, bail};
 use nestwalk_contiguity::Pieces;
 use nestwalk_host::{Clock, Cut, MemoryError, ProcessMemory, RamPiece, SystemClock};

@@ -9,10 +9,10 @@ use super::bars::{Bar, figure, geometric_mean};
 use super::programs::{BuiltIn, Program, chosen, each};
 use super::{Evaluation, Found};
 use crate::args::ReproduceArgs;
-use crate::experiment::VERSION;
-use crate::session::stop_on_signals;
+use crate::signals::stop_on_signals;
 use anyhow::Result;
 use nestwalk_hw::Profile;
+use nestwalk_lab::VERSION;
 use nestwalk_report::{Align, Table, count};
 use nestwalk_sim::report::results::MachineResult;
 use serde::Serialize;
@@ -276,7 +276,7 @@ impl Evaluation for Agile {
                         "walk_percent": bar.walk_percent,
                         "vmm_percent": bar.vmm_percent,
                         "total_percent": bar.total_percent,
-                        "exits": bar.exits,
+                        "exits": bar.more.exits,
                         "published_walk_percent": paper.map(|p| p[0]),
                         "published_vmm_percent": paper.map(|p| p[1]),
                     }));
@@ -347,7 +347,7 @@ impl Agile {
                     format!("{:.1}", v.bar.walk_percent),
                     format!("{:.1}", v.bar.vmm_percent),
                     format!("{:.1}", v.bar.total_percent),
-                    count(v.bar.exits),
+                    count(v.bar.more.exits),
                     count(v.tables_nested),
                     count(v.tables_shadowed),
                     format!("{:.2}", v.average_references),

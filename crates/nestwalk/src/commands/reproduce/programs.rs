@@ -1,12 +1,12 @@
 //! What is run: built-in workloads, recordings that come with the program, and recordings of a folder.
 
 use crate::args::{Args, Command, ReproduceArgs};
-use crate::experiment::Experiment;
-use crate::session::{self, Session, Work};
-use crate::sources::{Kind, kind};
+use crate::progress::{Meter, Phases};
+use crate::settings;
 use anyhow::{Context, Error, Result, anyhow, bail};
 use clap::Parser;
 use nestwalk_hw::Profile;
+use nestwalk_lab::{Experiment, Kind, Session, Work, kind};
 use nestwalk_report::parse_bytes;
 use nestwalk_sim::compare::CompareError;
 use std::path::Path;
@@ -242,7 +242,7 @@ impl Program {
                 compare.footprint = Some((bytes.saturating_mul(times) / parts).to_string());
             }
         }
-        let mut experiment = Experiment::from_args(&compare)?;
+        let mut experiment = settings::experiment(&compare)?;
         if !self.recorded {
             if let Some(most) = self.most {
                 experiment.accesses = experiment.accesses.min(most);
@@ -266,15 +266,18 @@ impl Program {
         set(&mut experiment.profile);
         let machines = machines.len();
         let output = &args.output;
-        let work = Work { threads: output.threads()?, quiet: output.quiet, series: look.series };
+        let work = Work { threads: output.threads()?, series: look.series };
+        let phases = Phases::new(output.quiet);
         if !output.quiet {
             crate::tell::tell(format_args!("{}: {machines} machines", self.name));
         }
-        let mut opened = session::open(&experiment, &work)?;
+        let mut opened =
+            settings::lab().open(&experiment, &work, &mut |step| phases.listen(step))?;
+        drop(phases);
         if look.contiguity {
             opened.look_at_contiguity(None);
         }
-        let mut session = opened.run(stop)?;
+        let mut session = Meter::run(&experiment, opened, output.quiet, stop)?;
         let info = &mut session.info;
         for told in info.approximations.iter().filter(|told| told.starts_with(INEXACT)) {
             info.description = format!("{}; {told}", info.description);

@@ -6,16 +6,16 @@
 //! pass has the policies, `static-thresholds` with each upper threshold of the range that the thesis
 //! tried, and the plans of hindsight, which are run as any policy and not computed.
 
-use super::bars::{Bar, figure, geometric_mean};
+use super::bars::{Bar, figure, geometric_mean, row};
 use super::programs::{BuiltIn, Program, Ran, chosen, each};
 use super::series::{self, Line};
 use super::why::{Course, Why};
 use super::{Evaluation, Found};
 use crate::args::{KeepArg, LivedArg, ReproduceArgs};
-use crate::experiment::VERSION;
-use crate::session::stop_on_signals;
+use crate::signals::stop_on_signals;
 use anyhow::{Result, bail};
 use nestwalk_hw::Profile;
+use nestwalk_lab::VERSION;
 use nestwalk_policy::hindsight;
 use nestwalk_report::{Align, Table};
 use nestwalk_sim::measure::series::interval_costs;
@@ -204,8 +204,8 @@ impl Settings<'_> {
         let ran = std::iter::once(highs + lowest).chain(0..highs);
         let against = bars[STATIC.len()..].iter().zip(ran).map(|(bar, i)| Against {
             bar: bar.bar.clone(),
-            hindsight_percent: 100.0 * (bar.cycles / hindsight.cycles - 1.0),
-            best_static_percent: 100.0 * (bar.cycles / best_static.cycles - 1.0),
+            hindsight_percent: 100.0 * (bar.more.cycles / hindsight.more.cycles - 1.0),
+            best_static_percent: 100.0 * (bar.more.cycles / best_static.more.cycles - 1.0),
             why: Why::of(&Course::of(&second, i), &best_course),
         });
         let against = against.collect();
@@ -257,7 +257,8 @@ impl Settings<'_> {
 
 /// The bar of the shortest run.
 fn lowest(bars: &[Bar]) -> usize {
-    let by_cycles = |a: &(usize, &Bar), b: &(usize, &Bar)| a.1.cycles.total_cmp(&b.1.cycles);
+    let by_cycles =
+        |a: &(usize, &Bar), b: &(usize, &Bar)| a.1.more.cycles.total_cmp(&b.1.more.cycles);
     bars.iter().enumerate().min_by(by_cycles).map_or(0, |(i, _)| i)
 }
 
@@ -296,14 +297,8 @@ impl Evaluation for Thesis {
         let mut rows = Vec::new();
         for program in &self.programs {
             for bar in &program.bars {
-                let mut row = json!({ "program": program.program, "start": program.start });
-                if let (Some(row), Value::Object(bar)) =
-                    (row.as_object_mut(), serde_json::to_value(bar)?)
-                {
-                    row.extend(bar);
-                    row.entry("shadow_percent").or_insert(Value::Null);
-                }
-                rows.push(row);
+                let head = json!({ "program": program.program, "start": program.start });
+                rows.push(row(head, bar, &["shadow_percent"])?);
             }
         }
         Ok(rows)
@@ -324,7 +319,7 @@ impl Evaluation for Thesis {
         out += &self.figure(
             "4.3: static thresholds, with the best T_high of 3 to 20 in parentheses",
             &["static-thresholds"],
-            |program, bar| format!(" ({}; {} switches)", program.best_high, bar.switches),
+            |program, bar| format!(" ({}; {} switches)", program.best_high, bar.more.switches),
         );
         out += &self.figure(
             "4.4 and 4.5: dynamic thresholds, with T_high = 12 at first, beside the static modes, and \
@@ -345,7 +340,7 @@ impl Evaluation for Thesis {
 
 fn switches(_: &OfProgram, bar: &Bar) -> String {
     if bar.machine.starts_with("switching") {
-        format!(" ({})", bar.switches)
+        format!(" ({})", bar.more.switches)
     } else {
         String::new()
     }

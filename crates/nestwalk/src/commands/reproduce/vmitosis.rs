@@ -4,13 +4,14 @@
 //! The fit is repeated from the counts of the run: cycles are linear in the two exposed shares, so every
 //! pair of them can be priced without another run. `docs/counters.md` has how, and what it leaves.
 
+use super::bars::row;
 use super::programs::{BuiltIn, Program, chosen, each};
 use super::{Evaluation, Found};
 use crate::args::ReproduceArgs;
-use crate::experiment::VERSION;
-use crate::session::stop_on_signals;
+use crate::signals::stop_on_signals;
 use anyhow::Result;
 use nestwalk_hw::Profile;
+use nestwalk_lab::VERSION;
 use nestwalk_report::{Align, Table};
 use nestwalk_sim::measure::cost::hideable;
 use nestwalk_sim::report::results::MachineResult;
@@ -294,13 +295,7 @@ impl Evaluation for VMitosis {
         let mut rows = Vec::new();
         for program in &self.programs {
             for f in &program.figures {
-                let mut row = json!({ "program": program.program });
-                if let (Some(row), Value::Object(more)) =
-                    (row.as_object_mut(), serde_json::to_value(f)?)
-                {
-                    row.extend(more);
-                }
-                rows.push(row);
+                rows.push(row(json!({ "program": program.program }), f, &[])?);
             }
         }
         Ok(rows)

@@ -2,8 +2,8 @@
 
 use crate::args::TraceConvertArgs;
 use crate::progress::{Course, Meter};
-use crate::sources::trace_format;
 use anyhow::{Context, Result, anyhow, bail};
+use nestwalk_lab::trace_format;
 use nestwalk_mm::{GuestConfig, ModelledGuest};
 use nestwalk_report::{count, parse_bytes, parse_count};
 use nestwalk_sim::compare::Progress;

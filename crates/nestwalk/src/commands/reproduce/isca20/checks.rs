@@ -1,17 +1,8 @@
 //! What was published, and whether the run agrees with it.
 
-use super::super::bars::geometric_mean;
+use super::super::bars::{Published, geometric_mean};
 use super::{Bar, OfProgram};
 use serde::Serialize;
-
-/// A published number.
-#[derive(Clone, Copy, Serialize)]
-pub struct Published {
-    /// What it says.
-    pub what: &'static str,
-    /// Where it is from, and how well it is known.
-    pub source: &'static str,
-}
 
 /// What is known of the papers' results.
 pub const PUBLISHED: &[Published] = &[

@@ -10,16 +10,17 @@ mod contiguity;
 mod details;
 mod tables;
 
+use super::bars::{Published, percent, row};
 use super::programs::{BuiltIn, Program, chosen, each};
 use super::{Evaluation, Found};
 use crate::args::ReproduceArgs;
-use crate::experiment::VERSION;
-use crate::session::stop_on_signals;
+use crate::signals::stop_on_signals;
 use anyhow::Result;
-use checks::{Check, PUBLISHED, Published};
+use checks::{Check, PUBLISHED};
 use contiguity::{Line, Setup};
 use details::Detail;
 use nestwalk_hw::Profile;
+use nestwalk_lab::VERSION;
 use nestwalk_sim::measure::cost::walk_delay;
 use nestwalk_sim::report::results::MachineResult;
 use serde::Serialize;
@@ -57,6 +58,9 @@ const BARS: [Definition; 13] = [
     ("vClustered", "clustered:4k+4k@linux+linux", "clustered entries in two dimensions"),
     ("DS", "dual-direct:4k+4k", "direct segments in both dimensions (Dual Direct)"),
 ];
+
+/// Fields of bars that only predictions have.
+const GUESSES: [&str; 3] = ["predicted_percent", "mispredicted_percent", "hidden_percent"];
 
 /// What the evaluation found.
 #[derive(Serialize)]
@@ -146,10 +150,6 @@ impl Coalescing {
     }
 }
 
-fn percent(part: u64, whole: u64) -> f64 {
-    if whole == 0 { 0.0 } else { 100.0 * part as f64 / whole as f64 }
-}
-
 /// Cycles of walks that the program waits for, and of wrong guesses, percent of the ideal run time.
 fn walks_percent(m: &MachineResult, profile: &Profile) -> f64 {
     let ideal = m.total_cycles / (1.0 + m.overhead_percent / 100.0);
@@ -216,13 +216,8 @@ fn program(
     let machines: Vec<String> = BARS.iter().map(|b| b.1.to_owned()).collect();
     let ran = program.run(args, profile, &machines, None, stop)?;
     // A control that is asked for stands before the others, not among them.
-    let all = &ran.session.outcome.machines;
     let bars = BARS.iter().filter_map(|&(bar, machine, _)| {
-        let same = |m: &&MachineResult| {
-            let rest = m.name.strip_prefix(machine);
-            rest.is_some_and(|r| r.is_empty() || r.starts_with(['+', '@']))
-        };
-        Some(Bar::new(bar, all.iter().find(same)?, &ran.profile))
+        Some(Bar::new(bar, ran.named(machine).next()?, &ran.profile))
     });
     let bars: Vec<Bar> = bars.collect();
     let mut lines = Vec::new();
@@ -233,7 +228,7 @@ fn program(
         coalescing: Coalescing::run(args, profile, program, stop)?,
         program: program.name.clone(),
         description: ran.session.info.description.clone(),
-        instructions: all.first().map_or(0, |m| m.instructions),
+        instructions: ran.session.outcome.machines.first().map_or(0, |m| m.instructions),
         bars,
         contiguity: lines,
     })
@@ -248,20 +243,7 @@ impl Evaluation for Isca20 {
         let mut rows = Vec::new();
         for program in &self.programs {
             for bar in &program.bars {
-                rows.push(json!({
-                    "program": program.program,
-                    "bar": bar.bar,
-                    "machine": bar.machine,
-                    "total_percent": bar.total_percent,
-                    "walks_percent": bar.walks_percent,
-                    "vmm_percent": bar.vmm_percent,
-                    "l2_tlb_misses": bar.l2_tlb_misses,
-                    "walks": bar.walks,
-                    "cycles_per_walk": bar.cycles_per_walk,
-                    "predicted_percent": bar.predicted_percent,
-                    "mispredicted_percent": bar.mispredicted_percent,
-                    "hidden_percent": bar.hidden_percent,
-                }));
+                rows.push(row(json!({ "program": program.program }), bar, &GUESSES)?);
             }
         }
         Ok(rows)

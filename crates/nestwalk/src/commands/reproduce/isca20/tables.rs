@@ -1,6 +1,6 @@
 //! The evaluation for people.
 
-use super::super::bars::geometric_mean;
+use super::super::bars::{Transposed, published};
 use super::contiguity::{POLICIES, Setup};
 use super::{BARS, Bar, Isca20};
 use nestwalk_report::{Align, Table, bytes, count};
@@ -17,36 +17,28 @@ pub fn all(found: &Isca20) -> String {
     out += &predictions(found);
     out += &contiguity(found);
     out += &checks(found);
-    out += "published\n";
-    for p in found.published {
-        out += &format!("  {} ({})\n", p.what, p.source);
-    }
+    out += &published(found.published);
     out + &details(found)
 }
 
 fn overheads(found: &Isca20) -> String {
     let mut out = String::new();
-    type Number = fn(&Bar) -> f64;
-    let figures: [(&str, Number); 2] =
-        [("walks, %", |b| b.walks_percent), ("overhead, %", |b| b.total_percent)];
-    for (title, number) in figures {
-        let mut table = Table::new().column(title, Align::Left);
-        for program in &found.programs {
-            table = table.column(&program.program, RIGHT);
-        }
-        table = table.column("geometric mean", RIGHT).column("what it is", Align::Left);
-        for (name, _, what) in BARS {
-            let bars = found.programs.iter().map(|p| p.bars.iter().find(|b| b.bar == name));
-            let bars: Vec<Option<&Bar>> = bars.collect();
-            let mut row = vec![name.to_owned()];
-            row.extend(
-                bars.iter().map(|b| b.map_or(String::new(), |b| format!("{:.2}", number(b)))),
-            );
-            let mean = geometric_mean(bars.iter().flatten().map(|b| number(b)));
-            row.push(mean.map_or(String::new(), |m| format!("{m:.2}")));
-            row.push(what.into());
-            table.row(row);
-        }
+    type Shown = (&'static str, fn(&Bar) -> f64, fn(&Bar) -> String);
+    let figures: [Shown; 2] = [
+        ("walks, %", |b| b.walks_percent, |b| format!("{:.2}", b.walks_percent)),
+        ("overhead, %", |b| b.total_percent, |b| format!("{:.2}", b.total_percent)),
+    ];
+    for (title, number, cell) in figures {
+        let programs = found.programs.iter().map(|p| (p.program.as_str(), p.bars.as_slice()));
+        let figure = Transposed {
+            title,
+            programs: programs.collect(),
+            name: |bar| bar.bar,
+            number,
+            cell,
+            mean: true,
+        };
+        let table = figure.table(BARS.iter().map(|(name, _, what)| (*name, Some(*what))));
         out += &format!("{}\n", table.render());
     }
     out + "Walks: what the program waits for page walks and wrong guesses, percent of the ideal run time, which is \

@@ -1,18 +1,9 @@
 //! What was published, and whether the run agrees with it.
 
-use super::super::bars::geometric_mean;
+use super::super::bars::{Published, geometric_mean};
 use super::filter::{Plot, Point};
 use super::{BIG_MEMORY, Bar, OfProgram};
 use serde::Serialize;
-
-/// A published number.
-#[derive(Clone, Copy, Serialize)]
-pub struct Published {
-    /// What it says.
-    pub what: &'static str,
-    /// Where it is from, and how well it is known.
-    pub source: &'static str,
-}
 
 /// What the paper has in words; its bars are not known.
 pub const PUBLISHED: &[Published] = &[
@@ -89,18 +80,18 @@ const CLAIMS: [Claim; 5] = [
         "4K+VD: run time over native 4K",
         "about 2 %",
         "4K+VD",
-        |b| b.over_native_percent,
+        |b| b.more.over_native_percent,
         [-5.0, 5.0],
     ),
     (
         "4K+GD: run time over native 4K",
         "near native",
         "4K+GD",
-        |b| b.over_native_percent,
+        |b| b.more.over_native_percent,
         [-5.0, 5.0],
     ),
     ("DD: overhead", "near zero", "DD", |b| b.total_percent, [-0.5, 0.5]),
-    ("DD: run time over native 4K", "faster", "DD", |b| b.over_native_percent, [-100.0, 0.0]),
+    ("DD: run time over native 4K", "faster", "DD", |b| b.more.over_native_percent, [-100.0, 0.0]),
     ("DS: overhead", "below 0.5 %", "DS", |b| b.total_percent, [-0.5, 0.5]),
 ];
 
@@ -115,7 +106,7 @@ pub fn of(programs: &[OfProgram], plots: &[Plot]) -> Vec<Check> {
         let numbers: Vec<(f64, String, String)> = big
             .filter_map(|p| {
                 let bar = p.bars.iter().find(|b| b.bar == bar)?;
-                Some((number(bar), p.program.clone(), bar.why()))
+                Some((number(bar), p.program.clone(), bar.more.why()))
             })
             .collect();
         let mean = geometric_mean(numbers.iter().map(|n| n.0));

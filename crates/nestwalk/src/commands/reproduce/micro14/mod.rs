@@ -11,16 +11,17 @@ mod filter;
 mod scenarios;
 mod tables;
 
+use super::bars::{self, Published, percent, row};
 use super::programs::{BuiltIn, Program, Ran, chosen, each};
 use super::{Evaluation, Found};
 use crate::args::ReproduceArgs;
-use crate::experiment::VERSION;
-use crate::session::stop_on_signals;
+use crate::signals::stop_on_signals;
 use anyhow::Result;
-use checks::{Check, PUBLISHED, Published};
+use checks::{Check, PUBLISHED};
 use details::Details;
 use filter::Plot;
 use nestwalk_hw::Profile;
+use nestwalk_lab::VERSION;
 use nestwalk_sim::report::results::MachineResult;
 use scenarios::Scenario;
 use serde::Serialize;
@@ -109,16 +110,10 @@ struct OfProgram {
 }
 
 /// A configuration with its overhead, and the counts that explain it.
+type Bar = bars::Bar<Counts>;
+
 #[derive(Serialize)]
-struct Bar {
-    bar: &'static str,
-    machine: String,
-    /// Page walks and what they displace, percent of the ideal run time.
-    walk_percent: f64,
-    /// Hypervisor, percent of the ideal run time.
-    vmm_percent: f64,
-    /// Both together.
-    total_percent: f64,
+struct Counts {
     /// Run time over that of bare metal with the same guest, percent more.
     over_native_percent: f64,
     l1_tlb_mpki: f64,
@@ -137,17 +132,13 @@ struct Bar {
     outside_percent: Option<f64>,
 }
 
-fn percent(part: u64, whole: u64) -> f64 {
-    if whole == 0 { 0.0 } else { 100.0 * part as f64 / whole as f64 }
-}
-
 /// Run time over another, percent more.
 fn over(cycles: f64, than: f64) -> f64 {
     if than > 0.0 { 100.0 * (cycles / than - 1.0) } else { 0.0 }
 }
 
-impl Bar {
-    fn new(bar: &'static str, ran: &Ran, m: &MachineResult) -> Self {
+impl Counts {
+    fn new(ran: &Ran, m: &MachineResult) -> Self {
         let looked_up = m.nested_tlb_hits + m.nested_walks;
         let outside = match m.scheme.as_str() {
             "ds" | "dual-direct" => Some(100.0 - percent(m.segment_hits, m.l1_tlb_misses)),
@@ -157,11 +148,6 @@ impl Bar {
             _ => None,
         };
         Self {
-            bar,
-            machine: m.name.clone(),
-            walk_percent: m.translation_overhead_percent,
-            vmm_percent: m.vmm_overhead_percent,
-            total_percent: m.overhead_percent,
             over_native_percent: over(m.total_cycles, native(ran, m)),
             l1_tlb_mpki: m.l1_tlb_mpki,
             l2_tlb_hits_percent: percent(m.l2_tlb_hits, m.l1_tlb_misses),
@@ -176,8 +162,8 @@ impl Bar {
     }
 }
 
-impl Bar {
-    /// The counts that its overhead comes from.
+impl Counts {
+    /// They, in words.
     fn why(&self) -> String {
         let per_walk = |n: u64| n as f64 / self.walks.max(1) as f64;
         let mut why = format!(
@@ -281,13 +267,9 @@ fn program(
     let machines: Vec<String> = CONFIGURATIONS.iter().map(|(_, m)| (*m).into()).collect();
     let ran = program.run(args, profile, &machines, None, stop)?;
     let all = &ran.session.outcome.machines;
-    let bars = CONFIGURATIONS.iter().filter_map(|&(bar, machine)| {
-        // Names of results have nothing left to defaults.
-        let same = |m: &&MachineResult| {
-            let rest = m.name.strip_prefix(machine);
-            rest.is_some_and(|r| r.is_empty() || r.starts_with(['+', '@']))
-        };
-        Some(Bar::new(bar, &ran, all.iter().rev().find(same)?))
+    let bars = CONFIGURATIONS.iter().filter_map(|(bar, machine)| {
+        let m = ran.named(machine).next_back()?;
+        Some(Bar::with(bar, m, Counts::new(&ran, m)))
     });
     let bars: Vec<Bar> = bars.collect();
     let (group, stands_for) = place(program);
@@ -310,14 +292,8 @@ impl Evaluation for Micro14 {
         let mut rows = Vec::new();
         for program in &self.programs {
             for bar in &program.bars {
-                let mut row = json!({ "program": program.program, "group": program.group });
-                if let (Some(row), Value::Object(bar)) =
-                    (row.as_object_mut(), serde_json::to_value(bar)?)
-                {
-                    row.extend(bar);
-                    row.entry("outside_percent").or_insert(Value::Null);
-                }
-                rows.push(row);
+                let head = json!({ "program": program.program, "group": program.group });
+                rows.push(row(head, bar, &["outside_percent"])?);
             }
         }
         Ok(rows)

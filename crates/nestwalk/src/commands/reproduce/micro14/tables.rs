@@ -1,6 +1,6 @@
 //! The evaluation for people.
 
-use super::super::bars::geometric_mean;
+use super::super::bars::{Transposed, published};
 use super::{BIG_MEMORY, Bar, COMPUTE, CONFIGURATIONS, Micro14, OfProgram, RECORDED};
 use nestwalk_report::{Align, Table, bytes, count};
 
@@ -25,10 +25,7 @@ pub fn all(found: &Micro14) -> String {
             out += &figure(group, &of);
         }
     }
-    out += "published\n";
-    for p in found.published {
-        out += &format!("  {} ({})\n", p.what, p.source);
-    }
+    out += &published(found.published);
     out += &checks(found);
     out += &counts(found);
     out += &plot(found);
@@ -37,24 +34,15 @@ pub fn all(found: &Micro14) -> String {
 }
 
 fn figure(group: &str, programs: &[&OfProgram]) -> String {
-    let mut table = Table::new().column("overhead, %", Align::Left);
-    for program in programs {
-        table = table.column(&program.program, Align::Right);
-    }
-    if programs.len() > 1 {
-        table = table.column("geometric mean", Align::Right);
-    }
-    for (name, _) in CONFIGURATIONS {
-        let bars = programs.iter().map(|p| p.bars.iter().find(|b| b.bar == name));
-        let bars: Vec<Option<&Bar>> = bars.collect();
-        let mut row = vec![name.to_owned()];
-        row.extend(bars.iter().map(|b| b.map_or(String::new(), total)));
-        if programs.len() > 1 {
-            let mean = geometric_mean(bars.iter().flatten().map(|b| b.total_percent));
-            row.push(mean.map_or(String::new(), |m| format!("{m:.2}")));
-        }
-        table.row(row);
-    }
+    let figure = Transposed {
+        title: "overhead, %",
+        programs: programs.iter().map(|p| (p.program.as_str(), p.bars.as_slice())).collect(),
+        name: |bar| &bar.bar,
+        number: |bar| bar.total_percent,
+        cell: total,
+        mean: programs.len() > 1,
+    };
+    let table = figure.table(CONFIGURATIONS.iter().map(|(name, _)| (*name, None)));
     format!("The {group} programs\n\n{}\n", table.render())
 }
 
@@ -111,20 +99,20 @@ fn counts(found: &Micro14) -> String {
         .column("checks gPA", Align::Right)
         .column("outside, %", Align::Right);
     for program in &found.programs {
-        for bar in program.bars.iter().filter(|b| EXPLAINED.contains(&b.bar)) {
+        for bar in program.bars.iter().filter(|b| EXPLAINED.contains(&b.bar.as_str())) {
             table.row(vec![
                 program.program.clone(),
-                bar.bar.into(),
-                format!("{:+.2}", bar.over_native_percent),
-                format!("{:.2}", bar.l1_tlb_mpki),
-                format!("{:.1}", bar.l2_tlb_hits_percent),
-                format!("{:.2}", bar.segment_hits_percent),
-                count(bar.walks),
-                format!("{:.2}", bar.refs_per_walk),
-                format!("{:.0}", bar.cycles_per_walk),
-                count(bar.guest_segment_checks),
-                count(bar.vmm_segment_checks),
-                bar.outside_percent.map_or("-".into(), |p| format!("{p:.3}")),
+                bar.bar.clone(),
+                format!("{:+.2}", bar.more.over_native_percent),
+                format!("{:.2}", bar.more.l1_tlb_mpki),
+                format!("{:.1}", bar.more.l2_tlb_hits_percent),
+                format!("{:.2}", bar.more.segment_hits_percent),
+                count(bar.more.walks),
+                format!("{:.2}", bar.more.refs_per_walk),
+                format!("{:.0}", bar.more.cycles_per_walk),
+                count(bar.more.guest_segment_checks),
+                count(bar.more.vmm_segment_checks),
+                bar.more.outside_percent.map_or("-".into(), |p| format!("{p:.3}")),
             ]);
         }
     }

@@ -60,7 +60,7 @@ pub static LMBENCH: &[Sample] = loops! {
     "shell": "fork and sh -c of a small program",
 };
 
-/// The sample of that name.
+/// The recording of that name.
 pub fn by_name(name: &str) -> Option<&'static Sample> {
     SAMPLES.iter().chain(LMBENCH).find(|s| s.name == name)
 }

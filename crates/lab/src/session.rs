@@ -1,26 +1,35 @@
 //! One pass of an experiment: source and machines are set up, driven to the end, and what came of it is
 //! given back.
 
-use crate::experiment::Experiment;
-use crate::progress::{Beginning, Course, Meter, Phase, Phases};
-use crate::sources;
-use anyhow::Result;
+use crate::experiment::{Experiment, in_memory};
+use crate::{sources, words};
+use anyhow::{Result, anyhow, bail};
+use nestwalk_capture::Step;
+use nestwalk_mm::{HostPages, PagePolicy};
+use nestwalk_report::count;
 use nestwalk_sim::compare::spec::MachineSpec;
-use nestwalk_sim::compare::{Outcome, Plan, compare};
+use nestwalk_sim::compare::{CompareError, Outcome, Plan, Progress, compare};
+use nestwalk_sim::schemes::Catalogue;
 use nestwalk_sim::{Cut, GuestOutcome};
 use nestwalk_types::{Filter, GuestInfo, Source, SourceInfo};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
 /// How the work is done; nothing here changes a result.
 #[derive(Clone, Copy, Debug)]
 pub struct Work {
     /// Worker threads.
     pub threads: usize,
-    /// No progress is shown.
-    pub quiet: bool,
     /// Counters are kept every so many instructions.
     pub series: Option<u64>,
+}
+
+impl Default for Work {
+    /// A thread for each core.
+    fn default() -> Self {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        Self { threads, series: None }
+    }
 }
 
 /// What came of it.
@@ -36,26 +45,27 @@ pub struct Opened {
     plan: Plan,
     source: Box<dyn Source>,
     guest: Option<GuestInfo>,
-    /// Of what is told while it runs; what the source says of itself is added then.
-    course: Course,
-    quiet: bool,
 }
 
-/// Opens the source and plans the machines.
+/// Opens the source and plans the machines. `say` hears the steps until then.
 ///
 /// # Errors
 /// The source cannot be opened, or a name has no meaning.
-pub fn open(experiment: &Experiment, work: &Work) -> Result<Opened> {
-    let mut plan = experiment.plan(work.threads)?;
+pub fn open(
+    experiment: &Experiment,
+    catalogue: &Catalogue,
+    work: &Work,
+    say: &mut dyn FnMut(Step<'_>),
+) -> Result<Opened> {
+    let mut plan = plan(experiment, catalogue, work.threads)?;
     plan.series = work.series;
-    let source = sources::open(experiment, work.quiet)?;
+    let source = sources::open(experiment, say)?;
     let guest = source.info().guest;
     if let (Some(guest), [path]) = (&guest, experiment.sources.as_slice())
-        && experiment.has_modelled_guest()
+        && experiment.has_modelled_guest(catalogue)
     {
         let (tables, format) = (&experiment.page_tables, &experiment.trace_format);
-        let phases = Phases::new(work.quiet);
-        phases.begin(Phase::new("reading what the recorded guest's processes map"));
+        say(Step::Begins("reading what the recorded guest's processes map"));
         plan.mappings = Some(match tables.is_empty() {
             true => sources::survey(path, guest)?,
             false => {
@@ -64,15 +74,49 @@ pub fn open(experiment: &Experiment, work: &Work) -> Result<Opened> {
             }
         });
     }
-    let beginning = match (&experiment.guest, &guest) {
-        (Some(live), _) if live.interest => Beginning::BootToMark,
-        (Some(_), _) => Beginning::Boot,
-        (None, Some(_)) => Beginning::Tables,
-        (None, None) => Beginning::Plain,
-    };
-    let (warmup, limit) = (experiment.warmup, experiment.accesses);
-    let course = Course { beginning, warmup, limit, ..Course::reading("running", None) };
-    Ok(Opened { plan, source, guest, course, quiet: work.quiet })
+    Ok(Opened { plan, source, guest })
+}
+
+/// The machines and their memory.
+fn plan(experiment: &Experiment, catalogue: &Catalogue, threads: usize) -> Result<Plan> {
+    let e = experiment;
+    let machines = e.machines.iter().map(|m| MachineSpec::parse_in(catalogue, m, PagePolicy::Base));
+    Ok(Plan {
+        machines: machines.collect::<Result<_, _>>()?,
+        profile: e.profile.clone(),
+        guest_mode: words::mode("guest_paging", &e.guest_paging)?,
+        host_mode: words::mode("host_paging", &e.host_paging)?,
+        vcpus: usize::from(e.vcpus),
+        guest_bytes: e.guest_memory,
+        host_bytes: e.host_memory,
+        low_bytes: e.low_memory,
+        bad_frames: e.bad_frames()?,
+        fragmentation: (
+            in_memory(e.guest_fragmentation, &e.guest_free_blocks)?,
+            in_memory(e.host_fragmentation, &e.host_free_blocks)?,
+        ),
+        daemons: e.daemons,
+        pcids: e.pcids,
+        seed: e.seed,
+        verify: e.verify,
+        threads,
+        mappings: None,
+        host_pages: host_pages(e)?,
+        series: None,
+        contiguity: false,
+        contiguity_every: None,
+        samples: None,
+    })
+}
+
+/// Where hosts have guest memory, if page tables say it.
+fn host_pages(experiment: &Experiment) -> Result<Option<Arc<HostPages>>> {
+    let (guest, host) = (&experiment.page_tables, &experiment.host_page_tables);
+    match (guest.as_str(), host.as_str()) {
+        (_, "") => Ok(None),
+        ("", _) => bail!("host_page_tables {host}: is for a trace with page_tables"),
+        _ => sources::host_pages(guest, host).map(Some),
+    }
 }
 
 impl Opened {
@@ -92,20 +136,50 @@ impl Opened {
         self.plan.contiguity_every = every;
     }
 
-    /// Runs it until its end, or until `stop` is set.
+    /// What the source is, as far as it is known now.
+    pub fn info(&self) -> SourceInfo {
+        self.source.info()
+    }
+
+    /// Runs it until its end, or until `stop` is set. `progress` hears now and then how far it is.
     ///
     /// # Errors
     /// The machines cannot be set up. What goes wrong later is in the outcome.
-    pub fn run(mut self, stop: &AtomicBool) -> Result<Session> {
-        let info = self.source.info();
-        let course = Course { populates: info.populates, total: info.total, ..self.course };
-        let meter = Meter::new(course, self.quiet);
-        let outcome = compare(&self.plan, self.source.as_mut(), stop, &mut |p| meter.show(p))?;
-        drop(meter);
+    pub fn run(mut self, stop: &AtomicBool, progress: &mut dyn FnMut(Progress)) -> Result<Session> {
+        let outcome = compare(&self.plan, self.source.as_mut(), stop, progress)?;
         let mut info = self.source.info();
         drop(self.source);
         info.approximations.extend(approximations(&self.plan, self.guest.as_ref(), &outcome));
         Ok(Session { info, outcome })
+    }
+}
+
+impl Session {
+    /// The same, if it came to its end and its results can be trusted.
+    ///
+    /// # Errors
+    /// It ended early, the referee found violations, or the source made no access.
+    pub fn complete(self) -> Result<Self> {
+        let machines = &self.outcome.machines;
+        let counted = machines.first().map_or(0, |m| m.accesses);
+        let verdicts = || machines.iter().filter_map(|m| m.referee.as_ref());
+        let violations: u64 = verdicts().map(|v| v.violations).sum();
+        let first = verdicts().flat_map(|v| &v.told).next().cloned().unwrap_or_default();
+        let kept = || format!("the results are those of the first {} accesses", count(counted));
+        match self.outcome.error {
+            Some(CompareError::Interrupted) => bail!("interrupted: {}", kept()),
+            Some(error) => Err(anyhow!(error).context(format!("ended early; {}", kept()))),
+            None if violations > 0 => {
+                bail!(
+                    "the referee found {violations} violations: the results cannot be trusted; the \
+                     first is: {first}"
+                )
+            }
+            None if counted == 0 => {
+                bail!("the source made no access: there is nothing to compare")
+            }
+            None => Ok(self),
+        }
     }
 }
 
@@ -160,21 +234,4 @@ fn approximations(plan: &Plan, guest: Option<&GuestInfo>, outcome: &Outcome) -> 
         }
     }
     all
-}
-
-/// A flag that a signal sets. The second signal ends the program at once: a source may be waiting
-/// for something that does not come.
-pub fn stop_on_signals() -> Arc<AtomicBool> {
-    let stop = Arc::new(AtomicBool::new(false));
-    let on_signal = Arc::clone(&stop);
-    let handler = move || {
-        if on_signal.swap(true, Ordering::Relaxed) {
-            crate::tell::tell(format_args!("nestwalk: interrupted twice: ended without results"));
-            std::process::exit(2);
-        }
-    };
-    if let Err(error) = ctrlc::set_handler(handler) {
-        crate::tell::tell(format_args!("nestwalk: an interruption will lose the results: {error}"));
-    }
-    stop
 }

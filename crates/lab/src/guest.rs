@@ -1,11 +1,8 @@
-//! A real guest: what was typed, what an experiment's file keeps of it, and how it is made ready.
+//! A real guest: what an experiment's file keeps of it, and how it is made ready.
 
-use crate::args::{GuestArgs, ThpArg};
-use crate::progress::Phases;
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Result, bail};
 use nestwalk_capture::live::LiveOptions;
-use nestwalk_capture::{Boot, Cache, Guest, KernelChoice, Thp};
-use nestwalk_report::parse_bytes;
+use nestwalk_capture::{Boot, Cache, Guest, KernelChoice, Step, Thp};
 use nestwalk_types::GuestInfo;
 use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
@@ -56,33 +53,6 @@ fn is_empty(path: &PathBuf) -> bool {
 }
 
 impl RealGuest {
-    /// What the arguments mean.
-    ///
-    /// # Errors
-    /// A size that is none, a command that is no text.
-    pub fn new(args: &GuestArgs, command: &[OsString], vcpus: u8, seed: u64) -> Result<Self> {
-        let word = |w: &OsString| {
-            w.to_str().map(String::from).ok_or_else(|| anyhow!("{}: not valid UTF-8", w.display()))
-        };
-        Ok(Self {
-            command: command.iter().map(word).collect::<Result<_>>()?,
-            memory: parse_bytes(&args.memory).context("--memory")?,
-            vcpus,
-            thp: Thp::from(args.thp).to_string(),
-            packages: args.packages.clone(),
-            kernel: args.kernel.clone().unwrap_or_default(),
-            rootfs: args.rootfs.clone().unwrap_or_default(),
-            include: args.include.clone().unwrap_or_default(),
-            boot: args.boot,
-            interest: args.interest,
-            pti: args.pti,
-            aslr: args.aslr,
-            check: args.check,
-            filter: !args.no_filter,
-            seed,
-        })
-    }
-
     /// What is recorded of it.
     pub const fn options(&self) -> LiveOptions {
         LiveOptions {
@@ -103,11 +73,12 @@ impl RealGuest {
         }
     }
 
-    /// Makes it ready: finds its pieces and builds its root file system.
+    /// Makes it ready: finds its pieces and builds its root file system. `say` hears each
+    /// step.
     ///
     /// # Errors
     /// A piece is missing, or the command cannot run in it.
-    pub fn boot(&self, quiet: bool) -> Result<Boot> {
+    pub fn boot(&self, say: &mut dyn FnMut(Step<'_>)) -> Result<Boot> {
         let thp = match self.thp.as_str() {
             "always" => Thp::Always,
             "madvise" => Thp::Madvise,
@@ -128,13 +99,7 @@ impl RealGuest {
             seed: self.seed,
             ..Guest::new(self.command.iter().map(OsString::from).collect())
         };
-        let phases = Phases::new(quiet);
-        let mut found = |text: &str| {
-            if !quiet {
-                crate::tell::tell(format_args!("nestwalk: {text}"));
-            }
-        };
-        Ok(guest.boot(&Cache::locate()?, &mut |step| phases.step(step, &mut found))?)
+        Ok(guest.boot(&Cache::locate()?, say)?)
     }
 
     /// Why two recordings of it may differ, if they may.
@@ -143,15 +108,5 @@ impl RealGuest {
             return Some("several vCPUs run as the host lets them".into());
         }
         self.aslr.then(|| "addresses are random in the guest".into())
-    }
-}
-
-impl From<ThpArg> for Thp {
-    fn from(arg: ThpArg) -> Self {
-        match arg {
-            ThpArg::Always => Self::Always,
-            ThpArg::Madvise => Self::Madvise,
-            ThpArg::Never => Self::Never,
-        }
     }
 }

@@ -6,6 +6,7 @@ pub mod samples;
 use crate::experiment::Experiment;
 use anyhow::{Context, Result, anyhow, bail};
 use nestwalk_adapt as adapt;
+use nestwalk_capture::Step;
 use nestwalk_capture::live::Live;
 use nestwalk_source::{
     Drmemtrace, Format, Lackey, Multiplex, Pattern, PatternSpec, RunOptions, are_one_trace,
@@ -57,15 +58,16 @@ pub fn trace_format(name: &str) -> Result<Option<Format>> {
     }
 }
 
-/// Opens everything that the experiment asks for, as one stream.
+/// Opens everything that the experiment asks for, as one stream. `say` hears the steps by which a
+/// real guest is made ready.
 ///
 /// # Errors
 /// A source cannot be opened.
-pub fn open(experiment: &Experiment, quiet: bool) -> Result<Box<dyn Source>> {
+pub fn open(experiment: &Experiment, say: &mut dyn FnMut(Step<'_>)) -> Result<Box<dyn Source>> {
     let source: Box<dyn Source> = if let Some(guest) = &experiment.guest {
         // Standard output is for the results.
         let output = Box::new(std::io::stderr());
-        Box::new(Live::start(guest.boot(quiet)?, guest.options(), output)?)
+        Box::new(Live::start(guest.boot(say)?, guest.options(), output)?)
     } else if !experiment.page_tables.is_empty() {
         let format = trace_format(&experiment.trace_format)?;
         Box::new(mapped(&experiment.sources, format, &experiment.page_tables)?)
