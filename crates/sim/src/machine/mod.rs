@@ -5,9 +5,9 @@
 //! again. Hardware never calls software. What happens beside accesses is in `events`: it knows the
 //! scheme's software alone, and is compiled once for all schemes.
 
+mod assembly;
 pub mod coverage;
 mod events;
-mod machine;
 pub mod referee;
 
 use crate::hardware::prefetch::{GROUP, WORTHWHILE};
@@ -18,7 +18,7 @@ use crate::machine::referee::Verdict;
 use crate::measure::counters::Counters;
 use crate::scheme::{Event, MachineError, Processor, Report, Scheme};
 use crate::switching::sampler::{Cut, Recorded};
-pub use machine::Machine;
+pub use assembly::Machine;
 use nestwalk_hw::{Caches, Profile, Translation};
 use nestwalk_mm::PlacementStats;
 use nestwalk_types::{Address, Control, FaultCode, Gpa, GuestBatch, Gva, Hpa, Run, VcpuId};

@@ -306,6 +306,8 @@ counters! {
         assist_hits: "count",
             "first-level TLB misses that a structure of the scheme served in parallel with the second \
              level, or on its miss, by no walk; the engine counts them";
+        assist_cycles: "cycles",
+            "look-ups of such structures that the access waits for, as long as it would for the walker";
         l1_bypasses: "count",
             "accesses that a structure of the scheme served instead of the first-level TLB; the engine \
              counts them";
