@@ -58,7 +58,8 @@ impl Cycles {
         let translation = core.walk_exposed.value
             * (c.walk_cycles.saturating_sub(c.hidden_walk_cycles) as f64
                 + second_level_lookups(c) as f64 * core.l2_tlb_hit_cycles.value
-                + c.segment_hits as f64 * profile.segment.hit_cycles.value)
+                + c.segment_hits as f64 * profile.segment.hit_cycles.value
+                + c.assist_cycles as f64)
             + (c.guest_segment_loads + c.vmm_segment_loads) as f64
                 * profile.segment.load_cycles.value
             + c.misprediction_cycles as f64;
