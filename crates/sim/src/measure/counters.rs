@@ -243,6 +243,8 @@ counters! {
         cr3_loads: "count", "loads of CR3";
         invalidations: "count", "INVLPG and INVPCID";
         mode_switches: "count", "changes of the paging mode";
+        shared_tlb_lookups: "count", "shared TLB: look-ups, on misses of second levels";
+        shared_tlb_hits: "count", "shared TLB: such look-ups that found a translation";
         segment_hits: "count",
             "segments: first-level TLB misses that a segment served beside the second level, by \
              no reference";
