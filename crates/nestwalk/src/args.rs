@@ -1,14 +1,22 @@
 //! What can be typed. Parsing has no effects; what it means is decided in `experiment`.
 
 mod evaluate;
+mod examples;
+mod govern;
+mod guest;
 mod inspect;
 mod setup;
+mod trace;
 
 pub use evaluate::{BenchArgs, ExplainArgs, KeepArg, LivedArg, Publication, ReproduceArgs};
+pub use govern::GovernArgs;
+pub use guest::{CaptureArgs, GuestArgs, ThpArg};
 pub use inspect::InspectArgs;
 pub use setup::SetupArgs;
+pub use trace::{TraceCommand, TraceConvertArgs, TraceInfoArgs, TraceVerifyArgs};
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use examples::{CAPTURE_EXAMPLES, GOVERN_EXAMPLES, REPRODUCE_EXAMPLES};
 use std::ffi::OsString;
 use std::path::PathBuf;
 
@@ -23,40 +31,6 @@ Examples:
   nestwalk compare btree --machines shadow,nested --samples samples --sample-every 100k
 
 Exit code 0: done. 2: something was wrong, or interrupted; what was computed before is printed.";
-
-const CAPTURE_EXAMPLES: &str = "\
-Examples:
-  nestwalk capture --save gcc.nwt -- gcc -O2 -c file.c
-  nestwalk capture --package redis-server --vcpus 2 --save redis.nwt -- sh load.sh
-  nestwalk capture --check --thp never -- ./static-program argument
-  nestwalk compare gcc.nwt
-
-Programs come from Debian packages; files and directories that the command's arguments name are copied
-into the guest. The exit code is 1 if the command failed, and 2 if something else was wrong; standard error
-says what.
-`nestwalk setup` gets what this needs.";
-
-const GOVERN_EXAMPLES: &str = "\
-Examples:
-  nestwalk govern --list
-  nestwalk govern 4711 --policy dynamic-thresholds:high=12,low=3 --record samples.csv
-  nestwalk govern --dry-run
-  nestwalk govern --replay samples.csv --policy single-metric
-  nestwalk govern --replay shadow.csv nested.csv --policy hindsight
-
-Live, it counts cycles, instructions, page walks and TLB misses of the vCPU threads of a QEMU with KVM,
-asks the policy after each interval, and writes the mode to KVM's file for that VM, which takes the
-kernel patch of Runtime-aware Paging Mode Switching. Ctrl-C ends it and says in which mode the VM is.
-
-Exit code 0: the VM exited, the recording ended, or Ctrl-C. 2: something was wrong.";
-
-const REPRODUCE_EXAMPLES: &str = "\
-Examples:
-  nestwalk reproduce thesis --programs seasons,btree --keep nested --lived long
-  nestwalk reproduce thesis --recordings DIR --format json
-  nestwalk reproduce agile
-
-samples/thesis/record DIR records programs of the thesis: gcc, perl, sqlite, xalan, redis, x264, vips.";
 
 /// A laboratory for memory virtualization: real memory behaviour in, every technique of address
 /// translation in one pass, what each costs and saves out.
@@ -311,98 +285,6 @@ pub enum GapArg {
     Reclaimed,
 }
 
-/// What a real guest is like.
-#[derive(ClapArgs, Debug, Clone)]
-pub struct GuestArgs {
-    /// Memory of the guest
-    #[arg(long, value_name = "BYTES", default_value = "2GiB", help_heading = "Real guests")]
-    pub memory: String,
-    /// When the guest's kernel uses 2 MiB pages for anonymous memory
-    #[arg(long, value_enum, default_value_t, help_heading = "Real guests")]
-    pub thp: ThpArg,
-    /// A Debian package to have in the guest; may be given several times
-    #[arg(long = "package", value_name = "NAME", help_heading = "Real guests")]
-    pub packages: Vec<String>,
-    /// Its kernel: a version that Debian has a package of (6.12), the package, or a bzImage or vmlinux
-    /// file [default: the newest of the system's own release]
-    #[arg(long, value_name = "VERSION|PACKAGE|FILE", help_heading = "Real guests")]
-    pub kernel: Option<String>,
-    /// Its root file system in place of Debian packages: a directory (an unpacked container image, say),
-    /// a tar archive, or the image of an ext or squashfs file system
-    #[arg(
-        long,
-        value_name = "DIR|TAR|IMAGE",
-        conflicts_with = "packages",
-        help_heading = "Real guests"
-    )]
-    pub rootfs: Option<PathBuf>,
-    /// A directory whose contents the command finds where it runs
-    #[arg(long, value_name = "DIR", help_heading = "Real guests")]
-    pub include: Option<PathBuf>,
-    /// The boot is recorded, too
-    #[arg(long, help_heading = "Real guests")]
-    pub boot: bool,
-    /// Recording begins where the program marks its region of interest, with the instruction
-    /// `nopl 0xf5a00003(%rax)` or the program `nestwalk-mark 3`, and ends at mark 4 or with the
-    /// command
-    #[arg(long, conflicts_with = "boot", help_heading = "Real guests")]
-    pub interest: bool,
-    /// Page-table isolation: CR3 changes at each entry to the guest's kernel
-    #[arg(long, help_heading = "Real guests")]
-    pub pti: bool,
-    /// Addresses are random in the guest; recordings then differ
-    #[arg(long, help_heading = "Real guests")]
-    pub aslr: bool,
-    /// QEMU's translation of every run is compared with what the recorded page tables say
-    #[arg(long, help_heading = "Real guests")]
-    pub check: bool,
-    /// Only consecutive accesses to a page are folded: many more runs, for TLBs that a filtered
-    /// recording does not do for
-    #[arg(long, help_heading = "Real guests")]
-    pub no_filter: bool,
-}
-
-/// When the guest's kernel uses huge pages.
-#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum ThpArg {
-    /// Wherever they fit: Debian's default.
-    #[default]
-    Always,
-    /// Where the program asks for it.
-    Madvise,
-    /// Nowhere.
-    Never,
-}
-
-/// Options of `capture`.
-#[derive(ClapArgs, Debug, Clone)]
-pub struct CaptureArgs {
-    /// The command that runs in the guest
-    #[arg(last = true, value_name = "COMMAND")]
-    pub command: Vec<OsString>,
-    /// Write the trace to FILE
-    #[arg(long, value_name = "FILE")]
-    pub save: Option<PathBuf>,
-    /// vCPUs; several run in parallel, and recordings then differ
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..))]
-    pub vcpus: u8,
-    /// Decides what is random in the guest's machine
-    #[arg(long, default_value_t = 1)]
-    pub seed: u64,
-    /// The guest.
-    #[command(flatten)]
-    pub guest: GuestArgs,
-    /// First get the kernel, busybox and packages that are missing
-    #[arg(long)]
-    pub prepare: bool,
-    /// How the summary is printed; with json the command's output goes to standard error
-    #[arg(long, value_enum, default_value_t)]
-    pub format: Format,
-    /// Neither progress nor summary on standard error
-    #[arg(long, short)]
-    pub quiet: bool,
-}
-
 /// Whether memory is there before counting begins.
 #[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum PopulateArg {
@@ -468,219 +350,6 @@ pub struct WalkArgs {
     /// How the steps are printed
     #[arg(long, value_enum, default_value_t)]
     pub format: Format,
-}
-
-const CONVERT_HELP: &str = "\
-Examples:
-  nestwalk trace convert live.nwt small.nwt --level 22
-  nestwalk trace convert gcc.nwt gcc.champsim.xz --user-only --process 87
-  nestwalk trace convert trace.champsim.xz trace.nwt
-  nestwalk trace convert pinatrace.out trace.drmemtrace.gz --accesses 10M
-
-To nestwalk: a trace of nestwalk is compressed again; any other is given to a modelled Linux
-guest with 4 KiB pages, whose page tables, faults and invalidations become part of the trace, or,
-with --page-tables, to an observed one that has those.
-
-To champsim, cloudsuite, lackey and drmemtrace, from a trace of accesses: access by access. What
-the format has no place for is counted and said: sizes, processes, kernel mode, addresses of
-instructions that were not fetched. Accesses cover the cache lines that they did.
-
-To them from a recorded guest: an instruction for each cache line of a fetch run and for each data run,
-which accesses the run's first address and loads from each further line that it touched. Lost
-are: how often and when lines were touched again, sizes (all are 1 byte), page tables and address
-spaces (processes are mixed unless --process chooses one), and branches. Instructions that make
-no run are left out unless --all-instructions is given.";
-
-/// What is done with traces of guests.
-#[derive(Subcommand, Debug)]
-pub enum TraceCommand {
-    /// What a trace of any format holds, after reading it, and what made it
-    Info(TraceInfoArgs),
-    /// Check checksums, order, totals, and that every access has a mapping in the recorded page
-    /// tables
-    Verify(TraceVerifyArgs),
-    /// Compress again, cut, and convert from and to other formats
-    #[command(after_help = CONVERT_HELP)]
-    Convert(Box<TraceConvertArgs>),
-}
-
-/// Options of `trace info`.
-#[derive(ClapArgs, Debug, Clone)]
-pub struct TraceInfoArgs {
-    /// A trace of nestwalk, or any that `compare` reads
-    #[arg(value_name = "FILE")]
-    pub file: PathBuf,
-    /// Format of FILE, instead of telling it by the contents
-    #[arg(long, value_name = "FORMAT")]
-    pub trace_format: Option<String>,
-    /// How it is printed: table or json
-    #[arg(long, value_enum, default_value_t)]
-    pub format: Format,
-    /// No progress on standard error
-    #[arg(long, short)]
-    pub quiet: bool,
-}
-
-/// Options of `trace verify`.
-#[derive(ClapArgs, Debug, Clone)]
-pub struct TraceVerifyArgs {
-    /// A trace of nestwalk
-    #[arg(value_name = "FILE")]
-    pub file: PathBuf,
-    /// How the verdict is printed: table or json
-    #[arg(long, value_enum, default_value_t)]
-    pub format: Format,
-    /// No progress on standard error
-    #[arg(long, short)]
-    pub quiet: bool,
-}
-
-/// Options of `trace convert`.
-#[derive(ClapArgs, Debug, Clone)]
-pub struct TraceConvertArgs {
-    /// The trace to read: of nestwalk, or any that `compare` reads
-    #[arg(value_name = "IN")]
-    pub input: PathBuf,
-    /// The trace to write: .nwt, .champsim, .cloudsuite, .lackey or .drmemtrace; all but the first may
-    /// end with .gz, .xz or .zst
-    #[arg(value_name = "OUT")]
-    pub output: PathBuf,
-    /// Format of OUT, instead of telling it by the name: nestwalk, champsim, cloudsuite, lackey,
-    /// drmemtrace
-    #[arg(long, value_name = "FORMAT")]
-    pub to: Option<String>,
-    /// Format of IN, instead of telling it by the contents
-    #[arg(long, value_name = "FORMAT")]
-    pub trace_format: Option<String>,
-    /// Only so many accesses from the beginning of the region of interest; of a recorded guest rounded
-    /// up to a whole run
-    #[arg(long, value_name = "COUNT")]
-    pub accesses: Option<String>,
-    /// Page tables that come with IN, as for `compare`
-    #[arg(long, value_name = "FILE")]
-    pub page_tables: Option<PathBuf>,
-    /// To nestwalk: level of compression, 1 to 22 [default: 19]
-    #[arg(long, value_parser = clap::value_parser!(i32).range(1..=22))]
-    pub level: Option<i32>,
-    /// To nestwalk: keep the lowest 6 bits of addresses, if IN has them
-    #[arg(long)]
-    pub whole_addresses: bool,
-    /// Of a recorded Linux guest: as if its processor had PCIDs, which QEMU's has not
-    #[arg(long)]
-    pub pcids: bool,
-    /// To nestwalk from other formats: memory of the modelled guest
-    #[arg(long, value_name = "BYTES", default_value = "16GiB")]
-    pub guest_memory: String,
-    /// To other formats: leave out the kernel
-    #[arg(long)]
-    pub user_only: bool,
-    /// To other formats: only the process of this number
-    #[arg(long, value_name = "PID")]
-    pub process: Option<u32>,
-    /// To other formats: the vCPU, if there are several
-    #[arg(long, value_name = "N")]
-    pub vcpu: Option<u8>,
-    /// To other formats: as many instructions as were retired, not only those of runs
-    #[arg(long)]
-    pub all_instructions: bool,
-    /// No progress on standard error
-    #[arg(long, short)]
-    pub quiet: bool,
-}
-
-/// Options of `govern`.
-#[derive(ClapArgs, Debug, Clone)]
-pub struct GovernArgs {
-    /// The QEMU process [default: the only one with KVM]
-    #[arg(value_name = "PID", conflicts_with = "replay")]
-    pub pid: Option<u32>,
-    /// Recorded samples instead of a live VM. Two files, of the same work in either mode: switches
-    /// are
-    /// obeyed, and the result is compared with the best afterwards
-    #[arg(long, value_name = "FILE", num_args = 1..=2)]
-    pub replay: Vec<PathBuf>,
-    /// The policy, as in name:key=value,...; see --list
-    #[arg(long, default_value = "dynamic-thresholds")]
-    pub policy: String,
-    /// List the policies and their parameters
-    #[arg(long)]
-    pub list: bool,
-    /// Length of an interval
-    #[arg(long, value_name = "TIME", default_value = "1s")]
-    pub interval: String,
-    /// Write the samples to FILE, as CSV
-    #[arg(long, value_name = "FILE")]
-    pub record: Option<PathBuf>,
-    /// Only say what should be done
-    #[arg(long)]
-    pub dry_run: bool,
-    /// With two recordings: the mode to begin with [default: shadow]
-    #[arg(long, value_enum, value_name = "MODE")]
-    pub start: Option<ModeArg>,
-    /// How events are printed: a line each, or with json an object each
-    #[arg(long, value_enum, default_value_t)]
-    pub format: Format,
-    /// Intervals in which nothing is to be done are not printed
-    #[arg(long, short)]
-    pub quiet: bool,
-    /// The file that switches the VM's mode [default: DIR/PID-FD/pms]
-    #[arg(long, value_name = "FILE", help_heading = "Live VMs")]
-    pub pms: Option<PathBuf>,
-    /// KVM's directory in debugfs [default: /sys/kernel/debug/kvm]
-    #[arg(long, value_name = "DIR", help_heading = "Live VMs")]
-    pub debugfs: Option<PathBuf>,
-    /// A file in which something in the guest keeps its /proc/vmstat: page faults that the host
-    /// does not
-    /// see under nested paging
-    #[arg(long, value_name = "FILE", help_heading = "Live VMs")]
-    pub guest_faults: Option<PathBuf>,
-    /// Raw events whose sum is walk cycles, for processors that are not known: r1001008,r1001049
-    #[arg(long, value_name = "EVENTS", help_heading = "Live VMs")]
-    pub walk_events: Option<String>,
-    /// Raw events whose sum is TLB misses
-    #[arg(long, value_name = "EVENTS", help_heading = "Live VMs")]
-    pub miss_events: Option<String>,
-    /// Add cycles of the nested dimension's walks where they are counted apart (Skylake)
-    #[arg(long, help_heading = "Live VMs")]
-    pub nested_walks: bool,
-    /// Cycles per walk, an estimate, where only walks are counted (Zen)
-    #[arg(long, value_name = "N", help_heading = "Live VMs")]
-    pub cycles_per_walk: Option<u32>,
-    /// Train a model of the policy svm: from samples with a column best_mode, or from runs of the
-    /// same
-    /// work in either mode, two after two
-    #[arg(long, value_name = "FILE", num_args = 1.., conflicts_with_all = ["pid", "replay"])]
-    pub train: Vec<PathBuf>,
-    /// Where the trained model goes
-    #[arg(long, value_name = "FILE", requires = "train")]
-    pub save_model: Option<PathBuf>,
-    /// With --train: also write the rows with their best modes, as CSV that --train reads
-    #[arg(long, value_name = "FILE", requires = "train")]
-    pub save_rows: Option<PathBuf>,
-    /// Another /proc
-    #[arg(long, hide = true)]
-    pub proc: Option<PathBuf>,
-    /// Another /sys
-    #[arg(long, hide = true)]
-    pub sys: Option<PathBuf>,
-}
-
-/// A paging mode.
-#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
-pub enum ModeArg {
-    /// Shadow page tables.
-    Shadow,
-    /// Two-dimensional paging.
-    Nested,
-}
-
-impl From<ModeArg> for nestwalk_policy::Mode {
-    fn from(mode: ModeArg) -> Self {
-        match mode {
-            ModeArg::Shadow => Self::Shadow,
-            ModeArg::Nested => Self::Nested,
-        }
-    }
 }
 
 #[cfg(test)]

@@ -27,11 +27,7 @@ use std::time::Instant;
 /// A piece is missing, the guest dies, or the trace cannot be written.
 pub fn capture(args: &CaptureArgs) -> Result<ExitCode> {
     if args.prepare {
-        let phases = Phases::new(args.quiet);
-        let say = &mut |step: Step<'_>| phases.step(step, &mut crate::tell::say);
-        let qemu = Path::new("qemu-system-x86_64");
-        let kernel = KernelChoice::of(args.guest.kernel.as_deref().unwrap_or_default());
-        prepare(&Cache::locate()?, qemu, &kernel, &args.guest.packages, say)?;
+        only_prepare(args)?;
         if args.command.is_empty() {
             return Ok(ExitCode::SUCCESS);
         }
@@ -94,14 +90,7 @@ pub fn capture(args: &CaptureArgs) -> Result<ExitCode> {
         seconds: begin.elapsed().as_secs_f64(),
         processor: processor.map(|p| p.as_secs_f64()),
     };
-    match args.format {
-        Format::Json => {
-            let text = serde_json::to_string_pretty(&report.json(&header)?)?;
-            writeln!(std::io::stdout(), "{text}")?;
-        }
-        _ if !args.quiet => tell(report.text(args.save.as_deref()).trim_end()),
-        _ => {}
-    }
+    print(args, &report, &header)?;
     result?;
     if let Some(a) = &report.agreement
         && a.different + if args.vcpus == 1 { a.not_mapped } else { 0 } > 0
@@ -109,6 +98,27 @@ pub fn capture(args: &CaptureArgs) -> Result<ExitCode> {
         bail!("the check found disagreements with QEMU: the recording cannot be trusted");
     }
     Ok(of_command(failed.as_deref()))
+}
+
+/// Fetches and builds what guests need.
+fn only_prepare(args: &CaptureArgs) -> Result<()> {
+    let phases = Phases::new(args.quiet);
+    let say = &mut |step: Step<'_>| phases.step(step, &mut crate::tell::say);
+    let qemu = Path::new("qemu-system-x86_64");
+    let kernel = KernelChoice::of(args.guest.kernel.as_deref().unwrap_or_default());
+    Ok(prepare(&Cache::locate()?, qemu, &kernel, &args.guest.packages, say)?)
+}
+
+fn print(args: &CaptureArgs, report: &Report, header: &Header) -> Result<()> {
+    match args.format {
+        Format::Json => {
+            let text = serde_json::to_string_pretty(&report.json(header)?)?;
+            writeln!(std::io::stdout(), "{text}")?;
+        }
+        _ if !args.quiet => tell(report.text(args.save.as_deref()).trim_end()),
+        _ => {}
+    }
+    Ok(())
 }
 
 /// Writes everything that comes, until the guest has ended.

@@ -75,63 +75,19 @@ pub fn explain(args: &ExplainArgs) -> Result<()> {
         return Ok(());
     };
     let mut out = String::new();
-    if let Some(s) = SCHEMES.iter().find(|s| s.name == name) {
-        out += &format!("scheme {}: {}\n", s.name, s.summary);
-        out += if s.virtualized {
-            "Runs a virtual machine: page sizes and placement of guest and host can differ.\n"
-        } else {
-            "Runs without a hypervisor: there is no host dimension.\n"
-        };
-        for (key, values, meaning) in s.options.keys().into_iter().chain(s.vmm.options().keys()) {
-            out += &format!("  {key}={values}: {meaning}\n");
-        }
-        if name == "switching" {
-            out += &policies();
-        }
-    }
+    out += &scheme(name);
     if let Some(policy) = POLICIES.iter().find(|p| p.name == name) {
         out += &format!("policy {}", show::policy(policy));
         out += "Of a machine: switching/POLICY/KEY=VALUE. Beside a VM: govern --policy \
                 POLICY:KEY=VALUE,...\n";
     }
     if is_built_in(name) || name.ends_with(".toml") {
-        let profile = Profile::load(name)?;
-        out += &format!("profile {}: {}\n", profile.name, profile.description);
-        let mut table = Table::new()
-            .column("structure", Align::Left)
-            .column("", Align::Left)
-            .column("source", Align::Left);
-        for (structure, text, source) in profile.structures() {
-            table.row(vec![structure, text, source]);
-        }
-        out += &(table.render() + "\n");
-        let mut table = Table::new()
-            .column("number", Align::Left)
-            .column("value", Align::Right)
-            .column("source", Align::Left);
-        for (key, number) in profile.numbers() {
-            table.row(vec![key.into(), number.value.to_string(), number.source.clone()]);
-        }
-        out += &table.render();
-        out += "docs/profiles.md has every key, and how to change one line of a profile.\n";
+        out += &profile(name)?;
     }
     if let Some(p) = PLACEMENTS.iter().find(|p| p.0 == name) {
         out += &format!("placement {name}: {}\n", p.2);
     }
-    if let Some(sample) = nestwalk_lab::sample(name) {
-        let reader = sample.open()?;
-        out += &format!("recording {name}: {}\n", sample.summary);
-        out += &format!("  {}\n", reader.info().description);
-        if let Some(totals) = reader.totals() {
-            out += &format!(
-                "  {} accesses in {} runs, {} table writes, {} page faults\n",
-                count(totals.accesses),
-                count(totals.runs),
-                count(totals.controls_by_kind.get("table_write").copied().unwrap_or(0)),
-                count(totals.controls_by_kind.get("fault").copied().unwrap_or(0)),
-            );
-        }
-    }
+    out += &recording(name)?;
     if let Some(w) = WORKLOADS.iter().find(|w| w.name == name) {
         out += &format!("workload {}: {}\n", w.name, w.summary);
         for s in w.settings {
@@ -158,6 +114,68 @@ pub fn explain(args: &ExplainArgs) -> Result<()> {
     }
     std::io::stdout().lock().write_all(out.as_bytes())?;
     Ok(())
+}
+
+fn scheme(name: &str) -> String {
+    let mut out = String::new();
+    if let Some(s) = SCHEMES.iter().find(|s| s.name == name) {
+        out += &format!("scheme {}: {}\n", s.name, s.summary);
+        out += if s.virtualized {
+            "Runs a virtual machine: page sizes and placement of guest and host can differ.\n"
+        } else {
+            "Runs without a hypervisor: there is no host dimension.\n"
+        };
+        for (key, values, meaning) in s.options.keys().into_iter().chain(s.vmm.options().keys()) {
+            out += &format!("  {key}={values}: {meaning}\n");
+        }
+        if name == "switching" {
+            out += &policies();
+        }
+    }
+    out
+}
+
+fn profile(name: &str) -> Result<String> {
+    let mut out = String::new();
+    let profile = Profile::load(name)?;
+    out += &format!("profile {}: {}\n", profile.name, profile.description);
+    let mut table = Table::new()
+        .column("structure", Align::Left)
+        .column("", Align::Left)
+        .column("source", Align::Left);
+    for (structure, text, source) in profile.structures() {
+        table.row(vec![structure, text, source]);
+    }
+    out += &(table.render() + "\n");
+    let mut table = Table::new()
+        .column("number", Align::Left)
+        .column("value", Align::Right)
+        .column("source", Align::Left);
+    for (key, number) in profile.numbers() {
+        table.row(vec![key.into(), number.value.to_string(), number.source.clone()]);
+    }
+    out += &table.render();
+    out += "docs/profiles.md has every key, and how to change one line of a profile.\n";
+    Ok(out)
+}
+
+fn recording(name: &str) -> Result<String> {
+    let mut out = String::new();
+    if let Some(sample) = nestwalk_lab::sample(name) {
+        let reader = sample.open()?;
+        out += &format!("recording {name}: {}\n", sample.summary);
+        out += &format!("  {}\n", reader.info().description);
+        if let Some(totals) = reader.totals() {
+            out += &format!(
+                "  {} accesses in {} runs, {} table writes, {} page faults\n",
+                count(totals.accesses),
+                count(totals.runs),
+                count(totals.controls_by_kind.get("table_write").copied().unwrap_or(0)),
+                count(totals.controls_by_kind.get("fault").copied().unwrap_or(0)),
+            );
+        }
+    }
+    Ok(out)
 }
 
 /// What `switching` can be governed by.

@@ -259,10 +259,7 @@ impl MachineSpec {
             return Err(SpecError::NoPrimaryRegion { name: name.into(), scheme: scheme.name });
         }
         let host = DimensionSpec {
-            pages: match host_pages {
-                Some(p) => pages_by_name(name, &p)?,
-                None => guest.pages,
-            },
+            pages: host_pages.map_or(Ok(guest.pages), |pages| pages_by_name(name, &pages))?,
             placement: match host_placement {
                 Some(p) => placement_by_name(name, &p)?,
                 // Primary regions are of guests: the host's half is the scheme's own.
@@ -275,10 +272,10 @@ impl MachineSpec {
         }
         let host = scheme.virtualized.then_some(host);
         let guest = if observed { GuestSpec::Observed } else { GuestSpec::Modelled(guest) };
-        let kind = [variant.clone(), scheme.vmm.options().spell(&vmm)]
-            .into_iter()
-            .filter(|p| !p.is_empty());
-        let name = full_name(scheme, &kind.collect::<Vec<_>>().join("/"), guest, host);
+        let vmm_options = scheme.vmm.options().spell(&vmm);
+        let kind: Vec<&str> =
+            [variant.as_str(), &vmm_options].into_iter().filter(|p| !p.is_empty()).collect();
+        let name = full_name(scheme, &kind.join("/"), guest, host);
         Ok(Self { name, scheme, variant, vmm, guest, host })
     }
 

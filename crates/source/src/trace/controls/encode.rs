@@ -43,6 +43,12 @@ impl Encoder {
         }
     }
 
+    fn process(&mut self, id: u32, name: &str) {
+        self.varint(Column::Other, u64::from(id));
+        self.varint(Column::Other, name.len() as u64);
+        self.columns[Column::Other as usize].extend(name.as_bytes());
+    }
+
     /// Adds a control that stands before run `position` of the chunk.
     ///
     /// # Errors
@@ -87,9 +93,7 @@ impl Encoder {
             Control::Process { vcpu, root, id, ref name } => {
                 self.kind(PROCESS, vcpu);
                 self.other_page(root);
-                self.varint(Column::Other, u64::from(id.0));
-                self.varint(Column::Other, name.len() as u64);
-                self.columns[Column::Other as usize].extend(name.as_bytes());
+                self.process(id.0, name);
             }
             Control::Backed { start, bytes } => {
                 self.byte(Column::Kind, BACKED);
