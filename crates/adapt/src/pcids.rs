@@ -141,7 +141,7 @@ impl<S: Source> Source for Pcids<S> {
                     let what = *what;
                     self.cpu(*vcpu).invalidated(what, isolated);
                 }
-                Control::TableNew { gpa, .. } | Control::TableReused { gpa, .. } => {
+                Control::TableAdded { gpa, .. } | Control::TableRetired { gpa, .. } => {
                     self.reused(*gpa)
                 }
                 _ => {}

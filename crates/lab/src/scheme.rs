@@ -26,10 +26,10 @@ pub use nestwalk_sim::scheme::options::{
 };
 pub use nestwalk_sim::scheme::vmm_options::{VmmKind, VmmRules};
 pub use nestwalk_sim::scheme::{
-    Build, Event, Handled, MachineError, PageTableBytes, Platform, Processor, Report, Scheme,
-    Software,
+    Event, Handled, MachineConfig, MachineError, PageTableBytes, Platform, Processor, Report,
+    Scheme, Software,
 };
 pub use nestwalk_sim::schemes::Definition;
-pub use nestwalk_sim::{AnyMachine, Machine};
+pub use nestwalk_sim::{DynMachine, Machine};
 pub use nestwalk_tables::{Entry, Mode, TableMemory};
 pub use nestwalk_types::{Address, Gpa, Gva, Hpa, Invalidation, PageSize, Protection, Run, VcpuId};

@@ -228,7 +228,7 @@ fn what_was_mapped_before_is_there_when_counting_begins() {
     let load = loads.next().unwrap().1.clone();
     let tables = &life.guest.memory().tables;
     let image =
-        |gpa| Control::TableNew { vcpu: V, gpa, entries: tables.page(gpa).map(|p| Box::new(*p)) };
+        |gpa| Control::TableAdded { vcpu: V, gpa, entries: tables.page(gpa).map(|p| Box::new(*p)) };
     let mut controls: Vec<(u32, Control)> = tables.pages().map(|gpa| (0, image(gpa))).collect();
     controls.extend([(0, load), (0, Control::RegionOfInterest)]);
     let before = life.guest.stats();

@@ -312,7 +312,7 @@ pub static COUNTERPARTS: &[Counterpart] = &[
         differs: "here of a model: `docs/counters.md` has what it is fitted to",
     },
     Counterpart {
-        fields: "upgrades",
+        fields: "rewalks",
         on: NOWHERE,
         events: &[],
         differs: "such walks are among the completed ones",

@@ -24,7 +24,7 @@ fn assert_verified(results: &Value, what: &str) {
         let (checked, accesses) = (count(&m["referee"], "checked"), count(m, "accesses"));
         assert_eq!(count(&m["referee"], "violations"), 0, "{what}: {}", m["referee"]);
         assert!(checked > 0 && accesses == 15_000, "{what}: {checked} of {accesses}");
-        let sum = count(m, "l2_tlb_misses") + count(m, "upgrades");
+        let sum = count(m, "l2_tlb_misses") + count(m, "rewalks");
         assert_eq!(sum, count(m, "walks"), "{what}: a walk for each miss and upgrade");
     }
 }

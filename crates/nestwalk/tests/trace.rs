@@ -30,7 +30,11 @@ fn tables() -> Vec<(u32, Control)> {
         (0, Control::TableWrite { vcpu: V, gpa: Gpa::new(at + index * 8), value: to })
     };
     let mut controls: Vec<_> = (0..8)
-        .map(|i| Control::TableNew { vcpu: V, gpa: Gpa::new(0x10_0000 + (i << 12)), entries: None })
+        .map(|i| Control::TableAdded {
+            vcpu: V,
+            gpa: Gpa::new(0x10_0000 + (i << 12)),
+            entries: None,
+        })
         .map(|control| (0, control))
         .collect();
     for (gva, first, leaf) in [(TEXT, 0x10_1000, 0x20_0005), (DATA, 0x10_4000, 1 << 63 | 0x30_0007)]

@@ -23,7 +23,7 @@ pub use machine::coverage::{
     COVERAGE_FIELDS, CoveragePoint, CoverageResult, DIMENSION_FIELDS, DimensionResult, POINT_FIELDS,
 };
 pub use machine::referee::Verdict;
-pub use machine::{AnyMachine, Machine};
+pub use machine::{DynMachine, Machine};
 pub use measure::cost::Cycles;
 pub use measure::counters::{CounterRow, Counters, Dimension, ExitReason};
 pub use measure::energy::{ENERGY_FIELDS, Energy, EnergyResult};
@@ -31,6 +31,6 @@ pub use measure::series::interval_costs;
 pub use report::contiguity::CONTIGUITY_FIELDS;
 pub use report::placement::{PLACEMENT_FIELDS, PlacementResult};
 pub use report::results::{FIELDS, Field, MachineResult};
-pub use scheme::{Build, MachineError, PageTableBytes, Switched, SwitchingResult};
+pub use scheme::{MachineConfig, MachineError, PageTableBytes, Switched, SwitchingResult};
 pub use schemes::{Catalogue, CatalogueError, Definition, SCHEMES};
 pub use switching::{Cut, Recorded};

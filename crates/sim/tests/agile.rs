@@ -16,7 +16,7 @@ use nestwalk_hw::Profile;
 use nestwalk_sim::hypervisor::agile::{AgileConfig, OPTIONS};
 use nestwalk_sim::measure::counters::FULLY_NESTED;
 use nestwalk_sim::schemes::agile::Agile;
-use nestwalk_sim::{AnyMachine, Counters, Dimension, ExitReason, Machine};
+use nestwalk_sim::{Counters, Dimension, DynMachine, ExitReason, Machine};
 use nestwalk_tables::entry::{ACCESSED, DIRTY};
 use nestwalk_tables::{Entry, LEGACY32, LONG4, LONG5, Mode, PAE};
 use nestwalk_types::{PageSize, Protection};
@@ -47,7 +47,7 @@ fn nested_at(setup: &Setup, level: u8, size: PageSize) -> (Machine<Agile>, Scrip
     s.load(GVA);
     m.count(&s.take());
     // The stores that made the tables are long ago.
-    m.platform.clock += INTERVAL;
+    m.platform.instructions += INTERVAL;
     if level > 0 {
         // Another entry of that table, which holds nothing before and after.
         let other = GVA ^ (1 << mode.span(level).shift());
@@ -61,7 +61,7 @@ fn nested_at(setup: &Setup, level: u8, size: PageSize) -> (Machine<Agile>, Scrip
     (m, s)
 }
 
-fn cold(m: &mut dyn AnyMachine) -> Vec<Dimension> {
+fn cold(m: &mut dyn DynMachine) -> Vec<Dimension> {
     approve(m);
     m.watch(&run(GVA, false)).unwrap().iter().map(|s| s.dimension).collect()
 }
@@ -217,7 +217,7 @@ fn the_dirty_bit_of_a_split_page_is_kept() {
             for _ in 0..10 {
                 s.load(GVA + round * 0x1000);
             }
-            m.platform.clock += INTERVAL;
+            m.platform.instructions += INTERVAL;
             m.count(&s.take());
             assert!(
                 !Script::machine_entry(&m.platform.cpu.world, at).has(DIRTY),
@@ -277,7 +277,7 @@ fn the_cr3_cache_follows_the_roots() {
     s.root = first;
     let (at, _) = s.entry(GVA + (1 << 39), 4);
     s.root = second;
-    m.platform.clock += INTERVAL;
+    m.platform.instructions += INTERVAL;
     s.write(at, 0);
     s.write(at, 0);
     s.load(GVA);

@@ -10,7 +10,7 @@ use nestwalk_mm::PagePolicy;
 use nestwalk_sim::hypervisor::agile::{AgileConfig, OPTIONS};
 use nestwalk_sim::schemes::agile::Agile;
 use nestwalk_sim::{
-    AnyMachine, Counters, ExitReason, Machine, MachineResult, MachineSpec, Plan, compare,
+    Counters, DynMachine, ExitReason, Machine, MachineResult, MachineSpec, Plan, compare,
 };
 use nestwalk_tables::LONG4;
 use nestwalk_types::{Gpa, PageSize};
@@ -88,7 +88,7 @@ fn seen(c: &Counters) -> (u64, u64) {
 fn the_second_store_within_an_interval_moves_a_table() {
     for level in 1..=4 {
         let (mut m, mut s) = in_use("back=never");
-        m.platform.clock += INTERVAL;
+        m.platform.instructions += INTERVAL;
         touch(&mut s, level);
         assert_eq!(seen(&count(&mut m, &mut s)), (1, 0), "level {level}");
         assert_eq!(level_now(&mut m, &mut s), 0);
@@ -288,7 +288,7 @@ fn a_table_made_anew_is_shadowed() {
 /// An interval passes without a load of the page.
 fn pass_elsewhere(m: &mut Machine<Agile>, s: &mut Script) {
     count(m, s);
-    m.platform.clock += INTERVAL;
+    m.platform.instructions += INTERVAL;
 }
 
 /// Processes that begin nested are shadowed once an interval has passed in which walks cost much.

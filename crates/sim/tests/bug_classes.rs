@@ -11,7 +11,7 @@ use nestwalk_sim::hardware::Request;
 use nestwalk_sim::hardware::walk::{Fault, WalkWatch};
 use nestwalk_sim::hypervisor::nested::Nested;
 use nestwalk_sim::scheme::{Event, Handled, MachineError, Platform, Processor, Scheme, Software};
-use nestwalk_sim::{AnyMachine, ExitReason, Machine};
+use nestwalk_sim::{DynMachine, ExitReason, Machine};
 use nestwalk_tables::{LONG4, LONG5};
 use nestwalk_types::{Gpa, Gva, Invalidation, PageSize, Protection, VcpuId};
 
@@ -123,7 +123,7 @@ fn a_fault_or_a_first_store_leaves_the_other_parts_of_a_large_page() {
     assert_eq!(m.count(&s.take()).l1_tlb_misses, 0, "violations of other pages");
     s.store(0x4000_0000);
     let c = m.count(&s.take());
-    assert_eq!((c.upgrades, c.l1_tlb_misses, c.walks), (1, 0, 1));
+    assert_eq!((c.rewalks, c.l1_tlb_misses, c.walks), (1, 0, 1));
     for part in 0..4 {
         s.load(0x4000_0000 + (part << 12));
     }
@@ -209,7 +209,7 @@ fn the_host_may_miss_at_any_point_of_a_walk_and_the_access_counts_once() {
                 let expected: Vec<u64> = expected.iter().map(|g| g.value()).collect();
                 assert_eq!(got, expected);
                 assert_eq!((c.l1_tlb_misses, c.l2_tlb_misses, c.l2_tlb_hits), (1, 1, 0));
-                assert_eq!((c.walks, c.faulted_walks, c.upgrades), (1, faults, 0));
+                assert_eq!((c.walks, c.faulted_walks, c.rewalks), (1, faults, 0));
                 assert_eq!(c.accesses, 1);
                 assert_eq!(exits(&c, ExitReason::EptViolation), faults);
                 assert_eq!((c.exits_total(), c.nested_fills), (faults, faults));
@@ -235,7 +235,7 @@ fn a_retried_access_counts_once_under_shadow_paging() {
     assert_eq!((exits(&c, ExitReason::HiddenFault), c.exits_total()), (1, 1));
     s.store(0x1000);
     let c = m.count(&s.take());
-    assert_eq!((c.l1_tlb_misses, c.l2_tlb_misses, c.upgrades), (0, 0, 1));
+    assert_eq!((c.l1_tlb_misses, c.l2_tlb_misses, c.rewalks), (0, 0, 1));
     assert_eq!((c.walks, c.faulted_walks), (1, 1));
     assert_eq!((exits(&c, ExitReason::DirtyFault), c.exits_total()), (1, 1));
     approve(&m);

@@ -14,7 +14,7 @@ use nestwalk_sim::hypervisor::nested::Nested;
 use nestwalk_sim::scheme::{Event, Handled, MachineError, Platform, Processor, Scheme, Software};
 use nestwalk_sim::schemes::shadow::Shadow;
 use nestwalk_sim::schemes::xen_pv::XenPv;
-use nestwalk_sim::{AnyMachine, Machine};
+use nestwalk_sim::{DynMachine, Machine};
 use nestwalk_tables::{LONG4, Permissions, look_up};
 use nestwalk_types::{Address, Gpa, GuestBatch, Gva, Hpa, Invalidation, PageSize, Protection};
 use std::collections::BTreeSet;
@@ -136,7 +136,7 @@ fn setup(host_pages: &'static str) -> Setup {
     Setup { host_pages, vcpus: 3, ..Setup::new(profile) }
 }
 
-fn spoilt(scheme: &str, wrong: Wrong, host_pages: &'static str) -> Box<dyn AnyMachine> {
+fn spoilt(scheme: &str, wrong: Wrong, host_pages: &'static str) -> Box<dyn DynMachine> {
     let mut build = setup(host_pages).build(scheme, scheme != "native");
     match scheme {
         "native" => {
@@ -160,7 +160,7 @@ fn spoilt(scheme: &str, wrong: Wrong, host_pages: &'static str) -> Box<dyn AnyMa
 
 /// Violations at the end. A machine may also stop with an error: what it did wrong made it lose a
 /// page that is there. That is no verdict, so it does not count.
-fn violations(mut machine: Box<dyn AnyMachine>, events: &[GuestBatch]) -> u64 {
+fn violations(mut machine: Box<dyn DynMachine>, events: &[GuestBatch]) -> u64 {
     let end = events.iter().try_for_each(|e| machine.run(e));
     let verdict = machine.verdict().unwrap();
     assert!(end.is_ok() || !machine.name().ends_with("right"), "{end:?}");
@@ -529,7 +529,7 @@ fn a_counter_that_does_not_add_up_is_caught() {
     m.platform().cpu.counters.l1_tlb_misses += 1;
     m.platform().cpu.counters.walks += 1;
     assert_eq!(m.verdict().unwrap().violations, 0);
-    m.platform().cpu.counters.upgrades += 1;
+    m.platform().cpu.counters.rewalks += 1;
     assert_eq!(m.verdict().unwrap().violations, 1);
 }
 

@@ -11,10 +11,10 @@ use nestwalk_sim::assist::coalescing::CoalescingTlbs;
 use nestwalk_sim::assist::coalescing::machine_of;
 use nestwalk_sim::hypervisor::bare_metal::Native;
 use nestwalk_sim::hypervisor::nested::Nested;
-use nestwalk_sim::scheme::Build;
+use nestwalk_sim::scheme::MachineConfig;
 use nestwalk_sim::scheme::Platform;
 use nestwalk_sim::schemes::by_name;
-use nestwalk_sim::{AnyMachine, Counters, Cycles, Energy, Machine};
+use nestwalk_sim::{Counters, Cycles, DynMachine, Energy, Machine};
 use nestwalk_tables::{LEGACY32, LONG4, Mode, look_up};
 use nestwalk_types::{Address, Gpa, Gva, PageSize, Protection, SplitMix64};
 use std::collections::BTreeSet;
@@ -77,11 +77,14 @@ fn life(seed: u64, vcpus: u8, mode: &'static Mode, pages: &'static str) -> Life 
     }
 }
 
-fn kind(name: &str, variant: &str, setup: &Setup) -> Box<dyn AnyMachine> {
+fn kind(name: &str, variant: &str, setup: &Setup) -> Box<dyn DynMachine> {
     let definition = by_name(name).unwrap();
     let build = setup.build(name, definition.virtualized);
-    (definition.build)(Build { variant: definition.options.normalize(variant).unwrap(), ..build })
-        .unwrap()
+    (definition.build)(MachineConfig {
+        variant: definition.options.normalize(variant).unwrap(),
+        ..build
+    })
+    .unwrap()
 }
 
 /// With groups of one page and no buffer nothing coalesces: every counter is the conventional TLB's.
@@ -170,7 +173,7 @@ fn a_stream_walks_once_for_each_entry() {
         let setup = Setup { host_pages: "2m", ..Setup::new(bare_profile()) };
         let (mut native, mut nested) = (native(&setup, shape), nested(&setup, shape));
         for (machine, references) in
-            [(&mut native as &mut dyn AnyMachine, 4), (&mut nested, 4 * 4 + 3)]
+            [(&mut native as &mut dyn DynMachine, 4), (&mut nested, 4 * 4 + 3)]
         {
             machine.run(&events).unwrap();
             approve(machine);
@@ -370,7 +373,7 @@ fn walks_are_those_of_a_naive_coalescer() {
     }
 }
 
-fn count(machine: &mut dyn AnyMachine, s: &mut Script) -> Counters {
+fn count(machine: &mut dyn DynMachine, s: &mut Script) -> Counters {
     let before = machine.counters().clone();
     machine.run(&s.take()).unwrap();
     machine.counters().since(&before)
@@ -514,7 +517,7 @@ fn ways_that_are_not_there_are_refused() {
     let setup = Setup::new(small());
     let definition = by_name("clustered").unwrap();
     let build = setup.build("clustered", true);
-    let build = Build { variant: definition.options.normalize("ways=4").unwrap(), ..build };
+    let build = MachineConfig { variant: definition.options.normalize("ways=4").unwrap(), ..build };
     let told = (definition.build)(build).map(|_| ()).unwrap_err().to_string();
     assert!(told.contains("4 ways") && told.contains("it has 4 in all"), "{told}");
     // The default is a quarter, and one at least: it fits every profile with two ways.

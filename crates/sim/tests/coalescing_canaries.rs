@@ -15,7 +15,7 @@ use nestwalk_sim::hardware::{Core, Request};
 use nestwalk_sim::hypervisor::bare_metal::Native;
 use nestwalk_sim::hypervisor::nested::Nested;
 use nestwalk_sim::scheme::{Event, Handled, MachineError, Platform, Processor, Scheme, Software};
-use nestwalk_sim::{AnyMachine, Counters};
+use nestwalk_sim::{Counters, DynMachine};
 use nestwalk_tables::{LONG4, look_up};
 use nestwalk_types::{
     Address, Gpa, GuestBatch, Gva, Invalidation, PageSize, Protection, Run, VcpuId,
@@ -207,7 +207,7 @@ const SHAPES: [Shape; 3] = {
     [sa, fa, Shape { shift: 0, cluster_ways: 3, cluster_least: 2, ..sa }]
 };
 
-fn machine(virtualized: bool, wrong: Wrong, shape: Shape) -> Box<dyn AnyMachine> {
+fn machine(virtualized: bool, wrong: Wrong, shape: Shape) -> Box<dyn DynMachine> {
     let setup = Setup { vcpus: 3, ..Setup::new(Profile::load("cascade-lake-6252").unwrap()) };
     let mut build = setup.build("canary", virtualized);
     let walked = BTreeMap::new();
@@ -219,7 +219,7 @@ fn machine(virtualized: bool, wrong: Wrong, shape: Shape) -> Box<dyn AnyMachine>
     Box::new(machine_of::<_, SpoiltTlbs>(spoilt, build, shape).unwrap())
 }
 
-fn violations(mut machine: Box<dyn AnyMachine>, events: &[GuestBatch]) -> u64 {
+fn violations(mut machine: Box<dyn DynMachine>, events: &[GuestBatch]) -> u64 {
     // A wrong machine may also stop: that is no verdict.
     let _ = events.iter().try_for_each(|e| machine.run(e));
     machine.verdict().unwrap().violations

@@ -12,7 +12,7 @@ use nestwalk_sim::assist::ranges::{Base, Contiguous, Unit};
 use nestwalk_sim::hypervisor::bare_metal::Native;
 use nestwalk_sim::hypervisor::nested::Nested;
 use nestwalk_sim::schemes::spot::Spot;
-use nestwalk_sim::{AnyMachine, Machine};
+use nestwalk_sim::{DynMachine, Machine};
 use nestwalk_tables::{Entry, LEGACY32, LONG4, LONG5, Mode, PAE, Permissions, TableMemory};
 use nestwalk_types::{Address, Control, Gpa, Invalidation, PageSize};
 
@@ -208,7 +208,7 @@ fn tables_in_two_places_reused_tables_and_loops() {
     machine.run(&script.take()).unwrap();
     assert_eq!(runs(&machine, second).unwrap(), [(0x40000, 64)]);
     // The first root is reused as data.
-    script.say(Control::TableReused { vcpu: V0, gpa: kernel });
+    script.say(Control::TableRetired { vcpu: V0, gpa: kernel });
     // A loop: the leaf table's page is also a table above itself.
     let (middle, _) = script.entry(0x8000_0000 - (1 << 30), 3);
     script.write(Gpa::new(middle.value() & !0xfff | 0x20), middle.value() & !0xfff | 7);

@@ -16,7 +16,7 @@ use nestwalk_sim::scheme::{MachineError, Platform, Processor};
 use nestwalk_sim::schemes::anchor::Anchors;
 use nestwalk_sim::schemes::rmm::Rmm;
 use nestwalk_sim::schemes::spot::Spot;
-use nestwalk_sim::{AnyMachine, Counters, Machine};
+use nestwalk_sim::{Counters, DynMachine, Machine};
 use nestwalk_tables::{LEGACY32, LONG4, LONG5, Mode, PAE, Permissions};
 use nestwalk_types::{Address, Gpa, GuestBatch, Gva, PageSize, SplitMix64};
 
@@ -124,7 +124,7 @@ fn live<B: Base, U: Unit>(
 fn nested<U: Unit>(
     case: &Case,
     variant: &str,
-    unit: fn(&nestwalk_sim::Build) -> U,
+    unit: fn(&nestwalk_sim::MachineConfig) -> U,
 ) -> Machine<Contiguous<Nested, U>> {
     let mut build = case.setup().build("right", true);
     build.variant = variant.into();
@@ -138,7 +138,7 @@ fn approve<B: Base, U: Unit>(machine: &Machine<Contiguous<B, U>>, case: &Case) {
 }
 
 /// A unit in both kinds of machine, over all lives; what was counted in all.
-fn all_lives<U: Unit>(variant: &str, unit: fn(&nestwalk_sim::Build) -> U) -> Vec<Counters> {
+fn all_lives<U: Unit>(variant: &str, unit: fn(&nestwalk_sim::MachineConfig) -> U) -> Vec<Counters> {
     let mut counted = Vec::new();
     for case in cases() {
         let life = case.life();
@@ -304,7 +304,7 @@ impl<U: Unit> Unit for Spoilt<U> {
 fn violations<U: Unit>(
     wrong: Wrong,
     variant: &str,
-    unit: fn(&nestwalk_sim::Build) -> U,
+    unit: fn(&nestwalk_sim::MachineConfig) -> U,
     guess: fn(&U, &Request) -> Option<nestwalk_types::Hpa>,
 ) -> u64 {
     let mut found = 0;
@@ -345,7 +345,11 @@ fn ranges_and_anchors_that_are_kept_or_permit_too_much_are_caught() {
 }
 
 /// A page of a run moves, and INVLPG says so.
-fn moved_page<U: Unit>(wrong: Wrong, variant: &str, unit: fn(&nestwalk_sim::Build) -> U) -> u64 {
+fn moved_page<U: Unit>(
+    wrong: Wrong,
+    variant: &str,
+    unit: fn(&nestwalk_sim::MachineConfig) -> U,
+) -> u64 {
     let mut build = Setup::new(small()).build("spoilt", true);
     build.variant = variant.into();
     let unit = Spoilt { inner: unit(&build), wrong, guess: |_, _| None };

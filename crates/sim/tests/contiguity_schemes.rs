@@ -6,7 +6,7 @@ mod common;
 use common::machines::{Setup, tlb, with_tiny_tlbs};
 use common::{Script, approve, bare_profile};
 use nestwalk_sim::schemes::by_name;
-use nestwalk_sim::{AnyMachine, Counters, Cycles, Dimension};
+use nestwalk_sim::{Counters, Cycles, Dimension, DynMachine};
 use nestwalk_tables::{LONG4, PAE};
 use nestwalk_types::{Control, GuestBatch, Gva, Invalidation, PageSize, Protection};
 
@@ -33,11 +33,11 @@ fn loads(script: &mut Script, pages: &[u64]) {
 
 /// A machine of one-entry TLBs, watched, whose host has pages of 2 MiB: so its runs are as long as the
 /// guest's from the first access on.
-fn machine(name: &str, variant: &str) -> Box<dyn AnyMachine> {
+fn machine(name: &str, variant: &str) -> Box<dyn DynMachine> {
     machine_on("2m", name, variant)
 }
 
-fn machine_on(host_pages: &'static str, name: &str, variant: &str) -> Box<dyn AnyMachine> {
+fn machine_on(host_pages: &'static str, name: &str, variant: &str) -> Box<dyn DynMachine> {
     let setup = Setup { host_pages, ..Setup::new(with_tiny_tlbs(bare_profile())) };
     let definition = by_name(name).unwrap();
     let mut build = setup.build(name, definition.virtualized);
@@ -46,7 +46,7 @@ fn machine_on(host_pages: &'static str, name: &str, variant: &str) -> Box<dyn An
 }
 
 /// What events add to the counters.
-fn added(machine: &mut Box<dyn AnyMachine>, events: &GuestBatch) -> Counters {
+fn added(machine: &mut Box<dyn DynMachine>, events: &GuestBatch) -> Counters {
     let before = machine.counters().clone();
     machine.run(events).unwrap();
     approve(&**machine);

@@ -6,7 +6,7 @@ use common::machine_with;
 use nestwalk_hw::Profile;
 use nestwalk_mm::{GuestConfig, ModelledGuest, PagePolicy, PlacementKind, PrimaryConfig};
 use nestwalk_sim::SCHEMES;
-use nestwalk_sim::machine::AnyMachine;
+use nestwalk_sim::machine::DynMachine;
 use nestwalk_tables::{LEGACY32, LONG4, LONG5, Mode, PAE};
 use nestwalk_types::{
     AccessKind, Batch, BatchBuilder, Control, GuestBatch, Gva, ProcessId, Protection, VcpuId,
@@ -126,7 +126,7 @@ fn small_profile() -> Profile {
     p
 }
 
-fn machines(mode: &'static Mode, host_pages: &str) -> Vec<Box<dyn AnyMachine>> {
+fn machines(mode: &'static Mode, host_pages: &str) -> Vec<Box<dyn DynMachine>> {
     let profile = small_profile();
     SCHEMES
         .iter()

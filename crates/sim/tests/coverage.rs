@@ -6,7 +6,7 @@ use common::lives::{BASE, Life};
 use common::machines::Setup;
 use nestwalk_contiguity::{RunSet, compose};
 use nestwalk_hw::Profile;
-use nestwalk_sim::AnyMachine;
+use nestwalk_sim::DynMachine;
 use nestwalk_sim::hardware::world::World;
 use nestwalk_sim::machine::coverage::{CoverageResult, guest_runs, host_runs};
 use nestwalk_tables::{

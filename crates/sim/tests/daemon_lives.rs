@@ -12,9 +12,9 @@ use nestwalk_mm::{
     KERNEL_BYTES, KhugepagedConfig, ModelledGuest, PagePolicy, PlacementKind, RangerConfig,
 };
 use nestwalk_sim::hypervisor::nested::Nested;
-use nestwalk_sim::scheme::Build;
+use nestwalk_sim::scheme::MachineConfig;
 use nestwalk_sim::schemes::by_name;
-use nestwalk_sim::{AnyMachine, Counters, ExitReason, Machine, SCHEMES};
+use nestwalk_sim::{Counters, DynMachine, ExitReason, Machine, SCHEMES};
 use nestwalk_tables::{LEGACY32, LONG4, LONG5, Mode, PAE};
 use nestwalk_types::{Gpa, GuestBatch, PageSize, SplitMix64};
 
@@ -113,9 +113,9 @@ impl Case {
         HostMemory::with_config(&config, &[(Gpa::new(0), GUEST)]).unwrap()
     }
 
-    fn machine(&self, scheme: &str) -> Box<dyn AnyMachine> {
+    fn machine(&self, scheme: &str) -> Box<dyn DynMachine> {
         let definition = by_name(scheme).unwrap();
-        let build = Build {
+        let build = MachineConfig {
             name: scheme.into(),
             variant: definition.options.normalize("").unwrap(),
             vmm: nestwalk_sim::scheme::vmm_options::VmmOptions::default(),
@@ -198,7 +198,7 @@ fn a_page_that_moves_unnoticed_is_found() {
     let mut found = 0;
     for told in [true, false] {
         let build = setup.build("nested", true);
-        let mut build = Build { host: Some(case.host()), guest_mode: case.mode, ..build };
+        let mut build = MachineConfig { host: Some(case.host()), guest_mode: case.mode, ..build };
         let mut m = Machine::new(Nested::new(&mut build).unwrap(), build).unwrap();
         for batch in &batches {
             m.run(batch).unwrap();

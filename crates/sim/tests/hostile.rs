@@ -56,10 +56,10 @@ fn control(r: &mut SplitMix64) -> Control {
     match r.below(24) {
         0..8 => {
             let entries = (r.below(3) > 0).then(|| image(r));
-            Control::TableNew { vcpu, gpa: here, entries }
+            Control::TableAdded { vcpu, gpa: here, entries }
         }
         8..12 => Control::TableWrite { vcpu, gpa: here.offset(r.below(4) * 8), value },
-        12 => Control::TableReused { vcpu, gpa: here },
+        12 => Control::TableRetired { vcpu, gpa: here },
         13..16 => {
             Control::LoadCr3 { vcpu, root: here, pcid: r.next() as u16, keep: r.below(2) == 0 }
         }
@@ -68,7 +68,7 @@ fn control(r: &mut SplitMix64) -> Control {
             let size = size[usize::from(r.below(40) == 0) + usize::from(r.below(40) == 0)];
             Control::PageCleared { vcpu, gpa: here, size }
         }
-        17 => Control::Backed {
+        17 => Control::Prefault {
             start: here,
             bytes: [4096, 1 << 21, r.next() | 1 << 40][[0, 0, 0, 0, 0, 1, 2][r.below(7) as usize]],
         },
@@ -193,7 +193,7 @@ fn tables_full_of_each_other_take_no_time() {
     let mut controls = Vec::new();
     for i in 1..=16u64 {
         let (gpa, entries) = (Gpa::new(i << 12), Some(full(i)));
-        controls.push((0, Control::TableNew { vcpu, gpa, entries }));
+        controls.push((0, Control::TableAdded { vcpu, gpa, entries }));
     }
     for i in 1..=16u64 {
         let root = Gpa::new(i << 12);

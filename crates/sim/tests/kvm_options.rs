@@ -87,7 +87,7 @@ fn a_walk_dirties_the_nested_entries_of_guest_tables() {
         let c = count(&mut m, &mut s);
         assert_eq!(flags(&mut m, DATA), (on, on), "{given:?}: the page was stored to");
         // A clean nested entry is one that a store must walk for; without flags there is none.
-        assert_eq!(c.upgrades, u64::from(on), "{given:?}");
+        assert_eq!(c.rewalks, u64::from(on), "{given:?}");
     }
 }
 

@@ -19,7 +19,7 @@ use nestwalk_mm::{
     DaemonConfig, GuestConfig, HostConfig, HostMemory, KERNEL_BYTES, ModelledGuest, PagePolicy,
     PlacementKind,
 };
-use nestwalk_sim::scheme::Build;
+use nestwalk_sim::scheme::MachineConfig;
 use nestwalk_sim::scheme::MachineError;
 use nestwalk_sim::schemes::Definition;
 use nestwalk_sim::{Counters, Cycles, SCHEMES};
@@ -119,7 +119,7 @@ fn counters(scheme: &Definition, profile: &Profile, events: &GuestBatch) -> Opti
         };
         HostMemory::with_config(&config, &[(nestwalk_types::Gpa::new(0), guest_bytes)]).unwrap()
     });
-    let built = (scheme.build)(Build {
+    let built = (scheme.build)(MachineConfig {
         name: scheme.name.into(),
         variant: scheme.options.normalize(frozen(scheme.name)).unwrap(),
         vmm: nestwalk_sim::scheme::vmm_options::VmmOptions::default(),

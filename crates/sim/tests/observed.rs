@@ -200,7 +200,7 @@ fn what_only_recordings_say_is_understood_by_every_scheme() {
     let mut r = SplitMix64::new(5);
     let batches = with_direct_map(&life.live(), &LONG4, PageSize::SIZE_2M, &mut r);
     let batches: Vec<Batch> = batches.into_iter().map(|b| b.batch).collect();
-    let backed = Control::Backed { start: Gpa::new(0), bytes: 1 << 30 };
+    let backed = Control::Prefault { start: Gpa::new(0), bytes: 1 << 30 };
     let process = |id| Control::Process {
         vcpu: VcpuId(0),
         root: Gpa::new(0),
@@ -214,7 +214,7 @@ fn what_only_recordings_say_is_understood_by_every_scheme() {
         batch.controls.push((end, process(i as u32 % 3)));
         // A page that was never a table.
         let gpa = Gpa::new((2 << 30) + (i as u64) * 4096);
-        batch.controls.push((end, Control::TableReused { vcpu: VcpuId(0), gpa }));
+        batch.controls.push((end, Control::TableRetired { vcpu: VcpuId(0), gpa }));
     }
     let plan = plan("native:observed,nested:observed+2m,shadow:observed+2m", &LONG4, 1, 1);
     let go = |batches: Vec<Batch>| {

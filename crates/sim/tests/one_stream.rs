@@ -7,8 +7,8 @@ use common::lives::{Life, cut, join};
 use common::machines::Setup;
 use nestwalk_hw::Profile;
 use nestwalk_mm::PagePolicy;
-use nestwalk_sim::scheme::Build;
-use nestwalk_sim::{AnyMachine, Counters, MachineSpec, Plan, SCHEMES, compare};
+use nestwalk_sim::scheme::MachineConfig;
+use nestwalk_sim::{Counters, DynMachine, MachineSpec, Plan, SCHEMES, compare};
 use nestwalk_source::Multiplex;
 use nestwalk_tables::{LEGACY32, LONG4, LONG5, Mode, PAE};
 use nestwalk_types::{
@@ -18,9 +18,9 @@ use nestwalk_workloads::{Populate, WorkloadSpec};
 use proptest::prelude::*;
 use std::sync::atomic::AtomicBool;
 
-fn machines(setup: &Setup) -> Vec<Box<dyn AnyMachine>> {
+fn machines(setup: &Setup) -> Vec<Box<dyn DynMachine>> {
     let build = |s: &nestwalk_sim::Definition| {
-        let build: Build = setup.build(s.name, s.virtualized);
+        let build: MachineConfig = setup.build(s.name, s.virtualized);
         (s.build)(build).unwrap()
     };
     SCHEMES.iter().map(build).collect()

@@ -10,7 +10,7 @@ use common::pairs::Pairs;
 use common::{Script, approve};
 use nestwalk_hw::Profile;
 use nestwalk_mm::{GuestConfig, ModelledGuest, PagePolicy};
-use nestwalk_sim::AnyMachine;
+use nestwalk_sim::DynMachine;
 use nestwalk_source::{Lackey, Limit, Multiplex, PatternSpec, RunOptions};
 use nestwalk_tables::{LONG4, LONG5, Mode};
 use nestwalk_types::{

@@ -95,7 +95,8 @@ fn live(case: &Case) {
     for scheme in SCHEMES.iter().filter(|s| !s.primary_region) {
         let build = setup.build(scheme.name, scheme.virtualized);
         let variant = scheme.options.normalize("").unwrap();
-        let mut m = (scheme.build)(nestwalk_sim::scheme::Build { variant, ..build }).unwrap();
+        let mut m =
+            (scheme.build)(nestwalk_sim::scheme::MachineConfig { variant, ..build }).unwrap();
         for step in &steps {
             m.run(step).unwrap_or_else(|e| panic!("{} seed {}: {e}", scheme.name, case.seed));
         }
@@ -129,12 +130,12 @@ fn pages_that_the_host_joins_are_mapped_as_one_page_from_then_on() {
     };
     let mut m = setup.nested();
     for step in &steps {
-        nestwalk_sim::AnyMachine::run(&mut m, step).unwrap();
+        nestwalk_sim::DynMachine::run(&mut m, step).unwrap();
     }
     let counters = m.platform.host.as_ref().unwrap().counters();
     assert!(counters.promotions > 0 && counters.leaves[1] > 0, "{counters:?}");
     common::approve(&m);
     // The nested tables have the large pages too: a table of small ones for each would be more.
-    let tables = nestwalk_sim::AnyMachine::report(&m).page_tables.nested >> 12;
+    let tables = nestwalk_sim::DynMachine::report(&m).page_tables.nested >> 12;
     assert!(tables < 3 + (GUEST >> 21) - counters.leaves[1], "{tables}");
 }

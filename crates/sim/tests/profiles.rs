@@ -12,7 +12,7 @@ use nestwalk_hw::profile::{BUILT_IN, EntryCacheProfile, IndexProfile, PcidProfil
 use nestwalk_sim::hardware::Core;
 use nestwalk_sim::measure::counters::Dimension;
 use nestwalk_sim::scheme::Scheme;
-use nestwalk_sim::{AnyMachine, Machine, SCHEMES};
+use nestwalk_sim::{DynMachine, Machine, SCHEMES};
 use nestwalk_tables::{LONG4, LONG5, Mode};
 use nestwalk_types::{Gpa, Gva, Invalidation, PageSize, Protection, RunFlags};
 
@@ -153,7 +153,7 @@ fn four_pages_in_order_share_an_entry_once_all_were_accessed() {
     // A store makes one page dirty: alone in its walk, and so are the others then.
     s.load(AT + 4096);
     s.store(AT + 4096);
-    assert_eq!(m.count(&s.take()).upgrades, 1);
+    assert_eq!(m.count(&s.take()).rewalks, 1);
     m.forget_translations();
     (0..4).for_each(|i| s.load(AT + i * 4096));
     assert_eq!(m.count(&s.take()).walks, 4);

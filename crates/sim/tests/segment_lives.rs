@@ -10,7 +10,7 @@ use common::{Script, V0};
 use nestwalk_hw::Profile;
 use nestwalk_mm::{GuestConfig, ModelledGuest, PagePolicy, PlacementKind, PrimaryConfig};
 use nestwalk_sim::assist::segments::SegmentedVm;
-use nestwalk_sim::{AnyMachine, Machine};
+use nestwalk_sim::{DynMachine, Machine};
 use nestwalk_tables::{LEGACY32, LONG4, LONG5, Mode, PAE};
 use nestwalk_types::{
     Batch, BatchBuilder, Control, Gpa, GuestBatch, GuestSegment, Gva, PageSize, ProcessId,
@@ -145,7 +145,7 @@ fn live(case: &Case, seen: &mut Seen) {
     }
 }
 
-fn approve(m: &dyn AnyMachine, case: &Case, variant: &str, seen: &mut Seen) {
+fn approve(m: &dyn DynMachine, case: &Case, variant: &str, seen: &mut Seen) {
     let verdict = m.verdict().unwrap();
     assert_eq!(verdict.told, Vec::<String>::new(), "{} {variant}, seed {}", m.name(), case.seed);
     let c = m.counters();

@@ -9,9 +9,9 @@ use nestwalk_hw::{FilterGeometry, Profile};
 use nestwalk_mm::PagePolicy;
 use nestwalk_sim::assist::segments::SegmentedVm;
 use nestwalk_sim::compare::spec::MachineSpec;
-use nestwalk_sim::scheme::Build;
+use nestwalk_sim::scheme::MachineConfig;
 use nestwalk_sim::schemes::by_name;
-use nestwalk_sim::{AnyMachine, Counters, Dimension, ExitReason, Machine};
+use nestwalk_sim::{Counters, Dimension, DynMachine, ExitReason, Machine};
 use nestwalk_tables::{LEGACY32, LONG4, LONG5, Mode, PAE};
 use nestwalk_types::{Address, Control, Gpa, GuestSegment, Gva, PageSize, RunFlags};
 
@@ -290,10 +290,10 @@ fn frames_can_be_named_as_bad() {
     let first = segment.target.page_number();
     assert_eq!(segment.escaped.len(), 3, "the only run that is long enough has all three");
     assert!(segment.escaped.iter().any(|p| first + p == 0x4001));
-    let build = Build { variant: "bad-at=0x900000".into(), ..u.build("vmm-direct", true) };
+    let build = MachineConfig { variant: "bad-at=0x900000".into(), ..u.build("vmm-direct", true) };
     let e = (by_name("vmm-direct").unwrap().build)(build).err().unwrap().to_string();
     assert!(e.contains("0x900000") && e.contains("does not exist"), "{e}");
-    let build = Build { variant: "bad=16384".into(), ..u.build("vmm-direct", true) };
+    let build = MachineConfig { variant: "bad=16384".into(), ..u.build("vmm-direct", true) };
     let e = (by_name("vmm-direct").unwrap().build)(build).err().unwrap().to_string();
     assert!(e.contains("16384 bad pages") && e.contains("fewer"), "{e}");
 }

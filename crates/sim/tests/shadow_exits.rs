@@ -8,7 +8,7 @@ use common::lives::Life;
 use common::machines::{Probe, Setup, exits, exits_by_name};
 use common::{Script, approve};
 use nestwalk_sim::hypervisor::shadow::PREVIOUS_ROOTS;
-use nestwalk_sim::{AnyMachine, ExitReason};
+use nestwalk_sim::{DynMachine, ExitReason};
 use nestwalk_tables::LONG4;
 use nestwalk_tables::entry::{ACCESSED, DIRTY};
 use nestwalk_types::{Control, Gpa, PageSize, Protection};
@@ -152,7 +152,7 @@ fn exits_add_up_in_any_life() {
                     Control::LoadCr3 { .. } => loads += 1,
                     Control::Invalidate { .. } => invalidations += 1,
                     Control::Fault { .. } => faults += 1,
-                    Control::TableNew { gpa, entries: None, .. } => {
+                    Control::TableAdded { gpa, entries: None, .. } => {
                         written.insert(gpa.value() >> 12);
                     }
                     Control::PageCleared { gpa, size, .. } => {

@@ -11,7 +11,7 @@ use common::{Script, V0, approve};
 use nestwalk_hw::Profile;
 use nestwalk_sim::hypervisor::shadow::FLOOD;
 use nestwalk_sim::schemes::shadow::Shadow;
-use nestwalk_sim::{AnyMachine, Counters, ExitReason, Machine, SCHEMES};
+use nestwalk_sim::{Counters, DynMachine, ExitReason, Machine, SCHEMES};
 use nestwalk_tables::{LONG4, LONG5};
 use nestwalk_types::{Control, Gpa, PageSize, RunFlags, SplitMix64};
 
@@ -191,7 +191,7 @@ fn a_freed_table_is_paid_for_when_its_page_is_used_again() {
         g.s.load_cr3(g.s.root, 1, false);
         g.s.write(g.s.entry(0, level + 1).0, 0);
         g.count();
-        g.s.say(Control::TableReused { vcpu: V0, gpa: table });
+        g.s.say(Control::TableRetired { vcpu: V0, gpa: table });
         assert!(g.m.platform.cpu.world.guest.contains(table));
         g.kernel(table, true);
         g.kernel(entry(table, 7), true);
@@ -207,7 +207,7 @@ fn a_freed_table_is_paid_for_when_its_page_is_used_again() {
 #[test]
 fn what_was_used_before_has_host_pages_and_costs_nothing() {
     let bytes = 64 << 20;
-    let backed = || Control::Backed { start: Gpa::new(0), bytes };
+    let backed = || Control::Prefault { start: Gpa::new(0), bytes };
     for host_pages in ["4k", "2m"] {
         let mut s = Script::with_found_tables(&LONG4);
         s.say(backed());
@@ -240,7 +240,7 @@ fn what_was_used_before_has_host_pages_and_costs_nothing() {
         assert_eq!(found.count() as u64, pages);
     }
     let mut s = Script::with_found_tables(&LONG4);
-    s.say(Control::Backed { start: Gpa::new(0), bytes: 1 << 40 });
+    s.say(Control::Prefault { start: Gpa::new(0), bytes: 1 << 40 });
     let batch = s.take();
     assert!(setup("4k").nested().run(&batch).is_err());
     assert!(setup("4k").shadow().run(&batch).is_err());

@@ -9,7 +9,7 @@ use common::machines::{Probe, Setup, exits, exits_by_name};
 use common::{Script, approve};
 use nestwalk_sim::hypervisor::shadow::{FLOOD, PREFETCH, PREVIOUS_ROOTS, QUOTA_MIN};
 use nestwalk_sim::schemes::shadow::Shadow;
-use nestwalk_sim::{AnyMachine, ExitReason, Machine};
+use nestwalk_sim::{DynMachine, ExitReason, Machine};
 use nestwalk_tables::LONG4;
 use nestwalk_tables::entry::{ACCESSED, DIRTY};
 use nestwalk_types::{Gpa, Invalidation, PageSize, Protection, SplitMix64};

@@ -11,7 +11,7 @@ use nestwalk_policy::{Mode as PagingMode, hindsight};
 use nestwalk_sim::measure::series::intervals;
 use nestwalk_sim::schemes::switching::Switching;
 use nestwalk_sim::{
-    AnyMachine, Cycles, ExitReason, Machine, MachineSpec, Outcome, Plan, compare, interval_costs,
+    Cycles, DynMachine, ExitReason, Machine, MachineSpec, Outcome, Plan, compare, interval_costs,
 };
 use nestwalk_tables::LONG4;
 use nestwalk_types::{Gpa, PageSize, SplitMix64};
@@ -361,7 +361,7 @@ fn series_are_aligned_and_complete() {
     assert!(best.cost <= whole && best.modes.len() == costs.len());
 }
 
-/// Looks come at places of the program, not of batches.
+/// Snapshots come at places of the program, not of batches.
 #[test]
 fn the_cut_of_the_stream_changes_nothing() {
     for seed in 0..8 {

@@ -8,7 +8,7 @@ use common::machines::{Setup, exits};
 use nestwalk_hw::Profile;
 use nestwalk_policy::Mode as PagingMode;
 use nestwalk_sim::schemes::switching::Switching;
-use nestwalk_sim::{AnyMachine, ExitReason, Machine};
+use nestwalk_sim::{DynMachine, ExitReason, Machine};
 use nestwalk_tables::{LEGACY32, LONG4, LONG5, Mode, PAE};
 use nestwalk_types::{PageSize, SplitMix64};
 

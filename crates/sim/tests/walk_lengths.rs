@@ -6,7 +6,7 @@ mod common;
 
 use common::machines::{Probe, Setup, array, only_to_level, roomy_walk_cache, with_tiny_tlbs};
 use common::{Script, V0, approve, bare_profile, machine_with, run};
-use nestwalk_sim::{AnyMachine, Counters, Dimension};
+use nestwalk_sim::{Counters, Dimension, DynMachine};
 use nestwalk_tables::{LEGACY32, LONG4, LONG5, Mode, PAE};
 use nestwalk_types::{GuestBatch, PageSize};
 

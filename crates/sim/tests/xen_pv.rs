@@ -9,7 +9,7 @@ use common::{Script, V0, approve, run};
 use nestwalk_hw::Profile;
 use nestwalk_mm::{GuestConfig, ModelledGuest};
 use nestwalk_sim::schemes::xen_pv::XenPv;
-use nestwalk_sim::{AnyMachine, Counters, Dimension, ExitReason, Machine};
+use nestwalk_sim::{Counters, Dimension, DynMachine, ExitReason, Machine};
 use nestwalk_tables::entry::{ACCESSED, DIRTY, WRITE};
 use nestwalk_tables::{LEGACY32, LONG4, LONG5, PAE};
 use nestwalk_types::{

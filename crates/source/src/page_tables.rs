@@ -342,7 +342,7 @@ impl PageTables {
         let (tables, end) = self.tables();
         let root = Gpa::new(self.root());
         let mut controls: Vec<Control> = self.backed(end);
-        controls.extend(tables.into_iter().map(|(at, entries)| Control::TableNew {
+        controls.extend(tables.into_iter().map(|(at, entries)| Control::TableAdded {
             vcpu,
             gpa: Gpa::new(at),
             entries: Some(entries),
@@ -382,7 +382,8 @@ impl PageTables {
                 _ => ranges.push((start, end)),
             }
         }
-        let backed = |(start, end)| Control::Backed { start: Gpa::new(start), bytes: end - start };
+        let backed =
+            |(start, end)| Control::Prefault { start: Gpa::new(start), bytes: end - start };
         ranges.into_iter().map(backed).collect()
     }
 }

@@ -155,7 +155,9 @@ fn traces() -> Vec<Vec<u8>> {
             batch.controls.push((at, Control::TableWrite { vcpu, gpa, value }));
             batch.controls.push((at, Control::Invalidate { vcpu, what: Invalidation::Page(gva) }));
             let entries = (i % 12 == 0).then(|| Box::new([value; 512]));
-            batch.controls.push((at, Control::TableNew { vcpu, gpa: Gpa::new(i << 12), entries }));
+            batch
+                .controls
+                .push((at, Control::TableAdded { vcpu, gpa: Gpa::new(i << 12), entries }));
         }
     }
     // So small a chunk does not shrink much: most columns stand there as they are.

@@ -15,7 +15,7 @@ fn said(controls: Vec<(usize, Control)>) -> Tables {
     let (mut tables, mut at) = (BTreeMap::new(), 0);
     for (_, control) in controls {
         match control {
-            Control::TableNew { gpa, entries: Some(entries), .. } => {
+            Control::TableAdded { gpa, entries: Some(entries), .. } => {
                 tables.insert(gpa.value(), entries);
             }
             Control::LoadCr3 { root, .. } => at = root.value(),
@@ -79,7 +79,7 @@ fn tables_put_every_page_where_the_dump_says() {
     dump += "0x7f0000200000 0x40000000 2M\n0x7f4000000000 0x140000000 1G";
     let (controls, guest) = mapped(&dump);
     let ends = controls.iter().filter_map(|c| match c.1 {
-        Control::Backed { start, bytes } => Some(start.value() + bytes),
+        Control::Prefault { start, bytes } => Some(start.value() + bytes),
         _ => None,
     });
     let end = ends.max().unwrap();

@@ -19,7 +19,7 @@ fn sample() -> Batch {
     entries[3] = 0x5067;
     entries[4] = 0x6067;
     let (vcpu, gpa) = (VcpuId(0), Gpa::new(0x4000));
-    batch.controls.push((0, Control::TableNew { vcpu, gpa, entries: Some(entries) }));
+    batch.controls.push((0, Control::TableAdded { vcpu, gpa, entries: Some(entries) }));
     batch.controls.push((0, Control::RegionOfInterest));
     for i in 0..400_u64 {
         let fetch = i % 3 == 0;

@@ -292,7 +292,7 @@ pub enum Control {
     /// A page-table page is in use from now on; `entries` are its contents, `None` if the kernel
     /// cleared it just now by stores that the stream does not show. A captured guest, whose stores are
     /// runs of the stream, always says the contents.
-    TableNew {
+    TableAdded {
         /// The vCPU that allocated it.
         vcpu: VcpuId,
         /// Guest-physical address of the 4 KiB page.
@@ -321,7 +321,7 @@ pub enum Control {
     },
     /// The guest stored to a page that was a table until the kernel took it out of its tables: it is
     /// no table from here on. Said by a captured guest, whose own stores are runs of the stream.
-    TableReused {
+    TableRetired {
         /// The vCPU that stored.
         vcpu: VcpuId,
         /// Guest-physical address of the 4 KiB page.
@@ -329,7 +329,7 @@ pub enum Control {
     },
     /// The guest had used this memory before the stream begins, so the host has pages behind it
     /// already. Said by a captured guest, before its first run.
-    Backed {
+    Prefault {
         /// First guest-physical address, a multiple of 4 KiB.
         start: Gpa,
         /// Length in bytes, a multiple of 4 KiB.

@@ -9,7 +9,7 @@
 //! and no cycles are. If it faults it is dropped. The hypervisor is that of nested paging.
 
 use nestwalk_lab::scheme::{
-    Address, AnyMachine, Asid, Build, Definition, Event, Fault, Gpa, Gva, Handled, Machine,
+    Address, DynMachine, Asid, MachineConfig, Definition, Event, Fault, Gpa, Gva, Handled, Machine,
     MachineError, Nested, Nobody, OptionRow, OptionTable, Platform, Processor, Report, Request,
     Run, Scheme, ServedBy, Software, Translation, VmmKind, WalkWatch, whole,
 };
@@ -48,7 +48,7 @@ static OPTIONS: OptionTable<Config> = OptionTable::new(&[OptionRow {
     get: |config| config.buffer.to_string(),
 }]);
 
-fn build(mut build: Build) -> Result<Box<dyn AnyMachine>, MachineError> {
+fn build(mut build: MachineConfig) -> Result<Box<dyn DynMachine>, MachineError> {
     let Config { buffer } = build.options(&OPTIONS)?;
     let buffers = (0..build.vcpus).map(|_| Buffer { room: buffer, entries: VecDeque::new() });
     let scheme = NextPage { buffers: buffers.collect(), nested: Nested::new(&mut build)? };

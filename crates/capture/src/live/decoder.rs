@@ -82,7 +82,7 @@ impl Decoder {
                     line.open = Open::Image { gpa, entries, records: records + 1 };
                     return Ok(());
                 }
-                Control::TableNew { vcpu: VcpuId(vcpu), gpa, entries: Some(entries) }
+                Control::TableAdded { vcpu: VcpuId(vcpu), gpa, entries: Some(entries) }
             }
             Open::Name { root, id, first } => {
                 let bytes = [first.to_le_bytes(), record.a.to_le_bytes()].concat();
@@ -136,7 +136,7 @@ impl Decoder {
                 return Ok(None);
             }
             Kind::TableWrite => Control::TableWrite { vcpu, gpa: Gpa::new(r.a), value: r.b },
-            Kind::TableReused => Control::TableReused { vcpu, gpa: Gpa::new(r.a) },
+            Kind::TableReused => Control::TableRetired { vcpu, gpa: Gpa::new(r.a) },
             Kind::LoadCr3 => Control::LoadCr3 {
                 vcpu,
                 root: Gpa::new(r.a & ROOT),
@@ -148,7 +148,7 @@ impl Decoder {
             }
             Kind::InvalidateAll => Control::Invalidate { vcpu, what: Invalidation::All },
             Kind::Fault => Control::Fault { vcpu, gva: Gva::new(r.a), code: code(r.b) },
-            Kind::Backed => Control::Backed { start: Gpa::new(r.a), bytes: r.b },
+            Kind::Backed => Control::Prefault { start: Gpa::new(r.a), bytes: r.b },
             Kind::Mark if r.a == REGION_OF_INTEREST => Control::RegionOfInterest,
             Kind::Check => {
                 if let Some(check) = &mut self.check {

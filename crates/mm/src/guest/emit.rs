@@ -120,7 +120,7 @@ pub(super) fn registers(region: &Contiguous<Gva, Gpa>) -> GuestSegment {
 
 impl Observer<Gva, Gpa> for Emit<'_, '_> {
     fn table_new(&mut self, gpa: Gpa, _: Level) {
-        self.output.control(Control::TableNew { vcpu: self.vcpu, gpa, entries: None });
+        self.output.control(Control::TableAdded { vcpu: self.vcpu, gpa, entries: None });
     }
     #[inline]
     fn stored(&mut self, gpa: Gpa, entry: Entry) {

@@ -37,7 +37,7 @@ struct Process {
 /// The modelled guest: in come runs and the controls of processes, out go the same runs with their
 /// guest-physical addresses and architectural controls at the positions where they take effect.
 ///
-/// The output alone says everything about the guest's tables: `TableNew` (a table of zeros from here
+/// The output alone says everything about the guest's tables: `TableAdded` (a table of zeros from here
 /// on), `TableWrite` (one entry), `PageCleared` (its pages are no tables from here on). Accessed and
 /// dirty bits that the processor sets later are not said, but are part of later values. Nothing is
 /// said when a table is freed: to a VMM it is a table until it is used for something else.
@@ -246,12 +246,12 @@ impl ModelledGuest {
             Control::LoadSegment { .. } => refused("a load of segment registers"),
             Control::SelfBallooned { .. } => refused("memory that was exchanged"),
             Control::Invalidate { .. } => refused("an invalidation"),
-            Control::TableNew { .. } => refused("a new table"),
+            Control::TableAdded { .. } => refused("a new table"),
             Control::TableWrite { .. } => refused("a write to a table"),
             Control::PageCleared { .. } => refused("a cleared page"),
             Control::Fault { .. } => refused("a page fault"),
-            Control::TableReused { .. } => refused("a table that was freed"),
-            Control::Backed { .. } => refused("memory that the host has pages for"),
+            Control::TableRetired { .. } => refused("a table that was freed"),
+            Control::Prefault { .. } => refused("memory that the host has pages for"),
             Control::Process { .. } => refused("a process of a recorded guest"),
         }
     }

@@ -256,12 +256,12 @@ impl HostMemory {
     /// addresses are as before. Whoever maps parts of them in tables of its own takes these out
     /// before the guest runs on, so that the next use finds the whole page (Linux:
     /// `mmu_notifier_invalidate_range`).
-    pub fn take_joined(&mut self) -> Vec<(Gpa, PageSize)> {
+    pub fn take_promoted(&mut self) -> Vec<(Gpa, PageSize)> {
         std::mem::take(&mut self.joined)
     }
-    /// Whether [`HostMemory::take_joined`] would return any.
+    /// Whether [`HostMemory::take_promoted`] would return any.
     #[inline]
-    pub const fn has_joined(&self) -> bool {
+    pub const fn has_promoted(&self) -> bool {
         !self.joined.is_empty()
     }
 

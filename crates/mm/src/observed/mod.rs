@@ -25,8 +25,8 @@ const KEPT_EXAMPLES: u64 = 3;
 /// The observed guest: in comes the stream of a recorded guest, out goes the same stream with the
 /// guest-physical address of each run.
 ///
-/// The stream alone says what the tables are: `TableNew` (a table from here on, with these contents),
-/// `TableWrite` (one entry), `TableReused` and `PageCleared` (no tables from here on), `LoadCr3`. A
+/// The stream alone says what the tables are: `TableAdded` (a table from here on, with these contents),
+/// `TableWrite` (one entry), `TableRetired` and `PageCleared` (no tables from here on), `LoadCr3`. A
 /// run's address is what the tables say at its place in the stream, whatever a TLB may still hold;
 /// accessed and dirty bits decide nothing here.
 ///
@@ -146,13 +146,13 @@ impl ObservedGuest {
                 let stale = self.mirror.write(gpa, value);
                 self.forget(stale);
             }
-            Control::TableNew { gpa, ref entries, .. } => {
+            Control::TableAdded { gpa, ref entries, .. } => {
                 self.check(index, gpa, 0x1000)?;
                 self.stats.tables_new += 1;
                 let stale = self.mirror.insert(gpa, entries.as_deref());
                 self.forget(stale);
             }
-            Control::TableReused { gpa, .. } => {
+            Control::TableRetired { gpa, .. } => {
                 let stale = self.mirror.remove(gpa);
                 self.forget(stale);
             }
@@ -184,7 +184,7 @@ impl ObservedGuest {
             Control::Process { id, .. } => {
                 self.processes.insert(id);
             }
-            Control::Backed { start, bytes } => self.check(index, start, bytes)?,
+            Control::Prefault { start, bytes } => self.check(index, start, bytes)?,
             Control::RegionOfInterest | Control::OsWork { .. } => {}
             Control::LoadSegment { .. } => return refused("a load of segment registers"),
             Control::SelfBallooned { .. } => return refused("memory that was exchanged"),

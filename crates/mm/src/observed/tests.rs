@@ -17,7 +17,7 @@ fn run(vcpu: u8, gva: u64, flags: RunFlags) -> Run {
 }
 
 fn new(gpa: u64, entries: Option<Box<[u64; 512]>>) -> Control {
-    Control::TableNew { vcpu: V, gpa: Gpa::new(gpa), entries }
+    Control::TableAdded { vcpu: V, gpa: Gpa::new(gpa), entries }
 }
 fn write(gpa: u64, value: u64) -> Control {
     Control::TableWrite { vcpu: V, gpa: Gpa::new(gpa), value }
@@ -113,7 +113,7 @@ fn random_tables_agree_with_a_plain_look_up() {
                     }
                     1 => {
                         tables.remove(Gpa::new(at));
-                        Control::TableReused { vcpu: V, gpa: Gpa::new(at) }
+                        Control::TableRetired { vcpu: V, gpa: Gpa::new(at) }
                     }
                     2 | 3 => {
                         let vcpu = r.below(2) as u8;
@@ -228,7 +228,7 @@ fn writes_before_a_table_has_a_level_are_counted_when_it_gets_one() {
     let sets = guest.stats().table_writes.map(|w| w.set);
     assert_eq!(sets, [3, 7, 1, 1, 1, 1]);
     // A table that goes without ever having had a place stays without one.
-    process(&mut guest, vec![Control::TableReused { vcpu: V, gpa: Gpa::new(at(6)) }], vec![]);
+    process(&mut guest, vec![Control::TableRetired { vcpu: V, gpa: Gpa::new(at(6)) }], vec![]);
     assert_eq!(guest.stats().table_writes[0].set, 3);
     assert_eq!(guest.stats().tables, 5);
 }
@@ -302,7 +302,7 @@ fn an_event_that_no_recorded_guest_says_is_refused_with_its_place() {
     assert!(message.starts_with("control 1 of the batch is an exec"), "{message}");
     let message = refused(vec![new(1 << 30, None)]);
     assert!(message.contains("gPA 0x40000000"), "{message}");
-    let far = Control::Backed { start: Gpa::new(0x1000), bytes: u64::MAX };
+    let far = Control::Prefault { start: Gpa::new(0x1000), bytes: u64::MAX };
     assert!(refused(vec![far]).contains("bytes at gPA 0x1000"));
     assert!(refused(vec![cr3(3, 0x1000)]).contains("vCPU 3, but the recorded guest has 1"));
     let mut guest = four_tables(|c| c);

@@ -96,12 +96,12 @@ impl Spaces {
         }
         self.guest.follow(std::slice::from_ref(control))?;
         match control.1 {
-            Control::TableReused { gpa, .. } => self.end(gpa),
+            Control::TableRetired { gpa, .. } => self.end(gpa),
             Control::PageCleared { gpa, size, .. } => {
                 (0..size.base_pages()).for_each(|i| self.end(gpa.offset_by(i << 12)));
             }
             Control::TableWrite { gpa, value, .. } => self.link(gpa, Entry(value)),
-            Control::TableNew { gpa, .. } => {
+            Control::TableAdded { gpa, .. } => {
                 // A root that is said anew is another one.
                 if self
                     .places

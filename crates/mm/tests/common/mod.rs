@@ -113,7 +113,7 @@ impl Machine {
 
     pub fn control(&mut self, control: &Control) {
         match *control {
-            Control::TableNew { gpa, ref entries, .. } => {
+            Control::TableAdded { gpa, ref entries, .. } => {
                 assert_eq!(gpa.value() & 0xfff, 0);
                 self.mirror.insert(gpa, entries.as_deref());
                 self.counts.tables += 1;

@@ -81,7 +81,7 @@ pub fn writes(controls: &[Control]) -> Vec<Entry> {
 pub fn letters(controls: &[Control]) -> String {
     let letter = |c: &Control| match *c {
         Control::Fault { .. } => 'F',
-        Control::TableNew { .. } => 'N',
+        Control::TableAdded { .. } => 'N',
         Control::PageCleared { .. } => 'C',
         Control::TableWrite { value: 0, .. } => '0',
         Control::TableWrite { .. } => 'w',

@@ -15,12 +15,12 @@ pub mod spec;
 use crate::compare::daemons::DaemonTimes;
 use crate::compare::guests::{Guest, GuestOutcome};
 use crate::compare::spec::{GuestSpec, MachineSpec};
-use crate::machine::AnyMachine;
+use crate::machine::DynMachine;
 use crate::measure::counters::Counters;
 use crate::report::contiguity::ContiguityResult;
 use crate::report::placement::PlacementResult;
 use crate::report::results::MachineResult;
-use crate::scheme::Build;
+use crate::scheme::MachineConfig;
 use crate::scheme::MachineError;
 use crate::switching::{Cut, Recorded};
 use nestwalk_hw::Profile;
@@ -202,10 +202,10 @@ pub struct Outcome {
 }
 
 /// A machine with its place in the plan and the guest it belongs to.
-struct Seat {
+struct Slot {
     index: usize,
     group: usize,
-    machine: Box<dyn AnyMachine>,
+    machine: Box<dyn DynMachine>,
 }
 
 struct Group {
@@ -224,26 +224,26 @@ pub fn compare(
     stop: &AtomicBool,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Outcome, CompareError> {
-    let (mut groups, seats) = set_up(plan, source)?;
-    let (seats, error) = if plan.threads <= 1 {
-        run_here(&mut groups, seats, source, stop, progress)
+    let (mut groups, slots) = set_up(plan, source)?;
+    let (slots, error) = if plan.threads <= 1 {
+        run_here(&mut groups, slots, source, stop, progress)
     } else {
-        run_on_threads(plan.threads, &mut groups, seats, source, stop, progress)
+        run_on_threads(plan.threads, &mut groups, slots, source, stop, progress)
     };
     let guests = groups.iter().map(|g| (g.spec.name(), g.guest.outcome())).collect();
-    let series = seats.iter().map(|s| s.machine.series()).collect();
-    let samples = seats.iter().map(|s| s.machine.samples().cloned()).collect();
-    let counters = seats.iter().map(|s| s.machine.counters().clone()).collect();
-    Ok(Outcome { machines: results(plan, &seats), counters, guests, series, samples, error })
+    let series = slots.iter().map(|s| s.machine.series()).collect();
+    let samples = slots.iter().map(|s| s.machine.samples().cloned()).collect();
+    let counters = slots.iter().map(|s| s.machine.counters().clone()).collect();
+    Ok(Outcome { machines: results(plan, &slots), counters, guests, series, samples, error })
 }
 
-fn set_up(plan: &Plan, source: &dyn Source) -> Result<(Vec<Group>, Vec<Seat>), CompareError> {
+fn set_up(plan: &Plan, source: &dyn Source) -> Result<(Vec<Group>, Vec<Slot>), CompareError> {
     let info = source.info();
     if let Some(guest) = &info.guest {
         guests::check(plan, guest)?;
     }
     let mut groups: Vec<Group> = Vec::new();
-    let mut seats = Vec::new();
+    let mut slots = Vec::new();
     for (index, spec) in plan.machines.iter().enumerate() {
         let group = match groups.iter().position(|g| g.spec == spec.guest) {
             Some(group) => group,
@@ -263,16 +263,16 @@ fn set_up(plan: &Plan, source: &dyn Source) -> Result<(Vec<Group>, Vec<Seat>), C
         if let Some(cut) = plan.samples {
             machine.record_samples(cut, &plan.profile);
         }
-        seats.push(Seat { index, group, machine });
+        slots.push(Slot { index, group, machine });
     }
-    Ok((groups, seats))
+    Ok((groups, slots))
 }
 
 /// Makes one machine of the plan.
 ///
 /// # Errors
 /// Its memory or its scheme cannot be set up.
-pub fn machine(plan: &Plan, spec: &MachineSpec) -> Result<Box<dyn AnyMachine>, CompareError> {
+pub fn machine(plan: &Plan, spec: &MachineSpec) -> Result<Box<dyn DynMachine>, CompareError> {
     let host = match spec.host {
         None => None,
         Some(host) => {
@@ -301,7 +301,7 @@ pub fn machine(plan: &Plan, spec: &MachineSpec) -> Result<Box<dyn AnyMachine>, C
             )
         }
     };
-    let built = (spec.scheme.build)(Build {
+    let built = (spec.scheme.build)(MachineConfig {
         name: spec.name.clone(),
         variant: spec.variant.clone(),
         vmm: spec.vmm,
@@ -361,18 +361,18 @@ fn drive(
 
 fn run_here(
     groups: &mut [Group],
-    mut seats: Vec<Seat>,
+    mut slots: Vec<Slot>,
     source: &mut dyn Source,
     stop: &AtomicBool,
     progress: &mut dyn FnMut(Progress),
-) -> (Vec<Seat>, Option<CompareError>) {
+) -> (Vec<Slot>, Option<CompareError>) {
     let error = drive(groups, source, stop, progress, |group, batch| {
-        for seat in seats.iter_mut().filter(|s| s.group == group) {
-            seat.machine.run(batch)?;
+        for slot in slots.iter_mut().filter(|s| s.group == group) {
+            slot.machine.run(batch)?;
         }
         Ok(())
     });
-    (seats, error)
+    (slots, error)
 }
 
 type Parcel = (usize, Arc<GuestBatch>);
@@ -380,15 +380,15 @@ type Parcel = (usize, Arc<GuestBatch>);
 fn run_on_threads(
     threads: usize,
     groups: &mut [Group],
-    seats: Vec<Seat>,
+    slots: Vec<Slot>,
     source: &mut dyn Source,
     stop: &AtomicBool,
     progress: &mut dyn FnMut(Progress),
-) -> (Vec<Seat>, Option<CompareError>) {
-    let workers = threads.min(seats.len()).max(1);
-    let mut shares: Vec<Vec<Seat>> = (0..workers).map(|_| Vec::new()).collect();
-    for (i, seat) in seats.into_iter().enumerate() {
-        shares[i % workers].push(seat);
+) -> (Vec<Slot>, Option<CompareError>) {
+    let workers = threads.min(slots.len()).max(1);
+    let mut shares: Vec<Vec<Slot>> = (0..workers).map(|_| Vec::new()).collect();
+    for (i, slot) in slots.into_iter().enumerate() {
+        shares[i % workers].push(slot);
     }
     std::thread::scope(|scope| {
         let mut lines = Vec::new();
@@ -403,19 +403,19 @@ fn run_on_threads(
             send(&lines, group, std::mem::take(batch))
         });
         drop(lines);
-        let mut seats = Vec::new();
+        let mut slots = Vec::new();
         for handle in handles {
             match handle.join() {
                 Ok((share, failed)) => {
-                    seats.extend(share);
+                    slots.extend(share);
                     // A worker that failed closed its line: its reason is the real one.
                     error = failed.map(CompareError::from).or(error);
                 }
                 Err(panic) => std::panic::resume_unwind(panic),
             }
         }
-        seats.sort_by_key(|s| s.index);
-        (seats, error)
+        slots.sort_by_key(|s| s.index);
+        (slots, error)
     })
 }
 
@@ -433,10 +433,10 @@ fn send(
     Ok(())
 }
 
-fn work(mut share: Vec<Seat>, inbox: &Receiver<Parcel>) -> (Vec<Seat>, Option<MachineError>) {
+fn work(mut share: Vec<Slot>, inbox: &Receiver<Parcel>) -> (Vec<Slot>, Option<MachineError>) {
     while let Ok((group, batch)) = inbox.recv() {
-        for seat in share.iter_mut().filter(|s| s.group == group) {
-            if let Err(error) = seat.machine.run(&batch) {
+        for slot in share.iter_mut().filter(|s| s.group == group) {
+            if let Err(error) = slot.machine.run(&batch) {
                 return (share, Some(error));
             }
         }
@@ -444,9 +444,9 @@ fn work(mut share: Vec<Seat>, inbox: &Receiver<Parcel>) -> (Vec<Seat>, Option<Ma
     (share, None)
 }
 
-fn results(plan: &Plan, seats: &[Seat]) -> Vec<MachineResult> {
+fn results(plan: &Plan, slots: &[Slot]) -> Vec<MachineResult> {
     let ideal_of = |guest: GuestSpec| {
-        seats
+        slots
             .iter()
             .find(|s| {
                 let spec = &plan.machines[s.index];
@@ -454,30 +454,30 @@ fn results(plan: &Plan, seats: &[Seat]) -> Vec<MachineResult> {
             })
             .map(|s| s.machine.counters())
     };
-    seats
+    slots
         .iter()
-        .map(|seat| {
-            let spec = &plan.machines[seat.index];
-            let report = seat.machine.report();
+        .map(|slot| {
+            let spec = &plan.machines[slot.index];
+            let report = slot.machine.report();
             let mut result = MachineResult::new(
-                (seat.machine.name(), spec.scheme.name),
-                seat.machine.counters(),
+                (slot.machine.name(), spec.scheme.name),
+                slot.machine.counters(),
                 &plan.profile,
                 ideal_of(spec.guest),
                 report.page_tables,
             );
-            result.referee = seat.machine.verdict();
-            if let Some(before) = seat.machine.before() {
+            result.referee = slot.machine.verdict();
+            if let Some(before) = slot.machine.before() {
                 result.set_up(before, &plan.profile);
             }
-            let placed = seat.machine.host_placement();
+            let placed = slot.machine.host_placement();
             result.host_placement = placed.map(|p| PlacementResult::new(&p, &plan.profile));
             result.segments = report.segments;
-            let counters = seat.machine.counters();
+            let counters = slot.machine.counters();
             result.contiguity = report.contiguity.map(|s| ContiguityResult::new(counters, s));
             result.switching = report.switching;
             if plan.contiguity {
-                result.coverage = seat.machine.coverage();
+                result.coverage = slot.machine.coverage();
             }
             result
         })

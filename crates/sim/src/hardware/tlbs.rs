@@ -22,10 +22,10 @@ pub trait TlbFamily: Send + 'static {
     /// Sees the ends of walks.
     type Watch: WalkWatch + Default + Send;
 
-    /// Looks the first level up for a run.
+    /// Snapshots the first level up for a run.
     fn first(core: &mut Core, counters: &mut Counters, run: &Run, needs: u64) -> Look;
 
-    /// Looks the second level up, and puts what serves into the first.
+    /// Snapshots the second level up, and puts what serves into the first.
     fn second(core: &mut Core, counters: &mut Counters, run: &Run, needs: u64) -> Look;
 
     /// A walk begins.

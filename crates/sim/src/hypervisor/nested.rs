@@ -6,8 +6,8 @@ use crate::hardware::walk::{Fault, WalkWatch, Watched, walk_2d};
 use crate::hypervisor::nested_mmu::NestedMmu;
 use crate::scheme::vmm_options::VmmKind;
 use crate::scheme::{
-    Build, Event, Handled, MachineError, PageTableBytes, Platform, Processor, Report, Scheme,
-    Software,
+    Event, Handled, MachineConfig, MachineError, PageTableBytes, Platform, Processor, Report,
+    Scheme, Software,
 };
 use nestwalk_hw::Translation;
 use nestwalk_policy::Mode as PagingMode;
@@ -26,7 +26,7 @@ impl Nested {
     ///
     /// # Errors
     /// There is no host, or no frame.
-    pub fn new(request: &mut Build) -> Result<Self, MachineError> {
+    pub fn new(request: &mut MachineConfig) -> Result<Self, MachineError> {
         let rules = request.rules(VmmKind::Nested)?;
         Ok(Self::with(NestedMmu::new(request.nested_mode, &mut request.host, rules)?))
     }

@@ -1,6 +1,6 @@
 //! What a machine is made of, and how the rest of the world sees it.
 
-use super::AnyMachine;
+use super::DynMachine;
 use super::events::{Drive, Events};
 use crate::hardware::tlbs::{PlainTlbs, TlbFamily};
 use crate::hardware::world::World;
@@ -8,7 +8,7 @@ use crate::hardware::{GUEST_VPID, Hardware, Request, Step};
 use crate::machine::coverage::CoverageResult;
 use crate::machine::referee::Verdict;
 use crate::measure::counters::Counters;
-use crate::scheme::Build;
+use crate::scheme::MachineConfig;
 use crate::scheme::{Event, MachineError, Platform, Processor, Report, Scheme};
 use crate::switching::sampler::{Cut, Recorded};
 use nestwalk_hw::Profile;
@@ -36,7 +36,7 @@ impl<S: Scheme> Machine<S> {
     ///
     /// # Errors
     /// The scheme cannot be set up.
-    pub fn new(scheme: S, build: Build) -> Result<Self, MachineError> {
+    pub fn new(scheme: S, build: MachineConfig) -> Result<Self, MachineError> {
         Self::with_tlbs(scheme, build)
     }
 }
@@ -46,7 +46,7 @@ impl<S: Scheme, T: TlbFamily> Machine<S, T> {
     ///
     /// # Errors
     /// The scheme cannot be set up.
-    pub fn with_tlbs(scheme: S, build: Build) -> Result<Self, MachineError> {
+    pub fn with_tlbs(scheme: S, build: MachineConfig) -> Result<Self, MachineError> {
         let vpid = if build.host.is_some() { GUEST_VPID } else { 0 };
         Ok(Self {
             platform: Platform {
@@ -56,7 +56,7 @@ impl<S: Scheme, T: TlbFamily> Machine<S, T> {
                     counters: Counters::default(),
                 },
                 host: build.host,
-                clock: 0,
+                instructions: 0,
                 moved: Vec::new(),
                 vcpu: VcpuId(0),
                 interrupt_exits: build.profile.interrupts.exits(),
@@ -106,7 +106,7 @@ impl<S: Scheme, T: TlbFamily> Machine<S, T> {
     }
 }
 
-impl<S: Scheme, T: TlbFamily> AnyMachine for Machine<S, T> {
+impl<S: Scheme, T: TlbFamily> DynMachine for Machine<S, T> {
     fn name(&self) -> &str {
         &self.name
     }

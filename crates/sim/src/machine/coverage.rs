@@ -40,22 +40,22 @@ pub struct CoveragePoint {
     pub both_offsets_99: u64,
 }
 
-/// Looks at the tables every so many instructions, from the beginning of the stream.
+/// Snapshots at the tables every so many instructions, from the beginning of the stream.
 #[derive(Clone, Debug)]
-pub struct Looks {
+pub struct Snapshots {
     every: u64,
     due: u64,
     points: Vec<CoveragePoint>,
 }
 
-impl Default for Looks {
+impl Default for Snapshots {
     fn default() -> Self {
         Self { every: u64::MAX, due: u64::MAX, points: Vec::new() }
     }
 }
 
-impl Looks {
-    /// Looks every so many instructions.
+impl Snapshots {
+    /// Snapshots every so many instructions.
     pub fn new(every: u64) -> Self {
         Self { every: every.max(1), due: every.max(1), points: Vec::new() }
     }
@@ -64,7 +64,7 @@ impl Looks {
     pub const fn due(&self) -> u64 {
         self.due
     }
-    /// Looks, if it is due; of several moments that have passed only at the last.
+    /// Snapshots, if it is due; of several moments that have passed only at the last.
     pub fn look(&mut self, clock: u64, platform: &Platform) {
         if clock >= self.due {
             self.due = (clock - clock % self.every).saturating_add(self.every);

@@ -4,7 +4,7 @@
 use super::Walked;
 use crate::hardware::Request;
 use crate::hardware::walk::Fault;
-use crate::machine::coverage::{CoverageResult, Looks};
+use crate::machine::coverage::{CoverageResult, Snapshots};
 use crate::machine::referee::Referee;
 use crate::measure::counters::{Counters, ExitReason};
 use crate::measure::series::Series;
@@ -22,7 +22,7 @@ pub(super) struct Drive {
     /// guests that begin with it.
     fresh: Vec<bool>,
     series: Series,
-    looks: Looks,
+    looks: Snapshots,
     recorder: Option<Box<Recorder>>,
     /// What was counted before the region of interest.
     before: Option<Box<Counters>>,
@@ -35,7 +35,7 @@ impl Drive {
             referee: watched.map(Referee::new),
             fresh: Vec::new(),
             series: Series::default(),
-            looks: Looks::default(),
+            looks: Snapshots::default(),
             recorder: None,
             before: None,
         }
@@ -58,7 +58,7 @@ impl Drive {
     }
 
     pub(super) fn look_at_coverage(&mut self, every: u64) {
-        self.looks = Looks::new(every);
+        self.looks = Snapshots::new(every);
     }
 
     pub(super) fn record_series(&mut self, every: u64) {
@@ -146,7 +146,7 @@ impl Events<'_> {
     /// Whatever is due.
     #[cold]
     pub(super) fn timers(&mut self) -> Result<(), MachineError> {
-        let clock = self.platform.clock;
+        let clock = self.platform.instructions;
         if clock >= host_due(self.platform) {
             self.host_daemons()?;
         }
@@ -174,7 +174,7 @@ impl Events<'_> {
     /// out of the guest (KVM: `kvm_mmu_notifier_invalidate_range_start`, `kvm_flush_remote_tlbs`).
     #[cold]
     fn host_daemons(&mut self) -> Result<(), MachineError> {
-        let clock = self.platform.clock;
+        let clock = self.platform.instructions;
         let Some(host) = &mut self.platform.host else { return Ok(()) };
         let HostDaemonRun { changed, did } = host.run_daemons(clock);
         let vcpus = self.platform.cpu.hardware.cores.len() as u64;
@@ -258,7 +258,7 @@ impl Events<'_> {
     #[inline]
     pub(super) fn host_promoted(&mut self) -> Result<(), MachineError> {
         match &mut self.platform.host {
-            Some(host) if host.has_joined() => self.tell_promoted(),
+            Some(host) if host.has_promoted() => self.tell_promoted(),
             _ => Ok(()),
         }
     }
@@ -266,7 +266,7 @@ impl Events<'_> {
     #[cold]
     fn tell_promoted(&mut self) -> Result<(), MachineError> {
         let host = self.platform.host.as_mut();
-        for (at, size) in host.map_or(Vec::new(), HostMemory::take_joined) {
+        for (at, size) in host.map_or(Vec::new(), HostMemory::take_promoted) {
             self.tell(Event::HostChanged { at, size, promoted: true })?;
         }
         Ok(())
@@ -300,7 +300,7 @@ impl Events<'_> {
                 self.os_work(work, u64::from(count));
                 Ok(())
             }
-            Control::Backed { start, bytes } => {
+            Control::Prefault { start, bytes } => {
                 self.drive.fresh.resize(self.platform.cpu.hardware.cores.len(), true);
                 self.tell_uncounted(Event::Prefault { start, bytes })
             }
@@ -316,11 +316,11 @@ impl Events<'_> {
                 self.known(vcpu)?;
                 self.page_cleared(vcpu, gpa, size)
             }
-            Control::TableNew { vcpu, gpa, ref entries } => {
+            Control::TableAdded { vcpu, gpa, ref entries } => {
                 self.known(vcpu)?;
                 self.table_added(vcpu, gpa, entries.as_deref())
             }
-            Control::TableReused { vcpu, gpa } => {
+            Control::TableRetired { vcpu, gpa } => {
                 self.known(vcpu)?;
                 self.platform.cpu.world.guest.remove(gpa);
                 self.platform.cpu.world.known_roots.remove(&gpa);
@@ -344,13 +344,13 @@ impl Events<'_> {
     }
 
     fn region_of_interest(&mut self) -> Result<(), MachineError> {
-        let clock = self.platform.clock;
+        let clock = self.platform.instructions;
         let counted = std::mem::take(&mut self.platform.cpu.counters);
         self.drive.before = Some(Box::new(counted));
-        self.drive.series.counting_begins(clock);
+        self.drive.series.region_begins(clock);
         self.tell(Event::RegionOfInterest)?;
         if let Some(recorder) = &mut self.drive.recorder {
-            recorder.counting_begins(clock, self.software.paging_mode());
+            recorder.region_begins(clock, self.software.paging_mode());
         }
         Ok(())
     }

@@ -29,7 +29,7 @@ use nestwalk_types::{Address, Control, FaultCode, Gpa, GuestBatch, Gva, Hpa, Run
 const ATTEMPTS: u32 = 64;
 
 /// A machine whatever its scheme. Called once per batch.
-pub trait AnyMachine: Send {
+pub trait DynMachine: Send {
     /// The name it was asked for by.
     fn name(&self) -> &str;
     /// Runs a batch.
@@ -53,7 +53,7 @@ pub trait AnyMachine: Send {
     fn series(&self) -> Vec<Counters> {
         Vec::new()
     }
-    /// Looks at contiguity every so many instructions of the stream.
+    /// Snapshots at contiguity every so many instructions of the stream.
     fn look_at_coverage(&mut self, _every: u64) {}
     /// Records samples from the region of interest on, if the machine is in one of the paging modes
     /// between which policies choose.
@@ -139,7 +139,7 @@ impl<S: Scheme, T: TlbFamily> Machine<S, T> {
             return self.run_group(runs, gpas);
         }
         let instructions: u64 = runs.iter().map(|r| u64::from(r.instructions)).sum();
-        if self.platform.clock + instructions >= due {
+        if self.platform.instructions + instructions >= due {
             return self.run_watched(runs, gpas);
         }
         if let Some(run) = runs.last() {
@@ -165,7 +165,7 @@ impl<S: Scheme, T: TlbFamily> Machine<S, T> {
     #[inline]
     fn timers(&mut self) -> Result<(), MachineError> {
         let due = self.scheme.next_timer().min(self.drive.due(&self.platform));
-        if self.platform.clock >= due { self.events().timers() } else { Ok(()) }
+        if self.platform.instructions >= due { self.events().timers() } else { Ok(()) }
     }
 
     fn run_group(&mut self, runs: &[Run], gpas: &[Gpa]) -> Result<(), MachineError> {
@@ -189,7 +189,7 @@ impl<S: Scheme, T: TlbFamily> Machine<S, T> {
                 referee.check(&self.platform, run, *gpa, hpa, hit);
             }
         }
-        self.platform.clock += instructions;
+        self.platform.instructions += instructions;
         let counters = &mut self.platform.cpu.counters;
         counters.accesses += accesses;
         counters.instructions += instructions;
@@ -240,7 +240,7 @@ impl<S: Scheme, T: TlbFamily> Machine<S, T> {
         let core = &mut hardware.cores[request.core()];
         let mut stale = upgrade;
         if upgrade {
-            counters.upgrades += 1;
+            counters.rewalks += 1;
         } else {
             counters.l1_tlb_misses += 1;
             match T::second(core, counters, run, needs) {
@@ -250,7 +250,7 @@ impl<S: Scheme, T: TlbFamily> Machine<S, T> {
                 }
                 Look::Stale => {
                     counters.l2_tlb_hits += 1;
-                    counters.upgrades += 1;
+                    counters.rewalks += 1;
                     stale = true;
                 }
                 Look::Miss => {

@@ -195,7 +195,7 @@ pub fn sums(c: &Counters) -> Vec<String> {
         c.predictions_right + c.predictions_wrong + c.predictions_squashed,
     );
     if c.walks > 0 {
-        equal("walks = l2 misses + upgrades", c.walks, c.l2_tlb_misses + c.upgrades);
+        equal("walks = l2 misses + rewalks", c.walks, c.l2_tlb_misses + c.rewalks);
     }
     wrong
 }

@@ -206,7 +206,7 @@ counters! {
             "entries put into first-level TLBs: one for each miss, or entry that could not serve";
         l2_tlb_hits: "count", "accesses that missed the first level and that the second served";
         l2_tlb_misses: "count", "accesses that missed both levels";
-        upgrades: "count",
+        rewalks: "count",
             "accesses whose TLB entry was there but could not serve: a store to a clean page, or \
              fewer permissions than the table has by now; the walker runs, and it is no miss";
         walks: "count", "walks that found a translation: one per second-level miss or upgrade";

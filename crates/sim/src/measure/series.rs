@@ -31,7 +31,7 @@ impl Series {
         self.due
     }
     /// The region of interest begins.
-    pub fn counting_begins(&mut self, clock: u64) {
+    pub fn region_begins(&mut self, clock: u64) {
         self.due = clock.saturating_add(self.every);
         self.points.clear();
     }

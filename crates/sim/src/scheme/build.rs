@@ -8,7 +8,7 @@ use nestwalk_mm::HostMemory;
 use nestwalk_tables::Mode;
 
 /// What a machine is made from.
-pub struct Build {
+pub struct MachineConfig {
     /// Its name in results.
     pub name: String,
     /// Options of its scheme, as [`crate::scheme::options::SchemeOptions::normalize`] spells them.
@@ -31,7 +31,7 @@ pub struct Build {
     pub verify: bool,
 }
 
-impl Build {
+impl MachineConfig {
     /// The options of the machine's scheme.
     ///
     /// # Errors

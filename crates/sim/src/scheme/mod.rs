@@ -12,7 +12,7 @@ pub use crate::hardware::Processor;
 use crate::hardware::Request;
 use crate::hardware::walk::{Fault, WalkWatch};
 use crate::hardware::world::World;
-pub use build::Build;
+pub use build::MachineConfig;
 pub use error::MachineError;
 pub use event::Event;
 use nestwalk_hw::Translation;
@@ -88,7 +88,7 @@ pub trait Software: Send {
         platform.bare_metal(event)
     }
 
-    /// When [`Software::timer`] is to be called next, by [`Platform::clock`].
+    /// When [`Software::timer`] is to be called next, by [`Platform::instructions`].
     #[inline]
     fn next_timer(&self) -> u64 {
         u64::MAX

@@ -14,7 +14,7 @@ pub struct Platform {
     pub host: Option<HostMemory>,
     /// Instructions retired since the stream began: time, for whatever happens at intervals. Complete
     /// whenever software is called but for [`Software::handle_fault`] and [`Event::AccessMissed`].
-    pub clock: u64,
+    pub instructions: u64,
     /// Ranges (first address, bytes) of guest memory whose host memory software has exchanged since
     /// the engine last looked: what was known of their frames is void.
     pub moved: Vec<(Gpa, u64)>,

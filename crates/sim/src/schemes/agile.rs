@@ -4,10 +4,10 @@
 //! 4 references for pages whose guest tables are all shadowed, up to 24 for those with none.
 
 use super::Definition;
-use crate::scheme::Build;
+use crate::scheme::MachineConfig;
 use crate::hardware::prefetch::{LeafHints, read_sets};
 use crate::measure::counters::Dimension;
-use crate::machine::{AnyMachine, Machine};
+use crate::machine::{DynMachine, Machine};
 use crate::hardware::Request;
 use crate::scheme::{
     Event, Handled, MachineError, PageTableBytes, Platform, Processor, Report, Scheme, Software,
@@ -35,7 +35,7 @@ pub const DEFINITION: Definition = Definition {
     build,
 };
 
-fn build(request: Build) -> Result<Box<dyn AnyMachine>, MachineError> {
+fn build(request: MachineConfig) -> Result<Box<dyn DynMachine>, MachineError> {
     let mut request = request;
     let config = request.options(&OPTIONS)?;
     Ok(Box::new(Machine::new(Agile::new(config, &mut request)?, request)?))
@@ -56,7 +56,7 @@ impl Agile {
     ///
     /// # Errors
     /// There is no host, or no frame.
-    pub fn new(config: AgileConfig, request: &mut Build) -> Result<Self, MachineError> {
+    pub fn new(config: AgileConfig, request: &mut MachineConfig) -> Result<Self, MachineError> {
         let shape = VmShape {
             guest_mode: request.guest_mode,
             nested_mode: request.nested_mode,
@@ -139,7 +139,7 @@ impl Software for Agile {
     fn on(&mut self, platform: &mut Platform, event: Event<'_>) -> Result<(), MachineError> {
         match event {
             Event::RegionOfInterest => {
-                self.mmu.counting_begins();
+                self.mmu.region_begins();
                 Ok(())
             }
             Event::HostChanged { at, size, .. } => {
@@ -170,7 +170,7 @@ impl Software for Agile {
             }
             Event::WarmStart { vcpu } => {
                 if self.mmu.start(usize::from(vcpu.0)) == Start::Shadow {
-                    self.mmu.shadow.ran_before(platform, vcpu)?;
+                    self.mmu.shadow.warm_start(platform, vcpu)?;
                 }
                 Ok(())
             }

@@ -7,8 +7,8 @@
 //! change rewrites the anchors and flushes the TLBs.
 
 use super::Definition;
-use crate::scheme::Build;
-use crate::machine::AnyMachine;
+use crate::scheme::MachineConfig;
+use crate::machine::DynMachine;
 use crate::hardware::Request;
 use crate::scheme::{MachineError, Platform, Processor};
 use crate::scheme::options::{OptionRow, OptionTable, whole};
@@ -86,7 +86,7 @@ fn distance(value: &str) -> Result<Option<u64>, String> {
     pages.map(Some).ok_or_else(what)
 }
 
-fn build(request: Build) -> Result<Box<dyn AnyMachine>, MachineError> {
+fn build(request: MachineConfig) -> Result<Box<dyn DynMachine>, MachineError> {
     let unit = Anchors::new(&request)?;
     machine(request, unit)
 }
@@ -129,7 +129,7 @@ impl Anchors {
     ///
     /// # Errors
     /// What is set cannot be.
-    pub fn new(build: &Build) -> Result<Self, MachineError> {
+    pub fn new(build: &MachineConfig) -> Result<Self, MachineError> {
         let config = build.options(&OPTIONS)?;
         Ok(Self {
             config,
@@ -341,14 +341,14 @@ impl Unit for Anchors {
     }
 
     fn timer(&mut self, platform: &mut Platform, runs: &Runs) -> Result<(), MachineError> {
-        let passed = (platform.clock - self.due) / self.config.interval + 1;
+        let passed = (platform.instructions - self.due) / self.config.interval + 1;
         self.due += passed * self.config.interval;
         self.choose(platform, runs);
         Ok(())
     }
 
     /// By then the OS has looked.
-    fn counting_begins(&mut self, platform: &mut Platform, runs: &Runs) {
+    fn region_begins(&mut self, platform: &mut Platform, runs: &Runs) {
         let counted = platform.cpu.counters.clone();
         self.choose(platform, runs);
         platform.cpu.counters = counted;

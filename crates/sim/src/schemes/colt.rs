@@ -7,9 +7,9 @@
 use super::Definition;
 use crate::assist::coalescing::colt::OPTIONS;
 use crate::assist::coalescing::machine;
-use crate::machine::AnyMachine;
+use crate::machine::DynMachine;
 use crate::scheme::vmm_options::VmmKind;
-use crate::scheme::{Build, MachineError};
+use crate::scheme::{MachineConfig, MachineError};
 
 /// The catalogue's entry.
 pub const DEFINITION: Definition = Definition {
@@ -34,7 +34,7 @@ pub const NATIVE: Definition = Definition {
     ..DEFINITION
 };
 
-fn build(request: Build) -> Result<Box<dyn AnyMachine>, MachineError> {
+fn build(request: MachineConfig) -> Result<Box<dyn DynMachine>, MachineError> {
     let shape = request.options(&OPTIONS)?.shape();
     machine(request, shape)
 }

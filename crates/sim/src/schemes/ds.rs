@@ -2,10 +2,10 @@
 //! process is translated by an addition, everything else by one walk over its tables.
 
 use super::Definition;
-use crate::scheme::Build;
+use crate::scheme::MachineConfig;
 use crate::hardware::prefetch::read_sets;
 use crate::measure::counters::Counters;
-use crate::machine::{AnyMachine, Machine};
+use crate::machine::{DynMachine, Machine};
 use crate::hardware::Request;
 use crate::scheme::{
     Event, Handled, MachineError, PageTableBytes, Platform, Processor, Report, Scheme, SegmentInfo,
@@ -32,7 +32,7 @@ pub const DEFINITION: Definition = Definition {
     build,
 };
 
-fn build(request: Build) -> Result<Box<dyn AnyMachine>, MachineError> {
+fn build(request: MachineConfig) -> Result<Box<dyn DynMachine>, MachineError> {
     Ok(Box::new(Machine::new(DirectSegment::new(&request)?, request)?))
 }
 
@@ -46,7 +46,7 @@ impl DirectSegment {
     ///
     /// # Errors
     /// What is set cannot be.
-    pub fn new(request: &Build) -> Result<Self, MachineError> {
+    pub fn new(request: &MachineConfig) -> Result<Self, MachineError> {
         let config = request.options(&DS)?;
         let segments = GuestSegments::new(&config, request.vcpus);
         let machine = request.name.clone();

@@ -3,8 +3,8 @@
 //! VMM Direct.
 
 use super::Definition;
-use crate::scheme::Build;
-use crate::machine::AnyMachine;
+use crate::scheme::MachineConfig;
+use crate::machine::DynMachine;
 use crate::scheme::MachineError;
 use crate::assist::segments::{SegmentedVm, DUAL};
 use crate::scheme::vmm_options::VmmKind;
@@ -23,6 +23,6 @@ pub const DEFINITION: Definition = Definition {
     build,
 };
 
-fn build(request: Build) -> Result<Box<dyn AnyMachine>, MachineError> {
+fn build(request: MachineConfig) -> Result<Box<dyn DynMachine>, MachineError> {
     SegmentedVm::any_machine(request, &DUAL, (true, true))
 }

@@ -4,11 +4,11 @@
 //! What every overhead is a percentage of (the papers' E_ideal).
 
 use super::Definition;
-use crate::scheme::Build;
+use crate::scheme::MachineConfig;
 use crate::scheme::options::NO_OPTIONS;
 use crate::hardware::prefetch::{GROUP, WORTHWHILE, read_sets};
 use crate::measure::counters::Counters;
-use crate::machine::{AnyMachine, program_references};
+use crate::machine::{DynMachine, program_references};
 use crate::hardware::Step;
 use crate::machine::referee::Verdict;
 use crate::scheme::{MachineError, Report};
@@ -30,7 +30,7 @@ pub const DEFINITION: Definition = Definition {
     build,
 };
 
-fn build(request: Build) -> Result<Box<dyn AnyMachine>, MachineError> {
+fn build(request: MachineConfig) -> Result<Box<dyn DynMachine>, MachineError> {
     Ok(Box::new(Ideal {
         caches: Caches::new(&request.profile.caches, request.vcpus),
         cores: request.vcpus,
@@ -85,7 +85,7 @@ impl Ideal {
     }
 }
 
-impl AnyMachine for Ideal {
+impl DynMachine for Ideal {
     fn name(&self) -> &str {
         &self.name
     }

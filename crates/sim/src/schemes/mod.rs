@@ -1,7 +1,7 @@
 //! The catalogue of schemes: one file each, and one word in the list below.
 
-use crate::machine::AnyMachine;
-use crate::scheme::Build;
+use crate::machine::DynMachine;
+use crate::scheme::MachineConfig;
 use crate::scheme::MachineError;
 use crate::scheme::options::SchemeOptions;
 use crate::scheme::vmm_options::VmmKind;
@@ -32,7 +32,7 @@ pub struct Definition {
     /// Its own options, which follow the name and a `/`.
     pub options: &'static dyn SchemeOptions,
     /// Makes a machine.
-    pub build: fn(Build) -> Result<Box<dyn AnyMachine>, MachineError>,
+    pub build: fn(MachineConfig) -> Result<Box<dyn DynMachine>, MachineError>,
 }
 
 /// `name` has one `DEFINITION`; `name + NATIVE` another one, of the same on bare metal.

@@ -5,10 +5,10 @@
 
 use super::Definition;
 use crate::hypervisor::bare_metal::Native;
-use crate::machine::{AnyMachine, Machine};
+use crate::machine::{DynMachine, Machine};
 use crate::scheme::options::NO_OPTIONS;
 use crate::scheme::vmm_options::VmmKind;
-use crate::scheme::{Build, MachineError};
+use crate::scheme::{MachineConfig, MachineError};
 
 /// The catalogue's entry.
 pub const DEFINITION: Definition = Definition {
@@ -24,6 +24,6 @@ pub const DEFINITION: Definition = Definition {
     build,
 };
 
-fn build(request: Build) -> Result<Box<dyn AnyMachine>, MachineError> {
+fn build(request: MachineConfig) -> Result<Box<dyn DynMachine>, MachineError> {
     Ok(Box::new(Machine::new(Native::default(), request)?))
 }

@@ -5,10 +5,10 @@
 
 use super::Definition;
 use crate::hypervisor::nested::Nested;
-use crate::machine::{AnyMachine, Machine};
+use crate::machine::{DynMachine, Machine};
 use crate::scheme::options::{OptionRow, OptionTable, one_of, word_of};
 use crate::scheme::vmm_options::VmmKind;
-use crate::scheme::{Build, MachineError};
+use crate::scheme::{MachineConfig, MachineError};
 
 /// The catalogue's entry.
 pub const DEFINITION: Definition = Definition {
@@ -27,22 +27,22 @@ pub const DEFINITION: Definition = Definition {
 /// Whether the VM has lived long.
 #[derive(Default)]
 struct Options {
-    lived_long: bool,
+    prewarmed: bool,
 }
 
 static OPTIONS: OptionTable<Options> = OptionTable::new(&[OptionRow {
     name: "lived",
     values: "short|long",
     meaning: "whether the VM has just begun, or all of its memory was touched before; short unless given",
-    set: |o, value| one_of(value, &LIVES).map(|long| o.lived_long = long),
-    get: |o| word_of(&o.lived_long, &LIVES),
+    set: |o, value| one_of(value, &LIVES).map(|long| o.prewarmed = long),
+    get: |o| word_of(&o.prewarmed, &LIVES),
 }]);
 
 const LIVES: [(&str, bool); 2] = [("short", false), ("long", true)];
 
-fn build(request: Build) -> Result<Box<dyn AnyMachine>, MachineError> {
+fn build(request: MachineConfig) -> Result<Box<dyn DynMachine>, MachineError> {
     let mut request = request;
-    let long = request.options(&OPTIONS)?.lived_long;
+    let long = request.options(&OPTIONS)?.prewarmed;
     let machine = Machine::new(Nested::new(&mut request)?, request)?;
     Ok(Box::new(if long { machine.prewarmed()? } else { machine }))
 }

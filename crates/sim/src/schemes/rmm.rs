@@ -7,8 +7,8 @@
 //! guest memory; a range TLB entry is the intersection of a range of each.
 
 use super::Definition;
-use crate::scheme::Build;
-use crate::machine::AnyMachine;
+use crate::scheme::MachineConfig;
+use crate::machine::DynMachine;
 use crate::hardware::Request;
 use crate::scheme::{MachineError, Platform, Processor};
 use crate::scheme::options::{OptionRow, OptionTable, one_of, whole, word_of};
@@ -75,7 +75,7 @@ static OPTIONS: OptionTable<RmmConfig> = OptionTable::new(&[
     },
 ]);
 
-fn build(request: Build) -> Result<Box<dyn AnyMachine>, MachineError> {
+fn build(request: MachineConfig) -> Result<Box<dyn DynMachine>, MachineError> {
     let unit = Rmm::new(&request)?;
     machine(request, unit)
 }
@@ -124,7 +124,7 @@ impl Rmm {
     ///
     /// # Errors
     /// What is set cannot be.
-    pub fn new(build: &Build) -> Result<Self, MachineError> {
+    pub fn new(build: &MachineConfig) -> Result<Self, MachineError> {
         let config = build.options(&OPTIONS)?;
         Ok(Self {
             config,

@@ -2,11 +2,11 @@
 //! walks those, 4 references at most. Every change of the guest's tables costs exits.
 
 use super::Definition;
-use crate::scheme::Build;
+use crate::scheme::MachineConfig;
 use crate::scheme::options::NO_OPTIONS;
 use crate::hardware::prefetch::{LeafHints, read_sets};
 use crate::measure::counters::Dimension;
-use crate::machine::{AnyMachine, Machine};
+use crate::machine::{DynMachine, Machine};
 use crate::hardware::Request;
 use crate::scheme::{
     Event, Handled, MachineError, PageTableBytes, Platform, Processor, Report, Scheme, Software,
@@ -34,7 +34,7 @@ pub const DEFINITION: Definition = Definition {
     build,
 };
 
-fn build(request: Build) -> Result<Box<dyn AnyMachine>, MachineError> {
+fn build(request: MachineConfig) -> Result<Box<dyn DynMachine>, MachineError> {
     Ok(Box::new(Machine::new(Shadow::new(&request)?, request)?))
 }
 
@@ -50,7 +50,7 @@ impl Shadow {
     ///
     /// # Errors
     /// The processor has not what is asked for.
-    pub fn new(request: &Build) -> Result<Self, MachineError> {
+    pub fn new(request: &MachineConfig) -> Result<Self, MachineError> {
         let guest_pages = request.guest_bytes >> 12;
         let VmmRules { nx_huge_pages, .. } = request.rules(VmmKind::Shadow)?;
         let rules = Rules { nx_huge_pages, ..Rules::default() };
@@ -116,7 +116,7 @@ impl Software for Shadow {
                 Ok(())
             }
             Event::WarmStart { vcpu } => {
-                self.mmu.ran_before(platform, vcpu)
+                self.mmu.warm_start(platform, vcpu)
             }
             Event::HostChanged { at, size, .. } => {
                 self.mmu.host_changed(at, size);

@@ -19,11 +19,11 @@ use crate::hardware::Request;
 use crate::hardware::walk::{Fault, WalkWatch};
 use crate::hypervisor::bare_metal::Native;
 use crate::hypervisor::nested::Nested;
-use crate::machine::{AnyMachine, Machine};
+use crate::machine::{DynMachine, Machine};
 use crate::scheme::options::{OptionRow, OptionTable, whole};
 use crate::scheme::vmm_options::VmmKind;
 use crate::scheme::{
-    Build, Event, Handled, MachineError, Platform, Processor, Report, Scheme, Software,
+    MachineConfig, Event, Handled, MachineError, Platform, Processor, Report, Scheme, Software,
 };
 use nestwalk_hw::profile::TlbProfile;
 use nestwalk_hw::{Asid, Tlb, Translation};
@@ -95,7 +95,7 @@ impl Default for Config {
     }
 }
 
-fn build(request: Build) -> Result<Box<dyn AnyMachine>, MachineError> {
+fn build(request: MachineConfig) -> Result<Box<dyn DynMachine>, MachineError> {
     let mut request = request;
     if request.host.is_some() {
         let scheme = SharedTlb::new(Nested::new(&mut request)?, &request)?;
@@ -123,7 +123,7 @@ impl<B> SharedTlb<B> {
     ///
     /// # Errors
     /// What is set cannot be.
-    pub fn new(base: B, build: &Build) -> Result<Self, MachineError> {
+    pub fn new(base: B, build: &MachineConfig) -> Result<Self, MachineError> {
         let Config { entries, ways, cycles } = build.options(&OPTIONS)?;
         if !entries.is_multiple_of(ways) || !(entries / ways).is_power_of_two() {
             let reason = format!(

@@ -10,8 +10,8 @@
 
 use crate::hypervisor::nested::Nested;
 use super::Definition;
-use crate::scheme::Build;
-use crate::machine::{AnyMachine, Machine};
+use crate::scheme::MachineConfig;
+use crate::machine::{DynMachine, Machine};
 use crate::scheme::options::{OptionRow, OptionTable};
 use crate::scheme::MachineError;
 use crate::hypervisor::nested_mmu::NestedMmu;
@@ -47,7 +47,7 @@ static OPTIONS: OptionTable<()> = OptionTable {
     }])
 };
 
-fn build(request: Build) -> Result<Box<dyn AnyMachine>, MachineError> {
+fn build(request: MachineConfig) -> Result<Box<dyn DynMachine>, MachineError> {
     let mut request = request;
     let mmu = NestedMmu::with_flat_root(&SIE, &mut request.host)?;
     Ok(Box::new(Machine::new(Nested::with(mmu), request)?))

@@ -7,8 +7,8 @@
 //! comes of a guess: what the program uses is the walk's translation.
 
 use super::Definition;
-use crate::scheme::Build;
-use crate::machine::AnyMachine;
+use crate::scheme::MachineConfig;
+use crate::machine::DynMachine;
 use crate::hardware::Request;
 use crate::scheme::{MachineError, Platform, Processor};
 use crate::scheme::options::{OptionRow, OptionTable, one_of, whole, word_of};
@@ -87,7 +87,7 @@ static OPTIONS: OptionTable<SpotConfig> = OptionTable {
     ])
 };
 
-fn build(request: Build) -> Result<Box<dyn AnyMachine>, MachineError> {
+fn build(request: MachineConfig) -> Result<Box<dyn DynMachine>, MachineError> {
     let unit = Spot::new(&request)?;
     machine(request, unit)
 }
@@ -126,7 +126,7 @@ impl Spot {
     ///
     /// # Errors
     /// What is set cannot be.
-    pub fn new(build: &Build) -> Result<Self, MachineError> {
+    pub fn new(build: &MachineConfig) -> Result<Self, MachineError> {
         let config = build.options(&OPTIONS)?;
         let wrong = |reason| MachineError::Variant { machine: build.name.clone(), reason };
         let table = PredictionTable::new(config.entries, config.ways);

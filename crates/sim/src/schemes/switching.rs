@@ -42,8 +42,8 @@
 //! - A change of the host's mapping flushes everything in either mode, whether tables mapped it or not.
 
 use super::Definition;
-use crate::scheme::Build;
-use crate::machine::{AnyMachine, Machine};
+use crate::scheme::MachineConfig;
+use crate::machine::{DynMachine, Machine};
 use crate::hardware::Request;
 use crate::scheme::{
     Event, Handled, MachineError, PageTableBytes, Platform, Processor, Report, Scheme, Software,
@@ -77,7 +77,7 @@ pub const DEFINITION: Definition = Definition {
     build,
 };
 
-fn build(request: Build) -> Result<Box<dyn AnyMachine>, MachineError> {
+fn build(request: MachineConfig) -> Result<Box<dyn DynMachine>, MachineError> {
     let mut request = request;
     let scheme = Switching::new(&mut request)?;
     let prewarmed = scheme.prewarmed;
@@ -120,13 +120,13 @@ impl Switching {
     ///
     /// # Errors
     /// The variant is wrong, or the host has no frame for a root.
-    pub fn new(request: &mut Build) -> Result<Self, MachineError> {
+    pub fn new(request: &mut MachineConfig) -> Result<Self, MachineError> {
         let wrong = |reason| MachineError::Variant { machine: request.name.clone(), reason };
         let options: Options = request.variant.parse().map_err(wrong)?;
         let governor =
             Governor::new(&options, &request.profile, request.vcpus).map_err(wrong)?;
         // A VM that has lived for long and keeps its nested tables has been in nested mode before.
-        let had_nested = options.lived_long && options.keep_nested;
+        let had_nested = options.prewarmed && options.keep_nested;
         let nested = match options.start {
             PagingMode::Shadow if !had_nested => None,
             _ => Some(Nested::new(request)?),
@@ -138,7 +138,7 @@ impl Switching {
             nested_mode: request.nested_mode,
             rules: request.rules(VmmKind::Nested)?,
             keep_nested: options.keep_nested,
-            prewarmed: options.lived_long,
+            prewarmed: options.prewarmed,
             tlb: options.tlb,
             obey: options.obey,
             governor,
@@ -298,7 +298,7 @@ impl Software for Switching {
     fn on(&mut self, platform: &mut Platform, event: Event<'_>) -> Result<(), MachineError> {
         match event {
             Event::RegionOfInterest => {
-                self.governor.counting_begins(platform.clock);
+                self.governor.region_begins(platform.instructions);
                 self.journal.restart(self.mode);
                 Ok(())
             }

@@ -5,10 +5,10 @@
 //! memory, and there are no others.
 
 use super::Definition;
-use crate::scheme::Build;
+use crate::scheme::MachineConfig;
 use crate::hardware::prefetch::{LeafHints, read_sets};
 use crate::measure::counters::Dimension;
-use crate::machine::{AnyMachine, Machine};
+use crate::machine::{DynMachine, Machine};
 use crate::hardware::Request;
 use crate::scheme::{
     Event, Handled, MachineError, PageTableBytes, Platform, Processor, Report, Scheme, Software,
@@ -33,7 +33,7 @@ pub const DEFINITION: Definition = Definition {
     build,
 };
 
-fn build(request: Build) -> Result<Box<dyn AnyMachine>, MachineError> {
+fn build(request: MachineConfig) -> Result<Box<dyn DynMachine>, MachineError> {
     Ok(Box::new(Machine::new(XenPv::new(&request)?, request)?))
 }
 
@@ -49,7 +49,7 @@ impl XenPv {
     ///
     /// # Errors
     /// What is set cannot be.
-    pub fn new(request: &Build) -> Result<Self, MachineError> {
+    pub fn new(request: &MachineConfig) -> Result<Self, MachineError> {
         let batch = request.options(&config::OPTIONS)?.batch;
         let mmu = DirectMmu::new(request.guest_mode, request.vcpus, batch);
         Ok(Self { mmu, hints: LeafHints::default() })

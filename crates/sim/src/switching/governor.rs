@@ -1,6 +1,6 @@
 //! Who asks for switches: a policy that sees a sample of each interval, or a schedule.
 //!
-//! An interval ends with the first look after so many simulated cycles ([`super::sampler`]). Looks come
+//! An interval ends with the first look after so many simulated cycles ([`super::sampler`]). Snapshots come
 //! after so many instructions ([`crate::scheme::Scheme::due`]), a part of what is left of an interval,
 //! so what a policy costs is pricing the counters some dozens of times per interval, and nothing per
 //! access.
@@ -76,19 +76,19 @@ impl Governor {
     }
 
     /// The region of interest begins: the counters are zero. A policy remembers what it learned.
-    pub fn counting_begins(&mut self, clock: u64) {
+    pub fn region_begins(&mut self, clock: u64) {
         self.due = clock + self.every;
         match &mut self.kind {
-            Kind::Policy(watch) => watch.sampler.counting_begins(),
+            Kind::Policy(watch) => watch.sampler.region_begins(),
             Kind::Planned { begun, .. } => *begun = true,
             Kind::Alternate => {}
         }
     }
 
-    /// Looks at the VM, which is in `mode`.
+    /// Snapshots at the VM, which is in `mode`.
     pub fn look(&mut self, platform: &Platform, mode: Mode) -> Ask {
-        // Looks that a long run has passed are not made up for, but schedules keep their grid.
-        let passed = (platform.clock - self.due) / self.every + 1;
+        // Snapshots that a long run has passed are not made up for, but schedules keep their grid.
+        let passed = (platform.instructions - self.due) / self.every + 1;
         let due = self.due;
         self.due += passed * self.every;
         match &mut self.kind {
@@ -100,7 +100,7 @@ impl Governor {
             }
             Kind::Policy(watch) => {
                 let sample = watch.sampler.sample(&platform.cpu.counters, mode);
-                self.due = watch.sampler.next(due, platform.clock);
+                self.due = watch.sampler.next(due, platform.instructions);
                 match sample {
                     None => Ask::Nothing,
                     Some(sample) => Ask::Answered(sample, watch.policy.sample(&sample)),

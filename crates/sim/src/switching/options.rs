@@ -49,7 +49,7 @@ pub struct Options {
     pub keep_nested: bool,
     /// The host has pages behind all of the guest's memory before the VM begins, and nested tables that
     /// are there, or are kept, map it: the thesis's long-lived VM.
-    pub lived_long: bool,
+    pub prewarmed: bool,
     /// What happens to TLBs.
     pub tlb: TlbHandling,
     /// The policy's switches are made. Otherwise it only advises, and the VM stays in its mode.
@@ -61,7 +61,7 @@ pub struct Options {
 struct Given {
     start: Option<Mode>,
     keep_nested: bool,
-    lived_long: bool,
+    prewarmed: bool,
     carry: bool,
     interval: Option<f64>,
     advise: Option<bool>,
@@ -95,8 +95,8 @@ static MECHANISM: OptionTable<Given> = OptionTable::new(&[
         values: "short|long",
         meaning: "whether the VM has just begun, or all of its memory was touched before; short unless \
                   given",
-        set: |g, value| one_of(value, &LIVED).map(|long| g.lived_long = long),
-        get: |g| word_of(&g.lived_long, &LIVED),
+        set: |g, value| one_of(value, &LIVED).map(|long| g.prewarmed = long),
+        get: |g| word_of(&g.prewarmed, &LIVED),
     },
     OptionRow {
         name: "tlb",
@@ -205,7 +205,7 @@ impl FromStr for Options {
             return Err(format!("`{part}` is not name=value"));
         }
         let (given, own) = MECHANISM.take(options.iter().map(String::as_str))?;
-        let Given { start, keep_nested, lived_long, carry, interval, advise, every, plan } = given;
+        let Given { start, keep_nested, prewarmed, carry, interval, advise, every, plan } = given;
         let schedule = match (policy, every, plan) {
             (Some(_), Some(_), _) => {
                 return Err("a policy and every= exclude each other: leave one out".into());
@@ -246,7 +246,7 @@ impl FromStr for Options {
             schedule,
             start: planned.or(start).unwrap_or(Mode::Shadow),
             keep_nested,
-            lived_long,
+            prewarmed,
             tlb: if carry { TlbHandling::Carry } else { TlbHandling::Flush },
             obey: !advise.unwrap_or(false),
         })

@@ -8,7 +8,7 @@ use crate::measure::counters::Counters;
 use nestwalk_hw::Profile;
 use nestwalk_policy::{Mode, Sample};
 
-/// Looks in an interval of time if instructions take a cycle each. Where they take longer, looks come
+/// Snapshots in an interval of time if instructions take a cycle each. Where they take longer, looks come
 /// closer together, each half way to the interval's end as far as the last look can tell.
 const LOOKS: f64 = 64.0;
 
@@ -92,7 +92,7 @@ impl Sampler {
     }
 
     /// The region of interest begins: the counters are zero.
-    pub fn counting_begins(&mut self) {
+    pub fn region_begins(&mut self) {
         self.last = Counters::default();
         (self.last_cycles, self.time_ns) = (0.0, 0.0);
         (self.looked, self.step) = ((0, 0.0), self.every);
@@ -188,8 +188,8 @@ impl Recorder {
     }
 
     /// The region of interest begins.
-    pub fn counting_begins(&mut self, clock: u64, mode: Option<Mode>) {
-        self.sampler.counting_begins();
+    pub fn region_begins(&mut self, clock: u64, mode: Option<Mode>) {
+        self.sampler.region_begins();
         self.recorded = Recorded::default();
         (self.began, self.mode, self.mixed) = (clock, mode, false);
         self.due = clock.saturating_add(self.sampler.every());
@@ -201,7 +201,7 @@ impl Recorder {
         self.mode = mode;
     }
 
-    /// Looks at what was counted.
+    /// Snapshots at what was counted.
     pub fn look(&mut self, clock: u64, counters: &Counters, mode: Option<Mode>) {
         self.mode_is(clock, mode);
         let Some(mode) = mode else {

@@ -4,7 +4,7 @@ use super::machines::{Probe, Setup};
 use super::{Script, V0};
 use nestwalk_hw::Profile;
 use nestwalk_sim::schemes::shadow::Shadow;
-use nestwalk_sim::{AnyMachine, Counters, Machine};
+use nestwalk_sim::{Counters, DynMachine, Machine};
 use nestwalk_tables::LONG4;
 use nestwalk_types::{Control, FaultCode, Gpa, Gva, PageSize};
 

@@ -191,7 +191,7 @@ impl Kernel {
                         self.roots.retain(|root| root.align_down(size) != gpa);
                         say(&mut out, control.clone());
                     }
-                    Control::TableNew { gpa, .. } => {
+                    Control::TableAdded { gpa, .. } => {
                         self.roots.retain(|root| *root != gpa);
                         self.used.retain(|page| *page != gpa);
                         say(&mut out, control.clone());
@@ -256,15 +256,15 @@ impl Kernel {
                 upper[slot] = pointer(directory);
                 let words: [u64; 512] = std::array::from_fn(|i| leaf(gib << 30 | (i as u64) << 21));
                 let entries = Some(Box::new(words));
-                say(Control::TableNew { vcpu, gpa: Gpa::new(directory), entries });
+                say(Control::TableAdded { vcpu, gpa: Gpa::new(directory), entries });
             }
             let (gpa, entries) = (Gpa::new(DIRECT_TABLES), Some(upper));
-            say(Control::TableNew { vcpu, gpa, entries });
+            say(Control::TableAdded { vcpu, gpa, entries });
             if self.mode.levels == 5 {
                 let mut top = Box::new([0; 512]);
                 top[self.mode.index(DIRECT, 4) as usize] = pointer(DIRECT_TABLES);
                 let gpa = Gpa::new(DIRECT_TABLES + 0x8000);
-                say(Control::TableNew { vcpu, gpa, entries: Some(top) });
+                say(Control::TableAdded { vcpu, gpa, entries: Some(top) });
             }
         }
         let top = DIRECT_TABLES + if self.mode.levels == 5 { 0x8000 } else { 0 };

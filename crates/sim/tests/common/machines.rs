@@ -8,13 +8,13 @@ use nestwalk_sim::assist::segments::{DUAL, GUEST, SegmentedVm, VMM};
 use nestwalk_sim::hypervisor::agile::OPTIONS;
 use nestwalk_sim::hypervisor::bare_metal::Native;
 use nestwalk_sim::hypervisor::nested::Nested;
-use nestwalk_sim::scheme::Build;
+use nestwalk_sim::scheme::MachineConfig;
 use nestwalk_sim::scheme::vmm_options::VmmOptions;
 use nestwalk_sim::schemes::agile::Agile;
 use nestwalk_sim::schemes::ds::DirectSegment;
 use nestwalk_sim::schemes::shadow::Shadow;
 use nestwalk_sim::schemes::xen_pv::XenPv;
-use nestwalk_sim::{AnyMachine, Counters, ExitReason, Machine};
+use nestwalk_sim::{Counters, DynMachine, ExitReason, Machine};
 use nestwalk_tables::{LONG4, Mode};
 use nestwalk_types::{Gpa, GuestBatch};
 
@@ -65,8 +65,8 @@ impl Setup {
         HostMemory::with_config(&config, &[(Gpa::new(0), self.guest_bytes)]).unwrap()
     }
 
-    pub fn build(&self, name: &str, virtualized: bool) -> Build {
-        Build {
+    pub fn build(&self, name: &str, virtualized: bool) -> MachineConfig {
+        MachineConfig {
             name: name.into(),
             variant: String::new(),
             vmm: self.vmm,
@@ -88,16 +88,16 @@ impl Setup {
         Machine::new(Nested::new(&mut build).unwrap(), build).unwrap()
     }
     pub fn xen_pv(&self, variant: &str) -> Machine<XenPv> {
-        let build = Build { variant: variant.into(), ..self.build("xen-pv", true) };
+        let build = MachineConfig { variant: variant.into(), ..self.build("xen-pv", true) };
         Machine::new(XenPv::new(&build).unwrap(), build).unwrap()
     }
     pub fn ds(&self, variant: &str) -> Machine<DirectSegment> {
-        let build = Build { variant: variant.into(), ..self.build("ds", false) };
+        let build = MachineConfig { variant: variant.into(), ..self.build("ds", false) };
         Machine::new(DirectSegment::new(&build).unwrap(), build).unwrap()
     }
     /// A machine with segments, by the name of its scheme.
     pub fn segmented(&self, scheme: &str, variant: &str) -> Machine<SegmentedVm> {
-        let build = Build { variant: variant.into(), ..self.build(scheme, true) };
+        let build = MachineConfig { variant: variant.into(), ..self.build(scheme, true) };
         let registers = (scheme != "vmm-direct", scheme != "guest-direct");
         let options = match scheme {
             "vmm-direct" => &VMM,
@@ -108,7 +108,7 @@ impl Setup {
     }
     /// An agile machine, by its keys.
     pub fn agile(&self, variant: &str) -> Machine<Agile> {
-        let mut build = Build { variant: variant.into(), ..self.build("agile", true) };
+        let mut build = MachineConfig { variant: variant.into(), ..self.build("agile", true) };
         let config = OPTIONS.parse(variant).unwrap();
         Machine::new(Agile::new(config, &mut build).unwrap(), build).unwrap()
     }
@@ -119,7 +119,7 @@ impl Setup {
 }
 
 /// What every concrete machine can be asked in a test.
-pub trait Probe: AnyMachine {
+pub trait Probe: DynMachine {
     fn platform(&mut self) -> &mut nestwalk_sim::scheme::Platform;
 
     /// Runs the events and returns what they added to the counters.

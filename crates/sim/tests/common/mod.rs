@@ -10,8 +10,8 @@ pub mod pairs;
 use nestwalk_hw::Profile;
 use nestwalk_hw::profile::WalkCacheProfile;
 use nestwalk_mm::{HostConfig, HostMemory, KERNEL_BYTES, PagePolicy, PlacementKind};
-use nestwalk_sim::machine::AnyMachine;
-use nestwalk_sim::scheme::Build;
+use nestwalk_sim::machine::DynMachine;
+use nestwalk_sim::scheme::MachineConfig;
 use nestwalk_sim::schemes::by_name;
 use nestwalk_tables::{Entry, Level, Mode, TableMemory, TableOwner, store};
 use nestwalk_types::{
@@ -48,7 +48,7 @@ impl TableOwner<Gpa> for Owner<'_> {
         let gpa = Gpa::new(*self.next);
         *self.next += 0x1000;
         let entries = self.found.then(|| Box::new([0; 512]));
-        self.controls.push(Control::TableNew { vcpu: V0, gpa, entries });
+        self.controls.push(Control::TableAdded { vcpu: V0, gpa, entries });
         Some(gpa)
     }
     fn stored(&mut self, at: Gpa, entry: Entry) {
@@ -71,7 +71,7 @@ impl Script {
             found_tables: false,
         };
         script.memory.insert(root, None);
-        script.controls.push(Control::TableNew { vcpu: V0, gpa: root, entries: None });
+        script.controls.push(Control::TableAdded { vcpu: V0, gpa: root, entries: None });
         script.say(Control::LoadCr3 { vcpu: V0, root, pcid: 1, keep: false });
         script
     }
@@ -80,7 +80,7 @@ impl Script {
         let mut script = Self::new(mode);
         script.found_tables = true;
         for (_, control) in &mut script.batch.batch.controls {
-            if let Control::TableNew { entries, .. } = control {
+            if let Control::TableAdded { entries, .. } = control {
                 *entries = Some(Box::new([0; 512]));
             }
         }
@@ -91,7 +91,7 @@ impl Script {
         let root = Gpa::new(self.next_table);
         self.next_table += 0x1000;
         self.memory.insert(root, None);
-        self.say(Control::TableNew { vcpu: V0, gpa: root, entries: None });
+        self.say(Control::TableAdded { vcpu: V0, gpa: root, entries: None });
         root
     }
     /// CR3 of the current vCPU is loaded; what follows is about that address space.
@@ -206,7 +206,7 @@ pub fn machine(
     guest_mode: &'static Mode,
     host_mode: &'static Mode,
     host_pages: &str,
-) -> Box<dyn AnyMachine> {
+) -> Box<dyn DynMachine> {
     machine_with(
         scheme,
         guest_mode,
@@ -224,7 +224,7 @@ pub fn machine_with(
     host_pages: &str,
     profile: &Profile,
     vcpus: usize,
-) -> Box<dyn AnyMachine> {
+) -> Box<dyn DynMachine> {
     let definition = by_name(scheme).unwrap();
     let guest_bytes = 3 * GIB;
     let host = definition.virtualized.then(|| {
@@ -245,7 +245,7 @@ pub fn machine_with(
         };
         HostMemory::with_config(&config, &[(Gpa::new(0), guest_bytes)]).unwrap()
     });
-    (definition.build)(Build {
+    (definition.build)(MachineConfig {
         name: scheme.into(),
         variant: definition.options.normalize("").unwrap(),
         vmm: nestwalk_sim::scheme::vmm_options::VmmOptions::default(),
@@ -270,7 +270,7 @@ pub fn bare_profile() -> Profile {
 }
 
 /// The referee found nothing wrong, and looked.
-pub fn approve<M: AnyMachine + ?Sized>(machine: &M) {
+pub fn approve<M: DynMachine + ?Sized>(machine: &M) {
     let verdict = machine.verdict().unwrap();
     assert_eq!(verdict.told, Vec::<String>::new(), "{}", machine.name());
     assert!(verdict.checked > 0);

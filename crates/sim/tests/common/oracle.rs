@@ -161,7 +161,7 @@ pub struct Oracle {
     pub cores: Vec<Core>,
     /// Size of all pages of the host; `None` on bare metal.
     host: Option<PageSize>,
-    /// What is counted: first-level misses, second-level hits and misses, upgrades.
+    /// What is counted: first-level misses, second-level hits and misses, rewalks.
     pub counts: [u64; 4],
     /// A hypervisor with shadow tables answers loads of CR3 and invalidations, by INVVPID.
     kvm: bool,
@@ -192,11 +192,11 @@ impl Oracle {
 
     /// What a machine should have counted.
     pub fn agrees(&self, c: &Counters) -> Result<(), String> {
-        let found = [c.l1_tlb_misses, c.l2_tlb_hits, c.l2_tlb_misses, c.upgrades];
+        let found = [c.l1_tlb_misses, c.l2_tlb_hits, c.l2_tlb_misses, c.rewalks];
         if found == self.counts {
             return Ok(());
         }
-        let what = "first-level misses, second-level hits and misses, upgrades";
+        let what = "first-level misses, second-level hits and misses, rewalks";
         Err(format!("{what}: {found:?}, the oracle says {:?}", self.counts))
     }
 
@@ -293,7 +293,7 @@ impl Oracle {
     pub fn control(&mut self, control: &Control, shadowed: &[Shadowed]) {
         self.hypervisor(shadowed);
         match *control {
-            Control::TableNew { gpa, ref entries, .. } => {
+            Control::TableAdded { gpa, ref entries, .. } => {
                 self.tables.insert(gpa, entries.as_deref());
             }
             Control::TableWrite { gpa, value, .. } => {

@@ -8,7 +8,7 @@ use nestwalk_sim::hardware::walk::{Fault, WalkWatch};
 use nestwalk_sim::scheme::vmm_options::VmmOptions;
 use nestwalk_sim::scheme::{Event, Handled, MachineError, Platform, Processor, Scheme, Software};
 use nestwalk_sim::schemes::shadow::Shadow;
-use nestwalk_sim::{AnyMachine, Machine};
+use nestwalk_sim::{DynMachine, Machine};
 use nestwalk_tables::entry::PRESENT;
 use nestwalk_tables::look_up;
 use nestwalk_types::{GuestBatch, Invalidation, PageSize};
@@ -102,7 +102,7 @@ impl Software for Watched {
 
 /// A machine of each scheme and the oracle beside each.
 pub struct Pairs {
-    plain: Vec<(Box<dyn AnyMachine>, Oracle)>,
+    plain: Vec<(Box<dyn DynMachine>, Oracle)>,
     shadow: Option<(Machine<Watched>, Oracle)>,
     what: String,
 }

@@ -194,7 +194,7 @@ fn decompress(bytes: &[u8], raw: u32) -> Result<Vec<u8>, String> {
 
 /// Whether it is a table with contents.
 pub(super) const fn is_image(control: &Control) -> bool {
-    matches!(control, Control::TableNew { entries: Some(_), .. })
+    matches!(control, Control::TableAdded { entries: Some(_), .. })
 }
 
 /// Reads the controls of a chunk.

@@ -144,7 +144,7 @@ fn controls() -> impl Strategy<Value = Control> {
         (vcpu(), gpa(), any::<u16>(), any::<bool>())
             .prop_map(|(vcpu, root, pcid, keep)| Control::LoadCr3 { vcpu, root, pcid, keep }),
         (vcpu(), what).prop_map(|(vcpu, what)| Control::Invalidate { vcpu, what }),
-        (vcpu(), gpa(), option::of(image())).prop_map(|(vcpu, gpa, entries)| Control::TableNew {
+        (vcpu(), gpa(), option::of(image())).prop_map(|(vcpu, gpa, entries)| Control::TableAdded {
             vcpu,
             gpa,
             entries
@@ -154,8 +154,8 @@ fn controls() -> impl Strategy<Value = Control> {
             gpa,
             size: PageSize::from_shift(shift)
         }),
-        (vcpu(), gpa()).prop_map(|(vcpu, gpa)| Control::TableReused { vcpu, gpa }),
-        (gpa(), number()).prop_map(|(start, bytes)| Control::Backed { start, bytes }),
+        (vcpu(), gpa()).prop_map(|(vcpu, gpa)| Control::TableRetired { vcpu, gpa }),
+        (gpa(), number()).prop_map(|(start, bytes)| Control::Prefault { start, bytes }),
         (vcpu(), gpa(), any::<u32>(), "[a-z\u{e9}]{0,15}").prop_map(|(vcpu, root, id, name)| {
             Control::Process { vcpu, root, id: ProcessId(id), name: name.into() }
         }),

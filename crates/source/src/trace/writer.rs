@@ -270,11 +270,11 @@ const fn is_architectural(control: &Control) -> bool {
         Control::RegionOfInterest
         | Control::LoadCr3 { .. }
         | Control::Invalidate { .. }
-        | Control::TableNew { .. }
+        | Control::TableAdded { .. }
         | Control::TableWrite { .. }
         | Control::PageCleared { .. }
-        | Control::TableReused { .. }
-        | Control::Backed { .. }
+        | Control::TableRetired { .. }
+        | Control::Prefault { .. }
         | Control::Process { .. }
         | Control::Fault { .. }
         | Control::OsWork { .. } => true,

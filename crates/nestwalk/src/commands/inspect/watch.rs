@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 const HEADING: &str = "       seconds    resident    in 2 MiB      runs     longest   99 %: 2 MiB   anchors    ranges   offsets";
 
-/// Looks again and again.
+/// Snapshots again and again.
 ///
 /// # Errors
 /// The first look fails, or later ones do for another reason than that the process has ended.

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 /// A bar, with more that an evaluation tells of it.
 #[derive(Clone, Debug, Serialize)]
-pub struct Bar<M = Course> {
+pub struct Bar<M = ModeTimeline> {
     /// Its name in the figure.
     pub bar: String,
     /// The machine, with nothing left to defaults.
@@ -27,7 +27,7 @@ pub struct Bar<M = Course> {
 
 /// How long a machine took, and how its paging mode changed.
 #[derive(Clone, Debug, Serialize)]
-pub struct Course {
+pub struct ModeTimeline {
     /// Cycles of the run.
     pub cycles: f64,
     /// VM exits.
@@ -42,7 +42,7 @@ pub struct Course {
 impl Bar {
     /// Of a machine's results.
     pub fn new(bar: &str, m: &MachineResult) -> Self {
-        let course = Course {
+        let course = ModeTimeline {
             cycles: m.total_cycles,
             exits: m.vm_exits_total,
             switches: m.mode_switches,

@@ -9,7 +9,7 @@
 use super::bars::{Bar, figure, geometric_mean, row};
 use super::programs::{BuiltIn, Program, Ran, chosen, each};
 use super::series::{self, Line};
-use super::why::{Course, Why};
+use super::why::{ModeTimeline, Why};
 use super::{Evaluation, Found};
 use crate::args::{KeepArg, LivedArg, ReproduceArgs};
 use crate::signals::stop_on_signals;
@@ -206,7 +206,7 @@ impl Settings<'_> {
             bar: bar.bar.clone(),
             hindsight_percent: 100.0 * (bar.more.cycles / hindsight.more.cycles - 1.0),
             best_static_percent: 100.0 * (bar.more.cycles / best_static.more.cycles - 1.0),
-            why: Why::of(&Course::of(&second, i), &best_course),
+            why: Why::of(&ModeTimeline::of(&second, i), &best_course),
         });
         let against = against.collect();
         bars.push(hindsight);
@@ -426,14 +426,18 @@ fn line(bar: &str, ran: &Ran, i: usize) -> Line {
 }
 
 /// The cheapest of the plans of hindsight, among which the best static mode is one as well.
-fn best_plan((first, best): (&Ran, usize), second: &Ran, plans: Range<usize>) -> (Bar, Course) {
+fn best_plan(
+    (first, best): (&Ran, usize),
+    second: &Ran,
+    plans: Range<usize>,
+) -> (Bar, ModeTimeline) {
     let bar = |m| Bar::new("hindsight", m);
     let mut planned: Vec<Bar> = plans.clone().map(|i| bar(second.machine(i))).collect();
     planned.push(bar(first.machine(best)));
     let chosen = lowest(&planned);
     let course = match plans.start + chosen {
-        i if i < plans.end => Course::of(second, i),
-        _ => Course::of(first, best),
+        i if i < plans.end => ModeTimeline::of(second, i),
+        _ => ModeTimeline::of(first, best),
     };
     (planned.swap_remove(chosen), course)
 }

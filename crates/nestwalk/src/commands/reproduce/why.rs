@@ -8,12 +8,12 @@ use serde::Serialize;
 use std::fmt;
 
 /// What a machine did over time.
-pub struct Course {
+pub struct ModeTimeline {
     /// The mode at the beginning of each interval, and the cycles of it.
     intervals: Vec<(Mode, f64)>,
 }
 
-impl Course {
+impl ModeTimeline {
     /// Of the machine that was asked for as number `i`, which is one of shadow, nested and switching.
     pub fn of(ran: &Ran, i: usize) -> Self {
         let machine = ran.machine(i);
@@ -49,7 +49,7 @@ pub struct Why {
 
 impl Why {
     /// Why one is slower than the other; both have the same intervals of instructions.
-    pub fn of(policy: &Course, hindsight: &Course) -> Self {
+    pub fn of(policy: &ModeTimeline, hindsight: &ModeTimeline) -> Self {
         let all: f64 = hindsight.intervals.iter().map(|i| i.1).sum();
         let mut why = Self::default();
         for ((mode, cycles), (best, least)) in policy.intervals.iter().zip(&hindsight.intervals) {
@@ -82,7 +82,7 @@ mod tests {
     #[test]
     fn losses_are_told_apart() {
         use Mode::{Nested, Shadow};
-        let course = |intervals: &[(Mode, f64)]| Course { intervals: intervals.to_vec() };
+        let course = |intervals: &[(Mode, f64)]| ModeTimeline { intervals: intervals.to_vec() };
         let best = course(&[(Shadow, 50.0), (Nested, 50.0), (Nested, 60.0), (Shadow, 40.0)]);
         let policy = course(&[(Nested, 60.0), (Shadow, 150.0), (Nested, 90.0), (Shadow, 40.0)]);
         let why = Why::of(&policy, &best);

@@ -35,8 +35,8 @@ pub use tlbs::CoalescingTlbs;
 use crate::hardware::tlbs::TlbFamily;
 use crate::hypervisor::bare_metal::Native;
 use crate::hypervisor::nested::Nested;
-use crate::machine::{AnyMachine, Machine};
-use crate::scheme::{Build, MachineError, Scheme};
+use crate::machine::{DynMachine, Machine};
+use crate::scheme::{MachineConfig, MachineError, Scheme};
 use nestwalk_hw::{Coalesced, Profile, Shape};
 
 /// TLBs that a scheme of another mechanism can be given, as an option of it.
@@ -70,7 +70,10 @@ impl TlbKind {
 ///
 /// # Errors
 /// The shape does not fit the profile, or the hypervisor cannot be set up.
-pub fn machine(mut build: Build, shape: Shape) -> Result<Box<dyn AnyMachine>, MachineError> {
+pub fn machine(
+    mut build: MachineConfig,
+    shape: Shape,
+) -> Result<Box<dyn DynMachine>, MachineError> {
     if build.host.is_some() {
         let scheme = Nested::new(&mut build)?;
         return Ok(Box::new(machine_of::<_, CoalescingTlbs>(scheme, build, shape)?));
@@ -84,7 +87,7 @@ pub fn machine(mut build: Build, shape: Shape) -> Result<Box<dyn AnyMachine>, Ma
 /// The shape does not fit the profile.
 pub fn machine_of<S: Scheme, T: TlbFamily>(
     scheme: S,
-    build: Build,
+    build: MachineConfig,
     shape: Shape,
 ) -> Result<Machine<S, T>, MachineError> {
     let coalesced = Coalesced::new(&build.profile, shape)

@@ -6,9 +6,9 @@ use crate::hardware::walk::{Fault, WalkWatch};
 use crate::hardware::{Hardware, Request};
 use crate::hypervisor::bare_metal::Native;
 use crate::hypervisor::nested::Nested;
-use crate::machine::{AnyMachine, Machine};
+use crate::machine::{DynMachine, Machine};
 use crate::measure::counters::Counters;
-use crate::scheme::Build;
+use crate::scheme::MachineConfig;
 use crate::scheme::{
     ContiguityState, Event, Handled, MachineError, Platform, Processor, Report, Scheme, Software,
 };
@@ -184,7 +184,7 @@ pub trait Unit: Send {
     }
 
     /// The region of interest begins.
-    fn counting_begins(&mut self, _platform: &mut Platform, _runs: &Runs) {}
+    fn region_begins(&mut self, _platform: &mut Platform, _runs: &Runs) {}
 
     /// Bytes of what software keeps beside page tables.
     fn metadata_bytes(&self) -> u64 {
@@ -220,9 +220,9 @@ pub struct Contiguous<B, U> {
 /// # Errors
 /// There is no frame for the root of nested tables.
 pub fn machine<U: Unit + 'static>(
-    mut build: Build,
+    mut build: MachineConfig,
     unit: U,
-) -> Result<Box<dyn AnyMachine>, MachineError> {
+) -> Result<Box<dyn DynMachine>, MachineError> {
     if build.host.is_some() {
         let scheme = Contiguous::nested(&mut build, unit)?;
         return Ok(Box::new(Machine::new(scheme, build)?));
@@ -235,7 +235,7 @@ impl<U: Unit> Contiguous<Nested, U> {
     ///
     /// # Errors
     /// There is no host, or no frame for the root of nested tables.
-    pub fn nested(build: &mut Build, unit: U) -> Result<Self, MachineError> {
+    pub fn nested(build: &mut MachineConfig, unit: U) -> Result<Self, MachineError> {
         let runs = Runs::new(build.guest_mode, build.vcpus, true);
         Ok(Self { base: Nested::new(build)?, unit, runs })
     }
@@ -243,7 +243,7 @@ impl<U: Unit> Contiguous<Nested, U> {
 
 impl<U: Unit> Contiguous<Native, U> {
     /// On bare metal.
-    pub fn native(build: &Build, unit: U) -> Self {
+    pub fn native(build: &MachineConfig, unit: U) -> Self {
         let runs = Runs::new(build.guest_mode, build.vcpus, false);
         Self { base: Native::default(), unit, runs }
     }
@@ -406,7 +406,7 @@ impl<B: Base, U: Unit> Software for Contiguous<B, U> {
         self.base.on(platform, event)?;
         match event {
             Event::RegionOfInterest => {
-                self.unit.counting_begins(platform, &self.runs);
+                self.unit.region_begins(platform, &self.runs);
                 return Ok(());
             }
             Event::HostChanged { at, size, .. } => self.host_changed(platform, at, size),

@@ -11,9 +11,9 @@ use crate::hardware::walk::segments::{
 };
 use crate::hardware::walk::{Fault, Purpose, WalkWatch, Watched, walk_2d};
 use crate::hypervisor::nested_mmu::NestedMmu;
-use crate::machine::{AnyMachine, Machine};
+use crate::machine::{DynMachine, Machine};
 use crate::measure::counters::Counters;
-use crate::scheme::Build;
+use crate::scheme::MachineConfig;
 use crate::scheme::options::OptionTable;
 use crate::scheme::vmm_options::VmmKind;
 use crate::scheme::{
@@ -60,7 +60,7 @@ impl SegmentedVm {
     /// # Errors
     /// There is no host, no frame for the nested root table, or a filter that cannot be.
     pub fn new(
-        request: &mut Build,
+        request: &mut MachineConfig,
         options: &OptionTable<SegmentConfig>,
         (guest, vmm): (bool, bool),
     ) -> Result<Self, MachineError> {
@@ -98,7 +98,7 @@ impl SegmentedVm {
     /// # Errors
     /// As [`SegmentedVm::new`]; bad frames that cannot be; host memory is exhausted.
     pub fn machine(
-        mut request: Build,
+        mut request: MachineConfig,
         options: &OptionTable<SegmentConfig>,
         registers: (bool, bool),
     ) -> Result<Machine<Self>, MachineError> {
@@ -111,10 +111,10 @@ impl SegmentedVm {
     /// # Errors
     /// As [`SegmentedVm::machine`]; TLBs that the processor's arrays cannot be.
     pub fn any_machine(
-        mut request: Build,
+        mut request: MachineConfig,
         options: &OptionTable<SegmentConfig>,
         registers: (bool, bool),
-    ) -> Result<Box<dyn AnyMachine>, MachineError> {
+    ) -> Result<Box<dyn DynMachine>, MachineError> {
         let tlb = request.options(options)?.tlb;
         match tlb.shape(&request.profile) {
             None => Ok(Box::new(Self::machine(request, options, registers)?)),
@@ -351,7 +351,7 @@ impl Software for SegmentedVm {
 
     /// An interval of compaction is over. Intervals that a long run has passed are made up for.
     fn timer(&mut self, platform: &mut Platform) -> Result<(), MachineError> {
-        let passed = (platform.clock - self.due) / self.every + 1;
+        let passed = (platform.instructions - self.due) / self.every + 1;
         self.due += passed * self.every;
         let pages = self.config.compact.saturating_mul(passed) / LOOKS as u64;
         self.compact(platform, pages.max(1))

@@ -30,7 +30,7 @@ impl AgileMmu {
     /// # Errors
     /// Host memory is exhausted.
     pub fn timer(&mut self, platform: &mut Platform) -> Result<(), MachineError> {
-        let (now, interval) = (platform.clock, self.interval);
+        let (now, interval) = (platform.instructions, self.interval);
         self.due += (now - self.due) / interval * interval + interval;
         self.stores.retain(|_, s| now - s.since < interval);
         let grown = self.leave_young(platform);
@@ -97,7 +97,7 @@ impl AgileMmu {
         let walked = platform.cpu.counters.walk_cycles;
         let cycles = walked.saturating_sub(self.walk_cycles);
         self.walk_cycles = walked;
-        let (now, interval) = (platform.clock, self.interval);
+        let (now, interval) = (platform.instructions, self.interval);
         if cycles.saturating_mul(1000) >= self.config.walks.saturating_mul(interval) {
             let old = self.young.iter().filter(|(_, since)| now - **since >= interval);
             let grown: Vec<u64> = old.map(|(gfn, _)| *gfn).collect();
@@ -128,7 +128,7 @@ impl AgileMmu {
         scan.seen
     }
 
-    /// Looks at the dirty bits of the pages with nested guest tables, and clears them.
+    /// Snapshots at the dirty bits of the pages with nested guest tables, and clears them.
     /// Returns those that go back.
     fn clean_back(&mut self, platform: &mut Platform) -> FxHashSet<u64> {
         let mut tops: Vec<(u64, Level)> =

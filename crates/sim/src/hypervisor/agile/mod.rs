@@ -146,7 +146,7 @@ impl AgileMmu {
     }
 
     /// The counters begin anew.
-    pub const fn counting_begins(&mut self) {
+    pub const fn region_begins(&mut self) {
         self.walk_cycles = 0;
     }
 
@@ -233,7 +233,7 @@ impl AgileMmu {
         let v = usize::from(vcpu.0);
         let gfn = platform.cpu.world.roots[v].page_number();
         if self.config.start_nested && self.met.insert(gfn) {
-            self.young.insert(gfn, platform.clock);
+            self.young.insert(gfn, platform.instructions);
         }
         let start = self.start_of(platform, gfn)?;
         let cache = &mut self.cr3_cache[v];
@@ -338,7 +338,7 @@ impl AgileMmu {
             self.set_dirty(gfn);
             return Ok(());
         }
-        if self.is_too_many(platform.clock, gfn) {
+        if self.is_too_many(platform.instructions, gfn) {
             return self.make_nested(platform, gfn);
         }
         self.shadow.table_write(platform, at, new);
@@ -418,7 +418,7 @@ impl AgileMmu {
     /// A shadowed guest frame is overwritten as a whole, store by store.
     fn overwritten(&mut self, platform: &mut Platform, gfn: u64) -> Result<(), MachineError> {
         while self.shadow.sees_store(gfn) {
-            if self.is_too_many(platform.clock, gfn) {
+            if self.is_too_many(platform.instructions, gfn) {
                 return self.make_nested(platform, gfn);
             }
             self.shadow.table_write(platform, Gpa::new(gfn << 12), 0);

@@ -3,8 +3,8 @@
 use super::{AgileMmu, OPTIONS};
 use crate::hardware::walk::agile::Start;
 use crate::hypervisor::shadow::tests::lives::{self, Life};
-use crate::machine::{AnyMachine, Machine};
-use crate::scheme::Build;
+use crate::machine::{DynMachine, Machine};
+use crate::scheme::MachineConfig;
 use crate::scheme::Platform;
 use crate::schemes::agile::Agile;
 use nestwalk_hw::Profile;
@@ -15,7 +15,7 @@ use nestwalk_types::{Address, Gpa, Hpa, PageSize, SplitMix64};
 fn machine(mode: &'static Mode, host_pages: &str, variant: &str, vcpus: usize) -> Machine<Agile> {
     let policy = PagePolicy::by_name(host_pages).unwrap();
     let slots = [(Gpa::new(0), 3 << 30)];
-    let mut build = Build {
+    let mut build = MachineConfig {
         variant: variant.into(),
         name: format!("agile/{variant}"),
         vmm: crate::scheme::vmm_options::VmmOptions::default(),

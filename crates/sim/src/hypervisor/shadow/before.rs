@@ -18,7 +18,7 @@ impl ShadowMmu {
     ///
     /// # Errors
     /// Host memory is exhausted.
-    pub fn ran_before(
+    pub fn warm_start(
         &mut self,
         platform: &mut Platform,
         vcpu: VcpuId,

@@ -3,9 +3,9 @@
 
 use super::{NONE, PageId, ShadowMmu};
 use crate::hardware::walk::agile::SWITCH;
-use crate::machine::{AnyMachine, Machine};
+use crate::machine::{DynMachine, Machine};
 use crate::measure::counters::ExitReason;
-use crate::scheme::Build;
+use crate::scheme::MachineConfig;
 use crate::scheme::Platform;
 use crate::schemes::shadow::Shadow;
 use lives::Life;
@@ -272,7 +272,7 @@ impl ShadowMmu {
 fn machine(mode: &'static Mode, host_pages: &str, guest_bytes: u64) -> Machine<Shadow> {
     let policy = PagePolicy::by_name(host_pages).unwrap();
     let slots = [(Gpa::new(0), 3 << 30)];
-    let build = Build {
+    let build = MachineConfig {
         variant: String::new(),
         name: "shadow".into(),
         vmm: crate::scheme::vmm_options::VmmOptions::default(),

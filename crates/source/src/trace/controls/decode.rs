@@ -78,9 +78,9 @@ impl Decoder {
                 let gpa = self.other_page();
                 let image = image::get(&mut self.memory.image, &mut self.columns);
                 let entries = image.unwrap_or_else(|| self.impossible::<Option<_>>());
-                Control::TableNew { vcpu, gpa, entries }
+                Control::TableAdded { vcpu, gpa, entries }
             }
-            TABLE_CLEAR => Control::TableNew { vcpu, gpa: self.other_page(), entries: None },
+            TABLE_CLEAR => Control::TableAdded { vcpu, gpa: self.other_page(), entries: None },
             PAGE_CLEARED => {
                 self.memory.cleared = self.page(Column::Page, self.memory.cleared);
                 let gpa = Gpa::new(self.memory.cleared);
@@ -90,11 +90,11 @@ impl Decoder {
                 };
                 Control::PageCleared { vcpu, gpa, size: PageSize::from_shift(shift) }
             }
-            TABLE_REUSED => Control::TableReused { vcpu, gpa: self.other_page() },
+            TABLE_REUSED => Control::TableRetired { vcpu, gpa: self.other_page() },
             LOAD_CR3 => self.load_cr3(vcpu),
             FAULT => self.fault(vcpu),
             PROCESS => self.process(vcpu),
-            BACKED => Control::Backed {
+            BACKED => Control::Prefault {
                 start: self.other_page(),
                 bytes: self.varint(Column::Other).rotate_left(12),
             },

@@ -64,7 +64,7 @@ impl Encoder {
                 self.kind(TABLE_WRITE, vcpu);
                 self.table_write(gpa.value(), value);
             }
-            Control::TableNew { vcpu, gpa, ref entries } => {
+            Control::TableAdded { vcpu, gpa, ref entries } => {
                 self.kind(if entries.is_some() { TABLE_IMAGE } else { TABLE_CLEAR }, vcpu);
                 self.other_page(gpa);
                 if let Some(entries) = entries {
@@ -77,7 +77,7 @@ impl Encoder {
                 self.byte(Column::Other, size.shift() as u8);
                 self.memory.cleared = gpa.value();
             }
-            Control::TableReused { vcpu, gpa } => {
+            Control::TableRetired { vcpu, gpa } => {
                 self.kind(TABLE_REUSED, vcpu);
                 self.other_page(gpa);
             }
@@ -95,7 +95,7 @@ impl Encoder {
                 self.other_page(root);
                 self.process(id.0, name);
             }
-            Control::Backed { start, bytes } => {
+            Control::Prefault { start, bytes } => {
                 self.byte(Column::Kind, BACKED);
                 self.other_page(start);
                 self.varint(Column::Other, turned(bytes));
