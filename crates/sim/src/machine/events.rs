@@ -371,6 +371,8 @@ impl Events<'_> {
     ) -> Result<(), MachineError> {
         let cpu = &mut self.platform.cpu;
         cpu.counters.cr3_loads += 1;
+        let kept = keep && cpu.hardware.cores[usize::from(vcpu.0)].has_pcids();
+        cpu.counters.cr3_flushes += u64::from(!kept);
         cpu.world.roots[usize::from(vcpu.0)] = root;
         cpu.world.known_roots.insert(root);
         self.tell(Event::LoadCr3 { vcpu, pcid, keep })?;

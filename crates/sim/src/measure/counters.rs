@@ -241,6 +241,7 @@ counters! {
         pages_cleared: "4 KiB pages", "memory that the guest kernel cleared";
         table_writes: "count", "entries that the guest kernel stored to its tables";
         cr3_loads: "count", "loads of CR3";
+        cr3_flushes: "count", "of these, the ones that dropped translations: without the keep bit, or PCIDs";
         invalidations: "count", "INVLPG and INVPCID";
         mode_switches: "count", "changes of the paging mode";
         shared_tlb_lookups: "count", "shared TLB: look-ups, on misses of second levels";
