@@ -11,6 +11,7 @@ mod listed;
 mod policy;
 mod reservations;
 mod reserve;
+mod scattered;
 
 pub use ca::{Ca, CaConfig};
 pub use default::FirstFit;
@@ -23,6 +24,7 @@ pub(crate) use listed::Listed;
 pub use policy::PagePolicy;
 pub(crate) use policy::Sizes;
 pub use reserve::Reserve;
+pub use scattered::Scattered;
 
 use crate::physical::PhysicalMemory;
 use nestwalk_tables::Mode;
@@ -142,6 +144,8 @@ pub enum PlacementKind {
     Reserve,
     /// See [`HugeTlb`].
     HugeTlb,
+    /// See [`Scattered`].
+    Scattered,
     /// As [`FirstFit`], but that contiguous frames are set aside for the largest mapping of each
     /// process, a *primary region*: see [`crate::PrimaryConfig`]. A guest's; a host has segments of
     /// its own.
@@ -174,6 +178,7 @@ pub const PLACEMENTS: &[(&str, PlacementKind, &str)] = &[
     ),
     ("reserve", PlacementKind::Reserve, "4 KiB pages in reserved large blocks, joined when full"),
     ("hugetlb", PlacementKind::HugeTlb, "large pages from pools that are filled at the start"),
+    ("scattered", PlacementKind::Scattered, "each page at a random place: least contiguity"),
     ("primary", PlacementKind::Primary, "contiguous memory behind each process's largest mapping"),
     (
         "primary-balloon",
@@ -208,6 +213,7 @@ impl PlacementKind {
             Self::Ideal => Box::new(Ideal::default()),
             Self::Reserve => Box::new(Reserve::new(pages, mode)),
             Self::HugeTlb => Box::new(HugeTlb::new(pages, mode)),
+            Self::Scattered => Box::new(Scattered::default()),
         }
     }
 }
