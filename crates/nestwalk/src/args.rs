@@ -8,6 +8,7 @@ pub use evaluate::{BenchArgs, ExplainArgs, KeepArg, LivedArg, Publication, Repro
 pub use inspect::InspectArgs;
 pub use setup::SetupArgs;
 
+use crate::formats::Format;
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -102,18 +103,6 @@ pub enum Command {
     Explain(ExplainArgs),
     /// Measure the simulator itself: accesses per second of each scheme
     Bench(BenchArgs),
-}
-
-/// How results are printed.
-#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum Format {
-    /// A table for people.
-    #[default]
-    Table,
-    /// One JSON object.
-    Json,
-    /// A row per machine.
-    Csv,
 }
 
 /// Where results go and how the work is done: nothing here changes a result.

@@ -1,6 +1,6 @@
 //! What can be typed after `inspect`.
 
-use super::Format;
+use crate::formats::Format;
 use clap::Args as ClapArgs;
 use std::path::PathBuf;
 

@@ -1,7 +1,8 @@
 //! `capture`: a real Linux guest runs a command and is recorded.
 
-use crate::args::{CaptureArgs, Format};
+use crate::args::CaptureArgs;
 use crate::commands::compare::of_command;
+use crate::formats::Format;
 use crate::progress::{Beginning, Course, Meter, Phases};
 use crate::settings::real_guest;
 use crate::tell::tell;

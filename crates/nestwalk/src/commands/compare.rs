@@ -1,7 +1,8 @@
 //! `compare` and `run`: one source, many machines, one table.
 
-use crate::args::{CompareArgs, Format, OutputArgs, RunArgs};
+use crate::args::{CompareArgs, OutputArgs, RunArgs};
 use crate::commands::samples::Samples;
+use crate::formats::Format;
 use crate::progress::{Meter, Phases};
 use crate::signals::stop_on_signals;
 use crate::{outcome, sensitivity, settings, show};

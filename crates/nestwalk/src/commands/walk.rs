@@ -1,6 +1,7 @@
 //! `walk`: one translation, reference by reference.
 
-use crate::args::{Format, WalkArgs};
+use crate::args::WalkArgs;
+use crate::formats::Format;
 use anyhow::{Context, Result, anyhow, bail};
 use nestwalk_hw::Profile;
 use nestwalk_hw::profile::WalkCacheProfile;

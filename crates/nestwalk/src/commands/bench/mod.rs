@@ -3,7 +3,8 @@
 mod guests;
 mod reading;
 
-use crate::args::{BenchArgs, Format};
+use crate::args::BenchArgs;
+use crate::formats::Format;
 use anyhow::{Context, Result, anyhow, bail};
 use nestwalk_hw::Profile;
 use nestwalk_lab::words;

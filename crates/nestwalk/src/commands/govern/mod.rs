@@ -3,7 +3,8 @@
 pub mod show;
 mod train;
 
-use crate::args::{Format, GovernArgs};
+use crate::args::GovernArgs;
+use crate::formats::Format;
 use crate::signals::stop_on_signals;
 use anyhow::{Context, Result, bail};
 use nestwalk_host::{

@@ -1,6 +1,6 @@
 //! What `govern` prints: a line per interval for people, a JSON object per event for programs.
 
-use crate::args::Format;
+use crate::formats::Format;
 use anyhow::{Context, Result};
 use nestwalk_host::{End, Event};
 use nestwalk_policy::{Action, Hundredths, Kind, POLICIES, Plan, PolicyInfo};

@@ -1,7 +1,8 @@
 //! `govern --train`: makes the model of the policy `svm`.
 
 use super::{load, samples};
-use crate::args::{Format, GovernArgs};
+use crate::args::GovernArgs;
+use crate::formats::Format;
 use anyhow::{Context, Result, bail};
 use nestwalk_policy::{Mode, Sample, SampleWriter, best_modes, train as learn};
 use serde_json::json;

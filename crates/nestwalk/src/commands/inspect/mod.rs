@@ -7,7 +7,8 @@ mod show;
 mod snapshot;
 mod watch;
 
-use crate::args::{Format, InspectArgs};
+use crate::args::InspectArgs;
+use crate::formats::Format;
 use crate::progress::{Amount, Phase, Phases};
 use crate::signals::stop_on_signals;
 use anyhow::{Context, Result, bail};

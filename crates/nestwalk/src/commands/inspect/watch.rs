@@ -2,7 +2,8 @@
 
 use super::report::{Mapping, Report};
 use super::{json, print, ram, show};
-use crate::args::{Format, InspectArgs};
+use crate::args::InspectArgs;
+use crate::formats::Format;
 use crate::signals::stop_on_signals;
 use anyhow::{Result, bail};
 use nestwalk_contiguity::Pieces;

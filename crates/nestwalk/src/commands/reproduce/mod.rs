@@ -12,7 +12,8 @@ mod thesis;
 mod vmitosis;
 mod why;
 
-use crate::args::{Format, Publication, ReproduceArgs};
+use crate::args::{Publication, ReproduceArgs};
+use crate::formats::Format;
 use anyhow::{Context, Result};
 use std::io::Write;
 

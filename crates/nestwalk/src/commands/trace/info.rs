@@ -2,7 +2,8 @@
 
 use super::print;
 use super::read::Read;
-use crate::args::{Format, TraceInfoArgs};
+use crate::args::TraceInfoArgs;
+use crate::formats::Format;
 use crate::progress::Meter;
 use anyhow::{Context, Result, bail};
 use nestwalk_lab::trace_format;

@@ -1,7 +1,8 @@
 //! `trace verify`: whether a trace is sound, and says what a guest can do.
 
 use super::print;
-use crate::args::{Format, TraceVerifyArgs};
+use crate::args::TraceVerifyArgs;
+use crate::formats::Format;
 use crate::progress::Meter;
 use anyhow::{Result, bail};
 use nestwalk_mm::{DROP_REASONS, DropReason, ObservedGuest};
