@@ -8,7 +8,7 @@ pub use evaluate::{BenchArgs, ExplainArgs, KeepArg, LivedArg, Publication, Repro
 pub use inspect::InspectArgs;
 pub use setup::SetupArgs;
 
-use crate::formats::Format;
+use crate::formats::{self, Format};
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -111,8 +111,8 @@ pub struct OutputArgs {
     /// How results are printed
     #[arg(long, value_enum, default_value_t)]
     pub format: Format,
-    /// Also write results.json, results.csv, table.txt and the resolved config.toml into DIR
-    #[arg(long, value_name = "DIR")]
+    /// A folder that gets the results in every format
+    #[arg(long, value_name = "DIR", help = formats::help_of_output())]
     pub output: Option<PathBuf>,
     /// Also write what a policy would see of each machine in shadow or nested mode into DIR, as CSV
     /// that `govern` replays and learns from: a file per machine

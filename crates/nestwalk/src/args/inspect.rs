@@ -65,6 +65,6 @@ pub struct InspectArgs {
 impl InspectArgs {
     /// How it is printed.
     pub fn format(&self) -> Format {
-        if self.json { Format::Json } else { self.format }
+        if self.json { Format::JSON } else { self.format }
     }
 }

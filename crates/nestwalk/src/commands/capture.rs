@@ -2,7 +2,7 @@
 
 use crate::args::CaptureArgs;
 use crate::commands::compare::of_command;
-use crate::formats::Format;
+use crate::formats::Found;
 use crate::progress::{Beginning, Course, Meter, Phases};
 use crate::settings::real_guest;
 use crate::tell::tell;
@@ -27,6 +27,7 @@ use std::time::Instant;
 /// # Errors
 /// A piece is missing, the guest dies, or the trace cannot be written.
 pub fn capture(args: &CaptureArgs) -> Result<ExitCode> {
+    args.format.refuse_rows("a summary is no table")?;
     if args.prepare {
         let phases = Phases::new(args.quiet);
         let say = &mut |step: Step<'_>| phases.step(step, &mut crate::tell::say);
@@ -53,9 +54,10 @@ pub fn capture(args: &CaptureArgs) -> Result<ExitCode> {
         None => None,
     };
     // The command's output is this command's output, but for what a program shall read.
-    let output: Box<dyn Write + Send> = match args.format {
-        Format::Json => Box::new(std::io::stderr()),
-        _ => Box::new(std::io::stdout()),
+    let output: Box<dyn Write + Send> = if args.format.is_for_programs() {
+        Box::new(std::io::stderr())
+    } else {
+        Box::new(std::io::stdout())
     };
     let stop = crate::signals::stop_on_signals();
     let begin = Instant::now();
@@ -88,6 +90,8 @@ pub fn capture(args: &CaptureArgs) -> Result<ExitCode> {
         size = Some(written.bytes);
     }
     let report = Report {
+        header: &header,
+        saved: args.save.as_deref(),
         summary,
         agreement,
         status,
@@ -95,13 +99,11 @@ pub fn capture(args: &CaptureArgs) -> Result<ExitCode> {
         seconds: begin.elapsed().as_secs_f64(),
         processor: processor.map(|p| p.as_secs_f64()),
     };
-    match args.format {
-        Format::Json => {
-            let text = serde_json::to_string_pretty(&report.json(&header)?)?;
-            writeln!(std::io::stdout(), "{text}")?;
-        }
-        _ if !args.quiet => tell(report.text(args.save.as_deref()).trim_end()),
-        _ => {}
+    let text = args.format.render(&report)?;
+    if args.format.is_for_programs() {
+        std::io::stdout().write_all(text.as_bytes())?;
+    } else if !args.quiet {
+        tell(text.trim_end());
     }
     result?;
     if let Some(a) = &report.agreement
@@ -175,7 +177,10 @@ fn trace_summary(summary: &Summary, status: Option<u8>) -> trace::Summary {
 }
 
 /// What is said at the end.
-struct Report {
+struct Report<'a> {
+    header: &'a Header,
+    /// The trace's file.
+    saved: Option<&'a Path>,
     summary: Summary,
     agreement: Option<Agreement>,
     status: Option<u8>,
@@ -184,8 +189,8 @@ struct Report {
     processor: Option<f64>,
 }
 
-impl Report {
-    fn text(&self, saved: Option<&Path>) -> String {
+impl Found for Report<'_> {
+    fn table(&self) -> String {
         let s = &self.summary;
         let mut out = String::new();
         match self.status {
@@ -220,7 +225,7 @@ impl Report {
                 out += &format!("         {example}\n");
             }
         }
-        if let (Some(path), Some(size)) = (saved, self.size) {
+        if let (Some(path), Some(size)) = (self.saved, self.size) {
             out += &format!("trace    {}: {}\n", path.display(), bytes(size));
         }
         out += &format!(
@@ -231,12 +236,12 @@ impl Report {
         out
     }
 
-    fn json(&self, header: &Header) -> Result<Value> {
+    fn json(&self) -> Result<Value> {
         let s = &self.summary;
         let not_seen: serde_json::Map<String, Value> =
             s.not_seen().map(|(r, n)| (r.name().to_owned(), n.into())).collect();
         Ok(json!({
-            "header": serde_json::to_value(header).context("the header")?,
+            "header": serde_json::to_value(self.header).context("the header")?,
             "exit_status": self.status,
             "accesses": s.accesses,
             "fetches": s.fetches,
