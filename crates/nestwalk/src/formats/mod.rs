@@ -73,7 +73,7 @@ macro_rules! formats {
     };
 }
 
-formats! { table, json, csv }
+formats! { table, json, csv, markdown }
 
 impl Format {
     /// The format of `--json`.
