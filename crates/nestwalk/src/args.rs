@@ -15,6 +15,7 @@ pub use inspect::InspectArgs;
 pub use setup::SetupArgs;
 pub use trace::{TraceCommand, TraceConvertArgs, TraceInfoArgs, TraceVerifyArgs};
 
+use crate::formats::{self, Format};
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use examples::{CAPTURE_EXAMPLES, GOVERN_EXAMPLES, REPRODUCE_EXAMPLES};
 use std::ffi::OsString;
@@ -78,26 +79,14 @@ pub enum Command {
     Bench(BenchArgs),
 }
 
-/// How results are printed.
-#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum Format {
-    /// A table for people.
-    #[default]
-    Table,
-    /// One JSON object.
-    Json,
-    /// A row per machine.
-    Csv,
-}
-
 /// Where results go and how the work is done: nothing here changes a result.
 #[derive(ClapArgs, Debug, Clone)]
 pub struct OutputArgs {
     /// How results are printed
     #[arg(long, value_enum, default_value_t)]
     pub format: Format,
-    /// Also write results.json, results.csv, table.txt and the resolved config.toml into DIR
-    #[arg(long, value_name = "DIR")]
+    /// A folder that gets the results in every format
+    #[arg(long, value_name = "DIR", help = formats::help_of_output())]
     pub output: Option<PathBuf>,
     /// Also write what a policy would see of each machine in shadow or nested mode into DIR, as CSV
     /// that `govern` replays and learns from: a file per machine

@@ -5,6 +5,7 @@
 mod args;
 mod commands;
 mod fields;
+mod formats;
 mod outcome;
 mod processor_events;
 mod progress;

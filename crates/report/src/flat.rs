@@ -1,4 +1,4 @@
-//! Nested JSON objects as rows of CSV: `{"a": {"b": 1}}` becomes the column `a.b`.
+//! Nested JSON objects as rows of cells, and as CSV: `{"a": {"b": 1}}` becomes the column `a.b`.
 
 use serde_json::Value;
 use thiserror::Error;
@@ -32,12 +32,18 @@ fn scalar(value: &Value) -> String {
     }
 }
 
-/// Writes objects as CSV, a row each. The columns are all that occur, in the order of their first
+/// Titles of columns, and cells of each row below them.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Cells {
+    /// Titles.
+    pub columns: Vec<String>,
+    /// Rows, each with a cell per column.
+    pub rows: Vec<Vec<String>>,
+}
+
+/// Objects as cells, a row each. The columns are all that occur, in the order of their first
 /// occurrence; what a row does not have is empty.
-///
-/// # Errors
-/// The CSV writer failed.
-pub fn to_csv(rows: &[Value]) -> Result<String, CsvError> {
+pub fn to_cells(rows: &[Value]) -> Cells {
     let mut columns: Vec<String> = Vec::new();
     let mut flat = Vec::new();
     for row in rows {
@@ -56,13 +62,25 @@ pub fn to_csv(rows: &[Value]) -> Result<String, CsvError> {
         }
         flat.push(cells);
     }
+    let row = |cells: Vec<(String, String)>| {
+        let cell =
+            |c: &String| cells.iter().find(|(name, _)| name == c).map(|(_, text)| text.clone());
+        columns.iter().map(|c| cell(c).unwrap_or_default()).collect()
+    };
+    let rows = flat.into_iter().map(row).collect();
+    Cells { columns, rows }
+}
+
+/// Writes the cells of [`to_cells`] as CSV, titles first.
+///
+/// # Errors
+/// The CSV writer failed.
+pub fn to_csv(rows: &[Value]) -> Result<String, CsvError> {
+    let Cells { columns, rows } = to_cells(rows);
     let fail = |e: &dyn std::fmt::Display| CsvError(e.to_string());
     let mut writer = csv::Writer::from_writer(Vec::new());
     writer.write_record(&columns).map_err(|e| fail(&e))?;
-    for cells in &flat {
-        let row = columns.iter().map(|c| {
-            cells.iter().find(|(name, _)| name == c).map_or("", |(_, text)| text.as_str())
-        });
+    for row in &rows {
         writer.write_record(row).map_err(|e| fail(&e))?;
     }
     let bytes = writer.into_inner().map_err(|e| fail(&e))?;

@@ -4,6 +4,6 @@ mod flat;
 mod table;
 mod units;
 
-pub use flat::{CsvError, to_csv};
+pub use flat::{Cells, CsvError, to_cells, to_csv};
 pub use table::{Align, Table};
 pub use units::{UnitError, bytes, count, parse_bytes, parse_count};

@@ -1,6 +1,7 @@
 //! Arguments of `reproduce`, `explain` and `bench`.
 
-use super::{Format, OutputArgs};
+use super::OutputArgs;
+use crate::formats::Format;
 use clap::{Args as ClapArgs, ValueEnum};
 use std::path::PathBuf;
 

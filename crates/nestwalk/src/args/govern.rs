@@ -1,6 +1,6 @@
 //! Arguments of `govern`.
 
-use super::Format;
+use crate::formats::Format;
 use clap::{Args as ClapArgs, ValueEnum};
 use std::path::PathBuf;
 

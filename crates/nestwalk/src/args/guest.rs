@@ -1,6 +1,6 @@
 //! Arguments of real guests: of `capture`, and of `compare --guest`.
 
-use super::Format;
+use crate::formats::Format;
 use clap::{Args as ClapArgs, ValueEnum};
 use std::ffi::OsString;
 use std::path::PathBuf;

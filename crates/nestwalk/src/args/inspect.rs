@@ -1,6 +1,6 @@
 //! What can be typed after `inspect`.
 
-use super::Format;
+use crate::formats::Format;
 use clap::Args as ClapArgs;
 use std::path::PathBuf;
 
@@ -65,6 +65,6 @@ pub struct InspectArgs {
 impl InspectArgs {
     /// How it is printed.
     pub fn format(&self) -> Format {
-        if self.json { Format::Json } else { self.format }
+        if self.json { Format::JSON } else { self.format }
     }
 }

@@ -1,7 +1,7 @@
 //! Arguments of `trace`.
 
-use super::Format;
 use super::examples::CONVERT_HELP;
+use crate::formats::Format;
 use clap::{Args as ClapArgs, Subcommand};
 use std::path::PathBuf;
 

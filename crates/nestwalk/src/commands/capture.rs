@@ -1,7 +1,8 @@
 //! `capture`: a real Linux guest runs a command and is recorded.
 
-use crate::args::{CaptureArgs, Format};
+use crate::args::CaptureArgs;
 use crate::commands::compare::of_command;
+use crate::formats::Found;
 use crate::progress::{Beginning, Course, Meter, Phases};
 use crate::settings::real_guest;
 use crate::tell::tell;
@@ -26,6 +27,7 @@ use std::time::Instant;
 /// # Errors
 /// A piece is missing, the guest dies, or the trace cannot be written.
 pub fn capture(args: &CaptureArgs) -> Result<ExitCode> {
+    args.format.refuse_rows("a summary is no table")?;
     if args.prepare {
         only_prepare(args)?;
         if args.command.is_empty() {
@@ -48,9 +50,10 @@ pub fn capture(args: &CaptureArgs) -> Result<ExitCode> {
         None => None,
     };
     // The command's output is this command's output, but for what a program shall read.
-    let output: Box<dyn Write + Send> = match args.format {
-        Format::Json => Box::new(std::io::stderr()),
-        _ => Box::new(std::io::stdout()),
+    let output: Box<dyn Write + Send> = if args.format.is_for_programs() {
+        Box::new(std::io::stderr())
+    } else {
+        Box::new(std::io::stdout())
     };
     let stop = crate::signals::stop_on_signals();
     let begin = Instant::now();
@@ -83,6 +86,8 @@ pub fn capture(args: &CaptureArgs) -> Result<ExitCode> {
         size = Some(written.bytes);
     }
     let report = Report {
+        header: &header,
+        saved: args.save.as_deref(),
         summary,
         agreement,
         status,
@@ -90,7 +95,7 @@ pub fn capture(args: &CaptureArgs) -> Result<ExitCode> {
         seconds: begin.elapsed().as_secs_f64(),
         processor: processor.map(|p| p.as_secs_f64()),
     };
-    print(args, &report, &header)?;
+    print(args, &report)?;
     result?;
     if let Some(a) = &report.agreement
         && a.different + if args.vcpus == 1 { a.not_mapped } else { 0 } > 0
@@ -109,14 +114,12 @@ fn only_prepare(args: &CaptureArgs) -> Result<()> {
     Ok(prepare(&Cache::locate()?, qemu, &kernel, &args.guest.packages, say)?)
 }
 
-fn print(args: &CaptureArgs, report: &Report, header: &Header) -> Result<()> {
-    match args.format {
-        Format::Json => {
-            let text = serde_json::to_string_pretty(&report.json(header)?)?;
-            writeln!(std::io::stdout(), "{text}")?;
-        }
-        _ if !args.quiet => tell(report.text(args.save.as_deref()).trim_end()),
-        _ => {}
+fn print(args: &CaptureArgs, report: &Report) -> Result<()> {
+    let text = args.format.render(report)?;
+    if args.format.is_for_programs() {
+        std::io::stdout().write_all(text.as_bytes())?;
+    } else if !args.quiet {
+        tell(text.trim_end());
     }
     Ok(())
 }
@@ -184,7 +187,10 @@ fn trace_summary(summary: &Summary, status: Option<u8>) -> trace::Summary {
 }
 
 /// What is said at the end.
-struct Report {
+struct Report<'a> {
+    header: &'a Header,
+    /// The trace's file.
+    saved: Option<&'a Path>,
     summary: Summary,
     agreement: Option<Agreement>,
     status: Option<u8>,
@@ -193,8 +199,8 @@ struct Report {
     processor: Option<f64>,
 }
 
-impl Report {
-    fn text(&self, saved: Option<&Path>) -> String {
+impl Found for Report<'_> {
+    fn table(&self) -> String {
         let s = &self.summary;
         let mut out = String::new();
         match self.status {
@@ -229,7 +235,7 @@ impl Report {
                 out += &format!("         {example}\n");
             }
         }
-        if let (Some(path), Some(size)) = (saved, self.size) {
+        if let (Some(path), Some(size)) = (self.saved, self.size) {
             out += &format!("trace    {}: {}\n", path.display(), bytes(size));
         }
         out += &format!(
@@ -240,12 +246,12 @@ impl Report {
         out
     }
 
-    fn json(&self, header: &Header) -> Result<Value> {
+    fn json(&self) -> Result<Value> {
         let s = &self.summary;
         let not_seen: serde_json::Map<String, Value> =
             s.not_seen().map(|(r, n)| (r.name().to_owned(), n.into())).collect();
         Ok(json!({
-            "header": serde_json::to_value(header).context("the header")?,
+            "header": serde_json::to_value(self.header).context("the header")?,
             "exit_status": self.status,
             "accesses": s.accesses,
             "fetches": s.fetches,

@@ -1,7 +1,8 @@
 //! `compare` and `run`: one source, many machines, one table.
 
-use crate::args::{CompareArgs, Format, OutputArgs, RunArgs};
+use crate::args::{CompareArgs, OutputArgs, RunArgs};
 use crate::commands::samples::Samples;
+use crate::formats::{self, Found};
 use crate::progress::{Meter, Phases};
 use crate::signals::stop_on_signals;
 use crate::{outcome, sensitivity, settings, show};
@@ -83,12 +84,12 @@ fn experiment(experiment: &Experiment, output: &OutputArgs, tables: &Tables) -> 
     }
     let results = Results { experiment, info, outcome, energy, sensitivity };
     // Whatever happens to one copy of the results, the other is written.
-    let saved = output.output.as_ref().map_or(Ok(()), |folder| save(folder, &results));
+    let saved = output.output.as_ref().map_or(Ok(()), |folder| formats::save(folder, &results));
     let sampled = match &samples {
         Some(samples) => samples.save(experiment, &info.name, outcome),
         None => Ok(Vec::new()),
     };
-    let printed = print(&results.render(output.format)?);
+    let printed = print(&output.format.render(&results)?);
     saved.and(printed)?;
     for line in sampled?.iter().filter(|_| !output.quiet) {
         crate::tell::tell(format_args!("nestwalk: {line}"));
@@ -114,15 +115,11 @@ fn print(text: &str) -> Result<()> {
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("standard output")
 }
 
-/// Names of the files that `--output` makes, beside the configuration.
-const SAVED: [(&str, Format); 3] =
-    [("results.json", Format::Json), ("results.csv", Format::Csv), ("table.txt", Format::Table)];
-
 /// Makes the folder with the configuration in it. Results of another run do not stay beside it.
 fn prepare(folder: &Path, experiment: &Experiment) -> Result<()> {
     std::fs::create_dir_all(folder)
         .with_context(|| format!("--output {}: cannot be made", folder.display()))?;
-    for (name, _) in SAVED {
+    for name in formats::files() {
         let path = folder.join(name);
         match std::fs::remove_file(&path) {
             Err(e) if e.kind() != ErrorKind::NotFound => {
@@ -131,25 +128,7 @@ fn prepare(folder: &Path, experiment: &Experiment) -> Result<()> {
             _ => {}
         }
     }
-    write(folder, "config.toml", &experiment.to_toml()?)
-}
-
-fn write(folder: &Path, name: &str, text: &str) -> Result<()> {
-    let path = folder.join(name);
-    let written = std::fs::write(&path, text);
-    if written.is_err() {
-        // Half a file would be taken for a whole one.
-        let _ = std::fs::remove_file(&path);
-    }
-    written.with_context(|| format!("{}: cannot be written", path.display()))
-}
-
-fn save(folder: &Path, results: &Results<'_>) -> Result<()> {
-    let mut all = Ok(());
-    for (name, format) in SAVED {
-        all = all.and(write(folder, name, &results.render(format)?));
-    }
-    all
+    formats::write(folder, "config.toml", &experiment.to_toml()?)
 }
 
 /// Everything that is shown of a comparison.
@@ -163,19 +142,7 @@ struct Results<'a> {
     sensitivity: bool,
 }
 
-impl Results<'_> {
-    fn render(&self, format: Format) -> Result<String> {
-        Ok(match format {
-            Format::Json => serde_json::to_string_pretty(&self.json()?)? + "\n",
-            Format::Csv => {
-                let rows: Result<Vec<Value>, _> =
-                    self.outcome.machines.iter().map(serde_json::to_value).collect();
-                nestwalk_report::to_csv(&rows?)?
-            }
-            Format::Table => self.table(),
-        })
-    }
-
+impl Found for Results<'_> {
     /// Documented in `fields::RESULTS` and `nestwalk_sim::FIELDS`.
     fn json(&self) -> Result<Value> {
         let profile = &self.experiment.profile;
@@ -193,6 +160,10 @@ impl Results<'_> {
             "guests": guests,
             "machines": serde_json::to_value(&self.outcome.machines)?,
         }))
+    }
+
+    fn rows(&self) -> Result<Vec<Value>> {
+        Ok(self.outcome.machines.iter().map(serde_json::to_value).collect::<Result<_, _>>()?)
     }
 
     fn table(&self) -> String {

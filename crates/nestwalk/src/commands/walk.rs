@@ -1,6 +1,7 @@
 //! `walk`: one translation, reference by reference.
 
-use crate::args::{Format, WalkArgs};
+use crate::args::WalkArgs;
+use crate::formats::Found;
 use anyhow::{Context, Result, anyhow, bail};
 use nestwalk_hw::Profile;
 use nestwalk_hw::profile::WalkCacheProfile;
@@ -59,11 +60,7 @@ pub fn walk(args: &WalkArgs) -> Result<()> {
     ModelledGuest::new(config)?.process(&batch, &mut events)?;
     machine.run(&events)?;
     let steps = machine.watch(&batch.runs[0])?;
-    let out = match args.format {
-        Format::Json => as_json(&spec.name, address, &steps)?,
-        Format::Csv => nestwalk_report::to_csv(&as_values(&steps))?,
-        Format::Table => as_table(&spec.name, address, &steps),
-    };
+    let out = args.format.render(&Walk { machine: &spec.name, address, steps })?;
     std::io::stdout().lock().write_all(out.as_bytes())?;
     Ok(())
 }
@@ -106,45 +103,57 @@ fn purpose(step: &Step) -> String {
     }
 }
 
-fn as_values(steps: &[Step]) -> Vec<Value> {
-    let value = |s: &Step| {
-        json!({
-            "reference": name(s),
-            "dimension": s.dimension,
-            "level": s.level,
-            "on_behalf_of_guest_level": s.on_behalf,
-            "host_physical_address": format!("{:#x}", s.at.value()),
-            "entry": format!("{:#x}", s.entry),
-        })
-    };
-    steps.iter().map(value).collect()
+/// One translation.
+struct Walk<'a> {
+    machine: &'a str,
+    address: u64,
+    steps: Vec<Step>,
 }
 
-fn as_json(machine: &str, address: u64, steps: &[Step]) -> Result<String> {
-    let steps = as_values(steps);
-    let value = json!({ "machine": machine, "address": format!("{address:#x}"), "steps": steps });
-    Ok(serde_json::to_string_pretty(&value)? + "\n")
-}
-
-fn as_table(machine: &str, address: u64, steps: &[Step]) -> String {
-    let mut table = Table::new()
-        .column("#", Align::Right)
-        .column("entry", Align::Left)
-        .column("read at hPA", Align::Right)
-        .column("contents", Align::Right)
-        .column("why", Align::Left);
-    for (i, step) in steps.iter().enumerate() {
-        table.row(vec![
-            (i + 1).to_string(),
-            name(step),
-            format!("{:#x}", step.at.value()),
-            format!("{:#x}", step.entry),
-            purpose(step),
-        ]);
+impl Found for Walk<'_> {
+    fn json(&self) -> Result<Value> {
+        Ok(json!({
+            "machine": self.machine,
+            "address": format!("{:#x}", self.address),
+            "steps": self.rows()?,
+        }))
     }
-    let references = match steps.len() {
-        1 => "1 reference".into(),
-        n => format!("{n} references"),
-    };
-    format!("{machine} translates gVA {address:#x} in {references}:\n\n{}", table.render())
+
+    fn rows(&self) -> Result<Vec<Value>> {
+        let value = |s: &Step| {
+            json!({
+                "reference": name(s),
+                "dimension": s.dimension,
+                "level": s.level,
+                "on_behalf_of_guest_level": s.on_behalf,
+                "host_physical_address": format!("{:#x}", s.at.value()),
+                "entry": format!("{:#x}", s.entry),
+            })
+        };
+        Ok(self.steps.iter().map(value).collect())
+    }
+
+    fn table(&self) -> String {
+        let mut table = Table::new()
+            .column("#", Align::Right)
+            .column("entry", Align::Left)
+            .column("read at hPA", Align::Right)
+            .column("contents", Align::Right)
+            .column("why", Align::Left);
+        for (i, step) in self.steps.iter().enumerate() {
+            table.row(vec![
+                (i + 1).to_string(),
+                name(step),
+                format!("{:#x}", step.at.value()),
+                format!("{:#x}", step.entry),
+                purpose(step),
+            ]);
+        }
+        let references = match self.steps.len() {
+            1 => "1 reference".into(),
+            n => format!("{n} references"),
+        };
+        let (machine, address) = (self.machine, self.address);
+        format!("{machine} translates gVA {address:#x} in {references}:\n\n{}", table.render())
+    }
 }

@@ -1,5 +1,5 @@
-//! Families of TLBs: how an access is looked up, and what a walk puts in. A machine has one, whatever its
-//! scheme: a machine of `SegmentedVm` with TLBs that coalesce is `vmm-direct/tlb=colt`.
+//! Families of TLBs: how an access is looked up, and what a walk puts in. A machine has one, whatever
+//! its scheme: a machine of `SegmentedVm` with TLBs that coalesce is `vmm-direct/tlb=colt`.
 
 use super::walk::{Nobody, WalkWatch};
 use super::{Core, Processor, Request};

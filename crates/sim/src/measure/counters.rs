@@ -88,8 +88,8 @@ fn less<const N: usize>(now: &[u64; N], earlier: &[u64; N]) -> [u64; N] {
 }
 
 impl Counters {
-    /// Accesses whose data or tables are likely to lie far away: second-level misses, and what was served
-    /// beside the TLBs, which is no walk.
+    /// Accesses whose data or tables are likely to lie far away: second-level misses, and what was
+    /// served beside the TLBs, which is no walk.
     #[inline]
     pub const fn far_accesses(&self) -> u64 {
         self.l2_tlb_misses + self.assist_hits + self.l1_bypasses

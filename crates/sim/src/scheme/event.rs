@@ -95,8 +95,8 @@ pub enum Event<'a> {
         /// Length.
         bytes: u64,
     },
-    /// While updates are deferred ([`Platform::deferred`]): an access has missed the TLBs and is about to
-    /// walk.
+    /// While updates are deferred ([`Platform::deferred`]): an access has missed the TLBs and is about
+    /// to walk.
     AccessMissed {
         /// The access.
         request: &'a Request,

@@ -44,8 +44,8 @@ pub enum Handled {
 /// The software half of a technique: the hypervisor, or the kernel of bare metal.
 ///
 /// **Order.** A machine takes the stream's events one by one, in the order of the stream, and finishes
-/// each before the next. Let `G` be the guest's tables in `platform.cpu.world`, `H` the host's own record
-/// of what backs guest memory.
+/// each before the next. Let `G` be the guest's tables in `platform.cpu.world`, `H` the host's own
+/// record of what backs guest memory.
 ///
 /// - An [`Event`] arrives after its effect on `G` and `H`: `G` has the store, `H` no longer has the
 ///   page. Of a table page, `PageWritten` (if its contents are zeros), then `TableAdded`, then its

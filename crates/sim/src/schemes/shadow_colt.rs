@@ -1,5 +1,6 @@
-//! `shadow-colt`: shadow paging with TLBs that coalesce (CoLT, Pham et al., MICRO 2012). A walk ends with one
-//! line, of shadow entries, which are contiguous where both dimensions are, so nothing has to be composed.
+//! `shadow-colt`: shadow paging with TLBs that coalesce (CoLT, Pham et al., MICRO 2012). A walk ends
+//! with one line, of shadow entries, which are contiguous where both dimensions are, so nothing has to
+//! be composed.
 //!
 //! Faults, flushes and exits are those of `shadow`; the options are those of `colt`.
 

@@ -1,18 +1,18 @@
-//! `shared-tlb`: nested paging with a last-level TLB that all cores share, looked up on a miss of a core's
-//! second level (Bhattacharjee, Lustig, Martonosi, "Shared Last-Level TLBs for Chip Multiprocessors",
+//! `shared-tlb`: nested paging with a last-level TLB that all cores share, looked up on a miss of a
+//! core's second level (Bhattacharjee, Lustig, Martonosi, "Shared Last-Level TLBs for Chip Multiprocessors",
 //! HPCA 2011). A walk of one core serves the others that use the same pages of the same address space.
 //!
 //! `native-shared-tlb` is the same on bare metal. Choices, where the paper has none for x86-64:
 //!
-//! - *Tags.* PCIDs are each core's own, so an entry cannot be shared by its PCID. Entries have the number
-//!   of a root table among the last [`ROOTS`] that were loaded; one that is displaced takes its entries
-//!   with it.
+//! - *Tags.* PCIDs are each core's own, so an entry cannot be shared by its PCID. Entries have the
+//!   number of a root table among the last [`ROOTS`] that were loaded; one that is displaced takes its
+//!   entries with it.
 //! - *Invalidations.* Whatever a core drops of an address space it drops here, too: INVLPG and INVPCID
 //!   for the address space that the core has behind the PCID, a load of CR3 without the keep bit
 //!   everything of the new root, a fault the page that it met. A change of nested tables empties it.
 //! - *Inclusion.* None: a hit fills both levels of the core, a walk fills all three.
-//! - *Cost.* Every look-up takes `cycles`, hit or miss, exposed as walks are. The energy of look-ups is not
-//!   counted.
+//! - *Cost.* Every look-up takes `cycles`, hit or miss, exposed as walks are. The energy of look-ups is
+//!   not counted.
 
 use super::Definition;
 use crate::hardware::Request;

@@ -159,8 +159,8 @@ impl Software for XenPv {
             Event::HostChanged { at, size, .. } => {
                 self.mmu.host_changed(platform, at, size)
             }
-            // The kernel works on its own memory while it is in lazy mode; any other access shows that it
-            // is not.
+            // The kernel works on its own memory while it is in lazy mode; any other access shows that
+            // it is not.
             Event::AccessMissed { request } if !is_kernel_half(request.gva) => {
                 self.mmu.send_all(platform)
             }

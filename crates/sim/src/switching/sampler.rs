@@ -8,8 +8,8 @@ use crate::measure::counters::Counters;
 use nestwalk_hw::Profile;
 use nestwalk_policy::{Mode, Sample};
 
-/// Snapshots in an interval of time if instructions take a cycle each. Where they take longer, looks come
-/// closer together, each half way to the interval's end as far as the last look can tell.
+/// Snapshots in an interval of time if instructions take a cycle each. Where they take longer, looks
+/// come closer together, each half way to the interval's end as far as the last look can tell.
 const LOOKS: f64 = 64.0;
 
 /// Where a sample ends.

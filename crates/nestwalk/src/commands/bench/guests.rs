@@ -1,6 +1,7 @@
 //! Speed with real guests: recordings replayed, and what recording and live comparison cost a guest.
 
 use super::Clock;
+use crate::formats::Found;
 use anyhow::{Context, Result, anyhow};
 use nestwalk_capture::live::{Live, LiveOptions};
 use nestwalk_capture::{Boot, Cache, Guest};
@@ -111,7 +112,7 @@ fn cost(folder: &Path, way: Way) -> Result<Cost> {
 }
 
 /// `nestwalk bench --guest`: how much slower a guest is when it is recorded, or compared live.
-pub fn slowdown(format_json: bool) -> Result<String> {
+pub fn slowdown() -> Result<Slowdown> {
     let folder = std::env::temp_dir().join(format!("nestwalk-bench-{}", std::process::id()));
     std::fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
     std::fs::write(folder.join("bench.c"), PROGRAM)?;
@@ -119,32 +120,47 @@ pub fn slowdown(format_json: bool) -> Result<String> {
     let costs: Result<Vec<_>> = ways.iter().map(|(n, w)| Ok((*n, cost(&folder, *w)?))).collect();
     // Nothing depends on it any more.
     let _ = std::fs::remove_dir_all(&folder);
-    let costs = costs?;
-    let plain = costs[0].1;
-    if format_json {
-        let value: serde_json::Map<String, Value> = costs
-            .iter()
-            .map(|(n, c)| ((*n).into(), json!({ "wall_seconds": c.wall, "qemu_seconds": c.qemu })))
-            .collect();
-        return Ok(serde_json::to_string_pretty(&value)? + "\n");
+    Ok(Slowdown { costs: costs? })
+}
+
+/// What each way costs, `plain` first.
+pub struct Slowdown {
+    costs: Vec<(&'static str, Cost)>,
+}
+
+impl Found for Slowdown {
+    fn json(&self) -> Result<Value> {
+        let value = |(name, c): &(&str, Cost)| {
+            ((*name).into(), json!({ "wall_seconds": c.wall, "qemu_seconds": c.qemu }))
+        };
+        Ok(Value::Object(self.costs.iter().map(value).collect()))
     }
-    let mut table = Table::new()
-        .column("gcc -O2 -c, four times, in a guest", Align::Left)
-        .column("seconds", Align::Right)
-        .column("x plain", Align::Right)
-        .column("QEMU's processor s", Align::Right)
-        .column("x plain", Align::Right);
-    for (name, c) in &costs {
-        table.row(vec![
-            (*name).into(),
-            format!("{:.1}", c.wall),
-            format!("{:.2}", c.wall / plain.wall),
-            format!("{:.1}", c.qemu),
-            format!("{:.2}", c.qemu / plain.qemu),
-        ]);
+
+    fn rows(&self) -> Result<Vec<Value>> {
+        let row = |(name, c): &(&str, Cost)| json!({ "way": name, "wall_seconds": c.wall, "qemu_seconds": c.qemu });
+        Ok(self.costs.iter().map(row).collect())
     }
-    Ok(table.render()
-        + "plain: QEMU without plugin, with its clock bound to instructions as for every recording;\n\
+
+    fn table(&self) -> String {
+        let plain = self.costs[0].1;
+        let mut table = Table::new()
+            .column("gcc -O2 -c, four times, in a guest", Align::Left)
+            .column("seconds", Align::Right)
+            .column("x plain", Align::Right)
+            .column("QEMU's processor s", Align::Right)
+            .column("x plain", Align::Right);
+        for (name, c) in &self.costs {
+            table.row(vec![
+                (*name).into(),
+                format!("{:.1}", c.wall),
+                format!("{:.2}", c.wall / plain.wall),
+                format!("{:.1}", c.qemu),
+                format!("{:.2}", c.qemu / plain.qemu),
+            ]);
+        }
+        table.render()
+            + "plain: QEMU without plugin, with its clock bound to instructions as for every recording;\n\
            recorded: with the plugin, and a reader that takes everything; compared: native, shadow and\n\
-           nested live. The boot is not counted.\n")
+           nested live. The boot is not counted.\n"
+    }
 }

@@ -3,7 +3,8 @@
 mod guests;
 mod reading;
 
-use crate::args::{BenchArgs, Format};
+use crate::args::BenchArgs;
+use crate::formats::{Format, Found};
 use anyhow::{Context, Result, anyhow, bail};
 use nestwalk_hw::Profile;
 use nestwalk_lab::words;
@@ -13,7 +14,7 @@ use nestwalk_sim::compare::spec::MachineSpec;
 use nestwalk_sim::compare::{Plan, compare};
 use nestwalk_source::PatternSpec;
 use nestwalk_types::{Batch, Control, Source, SourceError, SourceInfo};
-use serde_json::json;
+use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;
@@ -85,7 +86,7 @@ pub fn bench(args: &BenchArgs) -> Result<()> {
         return Ok(std::io::stdout().lock().write_all(out.as_bytes())?);
     }
     if args.guest {
-        let out = guests::slowdown(args.format == Format::Json)?;
+        let out = args.format.render(&guests::slowdown()?)?;
         return Ok(std::io::stdout().lock().write_all(out.as_bytes())?);
     }
     match &args.instructions {
@@ -163,36 +164,74 @@ fn run(case: &str, machines: &str, accesses: u64, counting: bool) -> Result<f64>
 }
 
 fn seconds(accesses: u64, format: Format) -> Result<()> {
-    let mut table = Table::new().column("million accesses/s, one core", Align::Left);
-    for (name, ..) in CASES {
-        table = table.column(name, Align::Right);
-    }
-    let mut rates: BTreeMap<&str, BTreeMap<&str, f64>> = BTreeMap::new();
+    let mut rates: Rates = BTreeMap::new();
     for (machine, _) in MACHINES {
-        let mut row = vec![(*machine).to_owned()];
         for (case, ..) in CASES {
             let rate = run(case, machine, accesses, false)? / 1e6;
-            row.push(format!("{rate:.1}"));
             rates.entry(case).or_default().insert(machine, rate);
         }
-        table.row(row);
     }
     let replay = guests::replay()?;
-    let memory = peak_memory_mib();
-    let out = if format == Format::Json {
-        let value = json!({
+    let out = format.render(&Speed { accesses, rates, replay, memory: peak_memory_mib() })?;
+    std::io::stdout().lock().write_all(out.as_bytes())?;
+    Ok(())
+}
+
+/// Million accesses per second, by case and machine.
+type Rates = BTreeMap<&'static str, BTreeMap<&'static str, f64>>;
+
+/// The simulator's own speed.
+struct Speed {
+    accesses: u64,
+    rates: Rates,
+    /// Million accesses of the guest per second, by recording.
+    replay: Vec<(&'static str, f64)>,
+    /// The peak, in MiB.
+    memory: Option<u64>,
+}
+
+impl Found for Speed {
+    fn json(&self) -> Result<Value> {
+        let replay = self.replay.iter().map(|(n, r)| ((*n).to_owned(), *r));
+        Ok(json!({
             "unit": "million accesses per second of processor time on one core, set-up not counted",
-            "accesses": accesses,
-            "rates": rates,
-            "replay": replay.iter().map(|(n, r)| ((*n).to_owned(), *r)).collect::<BTreeMap<_, _>>(),
-            "peak_memory_mib": memory,
-        });
-        serde_json::to_string_pretty(&value)? + "\n"
-    } else {
+            "accesses": self.accesses,
+            "rates": self.rates,
+            "replay": replay.collect::<BTreeMap<_, _>>(),
+            "peak_memory_mib": self.memory,
+        }))
+    }
+
+    /// A row per machine; recordings are replayed with all four.
+    fn rows(&self) -> Result<Vec<Value>> {
+        let numbers = |rates: &mut dyn Iterator<Item = (&'static str, f64)>| {
+            rates.map(|(name, rate)| (name.to_owned(), json!(rate))).collect::<Map<_, _>>()
+        };
+        let row = |(machine, _): &(&'static str, &str)| {
+            let rates = &mut CASES.iter().map(|(case, ..)| (*case, self.rates[case][machine]));
+            let mut row = json!({ "machine": machine, "rates": numbers(rates) });
+            if *machine == "all four" {
+                row["replay"] = numbers(&mut self.replay.iter().copied()).into();
+            }
+            row
+        };
+        Ok(MACHINES.iter().map(row).collect())
+    }
+
+    fn table(&self) -> String {
+        let mut table = Table::new().column("million accesses/s, one core", Align::Left);
+        for (name, ..) in CASES {
+            table = table.column(name, Align::Right);
+        }
+        for (machine, _) in MACHINES {
+            let rates = CASES.iter().map(|(case, ..)| format!("{:.1}", self.rates[case][machine]));
+            table.row(std::iter::once((*machine).to_owned()).chain(rates).collect());
+        }
         let mut out = table.render();
         for (case, ..) in CASES {
-            let sum: f64 = MACHINES[..4].iter().map(|m| 1.0 / rates[case][m.0]).sum();
-            let together = 1.0 / rates[case]["all four"];
+            let of = &self.rates[case];
+            let sum: f64 = MACHINES[..4].iter().map(|m| 1.0 / of[m.0]).sum();
+            let together = 1.0 / of["all four"];
             out += &format!(
                 "{case}: all four in one pass take {:.0} % of the sum of single passes\n",
                 100.0 * together / sum
@@ -202,11 +241,11 @@ fn seconds(accesses: u64, format: Format) -> Result<()> {
                 32 KiB, where no\ntwo accesses in a row are to one page; stream: 8-byte loads through \
                 4 GiB; walks: random loads in 4 GiB.\nTLBs, walk caches and data caches are all on; \
                 every machine includes the source and the guest. Seconds are processor time.\n";
-        if let Some(mib) = memory {
+        if let Some(mib) = self.memory {
             out += &format!("peak memory of all of this: {mib} MiB\n");
         }
         out += "\nrecordings of real guests, million accesses of the guest per second, all four in one pass:\n";
-        for (name, rate) in &replay {
+        for (name, rate) in &self.replay {
             out += &format!("  {name}: {rate:.0}\n");
         }
         out += "\nother simulators (AMD EPYC, November 2026, one core, million accesses/s):\n";
@@ -214,9 +253,7 @@ fn seconds(accesses: u64, format: Format) -> Result<()> {
             out += &format!("  {case}: {peer}\n");
         }
         out
-    };
-    std::io::stdout().lock().write_all(out.as_bytes())?;
-    Ok(())
+    }
 }
 
 fn peak_memory_mib() -> Option<u64> {

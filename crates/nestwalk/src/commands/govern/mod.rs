@@ -3,7 +3,7 @@
 pub mod show;
 mod train;
 
-use crate::args::{Format, GovernArgs};
+use crate::args::GovernArgs;
 use crate::signals::stop_on_signals;
 use anyhow::{Context, Result, bail};
 use nestwalk_host::{
@@ -24,9 +24,7 @@ use std::path::Path;
 /// # Errors
 /// Something is missing, a recording is wrong, or the VM is left in a mode that is not known.
 pub fn govern(args: &GovernArgs) -> Result<()> {
-    if args.format == Format::Csv {
-        bail!("govern prints a table or json; --record writes samples as CSV");
-    }
+    args.format.refuse_rows("govern prints events, and --record writes samples as CSV")?;
     if args.list {
         return show::catalogue();
     }

@@ -1,6 +1,6 @@
 //! What `govern` prints: a line per interval for people, a JSON object per event for programs.
 
-use crate::args::Format;
+use crate::formats::Format;
 use anyhow::{Context, Result};
 use nestwalk_host::{End, Event};
 use nestwalk_policy::{Action, Hundredths, Kind, POLICIES, Plan, PolicyInfo};
@@ -25,7 +25,7 @@ fn line(text: &str) -> Result<()> {
 
 impl Screen {
     pub fn new(format: Format, quiet: bool) -> Self {
-        Self { json: format == Format::Json, quiet, start_ns: None, now: 0.0 }
+        Self { json: format.is_for_programs(), quiet, start_ns: None, now: 0.0 }
     }
 
     pub fn heading(&self, text: &str) -> Result<()> {
@@ -100,7 +100,7 @@ impl Screen {
 
 /// What a policy's run over two recordings cost, beside both modes and the bound.
 pub fn compared(format: Format, policy: f64, shadow: f64, nested: f64, plan: &Plan) -> Result<()> {
-    if format == Format::Json {
+    if format.is_for_programs() {
         return line(&serde_json::to_string(&json!({
             "event": "compared",
             "cycles": { "policy": policy, "shadow": shadow, "nested": nested, "hindsight": plan.cost },

@@ -1,7 +1,7 @@
 //! `govern --train`: makes the model of the policy `svm`.
 
 use super::{load, samples};
-use crate::args::{Format, GovernArgs};
+use crate::args::GovernArgs;
 use anyhow::{Context, Result, bail};
 use nestwalk_policy::{Mode, Sample, SampleWriter, best_modes, train as learn};
 use serde_json::json;
@@ -80,7 +80,7 @@ pub fn train(args: &GovernArgs) -> Result<()> {
     fs::write(output, &training.model).with_context(|| output.display().to_string())?;
     let [shadow, nested] = training.rows;
     let [held, held_right] = training.held_out;
-    let text = if args.format == Format::Json {
+    let text = if args.format.is_for_programs() {
         json!({
             "model": output, "rows": { "shadow": shadow, "nested": nested },
             "left_out": training.left_out + alike, "support_vectors": training.support_vectors,

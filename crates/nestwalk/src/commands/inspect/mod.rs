@@ -7,12 +7,14 @@ mod show;
 mod snapshot;
 mod watch;
 
-use crate::args::{Format, InspectArgs};
+use crate::args::InspectArgs;
+use crate::formats::Found;
 use crate::progress::{Amount, Phase, Phases};
 use crate::signals::stop_on_signals;
 use anyhow::{Context, Result, bail};
 use nestwalk_host::{Cut, ProcessMemory, RamPiece, Roots, Snapshot};
 use report::Report;
+use serde_json::Value;
 use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -48,12 +50,9 @@ pub fn inspect(args: &InspectArgs) -> Result<()> {
     } else {
         let mut report = Report::new(&process, seen);
         ram::add_dimensions(&mut report, &process, &given, guest.as_ref())?;
-        print(&match args.format() {
-            Format::Json => serde_json::to_string_pretty(&json::report(&report))? + "\n",
-            Format::Csv => nestwalk_report::to_csv(&json::regions(&report))?,
-            Format::Table => show::report(&report, args.all),
-        })?;
-        if args.format() != Format::Json {
+        let format = args.format();
+        print(&format.render(&Memory { report: &report, all: args.all })?)?;
+        if !format.is_for_programs() {
             report
                 .missing
                 .iter()
@@ -61,6 +60,27 @@ pub fn inspect(args: &InspectArgs) -> Result<()> {
         }
     }
     verdict(&process, cut)
+}
+
+/// The memory of a process, shown once.
+struct Memory<'a> {
+    report: &'a Report,
+    /// Every mapping is shown to people, too.
+    all: bool,
+}
+
+impl Found for Memory<'_> {
+    fn json(&self) -> Result<Value> {
+        Ok(json::report(self.report))
+    }
+
+    fn rows(&self) -> Result<Vec<Value>> {
+        Ok(json::regions(self.report))
+    }
+
+    fn table(&self) -> String {
+        show::report(self.report, self.all)
+    }
 }
 
 /// Reads all memory, with progress.

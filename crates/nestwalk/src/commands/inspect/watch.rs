@@ -2,7 +2,7 @@
 
 use super::report::{Mapping, Report};
 use super::{json, print, ram, show};
-use crate::args::{Format, InspectArgs};
+use crate::args::InspectArgs;
 use crate::signals::stop_on_signals;
 use anyhow::{Result, bail};
 use nestwalk_contiguity::Pieces;
@@ -26,10 +26,9 @@ pub fn watch(
     if !(0.01..=86_400.0).contains(&seconds) {
         bail!("--watch {seconds}: 0.01 to 86400 seconds are expected");
     }
-    if args.format() == Format::Csv {
-        bail!("--watch prints a table or json, not csv");
-    }
-    let as_json = args.format() == Format::Json;
+    let format = args.format();
+    format.refuse_rows("--watch prints a line for each look")?;
+    let as_json = format.is_for_programs();
     let stop = stop_on_signals();
     let mut clock = SystemClock::new(Arc::clone(&stop));
     let interval = (seconds * 1e9) as u64;

@@ -5,10 +5,11 @@
 //! table IV); here agile paging is run like the others. Three of its programs have a counterpart here:
 //! memcached and graph500 as built-in workloads, gcc as a recording.
 
+use super::Ended;
 use super::bars::{Bar, figure, geometric_mean};
 use super::programs::{BuiltIn, Program, chosen, each};
-use super::{Evaluation, Found};
 use crate::args::ReproduceArgs;
+use crate::formats::Found;
 use crate::signals::stop_on_signals;
 use anyhow::Result;
 use nestwalk_hw::Profile;
@@ -177,7 +178,7 @@ impl OfPaper {
 ///
 /// # Errors
 /// A program cannot be run to its end.
-pub fn run(args: &ReproduceArgs) -> Result<Found<Agile>> {
+pub fn run(args: &ReproduceArgs) -> Result<Ended<Agile>> {
     let profile = args.profile.as_deref().unwrap_or(PROFILE);
     let name = Profile::load(profile)?.name;
     let stop = stop_on_signals();
@@ -249,7 +250,7 @@ fn published_totals(bars: &Published) -> [f64; 4] {
     bars.map(|[walk, vmm]| walk + vmm)
 }
 
-impl Evaluation for Agile {
+impl Found for Agile {
     fn json(&self) -> Result<Value> {
         let mut value = serde_json::to_value(self)?;
         if let Some(all) = value.as_object_mut() {

@@ -6,12 +6,13 @@
 //! pass has the policies, `static-thresholds` with each upper threshold of the range that the thesis
 //! tried, and the plans of hindsight, which are run as any policy and not computed.
 
+use super::Ended;
 use super::bars::{Bar, figure, geometric_mean, row};
 use super::programs::{BuiltIn, Program, Ran, chosen, each};
 use super::series::{self, Line};
 use super::why::{ModeTimeline, Why};
-use super::{Evaluation, Found};
 use crate::args::{KeepArg, LivedArg, ReproduceArgs};
+use crate::formats::Found;
 use crate::signals::stop_on_signals;
 use anyhow::{Result, bail};
 use nestwalk_hw::Profile;
@@ -115,7 +116,7 @@ struct Against {
 ///
 /// # Errors
 /// A program cannot be run to its end.
-pub fn run(args: &ReproduceArgs) -> Result<Found<Thesis>> {
+pub fn run(args: &ReproduceArgs) -> Result<Ended<Thesis>> {
     if !(0.001..=10_000.0).contains(&args.interval) {
         bail!("--interval {}: 0.001 to 10000 milliseconds are expected", args.interval);
     }
@@ -288,7 +289,7 @@ others; dynamic thresholds come near the best static mode or beat it, except for
 metric per mode beats it; in vips and perlbench nothing is ever switched; dedup ends before a switch pays.
 ";
 
-impl Evaluation for Thesis {
+impl Found for Thesis {
     fn json(&self) -> Result<Value> {
         Ok(serde_json::to_value(self)?)
     }

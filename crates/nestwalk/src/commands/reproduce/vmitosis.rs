@@ -4,10 +4,11 @@
 //! The fit is repeated from the counts of the run: cycles are linear in the two exposed shares, so every
 //! pair of them can be priced without another run. `docs/counters.md` has how, and what it leaves.
 
+use super::Ended;
 use super::bars::row;
 use super::programs::{BuiltIn, Program, chosen, each};
-use super::{Evaluation, Found};
 use crate::args::ReproduceArgs;
+use crate::formats::Found;
 use crate::signals::stop_on_signals;
 use anyhow::Result;
 use nestwalk_hw::Profile;
@@ -187,7 +188,7 @@ struct OfProgram {
 ///
 /// # Errors
 /// A program cannot be run to its end.
-pub fn run(args: &ReproduceArgs) -> Result<Found<VMitosis>> {
+pub fn run(args: &ReproduceArgs) -> Result<Ended<VMitosis>> {
     let profile = args.profile.as_deref().unwrap_or(PROFILE);
     let name = Profile::load(profile)?.name;
     let stop = stop_on_signals();
@@ -286,7 +287,7 @@ fn fit(counted: &[Counted]) -> Shares {
     best.map_or(Shares { walk_exposed: 0.0, data_exposed: 0.0 }, |b| b.1)
 }
 
-impl Evaluation for VMitosis {
+impl Found for VMitosis {
     fn json(&self) -> Result<Value> {
         Ok(serde_json::to_value(self)?)
     }

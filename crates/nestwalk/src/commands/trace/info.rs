@@ -2,20 +2,19 @@
 
 use super::print;
 use super::read::Read;
-use crate::args::{Format, TraceInfoArgs};
+use crate::args::TraceInfoArgs;
+use crate::formats::Found;
 use crate::progress::Meter;
 use anyhow::{Context, Result, bail};
 use nestwalk_lab::trace_format;
 use nestwalk_report::{Align, Table, bytes, count};
 use nestwalk_source::trace::{Header, Totals, TraceReader, control_name};
-use nestwalk_types::{Filter, FilterArray, Source};
-use serde_json::json;
+use nestwalk_types::{Filter, FilterArray, Source, SourceInfo};
+use serde_json::{Value, json};
 
 /// `nestwalk trace info FILE`.
 pub fn info(args: &TraceInfoArgs) -> Result<()> {
-    if args.format == Format::Csv {
-        bail!("--format csv: a description is no table; there are table and json");
-    }
+    args.format.refuse_rows("a description is no table")?;
     let format = trace_format(args.trace_format.as_deref().unwrap_or_default());
     let mut source = nestwalk_source::open(&args.file, format.context("--trace-format")?)?;
     let meter = Meter::reading("reading the trace", source.info().total, args.quiet);
@@ -25,11 +24,7 @@ pub fn info(args: &TraceInfoArgs) -> Result<()> {
     if is_recorded {
         return recorded(args, &read);
     }
-    let source = source.info();
-    print(&match args.format {
-        Format::Json => read.as_json(&source)?,
-        _ => read.as_text(&source),
-    })?;
+    print(&args.format.render(&Described { read: &read, source: &source.info() })?)?;
     read.error.map_or(Ok(()), |error| bail!("{error}; what is told came before"))
 }
 
@@ -37,10 +32,32 @@ pub fn info(args: &TraceInfoArgs) -> Result<()> {
 fn recorded(args: &TraceInfoArgs, read: &Read) -> Result<()> {
     let mut reader = TraceReader::open(&args.file)?;
     let (totals, damage) = totals(&mut reader);
-    match args.format {
-        Format::Json => print(&as_json(&reader, &totals, damage.as_deref(), read)?),
-        _ => print(&as_text(&reader, &totals, damage.as_deref(), read)),
+    let damage = damage.as_deref();
+    print(&args.format.render(&Recorded { reader: &reader, totals: &totals, damage, read })?)
+}
+
+/// What is told of any trace.
+struct Described<'a> {
+    read: &'a Read,
+    source: &'a SourceInfo,
+}
+
+impl Found for Described<'_> {
+    fn json(&self) -> Result<Value> {
+        Ok(self.read.as_json(self.source))
     }
+
+    fn table(&self) -> String {
+        self.read.as_text(self.source)
+    }
+}
+
+/// What is told of a recorded guest.
+struct Recorded<'a> {
+    reader: &'a TraceReader,
+    totals: &'a Totals,
+    damage: Option<&'a str>,
+    read: &'a Read,
 }
 
 /// What the trace holds, and what is wrong with it: of one without its end, what its chunks say.
@@ -72,50 +89,48 @@ fn per(bytes: u64, n: u64) -> f64 {
     if n == 0 { 0.0 } else { bytes as f64 / n as f64 }
 }
 
-fn as_json(
-    reader: &TraceReader,
-    totals: &Totals,
-    damage: Option<&str>,
-    read: &Read,
-) -> Result<String> {
-    let bytes = reader.bytes();
-    let value = json!({
-        "bytes": bytes,
-        "complete": reader.is_complete(),
-        "damage": damage,
-        "chunks": reader.chunks().len(),
-        "bytes_per_access": per(bytes, totals.accesses),
-        "bytes_per_run": per(bytes, totals.runs),
-        "header": reader.header(),
-        "totals": totals,
-        "summary": reader.summary(),
-        "read": read.numbers(),
-    });
-    Ok(serde_json::to_string_pretty(&value)? + "\n")
-}
+impl Found for Recorded<'_> {
+    fn json(&self) -> Result<Value> {
+        let Self { reader, totals, damage, read } = self;
+        let bytes = reader.bytes();
+        Ok(json!({
+            "bytes": bytes,
+            "complete": reader.is_complete(),
+            "damage": damage,
+            "chunks": reader.chunks().len(),
+            "bytes_per_access": per(bytes, totals.accesses),
+            "bytes_per_run": per(bytes, totals.runs),
+            "header": reader.header(),
+            "totals": totals,
+            "summary": reader.summary(),
+            "read": read.numbers(),
+        }))
+    }
 
-fn as_text(reader: &TraceReader, totals: &Totals, damage: Option<&str>, read: &Read) -> String {
-    let mut table = Table::new().column("trace", Align::Left).column("", Align::Left);
-    for (name, value) in header(reader.header()).into_iter().chain(content(reader, totals, damage))
-    {
-        if !value.is_empty() {
-            table.row(vec![name.into(), value]);
+    fn table(&self) -> String {
+        let Self { reader, totals, damage, read } = self;
+        let mut table = Table::new().column("trace", Align::Left).column("", Align::Left);
+        let rows = header(reader.header()).into_iter().chain(content(reader, totals, *damage));
+        for (name, value) in rows {
+            if !value.is_empty() {
+                table.row(vec![name.into(), value]);
+            }
         }
+        let mut out = table.render();
+        out += &format!("\n{}", read.table("read"));
+        let mut kinds = Table::new().column("controls", Align::Left).column("", Align::Right);
+        for (name, n) in &totals.controls_by_kind {
+            kinds.row(vec![name.clone(), count(*n)]);
+        }
+        if totals.controls > 0 {
+            out += &format!("\n{}", kinds.render());
+        }
+        let header = reader.header();
+        let notes = reader.summary().map(|s| s.notes.as_slice()).unwrap_or_default();
+        out += &list("approximations", &header.approximations);
+        out += &list("what this trace cannot answer", &header.cannot_answer);
+        out + &list("notes", notes)
     }
-    let mut out = table.render();
-    out += &format!("\n{}", read.table("read"));
-    let mut kinds = Table::new().column("controls", Align::Left).column("", Align::Right);
-    for (name, n) in &totals.controls_by_kind {
-        kinds.row(vec![name.clone(), count(*n)]);
-    }
-    if totals.controls > 0 {
-        out += &format!("\n{}", kinds.render());
-    }
-    let header = reader.header();
-    let notes = reader.summary().map(|s| s.notes.as_slice()).unwrap_or_default();
-    out += &list("approximations", &header.approximations);
-    out += &list("what this trace cannot answer", &header.cannot_answer);
-    out + &list("notes", notes)
 }
 
 pub(super) fn list(title: &str, lines: &[String]) -> String {

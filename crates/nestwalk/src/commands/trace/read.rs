@@ -2,7 +2,6 @@
 
 use super::info::list;
 use crate::progress::Meter;
-use anyhow::Result;
 use nestwalk_report::{Align, Table, count};
 use nestwalk_sim::compare::Progress;
 use nestwalk_types::{Batch, Control, ProcessId, Room, Run, Source, SourceError, SourceInfo};
@@ -195,7 +194,7 @@ impl Read {
     }
 
     /// A description for programs.
-    pub(super) fn as_json(&self, info: &SourceInfo) -> Result<String> {
+    pub(super) fn as_json(&self, info: &SourceInfo) -> Value {
         let mut value = self.numbers();
         let tally: serde_json::Map<String, Value> =
             self.tally.iter().map(|(name, n)| (name.replace(' ', "_"), json!(n))).collect();
@@ -211,7 +210,7 @@ impl Read {
         if let Value::Object(fields) = &mut value {
             fields.extend(more.into_iter().map(|(name, value)| (name.to_owned(), value)));
         }
-        Ok(serde_json::to_string_pretty(&value)? + "\n")
+        value
     }
 
     /// A description for people.

@@ -1,7 +1,8 @@
 //! `trace verify`: whether a trace is sound, and says what a guest can do.
 
 use super::print;
-use crate::args::{Format, TraceVerifyArgs};
+use crate::args::TraceVerifyArgs;
+use crate::formats::Found;
 use crate::progress::Meter;
 use anyhow::{Result, bail};
 use nestwalk_mm::{DROP_REASONS, DropReason, ObservedGuest};
@@ -9,16 +10,14 @@ use nestwalk_report::count;
 use nestwalk_sim::compare::Progress;
 use nestwalk_source::trace::{Header, Totals, TraceReader, control_name};
 use nestwalk_types::{Batch, Control, GuestBatch, Run, Source};
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// Violations that are told one by one.
 const TOLD: usize = 20;
 
 /// `nestwalk trace verify FILE`.
 pub fn verify(args: &TraceVerifyArgs) -> Result<()> {
-    if args.format == Format::Csv {
-        bail!("--format csv: a verdict is no table; there are table and json");
-    }
+    args.format.refuse_rows("a verdict is no table")?;
     let mut reader = TraceReader::open(&args.file)?;
     let meter = Meter::reading("checking the trace", reader.info().total, args.quiet);
     let mut check = Check::new(reader.header());
@@ -29,10 +28,7 @@ pub fn verify(args: &TraceVerifyArgs) -> Result<()> {
     check.totals(&reader);
     drop(meter);
     let verdict = check.verdict();
-    print(&match args.format {
-        Format::Json => verdict.json()?,
-        _ => verdict.text(),
-    })?;
+    print(&args.format.render(&verdict)?)?;
     match verdict.violations {
         0 => Ok(()),
         1 => bail!("{}: 1 violation", args.file.display()),
@@ -242,11 +238,11 @@ impl Check {
     }
 }
 
-impl Verdict {
-    fn json(&self) -> Result<String> {
+impl Found for Verdict {
+    fn json(&self) -> Result<Value> {
         let excused: serde_json::Map<_, _> =
             self.excused.iter().map(|(name, n)| ((*name).to_owned(), json!(n))).collect();
-        let value = json!({
+        Ok(json!({
             "chunks": self.chunks,
             "runs": self.totals.runs,
             "accesses": self.totals.accesses,
@@ -257,11 +253,10 @@ impl Verdict {
             "runs_without_a_mapping_excused": excused,
             "violations": self.violations,
             "told": self.told,
-        });
-        Ok(serde_json::to_string_pretty(&value)? + "\n")
+        }))
     }
 
-    fn text(&self) -> String {
+    fn table(&self) -> String {
         let Totals { runs, accesses, controls, .. } = self.totals;
         let mut out = format!(
             "{} chunks, {} runs, {} accesses, {} controls read; {} runs have a mapping\n",

@@ -10,10 +10,11 @@ mod contiguity;
 mod details;
 mod tables;
 
+use super::Ended;
 use super::bars::{Published, percent, row};
 use super::programs::{BuiltIn, Program, chosen, each};
-use super::{Evaluation, Found};
 use crate::args::ReproduceArgs;
+use crate::formats::Found;
 use crate::signals::stop_on_signals;
 use anyhow::Result;
 use checks::{Check, PUBLISHED};
@@ -179,7 +180,7 @@ impl Bar {
 ///
 /// # Errors
 /// A program cannot be run to its end.
-pub fn run(args: &ReproduceArgs) -> Result<Found<Isca20>> {
+pub fn run(args: &ReproduceArgs) -> Result<Ended<Isca20>> {
     let profile = args.profile.as_deref().unwrap_or(PROFILE);
     let name = Profile::load(profile)?.name;
     let stop = stop_on_signals();
@@ -234,7 +235,7 @@ fn program(
     })
 }
 
-impl Evaluation for Isca20 {
+impl Found for Isca20 {
     fn json(&self) -> Result<Value> {
         Ok(serde_json::to_value(self)?)
     }

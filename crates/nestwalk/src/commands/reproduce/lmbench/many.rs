@@ -1,6 +1,7 @@
 //! Rows with many processes at once, each on a vCPU of its own: they wait for each other at the lock of
 //! the shadow tables, and each flush of the hypervisor calls all the others out of the guest. What one
-//! process costs alone was counted; what many cost each other follows from `nestwalk_sim::measure::lock`.
+//! process costs alone was counted; what many cost each other follows from
+//! `nestwalk_sim::measure::lock`.
 
 use super::data::Row;
 use super::{OfRow, Sample, sum_of};

@@ -7,9 +7,10 @@ mod fit;
 mod many;
 mod show;
 
+use super::Ended;
 use super::programs::Program;
-use super::{Evaluation, Found};
 use crate::args::ReproduceArgs;
+use crate::formats::Found;
 use crate::signals::stop_on_signals;
 use anyhow::{Result, anyhow, bail};
 use data::{Data, Row};
@@ -84,7 +85,7 @@ struct WithCpi {
 ///
 /// # Errors
 /// A recording cannot be run to its end, or an option has no meaning here.
-pub fn run(args: &ReproduceArgs) -> Result<Found<Lmbench>> {
+pub fn run(args: &ReproduceArgs) -> Result<Ended<Lmbench>> {
     if args.programs.is_some() || args.recordings.is_some() {
         bail!(
             "reproduce lmbench: its rows need all of its own recordings: leave --programs and \
@@ -258,7 +259,7 @@ fn with_cpi(data: &Data, rows: &[OfRow], many: &[Many], software: &Profile) -> R
     })
 }
 
-impl Evaluation for Lmbench {
+impl Found for Lmbench {
     fn json(&self) -> Result<Value> {
         Ok(serde_json::to_value(self)?)
     }

@@ -11,10 +11,11 @@ mod filter;
 mod scenarios;
 mod tables;
 
+use super::Ended;
 use super::bars::{self, Published, percent, row};
 use super::programs::{BuiltIn, Program, Ran, chosen, each};
-use super::{Evaluation, Found};
 use crate::args::ReproduceArgs;
+use crate::formats::Found;
 use crate::signals::stop_on_signals;
 use anyhow::Result;
 use checks::{Check, PUBLISHED};
@@ -202,7 +203,7 @@ fn native(ran: &Ran, m: &MachineResult) -> f64 {
 ///
 /// # Errors
 /// A program cannot be run to its end.
-pub fn run(args: &ReproduceArgs) -> Result<Found<Micro14>> {
+pub fn run(args: &ReproduceArgs) -> Result<Ended<Micro14>> {
     let profile = args.profile.as_deref().unwrap_or(PROFILE);
     let name = Profile::load(profile)?.name;
     let stop = stop_on_signals();
@@ -283,7 +284,7 @@ fn program(
     })
 }
 
-impl Evaluation for Micro14 {
+impl Found for Micro14 {
     fn json(&self) -> Result<Value> {
         Ok(serde_json::to_value(self)?)
     }
