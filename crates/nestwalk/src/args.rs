@@ -1,6 +1,7 @@
 //! What can be typed. Parsing has no effects; what it means is decided in `experiment`.
 
 mod evaluate;
+pub mod formats;
 mod inspect;
 mod setup;
 
@@ -266,9 +267,7 @@ pub struct CompareArgs {
     /// them
     #[arg(long)]
     pub approximate: bool,
-    /// Format of trace files, instead of telling it by their contents: lackey, champsim, cloudsuite,
-    /// drmemtrace, pinatrace, dinero, perf, gem5
-    #[arg(long, value_name = "FORMAT")]
+    #[arg(long, value_name = "FORMAT", help = formats::read(), long_help = formats::described())]
     pub trace_format: Option<String>,
     /// Page tables that come with the trace, a line with virtual and physical address for each page,
     /// or the v2p.textproto of a drmemtrace, or a drmemtrace with markers of physical addresses: they
@@ -541,13 +540,9 @@ pub struct TraceConvertArgs {
     /// The trace to read: of nestwalk, or any that `compare` reads
     #[arg(value_name = "IN")]
     pub input: PathBuf,
-    /// The trace to write: .nwt, .champsim, .cloudsuite, .lackey or .drmemtrace; all but the first may
-    /// end with .gz, .xz or .zst
-    #[arg(value_name = "OUT")]
+    #[arg(value_name = "OUT", help = formats::output())]
     pub output: PathBuf,
-    /// Format of OUT, instead of telling it by the name: nestwalk, champsim, cloudsuite, lackey,
-    /// drmemtrace
-    #[arg(long, value_name = "FORMAT")]
+    #[arg(long, value_name = "FORMAT", help = formats::written())]
     pub to: Option<String>,
     /// Format of IN, instead of telling it by the contents
     #[arg(long, value_name = "FORMAT")]
