@@ -32,7 +32,7 @@ macro_rules! formats {
 }
 
 formats! {
-    pub trace, gem5, pub lackey, pinatrace, perf, dinero,
+    pub trace, gem5, pub lackey, pinatrace, perf, dinero, ramulator,
     pub drmemtrace, pub champsim + CLOUDSUITE,
 }
 
