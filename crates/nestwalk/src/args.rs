@@ -7,6 +7,7 @@ mod guest;
 mod inspect;
 mod setup;
 mod trace;
+pub mod trace_formats;
 
 pub use evaluate::{BenchArgs, ExplainArgs, KeepArg, LivedArg, Publication, ReproduceArgs};
 pub use govern::GovernArgs;
@@ -229,9 +230,7 @@ pub struct CompareArgs {
     /// them
     #[arg(long)]
     pub approximate: bool,
-    /// Format of trace files, instead of telling it by their contents: lackey, champsim, cloudsuite,
-    /// drmemtrace, pinatrace, dinero, perf, gem5
-    #[arg(long, value_name = "FORMAT")]
+    #[arg(long, value_name = "FORMAT", help = trace_formats::read(), long_help = trace_formats::described())]
     pub trace_format: Option<String>,
     /// Page tables that come with the trace, a line with virtual and physical address for each page,
     /// or the v2p.textproto of a drmemtrace, or a drmemtrace with markers of physical addresses: they

@@ -346,7 +346,7 @@ fn what_cannot_be_converted_is_refused_with_what_would_be_right() {
         ("a.nwt b.nwt --page-tables dump", &["a recorded guest, which has its own"]),
         ("a.champsim b.nwt --page-tables a.champsim", &["--page-tables", "line 1 at byte 0"]),
         ("a.nwt a.pinatrace", &["does not say a format", ".champsim", "--to"]),
-        ("a.nwt b.x --to pinatrace", &["lackey or drmemtrace, not as pinatrace"]),
+        ("a.nwt b.x --to pinatrace", &["champsim or cloudsuite, not as pinatrace"]),
         ("a.nwt b.x --to elf", &["--to", "`elf`"]),
         ("a.nwt a.nwt", &["the same file"]),
         ("a.nwt b.nwt.xz", &["compressed inside", "--level"]),

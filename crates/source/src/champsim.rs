@@ -20,13 +20,64 @@
 
 use crate::bytes::Window;
 use crate::decoder::{Decode, Decoder, ONLY_PROCESS, Step};
-use crate::input::{Format, HEAD};
+use crate::export::{Instruction as Written, Item, WriteRecords, Writing};
+use crate::formats::{Definition, Format, Input, Opened};
+use crate::input::HEAD;
 use nestwalk_types::{AccessKind, BatchBuilder, Control, Gva, ProcessId, SourceInfo, VcpuId};
+use std::io::{self, Write};
 
 /// Bytes of a record.
 pub const RECORD: usize = 64;
 /// Bytes of a record of `CloudSuite`'s traces.
 pub const CLOUDSUITE_RECORD: usize = 96;
+/// Addresses of loads in a record of either.
+const LOADS: usize = 4;
+
+/// `ChampSim`'s own records.
+pub(crate) const FORMAT: Definition = Definition {
+    alike: Some(|found, head| {
+        let cloudsuite = Format::new(&CLOUDSUITE);
+        // Its records are ChampSim's, too.
+        (found == cloudsuite)
+            .then(|| if is_surely_cloudsuite(head) { cloudsuite } else { Format::new(&FORMAT) })
+    }),
+    endings: &["champsim", "champsimtrace"],
+    write: Some(&Writing {
+        room: (4, 2),
+        needs_instructions: true,
+        ..Writing::new(|_, _| Ok(Box::new(Writer { layout: Layout::Plain, asid: 0 })))
+    }),
+    ..Definition::new(
+        "champsim",
+        "64-byte records of ChampSim's tracers",
+        |head| layout(head) == Some(Layout::Plain),
+        |input| open(input, Layout::Plain),
+    )
+};
+
+/// `CloudSuite`'s records, with address spaces.
+pub(crate) const CLOUDSUITE: Definition = Definition {
+    alike: Some(|found, head| {
+        let is_champsim = found == Format::new(&FORMAT);
+        (is_champsim && may_be_cloudsuite(head)).then_some(Format::new(&CLOUDSUITE))
+    }),
+    endings: &["cloudsuite"],
+    write: Some(&Writing {
+        room: (4, 4),
+        needs_instructions: true,
+        ..Writing::new(|_, _| Ok(Box::new(Writer { layout: Layout::CloudSuite, asid: 0 })))
+    }),
+    ..Definition::new(
+        "cloudsuite",
+        "96-byte records of ChampSim for CloudSuite",
+        |head| layout(head) == Some(Layout::CloudSuite),
+        |input| open(input, Layout::CloudSuite),
+    )
+};
+
+fn open(input: Input<'_>, layout: Layout) -> Opened {
+    Ok(Box::new(ChampSim::source(input.name, input.window, input.total, layout)))
+}
 
 const V: VcpuId = VcpuId(0);
 
@@ -148,7 +199,7 @@ fn fit(head: &[u8], layout: Layout) -> Option<u64> {
 /// Read by the wrong length, every second or third record begins in the middle of one, where hardly
 /// anything is an address near the one before. If both fit equally well, a short file is of the records
 /// that it is a whole number of, or else of `ChampSim`'s own.
-pub(crate) fn layout(head: &[u8]) -> Option<Layout> {
+fn layout(head: &[u8]) -> Option<Layout> {
     let (plain, cloud) = (fit(head, Layout::Plain), fit(head, Layout::CloudSuite));
     let whole = |record| head.len().is_multiple_of(record);
     match (whole(RECORD), whole(CLOUDSUITE_RECORD)) {
@@ -164,20 +215,14 @@ fn is_better(plain: Option<u64>, cloud: Option<u64>) -> bool {
     cloud.is_some_and(|cloud| cloud >= 750 && plain.is_none_or(|plain| cloud > plain))
 }
 
-/// Whether these bytes, the start of a file, look like `ChampSim` records of its own or of `CloudSuite`.
-pub(crate) fn matches(head: &[u8], format: Format) -> bool {
-    let wanted = if format == Format::CloudSuite { Layout::CloudSuite } else { Layout::Plain };
-    layout(head) == Some(wanted)
-}
-
 /// Whether these bytes, said to be `ChampSim` records, are surely `CloudSuite`'s.
-pub(crate) fn is_surely_cloudsuite(head: &[u8]) -> bool {
+fn is_surely_cloudsuite(head: &[u8]) -> bool {
     let (plain, cloud) = (fit(head, Layout::Plain), fit(head, Layout::CloudSuite));
     head.len() >= 8 * CLOUDSUITE_RECORD && is_better(plain, cloud)
 }
 
 /// Whether these bytes may be `CloudSuite`'s records, if someone says so: the others fit no better.
-pub(crate) fn may_be_cloudsuite(head: &[u8]) -> bool {
+fn may_be_cloudsuite(head: &[u8]) -> bool {
     let plain = fit(head, Layout::Plain).unwrap_or(0);
     fit(head, Layout::CloudSuite).is_some_and(|cloud| cloud + 250 > plain)
 }
@@ -328,5 +373,37 @@ impl Decode for ChampSim {
             approximations,
             ..SourceInfo::default()
         }
+    }
+}
+
+/// Writes records of one of the structures.
+struct Writer {
+    layout: Layout,
+    /// The address space, which `CloudSuite`'s have.
+    asid: u16,
+}
+
+impl WriteRecords for Writer {
+    fn process(&mut self, _: &mut dyn Write, process: ProcessId) -> io::Result<bool> {
+        self.asid = process.0 as u16;
+        Ok(self.layout == Layout::CloudSuite && process.0 <= u32::from(u16::MAX))
+    }
+
+    fn instruction(&mut self, out: &mut dyn Write, written: &Written<'_>) -> io::Result<()> {
+        let mut bytes = [0; CLOUDSUITE_RECORD];
+        let record = &mut bytes[..self.layout.record()];
+        let (first, all) = self.layout.addresses();
+        record[..8].copy_from_slice(&written.ip.address.to_le_bytes());
+        // Addresses of stores come before those of loads.
+        let places = written.stores.iter().enumerate().chain((all - LOADS..).zip(written.loads));
+        for (i, Item { address, .. }) in places {
+            if let Some(place) = record.get_mut(first + 8 * i..first + 8 * i + 8) {
+                place.copy_from_slice(&address.to_le_bytes());
+            }
+        }
+        if self.layout == Layout::CloudSuite {
+            record[88..90].copy_from_slice(&self.asid.to_le_bytes());
+        }
+        out.write_all(record)
     }
 }

@@ -11,8 +11,12 @@
 //! taken to be of that instruction. Of a trace without fetches neither instructions nor their number
 //! are known.
 
+use crate::formats::Definition;
 use crate::lines::{Line, Lines, blanks, ends, head_lines, hex};
 use nestwalk_types::{AccessKind, BatchBuilder, Gva, SourceInfo, VcpuId};
+
+pub(crate) const FORMAT: Definition =
+    Definition::of_lines::<Dinero>("dinero", "Dinero's din text, plain or extended", matches);
 
 const V: VcpuId = VcpuId(0);
 /// Largest access that is believed, bytes.
@@ -58,7 +62,7 @@ fn record(line: &[u8]) -> Option<(What, u64, Option<u32>)> {
 
 /// The decoder's state.
 #[derive(Default)]
-pub(crate) struct Dinero {
+struct Dinero {
     /// Address of the latest fetch.
     pc: Gva,
     fetches: u64,
@@ -139,7 +143,7 @@ impl Lines for Dinero {
 
 /// Whether these bytes, the start of a file, look like a Dinero trace: every line is a record of one of
 /// the two forms or a comment.
-pub(crate) fn matches(head: &[u8]) -> bool {
+fn matches(head: &[u8]) -> bool {
     let mut records = 0;
     let all = head_lines(head).all(|line| {
         let found = record(line);

@@ -3,18 +3,16 @@
 use crate::bytes::{Compression, Window};
 use crate::champsim::{ChampSim, Layout};
 use crate::decoder::Decoder;
-use crate::dinero::Dinero;
 use crate::drmemtrace::Drmemtrace;
+use crate::formats::{Format, Input};
 use crate::gem5::Gem5;
 use crate::lackey::Lackey;
-use crate::lines::{LineDecoder, Lines};
 use crate::page_tables::{Mapped, PageTables};
 use crate::patterns::PatternSpec;
-use crate::perf::Perf;
-use crate::pinatrace::Pinatrace;
 use crate::trace::{self, TraceReader, TraceWriter, WriteOptions};
 use nestwalk_types::{Batch, Control, Source};
 use std::io::Cursor;
+use std::path::Path;
 
 /// More than any decompressor makes of the inputs of a fuzzer, so that an endless stream is found.
 const BATCHES: usize = 100_000;
@@ -77,24 +75,18 @@ fn champsim_source(window: Window, layout: Layout) -> Decoder<ChampSim> {
     ChampSim::source("fuzz".into(), window, None, layout)
 }
 
-fn lines<F: Lines + Default>(data: &[u8]) {
-    let decoder = |w| Decoder::new("fuzz".into(), w, None, LineDecoder::<F>::default());
-    window(data, Some(Compression::None)).into_iter().for_each(|w| drain(decoder(w)));
+/// A file of this format, which is not [`Format::NESTWALK`].
+pub fn format(format: Format, data: &[u8]) {
+    let Some(window) = window(data, Some(Compression::None)) else { return };
+    let input = Input { path: Path::new("fuzz"), name: "fuzz".into(), window, total: None };
+    (format.definition().read)(input).into_iter().for_each(drain);
 }
 
-/// A trace of Pin's pinatrace.
-pub fn pinatrace(data: &[u8]) {
-    lines::<Pinatrace>(data);
-}
-
-/// A Dinero trace.
-pub fn dinero(data: &[u8]) {
-    lines::<Dinero>(data);
-}
-
-/// Output of perf script.
-pub fn perf(data: &[u8]) {
-    lines::<Perf>(data);
+/// A byte that chooses a format, by its place in the list, and a file of it.
+pub fn formats(data: &[u8]) {
+    let Some((place, data)) = data.split_first() else { return };
+    let mut all = Format::ALL.iter().filter(|f| **f != Format::NESTWALK).cycle();
+    all.nth(usize::from(*place)).into_iter().for_each(|f| format(*f, data));
 }
 
 /// A dump of page tables; what is accepted must put each page where a line says, and be a guest.

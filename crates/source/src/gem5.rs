@@ -14,7 +14,13 @@
 
 use crate::bytes::Window;
 use crate::decoder::{Decode, Decoder, Step};
+use crate::formats::Definition;
 use nestwalk_types::{AccessKind, BatchBuilder, Gva, SourceInfo, VcpuId};
+
+pub(crate) const FORMAT: Definition =
+    Definition::new("gem5", "gem5's packet traces", matches, |input| {
+        Ok(Box::new(Gem5::source(input.name, input.window, input.total)))
+    });
 
 const V: VcpuId = VcpuId(0);
 /// What a file begins with.
@@ -266,6 +272,6 @@ impl Decode for Gem5 {
 }
 
 /// Whether these bytes, the start of a file, are those of a packet trace.
-pub(crate) fn matches(head: &[u8]) -> bool {
+fn matches(head: &[u8]) -> bool {
     head.starts_with(MAGIC)
 }

@@ -7,26 +7,34 @@
 //! start, patterns after their set-up. A [`trace`] says what was recorded.
 
 mod bytes;
-pub mod champsim;
 mod decoder;
-mod dinero;
-pub mod drmemtrace;
 mod export;
 mod first_touch;
-mod gem5;
+mod formats;
 mod input;
-pub mod lackey;
 mod limit;
 mod lines;
 mod lz4;
 mod multiplex;
 mod page_tables;
 mod patterns;
-mod perf;
-mod pinatrace;
 mod snappy;
-pub mod trace;
 mod unpack;
+
+/// `name` is a module that defines a `FORMAT`; `name + OTHER` one that defines another one, too.
+macro_rules! formats {
+    ($($vis:vis $name:ident $(+ $more:ident)*),* $(,)?) => {
+        $($vis mod $name;)*
+        /// Every trace format, in the order in which they are tried.
+        const FORMATS: &[Format] =
+            &[$(Format::new(&$name::FORMAT), $(Format::new(&$name::$more),)*)*];
+    };
+}
+
+formats! {
+    pub trace, gem5, pub lackey, pinatrace, perf, dinero, ramulator,
+    pub drmemtrace, pub champsim + CLOUDSUITE,
+}
 
 #[doc(hidden)]
 pub mod fuzzing;
@@ -36,7 +44,8 @@ pub mod reading;
 pub use drmemtrace::{Drmemtrace, are_one_trace, tables_of_trace};
 pub use export::{ExportOptions, Exported, Exporter};
 pub use first_touch::FirstTouch;
-pub use input::{Format, open, open_on};
+pub use formats::Format;
+pub use input::{open, open_on};
 pub use lackey::{Lackey, LackeyStats, RunOptions};
 pub use limit::{CUT_BY_RUNS, Limit};
 pub use multiplex::Multiplex;

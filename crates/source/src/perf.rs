@@ -12,8 +12,15 @@
 //! an address (it is 0 then) is counted and left out.
 
 use crate::decoder::ONLY_PROCESS;
+use crate::formats::Definition;
 use crate::lines::{DIGITS, Line, Lines, head_lines, hex};
 use nestwalk_types::{BatchBuilder, Control, Gva, ProcessId, RunFlags, SourceInfo, VcpuId};
+
+pub(crate) const FORMAT: Definition = Definition::of_lines::<Perf>(
+    "perf",
+    "text of perf script: sampled data addresses, approximate",
+    matches,
+);
 
 const V: VcpuId = VcpuId(0);
 /// Fewest digits of what is taken for an instruction address and not for a weight.
@@ -98,7 +105,7 @@ fn sample(line: &[u8]) -> Option<Sample> {
 
 /// The decoder's state.
 #[derive(Default)]
-pub(crate) struct Perf {
+struct Perf {
     samples: u64,
     /// Samples without an address.
     nowhere: u64,
@@ -195,7 +202,7 @@ impl Lines for Perf {
 
 /// Whether these bytes, the start of a file, look like samples with an event and a data address: the
 /// first lines, but for comments, are.
-pub(crate) fn matches(head: &[u8]) -> bool {
+fn matches(head: &[u8]) -> bool {
     let mut samples = 0;
     let all = head_lines(head).all(|line| {
         let found = sample(line);

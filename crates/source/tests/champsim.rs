@@ -2,9 +2,9 @@
 
 mod common;
 
-use common::{collect, compressed, file};
+use common::{collect, compressed, file, named};
 use nestwalk_source::champsim::{Instruction, RECORD};
-use nestwalk_source::{Format, open};
+use nestwalk_source::open;
 use nestwalk_types::Run;
 use proptest::prelude::{Just, ProptestConfig, Strategy, any, prop_oneof, proptest};
 
@@ -130,7 +130,7 @@ fn a_cut_at_every_byte_is_reported_with_its_record() {
     let data = bytes(&instructions);
     for cut in 1..data.len() {
         let file = file(&data[..cut]);
-        let stream = collect(open(file.path(), Some(Format::ChampSim)).unwrap().as_mut());
+        let stream = collect(open(file.path(), Some(named("champsim"))).unwrap().as_mut());
         check(&stream.runs, &instructions[..cut / RECORD]);
         if cut % RECORD == 0 {
             assert_eq!(stream.end, Ok(()));
@@ -152,7 +152,7 @@ fn flags_that_cannot_be_are_reported_with_their_record() {
         let mut data = bytes(&sample());
         data[RECORD + field] = 7;
         let file = file(&data);
-        let stream = collect(open(file.path(), Some(Format::ChampSim)).unwrap().as_mut());
+        let stream = collect(open(file.path(), Some(named("champsim"))).unwrap().as_mut());
         check(&stream.runs, &sample()[..1]);
         let wanted = format!("record 1 at byte 64: {name} is 7, which must be 0 or 1");
         assert!(stream.message().contains(&wanted), "{}", stream.message());
@@ -168,7 +168,7 @@ fn a_damaged_compressed_trace_is_an_error_after_what_was_sound() {
         let middle = data.len() / 2;
         data.iter_mut().skip(middle).take(64).for_each(|b| *b = !*b);
         let file = file(&data);
-        let stream = collect(open(file.path(), Some(Format::ChampSim)).unwrap().as_mut());
+        let stream = collect(open(file.path(), Some(named("champsim"))).unwrap().as_mut());
         assert!(stream.end.is_err(), "{name}");
         let message = stream.message();
         assert!(message.contains("byte") || message.contains("record"), "{name}: {message}");

@@ -3,8 +3,8 @@
 mod common;
 
 use nestwalk_source::champsim::Instruction;
-use nestwalk_source::fuzzing;
 use nestwalk_source::trace::{Header, Summary, TraceReader, TraceWriter, WriteOptions};
+use nestwalk_source::{Format, fuzzing};
 use nestwalk_types::{Batch, Control, Gpa, Gva, Invalidation, Run, RunFlags, SplitMix64, VcpuId};
 use std::time::{Duration, Instant};
 
@@ -32,7 +32,7 @@ fn damage(valid: &[u8], r: &mut SplitMix64) -> Vec<u8> {
     data
 }
 
-fn fuzz(check: fn(&[u8]), valid: &[Vec<u8>]) {
+fn fuzz(check: impl Fn(&[u8]), valid: &[Vec<u8>]) {
     valid.iter().for_each(|v| check(v));
     let mut r = SplitMix64::new(2);
     let start = Instant::now();
@@ -188,18 +188,22 @@ fn cloudsuite() {
 }
 
 #[test]
-fn pinatrace() {
-    fuzz(fuzzing::pinatrace, &[encoded("pinatrace"), b"0x1: R 0x1ffc 8 0x0\n#eof".to_vec()]);
+fn formats_of_lines() {
+    let programs = common::programs::every_format(&common::programs::program(9, 12));
+    for format in Format::ALL {
+        let Some(example) = format.example() else { continue };
+        let made = programs.iter().filter(|e| e.name == format.name()).map(|e| e.bytes.clone());
+        let lines = format!("{example}\n# a comment\n{example} 8 0x0\n4 0\nr 600000 8\n{example}");
+        let valid: Vec<_> = made.chain([lines.into_bytes()]).collect();
+        fuzz(|data| fuzzing::format(*format, data), &valid);
+    }
 }
 
 #[test]
-fn dinero() {
-    fuzz(fuzzing::dinero, &[encoded("dinero"), b"2 401000\n0 600000\n4 0\n".to_vec()]);
-}
-
-#[test]
-fn perf() {
-    fuzz(fuzzing::perf, &[encoded("perf"), b"a 7 1.5: mem-stores: 7ffe1000 401000\n".to_vec()]);
+fn formats_by_their_place() {
+    let lines = b"0x401000: R 0x600000\n0 600000\nI  10,4\n";
+    let valid: Vec<_> = (0..Format::ALL.len() as u8).map(|i| [&[i][..], lines].concat()).collect();
+    fuzz(fuzzing::formats, &valid);
 }
 
 #[test]

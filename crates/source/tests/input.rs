@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{collect, file};
+use common::{collect, file, named};
 use nestwalk_source::champsim::Instruction;
 use nestwalk_source::{Format, Lackey, open};
 use std::path::Path;
@@ -16,7 +16,7 @@ fn what_is_no_trace_is_refused_with_what_would_be_right() {
     let dir = tempfile::tempdir().unwrap();
     let message = error(dir.path());
     assert!(message.contains("no drmemtrace in this directory"), "{message}");
-    for format in Format::ALL.into_iter().filter(|f| *f != Format::Drmemtrace) {
+    for format in Format::ALL.iter().copied().filter(|f| *f != named("drmemtrace")) {
         let message = open(dir.path(), Some(format)).err().expect("an error").to_string();
         assert!(message.contains("a directory; give a file"), "{message}");
     }
@@ -32,7 +32,7 @@ fn what_is_no_trace_is_refused_with_what_would_be_right() {
 
 #[test]
 fn what_is_empty_is_called_that() {
-    for format in Format::ALL.map(Some).into_iter().chain([None]) {
+    for format in Format::ALL.iter().copied().map(Some).chain([None]) {
         let message = |path: &Path| open(path, format).err().expect("an error").to_string();
         let null = message(Path::new("/dev/null"));
         assert_eq!(null, "/dev/null: empty; a trace has at least one record");
@@ -44,7 +44,7 @@ fn what_is_empty_is_called_that() {
     let dir = tempfile::tempdir().unwrap();
     let (_, nothing) = common::compressed(b"").swap_remove(1);
     std::fs::write(dir.path().join("1.trace.gz"), nothing).unwrap();
-    let message = open(dir.path(), Some(Format::Drmemtrace)).err().unwrap().to_string();
+    let message = open(dir.path(), Some(named("drmemtrace"))).err().unwrap().to_string();
     assert!(message.contains("1.trace.gz: empty after decompression"), "{message}");
     let message = Lackey::from_reader("a socket", std::io::empty()).err().unwrap().to_string();
     assert_eq!(message, "a socket: empty; a trace has at least one record");
@@ -103,10 +103,14 @@ fn each_format_is_told_by_its_content() {
 #[test]
 fn formats_have_names() {
     for format in Format::ALL {
-        assert_eq!(format.name().parse(), Ok(format));
+        assert_eq!(format.name().parse(), Ok(*format));
+        assert!(!format.summary().is_empty());
     }
     let message = "pin".parse::<Format>().unwrap_err();
-    assert!(message.contains("lackey, pinatrace, perf, dinero, drmemtrace"), "{message}");
+    assert!(
+        message.contains("there are nestwalk, gem5, lackey, pinatrace, perf, dinero"),
+        "{message}"
+    );
 }
 
 #[test]

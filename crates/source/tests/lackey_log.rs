@@ -2,8 +2,8 @@
 
 mod common;
 
-use common::{collect, compressed, file, valgrind_log};
-use nestwalk_source::{Format, Lackey, open};
+use common::{collect, compressed, file, named, valgrind_log};
+use nestwalk_source::{Lackey, open};
 use nestwalk_types::{AccessKind, Batch, BatchBuilder, Gva, Run, Source, SplitMix64, VcpuId};
 use std::io::Cursor;
 
@@ -165,7 +165,7 @@ fn every_compression_gives_the_same_stream() {
     let expected = oracle(&String::from_utf8_lossy(&log)).0;
     for (name, data) in compressed(&log) {
         let file = file(&data);
-        for format in [None, Some(Format::Lackey)] {
+        for format in [None, Some(named("lackey"))] {
             let mut source = open(file.path(), format).unwrap();
             let stream = collect(source.as_mut());
             assert_eq!(stream.end, Ok(()), "{name}");

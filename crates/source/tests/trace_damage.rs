@@ -292,7 +292,7 @@ fn foreign_files_and_other_versions_are_told_apart() {
     std::fs::write(&path, &bytes).unwrap();
     let source = open(&path, None).unwrap();
     assert_eq!(source.info().guest.unwrap().paging, "4-level");
-    assert_eq!("nestwalk".parse(), Ok(Format::Nestwalk));
+    assert_eq!("nestwalk".parse(), Ok(Format::NESTWALK));
 }
 
 #[test]

@@ -18,7 +18,7 @@ pub struct Scattered {
 fn at<O: Address>(ranges: &[(O, u64)], share: u64, order: u32) -> Option<O> {
     let bytes = 4096_u64 << order;
     let total: u64 = ranges.iter().map(|range| range.1 / bytes).sum();
-    let mut page = (u128::from(share) * u128::from(total) >> 64) as u64;
+    let mut page = ((u128::from(share) * u128::from(total)) >> 64) as u64;
     for (start, length) in ranges {
         if page < length / bytes {
             return Some(O::new((start.value() / bytes + page) * bytes));

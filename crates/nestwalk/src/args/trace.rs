@@ -1,6 +1,7 @@
 //! Arguments of `trace`.
 
 use super::examples::CONVERT_HELP;
+use super::trace_formats;
 use crate::formats::Format;
 use clap::{Args as ClapArgs, Subcommand};
 use std::path::PathBuf;
@@ -55,13 +56,9 @@ pub struct TraceConvertArgs {
     /// The trace to read: of nestwalk, or any that `compare` reads
     #[arg(value_name = "IN")]
     pub input: PathBuf,
-    /// The trace to write: .nwt, .champsim, .cloudsuite, .lackey or .drmemtrace; all but the first may
-    /// end with .gz, .xz or .zst
-    #[arg(value_name = "OUT")]
+    #[arg(value_name = "OUT", help = trace_formats::output())]
     pub output: PathBuf,
-    /// Format of OUT, instead of telling it by the name: nestwalk, champsim, cloudsuite, lackey,
-    /// drmemtrace
-    #[arg(long, value_name = "FORMAT")]
+    #[arg(long, value_name = "FORMAT", help = trace_formats::written())]
     pub to: Option<String>,
     /// Format of IN, instead of telling it by the contents
     #[arg(long, value_name = "FORMAT")]

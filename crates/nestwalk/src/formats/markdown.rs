@@ -12,8 +12,10 @@ pub(super) static DEFINITION: Definition = Definition {
 };
 
 fn table(cells: &Cells) -> String {
-    let is_number = |c: usize| cells.rows.iter().all(|r| r[c].is_empty() || r[c].parse::<f64>().is_ok());
-    let rules = (0..cells.columns.len()).map(|c| if is_number(c) { "---:" } else { "---" }.to_owned());
+    let is_number =
+        |c: usize| cells.rows.iter().all(|r| r[c].is_empty() || r[c].parse::<f64>().is_ok());
+    let rules =
+        (0..cells.columns.len()).map(|c| if is_number(c) { "---:" } else { "---" }.to_owned());
     let mut out = line(cells.columns.iter().map(|title| escaped(title)));
     out += &line(rules);
     for row in &cells.rows {

@@ -4,19 +4,19 @@
 //! 4 references for pages whose guest tables are all shadowed, up to 24 for those with none.
 
 use super::Definition;
-use crate::scheme::MachineConfig;
-use crate::hardware::prefetch::{LeafHints, read_sets};
-use crate::measure::counters::Dimension;
-use crate::machine::{DynMachine, Machine};
 use crate::hardware::Request;
-use crate::scheme::{
-    Event, Handled, MachineError, PageTableBytes, Platform, Processor, Report, Scheme, Software,
-};
-use crate::hypervisor::agile::{AgileConfig, AgileMmu, OPTIONS, VmShape};
+use crate::hardware::prefetch::{LeafHints, read_sets};
 use crate::hardware::walk::agile::{AgileFault, AgileTables, Start, walk_agile};
 use crate::hardware::walk::{Fault, Tables, WalkWatch};
 use crate::hardware::world::World;
+use crate::hypervisor::agile::{AgileConfig, AgileMmu, OPTIONS, VmShape};
+use crate::machine::{DynMachine, Machine};
+use crate::measure::counters::Dimension;
+use crate::scheme::MachineConfig;
 use crate::scheme::vmm_options::VmmKind;
+use crate::scheme::{
+    Event, Handled, MachineError, PageTableBytes, Platform, Processor, Report, Scheme, Software,
+};
 use nestwalk_hw::Translation;
 use nestwalk_tables::Mode;
 use nestwalk_types::{Address, Gpa, Hpa, PageSize, Run};
@@ -142,19 +142,13 @@ impl Software for Agile {
                 self.mmu.region_begins();
                 Ok(())
             }
-            Event::HostChanged { at, size, .. } => {
-                self.mmu.host_changed(platform, at, size)
-            }
-            Event::LoadCr3 { vcpu, pcid, keep } => {
-                self.mmu.load_cr3(platform, vcpu, pcid, keep)
-            }
+            Event::HostChanged { at, size, .. } => self.mmu.host_changed(platform, at, size),
+            Event::LoadCr3 { vcpu, pcid, keep } => self.mmu.load_cr3(platform, vcpu, pcid, keep),
             Event::Invalidate { vcpu, what } => {
                 self.mmu.invalidate(platform, vcpu, what);
                 Ok(())
             }
-            Event::TableStore { at, new, .. } => {
-                self.mmu.table_write(platform, at, new)
-            }
+            Event::TableStore { at, new, .. } => self.mmu.table_write(platform, at, new),
             Event::TableAdded { at, .. } => {
                 self.mmu.table_new(at);
                 Ok(())
@@ -162,12 +156,8 @@ impl Software for Agile {
             Event::PageWritten { vcpu, at, size } => {
                 self.mmu.page_written(platform, vcpu, at, size)
             }
-            Event::TableRetired { at, .. } => {
-                self.mmu.table_reused(platform, at)
-            }
-            Event::Prefault { start, bytes } => {
-                self.mmu.map_range(platform, start, bytes)
-            }
+            Event::TableRetired { at, .. } => self.mmu.table_reused(platform, at),
+            Event::Prefault { start, bytes } => self.mmu.map_range(platform, start, bytes),
             Event::WarmStart { vcpu } => {
                 if self.mmu.start(usize::from(vcpu.0)) == Start::Shadow {
                     self.mmu.shadow.warm_start(platform, vcpu)?;

@@ -7,16 +7,16 @@
 //! change rewrites the anchors and flushes the TLBs.
 
 use super::Definition;
-use crate::scheme::MachineConfig;
-use crate::machine::DynMachine;
-use crate::hardware::Request;
-use crate::scheme::{MachineError, Platform, Processor};
-use crate::scheme::options::{OptionRow, OptionTable, whole};
 use crate::assist::ranges::{
     Base, Runs, Scope, SpaceId, Touched, Unit, background, machine, permissions_of,
 };
+use crate::hardware::Request;
 use crate::hardware::walk::{Fault, WalkWatch};
+use crate::machine::DynMachine;
+use crate::scheme::MachineConfig;
+use crate::scheme::options::{OptionRow, OptionTable, whole};
 use crate::scheme::vmm_options::VmmKind;
+use crate::scheme::{MachineError, Platform, Processor};
 use nestwalk_contiguity::{
     MAX_DISTANCE, MIN_DISTANCE, PageSizes, RunSet, anchors, best_anchors, compose,
 };
@@ -81,7 +81,8 @@ fn distance(value: &str) -> Result<Option<u64>, String> {
     if value == "auto" {
         return Ok(None);
     }
-    let pages = whole(value, MIN_DISTANCE, MAX_DISTANCE).ok().filter(|pages| pages.is_power_of_two());
+    let pages =
+        whole(value, MIN_DISTANCE, MAX_DISTANCE).ok().filter(|pages| pages.is_power_of_two());
     let what = || format!("neither auto nor a power of two from {MIN_DISTANCE} to {MAX_DISTANCE}");
     pages.map(Some).ok_or_else(what)
 }
@@ -213,12 +214,7 @@ impl Anchors {
         }
     }
 
-    fn serve(
-        &self,
-        runs: &Runs,
-        cpu: &mut Processor,
-        request: &Request,
-    ) -> Option<Translation> {
+    fn serve(&self, runs: &Runs, cpu: &mut Processor, request: &Request) -> Option<Translation> {
         let shift = self.shift(runs.space(request.core())?);
         let core = &mut cpu.hardware.cores[request.core()];
         let anchor = core.l2.look_up_anchor(request.gva, shift, core.asid)?;
@@ -272,13 +268,7 @@ impl Unit for Anchors {
         base.walk(cpu, request, watch)
     }
 
-    fn fill_l2(
-        &mut self,
-        runs: &Runs,
-        cpu: &mut Processor,
-        request: &Request,
-        found: Translation,
-    ) {
+    fn fill_l2(&mut self, runs: &Runs, cpu: &mut Processor, request: &Request, found: Translation) {
         let Some((space, shift, at, anchor)) = self.anchor_of(runs, request, found) else {
             let core = &mut cpu.hardware.cores[request.core()];
             return core.fill_second_level(request.gva, request.fetch, found);

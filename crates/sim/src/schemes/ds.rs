@@ -2,19 +2,19 @@
 //! process is translated by an addition, everything else by one walk over its tables.
 
 use super::Definition;
-use crate::scheme::MachineConfig;
-use crate::hardware::prefetch::read_sets;
-use crate::measure::counters::Counters;
-use crate::machine::{DynMachine, Machine};
+use crate::assist::segments::{Check, DS, GuestSegments};
 use crate::hardware::Request;
+use crate::hardware::prefetch::read_sets;
+use crate::hardware::walk::segments::{Found, covered};
+use crate::hardware::walk::{Fault, WalkWatch, walk_1d};
+use crate::machine::{DynMachine, Machine};
+use crate::measure::counters::Counters;
+use crate::scheme::MachineConfig;
+use crate::scheme::vmm_options::VmmKind;
 use crate::scheme::{
     Event, Handled, MachineError, PageTableBytes, Platform, Processor, Report, Scheme, SegmentInfo,
     SegmentState, Software,
 };
-use crate::assist::segments::{Check, DS, GuestSegments};
-use crate::hardware::walk::segments::{Found, covered};
-use crate::hardware::walk::{Fault, WalkWatch, walk_1d};
-use crate::scheme::vmm_options::VmmKind;
 use nestwalk_hw::Translation;
 use nestwalk_types::{Gpa, Gva, Hpa, Run};
 

@@ -3,10 +3,10 @@
 //! VMM Direct.
 
 use super::Definition;
-use crate::scheme::MachineConfig;
+use crate::assist::segments::{DUAL, SegmentedVm};
 use crate::machine::DynMachine;
+use crate::scheme::MachineConfig;
 use crate::scheme::MachineError;
-use crate::assist::segments::{SegmentedVm, DUAL};
 use crate::scheme::vmm_options::VmmKind;
 
 /// The catalogue's entry.

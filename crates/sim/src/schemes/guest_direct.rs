@@ -3,10 +3,10 @@
 //! primary region.
 
 use super::Definition;
-use crate::scheme::MachineConfig;
+use crate::assist::segments::{GUEST, SegmentedVm};
 use crate::machine::DynMachine;
+use crate::scheme::MachineConfig;
 use crate::scheme::MachineError;
-use crate::assist::segments::{SegmentedVm, GUEST};
 use crate::scheme::vmm_options::VmmKind;
 
 /// The catalogue's entry.

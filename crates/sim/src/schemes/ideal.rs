@@ -4,15 +4,15 @@
 //! What every overhead is a percentage of (the papers' E_ideal).
 
 use super::Definition;
+use crate::hardware::Step;
+use crate::hardware::prefetch::{GROUP, WORTHWHILE, read_sets};
+use crate::machine::referee::Verdict;
+use crate::machine::{DynMachine, program_references};
+use crate::measure::counters::Counters;
 use crate::scheme::MachineConfig;
 use crate::scheme::options::NO_OPTIONS;
-use crate::hardware::prefetch::{GROUP, WORTHWHILE, read_sets};
-use crate::measure::counters::Counters;
-use crate::machine::{DynMachine, program_references};
-use crate::hardware::Step;
-use crate::machine::referee::Verdict;
-use crate::scheme::{MachineError, Report};
 use crate::scheme::vmm_options::VmmKind;
+use crate::scheme::{MachineError, Report};
 use nestwalk_hw::{Caches, ServedBy};
 use nestwalk_types::{Control, Gpa, GuestBatch, Hpa, Run};
 

@@ -7,17 +7,17 @@
 //! guest memory; a range TLB entry is the intersection of a range of each.
 
 use super::Definition;
-use crate::scheme::MachineConfig;
-use crate::machine::DynMachine;
-use crate::hardware::Request;
-use crate::scheme::{MachineError, Platform, Processor};
-use crate::scheme::options::{OptionRow, OptionTable, one_of, whole, word_of};
 use crate::assist::ranges::{
     Base, Node, RangeTable, Runs, Scope, SpaceId, Touched, Unit, background, machine,
     permissions_of,
 };
+use crate::hardware::Request;
 use crate::hardware::walk::{Fault, WalkWatch};
+use crate::machine::DynMachine;
+use crate::scheme::MachineConfig;
+use crate::scheme::options::{OptionRow, OptionTable, one_of, whole, word_of};
 use crate::scheme::vmm_options::VmmKind;
+use crate::scheme::{MachineError, Platform, Processor};
 use nestwalk_contiguity::{MappedRun, RunSet};
 use nestwalk_hw::{HPA_LIMIT, Range, RangeTlb, Translation};
 use nestwalk_types::{Address, Hpa, PageSize};
@@ -355,7 +355,9 @@ mod tests {
         let all = "entries=8/min=512/l1=4k";
         assert_eq!(OPTIONS.normalize(all).unwrap(), all);
         assert_eq!(OPTIONS.normalize("entries=32/min=8").unwrap(), "");
-        for (text, words) in [("entries=0", "from 1 to 4096"), ("mini=3", "no option `mini`"), ("l1=2m", "page, 4k")] {
+        for (text, words) in
+            [("entries=0", "from 1 to 4096"), ("mini=3", "no option `mini`"), ("l1=2m", "page, 4k")]
+        {
             let message = OPTIONS.parse(text).unwrap_err();
             assert!(message.contains(words), "{message}");
         }

@@ -2,19 +2,19 @@
 //! walks those, 4 references at most. Every change of the guest's tables costs exits.
 
 use super::Definition;
+use crate::hardware::Request;
+use crate::hardware::prefetch::{LeafHints, read_sets};
+use crate::hardware::walk::{Fault, Tables, WalkWatch, walk_1d};
+use crate::hardware::world::World;
+use crate::hypervisor::shadow::{Rules, ShadowMmu};
+use crate::machine::{DynMachine, Machine};
+use crate::measure::counters::Dimension;
 use crate::scheme::MachineConfig;
 use crate::scheme::options::NO_OPTIONS;
-use crate::hardware::prefetch::{LeafHints, read_sets};
-use crate::measure::counters::Dimension;
-use crate::machine::{DynMachine, Machine};
-use crate::hardware::Request;
+use crate::scheme::vmm_options::{VmmKind, VmmRules};
 use crate::scheme::{
     Event, Handled, MachineError, PageTableBytes, Platform, Processor, Report, Scheme, Software,
 };
-use crate::hypervisor::shadow::{Rules, ShadowMmu};
-use crate::hardware::walk::{Fault, Tables, WalkWatch, walk_1d};
-use crate::hardware::world::World;
-use crate::scheme::vmm_options::{VmmKind, VmmRules};
 use nestwalk_hw::Translation;
 use nestwalk_policy::Mode as PagingMode;
 use nestwalk_tables::Mode;
@@ -97,9 +97,7 @@ impl Software for Shadow {
 
     fn on(&mut self, platform: &mut Platform, event: Event<'_>) -> Result<(), MachineError> {
         match event {
-            Event::LoadCr3 { vcpu, pcid, keep } => {
-                self.mmu.load_cr3(platform, vcpu, pcid, keep)
-            }
+            Event::LoadCr3 { vcpu, pcid, keep } => self.mmu.load_cr3(platform, vcpu, pcid, keep),
             Event::Invalidate { vcpu, what } => {
                 self.mmu.invalidate(platform, vcpu, what);
                 Ok(())
@@ -108,16 +106,12 @@ impl Software for Shadow {
                 self.mmu.table_write(platform, at, new);
                 Ok(())
             }
-            Event::PageWritten { at, size, .. } => {
-                self.mmu.page_written(platform, at, size)
-            }
+            Event::PageWritten { at, size, .. } => self.mmu.page_written(platform, at, size),
             Event::TableRetired { at, .. } => {
                 self.mmu.table_reused(platform, at);
                 Ok(())
             }
-            Event::WarmStart { vcpu } => {
-                self.mmu.warm_start(platform, vcpu)
-            }
+            Event::WarmStart { vcpu } => self.mmu.warm_start(platform, vcpu),
             Event::HostChanged { at, size, .. } => {
                 self.mmu.host_changed(at, size);
                 platform.cpu.hardware.invalidate_everywhere();

@@ -23,7 +23,7 @@ use crate::machine::{DynMachine, Machine};
 use crate::scheme::options::{OptionRow, OptionTable, whole};
 use crate::scheme::vmm_options::VmmKind;
 use crate::scheme::{
-    MachineConfig, Event, Handled, MachineError, Platform, Processor, Report, Scheme, Software,
+    Event, Handled, MachineConfig, MachineError, Platform, Processor, Report, Scheme, Software,
 };
 use nestwalk_hw::profile::TlbProfile;
 use nestwalk_hw::{Asid, Tlb, Translation};

@@ -8,13 +8,13 @@
 //! build the tables, nothing else leaves the guest. A preferred guest, whose addresses are the
 //! host's but for an offset, is not modelled.
 
-use crate::hypervisor::nested::Nested;
 use super::Definition;
-use crate::scheme::MachineConfig;
-use crate::machine::{DynMachine, Machine};
-use crate::scheme::options::{OptionRow, OptionTable};
-use crate::scheme::MachineError;
+use crate::hypervisor::nested::Nested;
 use crate::hypervisor::nested_mmu::NestedMmu;
+use crate::machine::{DynMachine, Machine};
+use crate::scheme::MachineConfig;
+use crate::scheme::MachineError;
+use crate::scheme::options::{OptionRow, OptionTable};
 use crate::scheme::vmm_options::VmmKind;
 use nestwalk_tables::SIE;
 

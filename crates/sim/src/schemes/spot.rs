@@ -7,14 +7,14 @@
 //! comes of a guess: what the program uses is the walk's translation.
 
 use super::Definition;
-use crate::scheme::MachineConfig;
-use crate::machine::DynMachine;
-use crate::hardware::Request;
-use crate::scheme::{MachineError, Platform, Processor};
-use crate::scheme::options::{OptionRow, OptionTable, one_of, whole, word_of};
 use crate::assist::ranges::{Base, Runs, Unit, background, machine};
+use crate::hardware::Request;
 use crate::hardware::walk::{Fault, WalkWatch};
+use crate::machine::DynMachine;
+use crate::scheme::MachineConfig;
+use crate::scheme::options::{OptionRow, OptionTable, one_of, whole, word_of};
 use crate::scheme::vmm_options::VmmKind;
+use crate::scheme::{MachineError, Platform, Processor};
 use nestwalk_hw::{PredictionTable, Trained, Translation};
 use nestwalk_types::{Address, Hpa};
 
@@ -144,13 +144,7 @@ impl Spot {
         self.tables[request.core()].predict(request.pc, request.gva, request.write, request.user)
     }
 
-    fn learn(
-        &mut self,
-        runs: &Runs,
-        cpu: &mut Processor,
-        request: &Request,
-        found: Translation,
-    ) {
+    fn learn(&mut self, runs: &Runs, cpu: &mut Processor, request: &Request, found: Translation) {
         if request.fetch || request.pc.value() == 0 {
             return;
         }

@@ -42,22 +42,22 @@
 //! - A change of the host's mapping flushes everything in either mode, whether tables mapped it or not.
 
 use super::Definition;
-use crate::scheme::MachineConfig;
-use crate::machine::{DynMachine, Machine};
+use crate::ExitReason;
 use crate::hardware::Request;
+use crate::hardware::walk::{Fault, WalkWatch};
+use crate::hardware::world::World;
+use crate::hypervisor::nested::Nested;
+use crate::hypervisor::nested_mmu::NestedMmu;
+use crate::machine::{DynMachine, Machine};
+use crate::scheme::MachineConfig;
+use crate::scheme::vmm_options::{VmmKind, VmmRules};
 use crate::scheme::{
     Event, Handled, MachineError, PageTableBytes, Platform, Processor, Report, Scheme, Software,
 };
-use crate::hypervisor::nested::Nested;
 use crate::schemes::shadow::Shadow;
 use crate::switching::governor::{Ask, Governor};
 use crate::switching::journal::Journal;
 use crate::switching::options::{Options, SwitchingOptions, TlbHandling};
-use crate::hypervisor::nested_mmu::NestedMmu;
-use crate::hardware::walk::{Fault, WalkWatch};
-use crate::hardware::world::World;
-use crate::ExitReason;
-use crate::scheme::vmm_options::{VmmKind, VmmRules};
 use nestwalk_hw::Translation;
 use nestwalk_policy::{Mode as PagingMode, Outcome, Policy, Sample};
 use nestwalk_tables::Mode;
@@ -123,8 +123,7 @@ impl Switching {
     pub fn new(request: &mut MachineConfig) -> Result<Self, MachineError> {
         let wrong = |reason| MachineError::Variant { machine: request.name.clone(), reason };
         let options: Options = request.variant.parse().map_err(wrong)?;
-        let governor =
-            Governor::new(&options, &request.profile, request.vcpus).map_err(wrong)?;
+        let governor = Governor::new(&options, &request.profile, request.vcpus).map_err(wrong)?;
         // A VM that has lived for long and keeps its nested tables has been in nested mode before.
         let had_nested = options.prewarmed && options.keep_nested;
         let nested = match options.start {

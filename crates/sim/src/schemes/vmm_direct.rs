@@ -3,10 +3,10 @@
 //! the guest.
 
 use super::Definition;
-use crate::scheme::MachineConfig;
-use crate::machine::DynMachine;
-use crate::scheme::MachineError;
 use crate::assist::segments::{SegmentedVm, VMM};
+use crate::machine::DynMachine;
+use crate::scheme::MachineConfig;
+use crate::scheme::MachineError;
 use crate::scheme::vmm_options::VmmKind;
 
 /// The catalogue's entry.

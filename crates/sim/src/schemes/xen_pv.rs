@@ -5,17 +5,17 @@
 //! memory, and there are no others.
 
 use super::Definition;
-use crate::scheme::MachineConfig;
-use crate::hardware::prefetch::{LeafHints, read_sets};
-use crate::measure::counters::Dimension;
-use crate::machine::{DynMachine, Machine};
 use crate::hardware::Request;
+use crate::hardware::prefetch::{LeafHints, read_sets};
+use crate::hardware::walk::{Fault, Tables, WalkWatch, walk_1d_marking};
+use crate::hypervisor::direct::{DirectMmu, config};
+use crate::machine::{DynMachine, Machine};
+use crate::measure::counters::Dimension;
+use crate::scheme::MachineConfig;
+use crate::scheme::vmm_options::VmmKind;
 use crate::scheme::{
     Event, Handled, MachineError, PageTableBytes, Platform, Processor, Report, Scheme, Software,
 };
-use crate::hypervisor::direct::{DirectMmu, config};
-use crate::hardware::walk::{Fault, Tables, WalkWatch, walk_1d_marking};
-use crate::scheme::vmm_options::VmmKind;
 use nestwalk_hw::Translation;
 use nestwalk_types::{Address, Gpa, Gva, Hpa, PageSize, Run};
 
@@ -133,9 +133,7 @@ impl Software for XenPv {
 
     fn on(&mut self, platform: &mut Platform, event: Event<'_>) -> Result<(), MachineError> {
         match event {
-            Event::LoadCr3 { vcpu, pcid, keep } => {
-                self.mmu.load_cr3(platform, vcpu, pcid, keep)
-            }
+            Event::LoadCr3 { vcpu, pcid, keep } => self.mmu.load_cr3(platform, vcpu, pcid, keep),
             Event::Invalidate { vcpu, what } => {
                 self.mmu.invalidate(platform, vcpu, what);
                 Ok(())
@@ -143,9 +141,7 @@ impl Software for XenPv {
             Event::TableStore { vcpu, at, new, .. } => {
                 self.mmu.table_write(platform, vcpu, at, new)
             }
-            Event::TableAdded { at, .. } => {
-                self.mmu.table_new(platform, at)
-            }
+            Event::TableAdded { at, .. } => self.mmu.table_new(platform, at),
             Event::PageWritten { at, size, .. } => {
                 self.mmu.page_written(platform, at, size);
                 Ok(())
@@ -156,9 +152,7 @@ impl Software for XenPv {
             }
             // Machine addresses stay, and the guest's own tables map what they did.
             Event::HostChanged { promoted: true, .. } => Ok(()),
-            Event::HostChanged { at, size, .. } => {
-                self.mmu.host_changed(platform, at, size)
-            }
+            Event::HostChanged { at, size, .. } => self.mmu.host_changed(platform, at, size),
             // The kernel works on its own memory while it is in lazy mode; any other access shows that
             // it is not.
             Event::AccessMissed { request } if !is_kernel_half(request.gva) => {

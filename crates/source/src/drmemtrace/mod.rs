@@ -35,6 +35,7 @@ mod notes;
 mod record;
 mod stream;
 pub(crate) mod v2p;
+mod write;
 mod zip;
 
 pub use files::are_one_trace;
@@ -42,6 +43,23 @@ pub use merge::Drmemtrace;
 pub(crate) use record::matches;
 pub use v2p::tables_of_trace;
 pub(crate) use zip::is_zip;
+
+use crate::formats::Definition;
+
+pub(crate) const FORMAT: Definition = Definition {
+    directory: Some(|path, vcpus| Ok(Box::new(Drmemtrace::open_directory(path, vcpus)?))),
+    archive: Some(|path, file| {
+        is_zip(file).then(|| Ok(Box::new(Drmemtrace::open(path)?) as Box<_>))
+    }),
+    endings: &["drmemtrace", "memtrace"],
+    write: Some(&write::WRITING),
+    ..Definition::new(
+        "drmemtrace",
+        "final (post-processed) traces of DynamoRIO",
+        matches,
+        |input| Ok(Box::new(Drmemtrace::source(input.name, input.window, input.total))),
+    )
+};
 
 #[cfg(test)]
 mod tests;

@@ -61,9 +61,9 @@ impl Exact {
             self.latest = latest;
             match second {
                 // The second page of the same instruction.
-                Some(ip) if records.longest() > 1 => {
+                Some(ip) if records.writing().longest > 1 => {
                     let bytes = at.address.wrapping_add(at.bytes).wrapping_sub(ip.address);
-                    self.ip = Some(Item { bytes: bytes.min(records.longest()), ..ip });
+                    self.ip = Some(Item { bytes: bytes.min(records.writing().longest), ..ip });
                 }
                 Some(_) => done.fetches += 1,
                 None => {
@@ -84,13 +84,13 @@ impl Exact {
         let items = if kind == Kind::Load { &mut self.loads } else { &mut self.stores };
         match items.last_mut() {
             // The second page of the same access.
-            Some(last) if crosses && last.bytes + at.bytes + 64 < records.longest() => {
+            Some(last) if crosses && last.bytes + at.bytes + 64 < records.writing().longest => {
                 last.bytes = at.address.wrapping_add(at.bytes).wrapping_sub(last.address);
             }
             _ => items.push(at),
         }
         self.latest = latest;
-        let (loads, stores) = records.room();
+        let (loads, stores) = records.writing().room;
         // Without a limit they are written as they come, in their order.
         if loads == usize::MAX && self.loads.len() + self.stores.len() > 1 {
             self.write_all_but_latest(kind, records, done)?;
@@ -135,14 +135,14 @@ impl Exact {
         if !records.mode(self.kernel)? && self.kernel {
             done.kernel += accesses + u64::from(self.fetched);
         }
-        let made = !self.fetched && records.needs_instructions();
+        let made = !self.fetched && records.writing().needs_instructions;
         done.made += u64::from(made);
         done.instructions += u64::from(self.fetched || made);
         let unknown = !self.fetched && ip.address != 0 && records.is_new(ip.address);
-        if unknown && !made && !records.has_addresses() {
+        if unknown && !made && !records.writing().has_addresses {
             done.addresses += accesses;
         }
-        let at = records.is_new(ip.address) && !self.fetched && !records.has_addresses();
+        let at = records.is_new(ip.address) && !self.fetched && !records.writing().has_addresses;
         // A format that cannot hold it must not take it for one that was fetched.
         let place = if at && !made { Item { address: u64::MAX, ..ip } } else { ip };
         records.instruction(self.fetched, place, &self.loads, &self.stores)?;

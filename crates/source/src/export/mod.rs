@@ -18,10 +18,11 @@ mod exact;
 mod records;
 mod sink;
 
-use crate::input::Format;
+use crate::formats::Format;
 use exact::Exact;
 use nestwalk_types::{Batch, Control, ProcessId, Run, SourceError, VcpuId};
-use records::{Item, Records};
+use records::Records;
+pub(crate) use records::{Instruction, Item, WriteRecords, Writing};
 use sink::Sink;
 use std::fs::File;
 use std::io;
@@ -119,14 +120,18 @@ impl Exporter {
     ) -> Result<Self, SourceError> {
         let name = path.display().to_string();
         let fail = |message| SourceError { source: name.clone(), message };
-        if !Records::can_write(format) {
+        let Some(writing) = format.definition().write else {
+            let mut names: Vec<_> = Format::ALL.iter().filter(|f| f.can_hold_accesses()).collect();
+            let last = names.pop().map_or("", |f| f.name());
+            let names: Vec<_> = names.into_iter().map(|f| f.name()).collect();
             return Err(fail(format!(
-                "accesses can be written as champsim, cloudsuite, lackey or drmemtrace, not as {format}"
+                "accesses can be written as {} or {last}, not as {format}",
+                names.join(", ")
             )));
-        }
+        };
         let created = File::create(path).and_then(|file| Sink::new(file, path));
         let out = created.map_err(|e| fail(format!("cannot be created: {e}")))?;
-        let records = Records::begin(out, format, options.exact)
+        let records = Records::begin(out, writing, options.exact)
             .map_err(|e| fail(format!("cannot be written: {e}")))?;
         let (done, exact) = (Exported::default(), Exact::default());
         Ok(Self { name, records, options, process: None, exact, fetched: 1, owed: 0, done })

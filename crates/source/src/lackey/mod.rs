@@ -33,18 +33,31 @@ mod command;
 mod follow;
 mod live;
 mod text;
+mod write;
 
 pub use live::{Live, RunOptions};
 pub use text::LackeyStats;
-pub(crate) use text::{PLAIN, Text, matches};
+pub(crate) use text::Text;
 
 use crate::bytes::Window;
 use crate::decoder::Decoder;
+use crate::formats::Definition;
 use crate::input::{not_empty, open_file};
 use nestwalk_types::{Batch, Room, Source, SourceError, SourceInfo};
 use std::ffi::OsString;
 use std::io::Read;
 use std::path::Path;
+
+pub(crate) const FORMAT: Definition = Definition {
+    endings: &["lackey"],
+    write: Some(&write::WRITING),
+    ..Definition::new(
+        "lackey",
+        "text of valgrind --tool=lackey --trace-mem=yes",
+        text::matches,
+        |input| Ok(Box::new(Lackey::source(input.name, input.window, input.total))),
+    )
+};
 
 /// A saved log, as one process.
 pub struct Lackey(Decoder<Text>);

@@ -164,7 +164,7 @@ const PROCESSES: usize = 64;
 
 /// In a line of valgrind's kind at the beginning of a log: it is not valgrind's, and every line is what
 /// it says.
-pub(crate) const PLAIN: &str = "nestwalk: each line is an instruction or an access";
+pub(super) const PLAIN: &str = "nestwalk: each line is an instruction or an access";
 
 /// Data records of no instruction: more than any has.
 const NO_INSTRUCTION: u64 = 1 << 63;
@@ -471,7 +471,7 @@ fn newline(bytes: &[u8]) -> Option<usize> {
 
 /// Whether these bytes, the start of a file, look like a lackey log: a record among its lines, or
 /// the tool's greeting.
-pub(crate) fn matches(head: &[u8]) -> bool {
+pub(super) fn matches(head: &[u8]) -> bool {
     head.split_inclusive(|&b| b == b'\n').any(|line| {
         loose(line).is_some()
             || (chatter(line).is_some() && line.windows(8).any(|w| w == b" Lackey,"))

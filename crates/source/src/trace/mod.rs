@@ -39,10 +39,25 @@ mod tests;
 pub use chunk::Extent;
 pub use header::{Header, Summary, Totals, control_name};
 pub use reader::TraceReader;
-pub(crate) use reader::matches;
 pub use writer::{TraceWriter, WriteOptions, Written};
 
+use crate::formats::{Definition, Input, Opened};
+use nestwalk_types::SourceError;
 use serde::{Deserialize, Serialize};
+
+pub(crate) const FORMAT: Definition = Definition {
+    endings: &["nwt"],
+    ..Definition::new("nestwalk", "recorded guests", reader::matches, open)
+};
+
+fn open(input: Input<'_>) -> Opened {
+    if input.window.is_compressed() {
+        let message = "a trace of nestwalk that was compressed once more; it is compressed inside, so \
+                       decompress it and give the plain file";
+        return Err(SourceError { source: input.name, message: message.into() });
+    }
+    Ok(Box::new(TraceReader::open(input.path)?))
+}
 
 /// A chunk of a trace.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]

@@ -393,6 +393,6 @@ fn read_start<R: Read + Seek>(input: &mut R, bytes: u64) -> Result<(Header, u64)
 }
 
 /// Whether these bytes, the start of a file, are those of a trace.
-pub(crate) fn matches(head: &[u8]) -> bool {
+pub(super) fn matches(head: &[u8]) -> bool {
     head.starts_with(&MAGIC)
 }

@@ -3,7 +3,13 @@
 
 pub mod programs;
 
+use nestwalk_source::Format;
 use nestwalk_types::{Batch, Control, Run, Source, SourceError};
+
+/// The format of that name.
+pub fn named(name: &str) -> Format {
+    name.parse().expect("a format")
+}
 
 /// A whole stream.
 pub struct Stream {

@@ -1,6 +1,6 @@
 //! `trace convert`: between formats, where the content allows it.
 
-use crate::args::TraceConvertArgs;
+use crate::args::{TraceConvertArgs, trace_formats};
 use crate::progress::{Course, Meter};
 use anyhow::{Context, Result, anyhow, bail};
 use nestwalk_lab::trace_format;
@@ -28,9 +28,9 @@ pub fn convert(args: &TraceConvertArgs) -> Result<()> {
     let format = trace_format(args.trace_format.as_deref().unwrap_or_default());
     let source = open(&args.input, format.context("--trace-format")?)?;
     // What is written is written access by access, if their order is known.
-    let exact = to != Format::Nestwalk && source.info().guest.is_none();
+    let exact = to != Format::NESTWALK && source.info().guest.is_none();
     let source: Box<dyn Source> = match &args.page_tables {
-        Some(_) if to != Format::Nestwalk => {
+        Some(_) if to != Format::NESTWALK => {
             bail!("--page-tables: {to} has no place for them; name OUT .nwt, or give --to nestwalk")
         }
         Some(path) => {
@@ -45,13 +45,11 @@ pub fn convert(args: &TraceConvertArgs) -> Result<()> {
     let limit = cut.left.unwrap_or(0);
     let course = Course { limit, ..Course::reading("converting the trace", info.total) };
     let meter = Meter::of_read(course, args.quiet);
-    let text = match (info.guest, to) {
-        (Some(guest), Format::Nestwalk) if args.page_tables.is_some() => {
-            observe(&mut cut, args, guest, &meter)
-        }
-        (Some(_), Format::Nestwalk) => recompress(&mut cut, args, &meter),
-        (None, Format::Nestwalk) => model(&mut cut, args, &meter),
-        (_, _) => export(&mut cut, args, to, &meter),
+    let text = match info.guest {
+        _ if to != Format::NESTWALK => export(&mut cut, args, to, &meter),
+        Some(guest) if args.page_tables.is_some() => observe(&mut cut, args, guest, &meter),
+        Some(_) => recompress(&mut cut, args, &meter),
+        None => model(&mut cut, args, &meter),
     };
     drop(meter);
     crate::tell::tell(text?);
@@ -82,22 +80,19 @@ fn by_name(path: &Path) -> Result<Format> {
     let ends = [".gz", ".xz", ".zst"].iter().find_map(|end| name.strip_suffix(end));
     let name = ends.unwrap_or(&name);
     let ending = name.rsplit_once('.').map_or("", |(_, ending)| ending);
-    Ok(match ending {
-        "nwt" if ends.is_none() => Format::Nestwalk,
-        "nwt" => bail!(
+    match Format::ALL.iter().find(|format| format.endings().contains(&ending)) {
+        Some(format) if *format == Format::NESTWALK && ends.is_some() => bail!(
             "{}: a trace of nestwalk is compressed inside; name it .nwt, and choose with --level",
             path.display()
         ),
-        "champsim" | "champsimtrace" => Format::ChampSim,
-        "cloudsuite" => Format::CloudSuite,
-        "lackey" => Format::Lackey,
-        "drmemtrace" | "memtrace" => Format::Drmemtrace,
-        _ => bail!(
-            "{}: its name does not say a format; end it with .nwt, .champsim, .cloudsuite, .lackey or \
-             .drmemtrace (all but the first may be followed by .gz, .xz or .zst), or give --to",
-            path.display()
+        Some(format) => Ok(*format),
+        None => bail!(
+            "{}: its name does not say a format; end it with {} (all but the first may be followed by \
+             .gz, .xz or .zst), or give --to",
+            path.display(),
+            trace_formats::endings()
         ),
-    })
+    }
 }
 
 fn is_same(input: &Path, output: &Path) -> bool {
