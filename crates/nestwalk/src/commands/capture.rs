@@ -17,7 +17,7 @@ use nestwalk_types::{Batch, Source};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -45,16 +45,9 @@ pub fn capture(args: &CaptureArgs) -> Result<ExitCode> {
     // to before the guest runs.
     plugin()?;
     let header = header(&boot, &guest);
-    let mut writer = match &args.save {
-        Some(path) => Some(TraceWriter::create(path, &header, WriteOptions::LIVE)?),
-        None => None,
-    };
-    // The command's output is this command's output, but for what a program shall read.
-    let output: Box<dyn Write + Send> = if args.format.is_for_programs() {
-        Box::new(std::io::stderr())
-    } else {
-        Box::new(std::io::stdout())
-    };
+    let create = |path: &PathBuf| TraceWriter::create(path, &header, WriteOptions::LIVE);
+    let mut writer = args.save.as_ref().map(create).transpose()?;
+    let output = output_of_command(args);
     let stop = crate::signals::stop_on_signals();
     let begin = Instant::now();
     let mut live = Live::start(boot, guest.options(), output)?;
@@ -68,10 +61,8 @@ pub fn capture(args: &CaptureArgs) -> Result<ExitCode> {
     let status = outcome.as_ref().map(|o| o.status);
     let processor = outcome.as_ref().and_then(|o| o.cpu);
     drop(live);
-    let failed = match &outcome {
-        Some(outcome) => failure(outcome),
-        None => Some("the guest ended before its command".to_owned()),
-    };
+    let early = || Some("the guest ended before its command".to_owned());
+    let failed = outcome.as_ref().map_or_else(early, failure);
     // Nothing of what was asked for has run: no trace stays, and nothing is told of it.
     if let Some(how) = failed.as_ref().filter(|how| how.starts_with(NOT_STARTED)) {
         drop(writer);
@@ -103,6 +94,15 @@ pub fn capture(args: &CaptureArgs) -> Result<ExitCode> {
         bail!("the check found disagreements with QEMU: the recording cannot be trusted");
     }
     Ok(of_command(failed.as_deref()))
+}
+
+/// The command's output is this command's output, but for what a program shall read.
+fn output_of_command(args: &CaptureArgs) -> Box<dyn Write + Send> {
+    if args.format.is_for_programs() {
+        Box::new(std::io::stderr())
+    } else {
+        Box::new(std::io::stdout())
+    }
 }
 
 /// Fetches and builds what guests need.
