@@ -81,7 +81,10 @@ fn samples_that_cannot_be_are_refused_before_the_work() {
     let lab = Lab::new();
     lab.write("file", "");
     for (args, expected) in [
-        ("--machines native,agile --samples d", "nested, shadow, switching, sie are"),
+        (
+            "--machines native,agile --samples d",
+            "nested, shadow, switching, sie, colt, clustered, shadow-colt are",
+        ),
         ("--samples d --sample-every 1s", "`1s` is no interval; simulated milliseconds"),
         ("--samples d --sample-every 0ms", "0.001ms to 10000ms"),
         ("--samples d --sample-every 0", "at least 1 instruction"),

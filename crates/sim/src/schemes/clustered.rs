@@ -19,7 +19,7 @@ pub const DEFINITION: Definition = Definition {
     flushes_by_itself: false,
     primary_region: false,
     own_l1_sets: false,
-    sampled: false,
+    sampled: true,
     vmm: VmmKind::Nested,
     options: &OPTIONS,
     build,
@@ -30,6 +30,7 @@ pub const NATIVE: Definition = Definition {
     name: "native-clustered",
     summary: "bare metal, with second-level TLB entries of up to 8 pages in 8 frames, in any order",
     virtualized: false,
+    sampled: false,
     vmm: VmmKind::Other,
     ..DEFINITION
 };

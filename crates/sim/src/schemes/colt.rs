@@ -19,7 +19,7 @@ pub const DEFINITION: Definition = Definition {
     flushes_by_itself: false,
     primary_region: false,
     own_l1_sets: true,
-    sampled: false,
+    sampled: true,
     vmm: VmmKind::Nested,
     options: &OPTIONS,
     build,
@@ -30,6 +30,7 @@ pub const NATIVE: Definition = Definition {
     name: "native-colt",
     summary: "bare metal, with TLB entries of up to 8 consecutive pages (CoLT)",
     virtualized: false,
+    sampled: false,
     vmm: VmmKind::Other,
     ..DEFINITION
 };

@@ -20,7 +20,7 @@ pub const DEFINITION: Definition = Definition {
     flushes_by_itself: true,
     primary_region: false,
     own_l1_sets: true,
-    sampled: false,
+    sampled: true,
     vmm: VmmKind::Shadow,
     options: &OPTIONS,
     build,
