@@ -24,7 +24,7 @@ pub(crate) use listed::Listed;
 pub use policy::PagePolicy;
 pub(crate) use policy::Sizes;
 pub use reserve::Reserve;
-pub use scattered::Scattered;
+use scattered::Scattered;
 
 use crate::physical::PhysicalMemory;
 use nestwalk_tables::Mode;
@@ -144,7 +144,7 @@ pub enum PlacementKind {
     Reserve,
     /// See [`HugeTlb`].
     HugeTlb,
-    /// See [`Scattered`].
+    /// Each page at a place of its own, a control.
     Scattered,
     /// As [`FirstFit`], but that contiguous frames are set aside for the largest mapping of each
     /// process, a *primary region*: see [`crate::PrimaryConfig`]. A guest's; a host has segments of

@@ -95,13 +95,13 @@ pub enum Event<'a> {
         /// Length.
         bytes: u64,
     },
-    /// While updates are deferred ([`Platform::deferred`]): an access has missed the TLBs and is about
-    /// to walk.
+    /// While updates are deferred ([`super::Platform::deferred`]): an access has missed the TLBs
+    /// and is about to walk.
     AccessMissed {
         /// The access.
         request: &'a Request,
     },
-    /// The walk after [`Handled::RetryOnce`] is over.
+    /// The walk after [`super::Handled::RetryOnce`] is over.
     RetryEnded,
     /// The guest ran before the stream began, and this vCPU has loaded its first root: whatever tables
     /// the hypervisor keeps by guest-virtual address map what that address space has used. Nothing of

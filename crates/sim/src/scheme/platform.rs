@@ -13,7 +13,8 @@ pub struct Platform {
     /// Memory behind guest RAM; `None` on bare metal, where a gPA is an hPA.
     pub host: Option<HostMemory>,
     /// Instructions retired since the stream began: time, for whatever happens at intervals. Complete
-    /// whenever software is called but for [`Software::handle_fault`] and [`Event::AccessMissed`].
+    /// whenever software is called but for [`super::Software::handle_fault`] and
+    /// [`Event::AccessMissed`].
     pub instructions: u64,
     /// Ranges (first address, bytes) of guest memory whose host memory software has exchanged since
     /// the engine last looked: what was known of their frames is void.

@@ -5,7 +5,7 @@
 //! `native-shared-tlb` is the same on bare metal. Choices, where the paper has none for x86-64:
 //!
 //! - *Tags.* PCIDs are each core's own, so an entry cannot be shared by its PCID. Entries have the
-//!   number of a root table among the last [`ROOTS`] that were loaded; one that is displaced takes its
+//!   number of a root table among the last 256 that were loaded; one that is displaced takes its
 //!   entries with it.
 //! - *Invalidations.* Whatever a core drops of an address space it drops here, too: INVLPG and INVPCID
 //!   for the address space that the core has behind the PCID, a load of CR3 without the keep bit

@@ -1,9 +1,9 @@
 //! Who asks for switches: a policy that sees a sample of each interval, or a schedule.
 //!
 //! An interval ends with the first look after so many simulated cycles ([`super::sampler`]). Snapshots
-//! come after so many instructions ([`crate::scheme::Scheme::due`]), a part of what is left of an
-//! interval, so what a policy costs is pricing the counters some dozens of times per interval, and
-//! nothing per access.
+//! come after so many instructions ([`crate::scheme::Software::next_timer`]), a part of what is
+//! left of an interval, so what a policy costs is pricing the counters some dozens of times per
+//! interval, and nothing per access.
 
 use super::options::{Options, Schedule};
 use super::sampler::{Cut, Sampler};
