@@ -202,7 +202,7 @@ pub fn covered(at: Hpa) -> Translation {
 ///
 /// # Errors
 /// Nothing is behind the guest-physical address.
-#[inline]
+#[inline(always)]
 pub fn walk_flat_guest<G: Address>(
     hardware: &mut Hardware,
     counters: &mut Counters,
