@@ -1,7 +1,6 @@
 //! What happens to a machine beside accesses: controls of the stream, faults, timers, daemons of the
 //! host. It knows the scheme's software, and nothing of its hardware.
 
-use super::Walked;
 use crate::hardware::Request;
 use crate::hardware::walk::Fault;
 use crate::machine::coverage::{CoverageResult, Snapshots};
@@ -109,16 +108,15 @@ impl Events<'_> {
         done
     }
 
-    /// Software handles a fault of a walk, on the processor that runs the vCPU. Returns how the access
-    /// goes on, and whether software is to hear of the end of the next walk.
-    #[inline(never)]
+    /// Software handles a fault of a walk, on the processor that runs the vCPU; what the walk has cost
+    /// is counted as that makes of it.
     pub(super) fn fault(
         &mut self,
         request: &Request,
         fault: Fault,
         delivered: bool,
-    ) -> Result<(Walked, bool), MachineError> {
-        // What the walk has cost, whatever software does to the structures meanwhile.
+    ) -> Result<Handled, MachineError> {
+        // As it is now, whatever software does to the structures meanwhile.
         let tally = self.platform.cpu.hardware.tally;
         if let Some(host) = &mut self.platform.host {
             host.set_cpu(request.vcpu.0);
@@ -135,12 +133,7 @@ impl Events<'_> {
             }
         }
         self.host_promoted()?;
-        Ok(match handled {
-            Handled::Retry | Handled::RetryUncounted => (Walked::Again, false),
-            Handled::RetryOnce => (Walked::Again, true),
-            Handled::Emulated(translation) => (Walked::Found(translation), false),
-            Handled::GuestFault => (Walked::GuestFault, false),
-        })
+        Ok(handled)
     }
 
     /// Whatever is due.

@@ -12,11 +12,12 @@ pub mod referee;
 
 use crate::hardware::prefetch::{GROUP, WORTHWHILE};
 use crate::hardware::tlbs::{Look, TlbFamily};
+use crate::hardware::walk::Fault;
 use crate::hardware::{Request, Step};
 use crate::machine::coverage::CoverageResult;
 use crate::machine::referee::Verdict;
 use crate::measure::counters::Counters;
-use crate::scheme::{Event, MachineError, Processor, Report, Scheme};
+use crate::scheme::{Event, Handled, MachineError, Processor, Report, Scheme};
 use crate::switching::sampler::{Cut, Recorded};
 pub use assembly::Machine;
 use nestwalk_hw::{Caches, Profile, Translation};
@@ -290,54 +291,73 @@ impl<S: Scheme, T: TlbFamily> Machine<S, T> {
     }
 
     /// Walks until the access is translated.
+    #[inline]
     fn resolve(&mut self, request: &Request) -> Result<Translation, MachineError> {
-        let mut once = false;
-        for _ in 0..ATTEMPTS {
-            match self.walk_once(request, false, &mut once)? {
-                Walked::Found(translation) => return Ok(translation),
-                Walked::Again => {}
-                Walked::GuestFault => {
-                    return Err(MachineError::NotMapped {
-                        machine: self.name.clone(),
-                        gva: request.gva,
-                        vcpu: request.vcpu.0,
-                    });
-                }
-            }
+        self.before_walk(request)?;
+        match self.walk(request, false) {
+            Ok(translation) => Ok(translation),
+            Err(fault) => match self.after_fault(request, fault, false)? {
+                Some(translation) => Ok(translation),
+                None => Err(MachineError::NotMapped {
+                    machine: self.name.clone(),
+                    gva: request.gva,
+                    vcpu: request.vcpu.0,
+                }),
+            },
         }
-        Err(self.stuck(request))
     }
 
-    /// One walk, and on a fault what software does about it. `delivered`: the guest is told of a fault,
-    /// whatever the walk finds by now. `once`: the tables are open for this walk alone.
+    /// Updates that the guest's kernel has deferred are sent, if the access shows that it would have.
     #[inline]
-    fn walk_once(
-        &mut self,
-        request: &Request,
-        delivered: bool,
-        once: &mut bool,
-    ) -> Result<Walked, MachineError> {
+    fn before_walk(&mut self, request: &Request) -> Result<(), MachineError> {
         if self.platform.deferred {
             self.scheme.on(&mut self.platform, Event::AccessMissed { request })?;
         }
+        Ok(())
+    }
+
+    /// One walk, whose costs are counted if it comes to its end. `delivered`: the guest is told of a
+    /// fault, whatever the walk finds by now.
+    #[inline]
+    fn walk(&mut self, request: &Request, delivered: bool) -> Result<Translation, Fault> {
         self.platform.cpu.hardware.begin_walk();
         T::begin(&mut self.watch);
         let result = self.scheme.walk(&mut self.platform.cpu, request, &mut self.watch);
-        if std::mem::take(once) {
-            self.scheme.on(&mut self.platform, Event::RetryEnded)?;
+        if result.is_ok() {
+            let Processor { hardware, counters, .. } = &mut self.platform.cpu;
+            hardware.end_walk(counters, delivered);
         }
-        match result {
-            Ok(translation) => {
-                let Processor { hardware, counters, .. } = &mut self.platform.cpu;
-                hardware.end_walk(counters, delivered);
-                Ok(Walked::Found(translation))
+        result
+    }
+
+    /// Software handles the fault of a walk, and the access walks again, until one comes to its end.
+    /// `None`: the fault is the guest's.
+    #[cold]
+    fn after_fault(
+        &mut self,
+        request: &Request,
+        fault: Fault,
+        delivered: bool,
+    ) -> Result<Option<Translation>, MachineError> {
+        let mut fault = fault;
+        for _ in 0..ATTEMPTS {
+            let handled = self.events().fault(request, fault, delivered)?;
+            match handled {
+                Handled::Emulated(translation) => return Ok(Some(translation)),
+                Handled::GuestFault => return Ok(None),
+                Handled::Retry | Handled::RetryOnce | Handled::RetryUncounted => {}
             }
-            Err(fault) => {
-                let (walked, again_once) = self.events().fault(request, fault, delivered)?;
-                *once = again_once;
-                Ok(walked)
+            self.before_walk(request)?;
+            let walked = self.walk(request, delivered);
+            if handled == Handled::RetryOnce {
+                self.scheme.on(&mut self.platform, Event::RetryEnded)?;
+            }
+            match walked {
+                Ok(translation) => return Ok(Some(translation)),
+                Err(next) => fault = next,
             }
         }
+        Err(self.stuck(request))
     }
 
     /// The access that faults in the guest: the hardware walks and fails; the guest's kernel answers
@@ -346,34 +366,21 @@ impl<S: Scheme, T: TlbFamily> Machine<S, T> {
         self.platform.cpu.counters.guest_faults += 1;
         let FaultCode { write, fetch, user, .. } = code;
         let request = Request { vcpu, gva, write, fetch, user, pc: Gva::new(0) };
-        let mut once = false;
-        for _ in 0..ATTEMPTS {
-            // If something is found the fault is spurious: another vCPU's kernel has mapped the page.
-            if self.walk_once(&request, true, &mut once)? != Walked::Again {
-                // A page fault removes what the TLBs hold for the address (SDM vol. 3A,
-                // "Invalidation of TLBs and Paging-Structure Caches").
-                let mode = self.scheme.walk_mode(&self.platform.cpu.world);
-                let core = &mut self.platform.cpu.hardware.cores[request.core()];
-                core.drop_translation(mode, gva);
-                return Ok(());
-            }
+        self.before_walk(&request)?;
+        // If something is found the fault is spurious: another vCPU's kernel has mapped the page.
+        if let Err(fault) = self.walk(&request, true) {
+            self.after_fault(&request, fault, true)?;
         }
-        Err(self.stuck(&request))
+        // A page fault removes what the TLBs hold for the address (SDM vol. 3A, "Invalidation of TLBs
+        // and Paging-Structure Caches").
+        let mode = self.scheme.walk_mode(&self.platform.cpu.world);
+        let core = &mut self.platform.cpu.hardware.cores[request.core()];
+        core.drop_translation(mode, gva);
+        Ok(())
     }
 
     fn stuck(&self, request: &Request) -> MachineError {
         let (machine, gva) = (self.name.clone(), request.gva);
         MachineError::Stuck { machine, gva, attempts: ATTEMPTS }
     }
-}
-
-/// How a walk ended.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Walked {
-    /// With a translation.
-    Found(Translation),
-    /// Software has handled a fault: the access walks again.
-    Again,
-    /// With a fault of the guest.
-    GuestFault,
 }
