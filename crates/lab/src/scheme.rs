@@ -29,7 +29,7 @@ pub use nestwalk_sim::scheme::{
     Event, Handled, MachineConfig, MachineError, PageTableBytes, Platform, Processor, Report,
     Scheme, Software,
 };
-pub use nestwalk_sim::schemes::Definition;
+pub use nestwalk_sim::schemes::{Definition, Facts};
 pub use nestwalk_sim::{DynMachine, Machine};
 pub use nestwalk_tables::{Entry, Mode, TableMemory};
 pub use nestwalk_types::{Address, Gpa, Gva, Hpa, Invalidation, PageSize, Protection, Run, VcpuId};

@@ -192,7 +192,7 @@ fn approximations(plan: &Plan, guest: Option<&GuestInfo>, outcome: &Outcome) -> 
         let mut others: Vec<&str> = plan
             .machines
             .iter()
-            .filter(|m| m.scheme.flushes_by_itself)
+            .filter(|m| m.scheme.facts.flushes_by_itself)
             .map(|m| m.scheme.name)
             .collect();
         others.dedup();

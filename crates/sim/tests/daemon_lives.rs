@@ -140,7 +140,7 @@ fn check(case: &Case, guest: &mut GuestStats, host: &mut Counters) {
     guest.daemons.joined += stats.daemons.joined;
     guest.daemon_interrupts += stats.daemon_interrupts;
     // The kernel of a direct map is no part of lives with segments.
-    for scheme in SCHEMES.iter().filter(|s| !case.recorded || !s.primary_region) {
+    for scheme in SCHEMES.iter().filter(|s| !case.recorded || !s.facts.primary_region) {
         let mut m = case.machine(scheme.name);
         for batch in &batches {
             if let Err(e) = m.run(batch) {

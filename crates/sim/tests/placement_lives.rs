@@ -92,7 +92,7 @@ fn live(case: &Case) {
         host_bytes: 256 * MIB,
         ..Setup::new(Profile::load("zen2").unwrap())
     };
-    for scheme in SCHEMES.iter().filter(|s| !s.primary_region) {
+    for scheme in SCHEMES.iter().filter(|s| !s.facts.primary_region) {
         let build = setup.build(scheme.name, scheme.virtualized);
         let variant = scheme.options.normalize("").unwrap();
         let mut m =

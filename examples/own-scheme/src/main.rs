@@ -12,7 +12,7 @@ fn main() -> Result<()> {
     for source in SOURCES {
         let recorded = sample(source).is_some();
         // Segments of the guest need a kernel that keeps a primary region, which no recorded one does.
-        let schemes = lab.schemes().filter(|scheme| !recorded || !scheme.primary_region);
+        let schemes = lab.schemes().filter(|scheme| !recorded || !scheme.facts.primary_region);
         let machines: Vec<&str> = schemes.map(|scheme| scheme.name).collect();
         // Of all that can be set, what is left out has its default. `compare` fails if a machine
         // cannot go on or the referee finds anything.

@@ -53,7 +53,7 @@ impl Samples {
     pub fn new(args: &OutputArgs, machines: &[MachineSpec]) -> Result<Option<Self>> {
         let Some(folder) = &args.samples else { return Ok(None) };
         let cut = cut(&args.sample_every).context("--sample-every")?;
-        if !machines.iter().any(|m| m.scheme.sampled) {
+        if !machines.iter().any(|m| m.scheme.facts.sampled) {
             bail!(
                 "--samples: none of the machines is in one of the modes between which policies \
                  choose; {} are",

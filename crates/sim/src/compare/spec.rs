@@ -194,7 +194,7 @@ impl MachineSpec {
     /// The first-level TLBs have sets of their own: those of the scheme, or an option of it.
     #[must_use]
     pub fn has_own_l1_sets(&self) -> bool {
-        self.scheme.own_l1_sets || self.variant.split('/').any(|o| o.starts_with("tlb="))
+        self.scheme.facts.own_l1_sets || self.variant.split('/').any(|o| o.starts_with("tlb="))
     }
 
     /// Reads a name; `defaults` stand for missing parts.
@@ -251,11 +251,11 @@ impl MachineSpec {
             },
             placement: match guest_placement {
                 Some(p) => placement_by_name(name, &p)?,
-                None if scheme.primary_region => PlacementKind::Primary,
+                None if scheme.facts.primary_region => PlacementKind::Primary,
                 None => PlacementKind::default(),
             },
         };
-        if observed && scheme.primary_region {
+        if observed && scheme.facts.primary_region {
             return Err(SpecError::NoPrimaryRegion { name: name.into(), scheme: scheme.name });
         }
         let host = DimensionSpec {

@@ -135,11 +135,18 @@ pub trait Software: Send {
 /// table.
 ///
 /// ```compile_fail
-/// # use nestwalk_sim::hypervisor::nested::Nested;
-/// # use nestwalk_sim::scheme::Processor;
-/// # use nestwalk_types::Gpa;
-/// fn hardware_that_maps(scheme: &mut Nested, cpu: &mut Processor) {
-///     let _ = scheme.mmu.map(cpu, Gpa::new(0)); // expects a `Platform`
+/// # use nestwalk_sim::{hypervisor::nested::Nested, scheme::Processor};
+/// fn walks(scheme: &mut Nested, reach: &mut Processor, gpa: nestwalk_types::Gpa) {
+///     let _ = scheme.mmu.map(reach, gpa);
+/// }
+/// ```
+///
+/// With a platform in reach, which software has, the same maps a page:
+///
+/// ```
+/// # use nestwalk_sim::{hypervisor::nested::Nested, scheme::Platform};
+/// fn handles(scheme: &mut Nested, reach: &mut Platform, gpa: nestwalk_types::Gpa) {
+///     let _ = scheme.mmu.map(reach, gpa);
 /// }
 /// ```
 pub trait Scheme: Software {

@@ -3,7 +3,7 @@
 //!
 //! 4 references for pages whose guest tables are all shadowed, up to 24 for those with none.
 
-use super::Definition;
+use super::{Definition, Facts};
 use crate::hardware::Request;
 use crate::hardware::prefetch::{LeafHints, read_sets};
 use crate::hardware::walk::agile::{AgileFault, AgileTables, Start, walk_agile};
@@ -26,10 +26,7 @@ pub const DEFINITION: Definition = Definition {
     name: "agile",
     summary: "shadow walks that go nested where the guest's tables change (agile paging)",
     virtualized: true,
-    flushes_by_itself: true,
-    primary_region: false,
-    own_l1_sets: false,
-    sampled: false,
+    facts: Facts { flushes_by_itself: true, ..Facts::NONE },
     vmm: VmmKind::Agile,
     options: &OPTIONS,
     build,

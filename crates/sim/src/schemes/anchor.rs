@@ -6,7 +6,7 @@
 //! The OS chooses d for each address space by the contiguity that it finds, and again at intervals. A
 //! change rewrites the anchors and flushes the TLBs.
 
-use super::Definition;
+use super::{Definition, Facts};
 use crate::assist::ranges::{
     Base, Runs, Scope, SpaceId, Touched, Unit, background, machine, permissions_of,
 };
@@ -35,10 +35,7 @@ pub const DEFINITION: Definition = Definition {
     summary: "nested paging with anchor entries in the second-level TLB (hybrid coalescing)",
     virtualized: true,
     // A change of the distance.
-    flushes_by_itself: true,
-    primary_region: false,
-    own_l1_sets: false,
-    sampled: false,
+    facts: Facts { flushes_by_itself: true, ..Facts::NONE },
     vmm: VmmKind::Nested,
     options: &OPTIONS,
     build,

@@ -4,7 +4,7 @@
 //! `native-clustered` is the same on bare metal. Walks, faults and invalidations are those of `nested`
 //! and `native`.
 
-use super::Definition;
+use super::{Definition, Facts};
 use crate::assist::coalescing::clustered::OPTIONS;
 use crate::assist::coalescing::machine;
 use crate::machine::DynMachine;
@@ -16,10 +16,7 @@ pub const DEFINITION: Definition = Definition {
     name: "clustered",
     summary: "nested, with second-level TLB entries of up to 8 pages in 8 frames, in any order",
     virtualized: true,
-    flushes_by_itself: false,
-    primary_region: false,
-    own_l1_sets: false,
-    sampled: true,
+    facts: Facts { sampled: true, ..Facts::NONE },
     vmm: VmmKind::Nested,
     options: &OPTIONS,
     build,
@@ -30,7 +27,7 @@ pub const NATIVE: Definition = Definition {
     name: "native-clustered",
     summary: "bare metal, with second-level TLB entries of up to 8 pages in 8 frames, in any order",
     virtualized: false,
-    sampled: false,
+    facts: Facts { sampled: false, ..DEFINITION.facts },
     vmm: VmmKind::Other,
     ..DEFINITION
 };

@@ -4,7 +4,7 @@
 //! `native-colt` is the same on bare metal. Walks, faults and invalidations are those of `nested` and
 //! `native`.
 
-use super::Definition;
+use super::{Definition, Facts};
 use crate::assist::coalescing::colt::OPTIONS;
 use crate::assist::coalescing::machine;
 use crate::machine::DynMachine;
@@ -16,10 +16,7 @@ pub const DEFINITION: Definition = Definition {
     name: "colt",
     summary: "nested, with TLB entries of up to 8 consecutive pages (CoLT)",
     virtualized: true,
-    flushes_by_itself: false,
-    primary_region: false,
-    own_l1_sets: true,
-    sampled: true,
+    facts: Facts { own_l1_sets: true, sampled: true, ..Facts::NONE },
     vmm: VmmKind::Nested,
     options: &OPTIONS,
     build,
@@ -30,7 +27,7 @@ pub const NATIVE: Definition = Definition {
     name: "native-colt",
     summary: "bare metal, with TLB entries of up to 8 consecutive pages (CoLT)",
     virtualized: false,
-    sampled: false,
+    facts: Facts { sampled: false, ..DEFINITION.facts },
     vmm: VmmKind::Other,
     ..DEFINITION
 };

@@ -1,7 +1,7 @@
 //! `ds`: bare metal with a direct segment (Basu et al., ISCA 2013): a primary region of each
 //! process is translated by an addition, everything else by one walk over its tables.
 
-use super::Definition;
+use super::{Definition, Facts};
 use crate::assist::segments::{Check, DS, GuestSegments};
 use crate::hardware::Request;
 use crate::hardware::prefetch::read_sets;
@@ -23,10 +23,7 @@ pub const DEFINITION: Definition = Definition {
     name: "ds",
     summary: "bare metal with a direct segment for each process's primary region",
     virtualized: false,
-    flushes_by_itself: false,
-    primary_region: true,
-    own_l1_sets: false,
-    sampled: false,
+    facts: Facts { primary_region: true, ..Facts::NONE },
     vmm: VmmKind::Other,
     options: &DS,
     build,

@@ -2,7 +2,7 @@
 //! no reference (Gandhi et al., MICRO 2014). Where only one of them covers, it is Guest Direct or
 //! VMM Direct.
 
-use super::Definition;
+use super::{Definition, Facts};
 use crate::assist::segments::{DUAL, SegmentedVm};
 use crate::machine::DynMachine;
 use crate::scheme::MachineConfig;
@@ -14,10 +14,7 @@ pub const DEFINITION: Definition = Definition {
     name: "dual-direct",
     summary: "segments in both dimensions, paging outside of them (Dual Direct)",
     virtualized: true,
-    flushes_by_itself: false,
-    primary_region: true,
-    own_l1_sets: false,
-    sampled: false,
+    facts: Facts { primary_region: true, ..Facts::NONE },
     vmm: VmmKind::Nested,
     options: &DUAL,
     build,

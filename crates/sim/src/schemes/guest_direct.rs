@@ -2,7 +2,7 @@
 //! are walked: 4 references and 1 check (Gandhi et al., MICRO 2014). The guest's kernel keeps a
 //! primary region.
 
-use super::Definition;
+use super::{Definition, Facts};
 use crate::assist::segments::{GUEST, SegmentedVm};
 use crate::machine::DynMachine;
 use crate::scheme::MachineConfig;
@@ -14,10 +14,7 @@ pub const DEFINITION: Definition = Definition {
     name: "guest-direct",
     summary: "nested paging with the guest dimension as a segment (Guest Direct)",
     virtualized: true,
-    flushes_by_itself: false,
-    primary_region: true,
-    own_l1_sets: false,
-    sampled: false,
+    facts: Facts { primary_region: true, ..Facts::NONE },
     vmm: VmmKind::Nested,
     options: &GUEST,
     build,

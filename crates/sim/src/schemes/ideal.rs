@@ -3,7 +3,7 @@
 //!
 //! What every overhead is a percentage of (the papers' E_ideal).
 
-use super::Definition;
+use super::{Definition, Facts};
 use crate::hardware::Step;
 use crate::hardware::prefetch::{GROUP, WORTHWHILE, read_sets};
 use crate::machine::referee::Verdict;
@@ -21,10 +21,7 @@ pub const DEFINITION: Definition = Definition {
     name: "ideal",
     summary: "translation costs nothing: what overheads are relative to",
     virtualized: false,
-    flushes_by_itself: false,
-    primary_region: false,
-    own_l1_sets: false,
-    sampled: false,
+    facts: Facts::NONE,
     vmm: VmmKind::Other,
     options: &NO_OPTIONS,
     build,

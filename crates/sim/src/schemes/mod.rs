@@ -16,6 +16,19 @@ pub struct Definition {
     pub summary: &'static str,
     /// It runs a virtual machine: there is a host behind the guest.
     pub virtualized: bool,
+    /// What is true of it and of few others.
+    pub facts: Facts,
+    /// Which options of KVM its VMM has, beside its own keys.
+    pub vmm: VmmKind,
+    /// Its own options, which follow the name and a `/`.
+    pub options: &'static dyn SchemeOptions,
+    /// Makes a machine.
+    pub build: fn(MachineConfig) -> Result<Box<dyn DynMachine>, MachineError>,
+}
+
+/// Facts of a scheme that sources, samples and names of machines ask for.
+#[derive(Clone, Copy, Debug)]
+pub struct Facts {
     /// Its hypervisor empties TLBs at moments that no event of the guest announces. A recording that was
     /// filtered at its source cannot know of those, and hides accesses that would miss after them.
     pub flushes_by_itself: bool,
@@ -27,12 +40,16 @@ pub struct Definition {
     /// It is in one of the paging modes between which policies choose, so that what a policy would see
     /// can be sampled.
     pub sampled: bool,
-    /// Which options of KVM its VMM has, beside its own keys.
-    pub vmm: VmmKind,
-    /// Its own options, which follow the name and a `/`.
-    pub options: &'static dyn SchemeOptions,
-    /// Makes a machine.
-    pub build: fn(MachineConfig) -> Result<Box<dyn DynMachine>, MachineError>,
+}
+
+impl Facts {
+    /// None of them.
+    pub const NONE: Self = Self {
+        flushes_by_itself: false,
+        primary_region: false,
+        own_l1_sets: false,
+        sampled: false,
+    };
 }
 
 /// `name` has one `DEFINITION`; `name + NATIVE` another one, of the same on bare metal.
@@ -57,7 +74,7 @@ pub fn by_name(name: &str) -> Option<&'static Definition> {
 
 /// Names of the schemes whose paging mode can be sampled.
 pub fn sampled() -> Vec<&'static str> {
-    SCHEMES.iter().filter(|s| s.sampled).map(|s| s.name).collect()
+    SCHEMES.iter().filter(|s| s.facts.sampled).map(|s| s.name).collect()
 }
 
 /// The schemes that names of machines may name: [`SCHEMES`], and those of other crates.

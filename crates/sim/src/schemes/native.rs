@@ -3,7 +3,7 @@
 //! The control that a virtual machine is compared with: the guest's placement, tables and kernel are
 //! those of the virtual machines beside it, only that a guest-physical address *is* an address of RAM.
 
-use super::Definition;
+use super::{Definition, Facts};
 use crate::hypervisor::bare_metal::Native;
 use crate::machine::{DynMachine, Machine};
 use crate::scheme::options::NO_OPTIONS;
@@ -15,10 +15,7 @@ pub const DEFINITION: Definition = Definition {
     name: "native",
     summary: "bare metal: one walk over the guest's own tables",
     virtualized: false,
-    flushes_by_itself: false,
-    primary_region: false,
-    own_l1_sets: false,
-    sampled: false,
+    facts: Facts::NONE,
     vmm: VmmKind::Other,
     options: &NO_OPTIONS,
     build,

@@ -3,7 +3,7 @@
 //! The guest's faults, CR3 loads, invalidations and table writes cost no exit. The only exits are the
 //! violations by which the nested tables are built, one per host page.
 
-use super::Definition;
+use super::{Definition, Facts};
 use crate::hypervisor::nested::Nested;
 use crate::machine::{DynMachine, Machine};
 use crate::scheme::options::{OptionRow, OptionTable, one_of, word_of};
@@ -15,10 +15,7 @@ pub const DEFINITION: Definition = Definition {
     name: "nested",
     summary: "two-dimensional walks over guest and nested tables (EPT, NPT)",
     virtualized: true,
-    flushes_by_itself: false,
-    primary_region: false,
-    own_l1_sets: false,
-    sampled: true,
+    facts: Facts { sampled: true, ..Facts::NONE },
     vmm: VmmKind::Nested,
     options: &OPTIONS,
     build,

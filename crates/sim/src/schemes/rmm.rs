@@ -6,7 +6,7 @@
 //! for the range TLB. In a VM the guest has a range table for each address space and the VMM one for
 //! guest memory; a range TLB entry is the intersection of a range of each.
 
-use super::Definition;
+use super::{Definition, Facts};
 use crate::assist::ranges::{
     Base, Node, RangeTable, Runs, Scope, SpaceId, Touched, Unit, background, machine,
     permissions_of,
@@ -31,10 +31,7 @@ pub const DEFINITION: Definition = Definition {
     name: NAME,
     summary: "nested paging with a range TLB and range tables in both dimensions (RMM)",
     virtualized: true,
-    flushes_by_itself: false,
-    primary_region: false,
-    own_l1_sets: false,
-    sampled: false,
+    facts: Facts::NONE,
     vmm: VmmKind::Nested,
     options: &OPTIONS,
     build,

@@ -1,7 +1,7 @@
 //! `shadow`: the hypervisor keeps tables from guest-virtual to host-physical addresses, and hardware
 //! walks those, 4 references at most. Every change of the guest's tables costs exits.
 
-use super::Definition;
+use super::{Definition, Facts};
 use crate::hardware::Request;
 use crate::hardware::prefetch::{LeafHints, read_sets};
 use crate::hardware::walk::{Fault, Tables, WalkWatch, walk_1d};
@@ -25,10 +25,7 @@ pub const DEFINITION: Definition = Definition {
     name: "shadow",
     summary: "shadow tables kept by the hypervisor with KVM's rules; one-dimensional walks",
     virtualized: true,
-    flushes_by_itself: true,
-    primary_region: false,
-    own_l1_sets: false,
-    sampled: true,
+    facts: Facts { flushes_by_itself: true, sampled: true, ..Facts::NONE },
     vmm: VmmKind::Shadow,
     options: &NO_OPTIONS,
     build,

@@ -4,8 +4,8 @@
 //!
 //! Faults, flushes and exits are those of `shadow`; the options are those of `colt`.
 
-use super::Definition;
 use super::shadow::Shadow;
+use super::{Definition, Facts};
 use crate::assist::coalescing::colt::OPTIONS;
 use crate::assist::coalescing::{CoalescingTlbs, machine_of};
 use crate::machine::DynMachine;
@@ -17,10 +17,7 @@ pub const DEFINITION: Definition = Definition {
     name: "shadow-colt",
     summary: "shadow paging, with TLB entries of up to 8 consecutive pages (CoLT)",
     virtualized: true,
-    flushes_by_itself: true,
-    primary_region: false,
-    own_l1_sets: true,
-    sampled: true,
+    facts: Facts { flushes_by_itself: true, own_l1_sets: true, sampled: true, ..Facts::NONE },
     vmm: VmmKind::Shadow,
     options: &OPTIONS,
     build,

@@ -14,7 +14,7 @@
 //! - *Cost.* Every look-up takes `cycles`, hit or miss, exposed as walks are. The energy of look-ups is
 //!   not counted.
 
-use super::Definition;
+use super::{Definition, Facts};
 use crate::hardware::Request;
 use crate::hardware::walk::{Fault, WalkWatch};
 use crate::hypervisor::bare_metal::Native;
@@ -35,10 +35,7 @@ pub const DEFINITION: Definition = Definition {
     name: "shared-tlb",
     summary: "nested paging with a last-level TLB that the cores share",
     virtualized: true,
-    flushes_by_itself: false,
-    primary_region: false,
-    own_l1_sets: false,
-    sampled: false,
+    facts: Facts::NONE,
     vmm: VmmKind::Nested,
     options: &OPTIONS,
     build,
@@ -56,29 +53,41 @@ pub const NATIVE: Definition = Definition {
 /// Root tables whose entries are told apart.
 const ROOTS: usize = 256;
 
-static OPTIONS: OptionTable<Config> = OptionTable::new(&[
-    OptionRow {
-        name: "entries",
-        values: "N",
-        meaning: "entries, of pages of 4 KiB, 2 MiB and 1 GiB (4096)",
-        set: |c, value| whole(value, 1, 1 << 20).map(|n| c.entries = n as u32),
-        get: |c| c.entries.to_string(),
-    },
-    OptionRow {
-        name: "ways",
-        values: "N",
-        meaning: "ways of a set; sets are a power of two (8)",
-        set: |c, value| whole(value, 1, 64).map(|n| c.ways = n as u32),
-        get: |c| c.ways.to_string(),
-    },
-    OptionRow {
-        name: "cycles",
-        values: "N",
-        meaning: "cycles of a look-up, hit or miss, before a walk begins (20)",
-        set: |c, value| whole(value, 0, 1 << 16).map(|n| c.cycles = n),
-        get: |c| c.cycles.to_string(),
-    },
-]);
+static OPTIONS: OptionTable<Config> = OptionTable {
+    check: has_sets,
+    ..OptionTable::new(&[
+        OptionRow {
+            name: "entries",
+            values: "N",
+            meaning: "entries, of pages of 4 KiB, 2 MiB and 1 GiB (4096)",
+            set: |c, value| whole(value, 1, 1 << 20).map(|n| c.entries = n as u32),
+            get: |c| c.entries.to_string(),
+        },
+        OptionRow {
+            name: "ways",
+            values: "N",
+            meaning: "ways of a set; sets are a power of two (8)",
+            set: |c, value| whole(value, 1, 64).map(|n| c.ways = n as u32),
+            get: |c| c.ways.to_string(),
+        },
+        OptionRow {
+            name: "cycles",
+            values: "N",
+            meaning: "cycles of a look-up, hit or miss, before a walk begins (20)",
+            set: |c, value| whole(value, 0, 1 << 16).map(|n| c.cycles = n),
+            get: |c| c.cycles.to_string(),
+        },
+    ])
+};
+
+/// Sets are a power of two.
+fn has_sets(c: &Config) -> Result<(), String> {
+    let Config { entries, ways, .. } = *c;
+    if entries.is_multiple_of(ways) && (entries / ways).is_power_of_two() {
+        return Ok(());
+    }
+    Err(format!("entries={entries} in ways={ways} make no power of two of sets; 4096 in 8 do"))
+}
 
 /// How it is set up. Assumed: entries and ways of a large private second level for each of a few cores,
 /// and a look-up about as long as one of the last-level cache's tags over the die.
@@ -125,12 +134,6 @@ impl<B> SharedTlb<B> {
     /// What is set cannot be.
     pub fn new(base: B, build: &MachineConfig) -> Result<Self, MachineError> {
         let Config { entries, ways, cycles } = build.options(&OPTIONS)?;
-        if !entries.is_multiple_of(ways) || !(entries / ways).is_power_of_two() {
-            let reason = format!(
-                "{entries} entries in {ways} ways are no power of two of sets, as 4096 in 8 are"
-            );
-            return Err(MachineError::Variant { machine: build.name.clone(), reason });
-        }
         let sizes = ["4k", "2m", "1g"].map(String::from).to_vec();
         let array = TlbProfile { sizes, entries, ways, ..TlbProfile::default() };
         let vcpus = build.vcpus;
@@ -296,6 +299,11 @@ mod tests {
         let all = "entries=512/ways=4/cycles=8";
         assert_eq!(OPTIONS.normalize(all).unwrap(), all);
         assert_eq!(OPTIONS.normalize("entries=4096/ways=8/cycles=20").unwrap(), "");
-        assert!(OPTIONS.normalize("ways=65").unwrap_err().contains("1 to 64"));
+        for (text, words) in
+            [("ways=65", "1 to 64"), ("ways=3", "power of two"), ("entries=24", "ways=8")]
+        {
+            let e = OPTIONS.normalize(text).unwrap_err();
+            assert!(e.contains(words), "{e}");
+        }
     }
 }

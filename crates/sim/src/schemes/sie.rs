@@ -8,7 +8,7 @@
 //! build the tables, nothing else leaves the guest. A preferred guest, whose addresses are the
 //! host's but for an offset, is not modelled.
 
-use super::Definition;
+use super::{Definition, Facts};
 use crate::hypervisor::nested::Nested;
 use crate::hypervisor::nested_mmu::NestedMmu;
 use crate::machine::{DynMachine, Machine};
@@ -23,10 +23,7 @@ pub const DEFINITION: Definition = Definition {
     name: "sie",
     summary: "two-dimensional walks over the host's flat 2-level tables (IBM S/370-XA)",
     virtualized: true,
-    flushes_by_itself: false,
-    primary_region: false,
-    own_l1_sets: false,
-    sampled: true,
+    facts: Facts { sampled: true, ..Facts::NONE },
     vmm: VmmKind::Other,
     options: &OPTIONS,
     build,

@@ -6,7 +6,7 @@
 //! a flush of the pipeline, and has sent a reference to a wrong place through the caches. Nothing else
 //! comes of a guess: what the program uses is the walk's translation.
 
-use super::Definition;
+use super::{Definition, Facts};
 use crate::assist::ranges::{Base, Runs, Unit, background, machine};
 use crate::hardware::Request;
 use crate::hardware::walk::{Fault, WalkWatch};
@@ -26,10 +26,7 @@ pub const DEFINITION: Definition = Definition {
     name: NAME,
     summary: "nested paging whose walks are hidden behind guesses by offset (SpOT)",
     virtualized: true,
-    flushes_by_itself: false,
-    primary_region: false,
-    own_l1_sets: false,
-    sampled: false,
+    facts: Facts::NONE,
     vmm: VmmKind::Nested,
     options: &OPTIONS,
     build,

@@ -41,7 +41,7 @@
 //!   other way, global entries stay as long as the guest's own invalidations let them.
 //! - A change of the host's mapping flushes everything in either mode, whether tables mapped it or not.
 
-use super::Definition;
+use super::{Definition, Facts};
 use crate::ExitReason;
 use crate::hardware::Request;
 use crate::hardware::walk::{Fault, WalkWatch};
@@ -68,10 +68,7 @@ pub const DEFINITION: Definition = Definition {
     name: "switching",
     summary: "shadow and nested paging in turns: switching[/POLICY][/KEY=VALUE]...",
     virtualized: true,
-    flushes_by_itself: true,
-    primary_region: false,
-    own_l1_sets: false,
-    sampled: true,
+    facts: Facts { flushes_by_itself: true, sampled: true, ..Facts::NONE },
     vmm: VmmKind::Nested,
     options: &SwitchingOptions,
     build,

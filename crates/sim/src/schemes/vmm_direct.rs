@@ -2,7 +2,7 @@
 //! by the VMM's segment: 4 references and 5 checks (Gandhi et al., MICRO 2014). It needs nothing of
 //! the guest.
 
-use super::Definition;
+use super::{Definition, Facts};
 use crate::assist::segments::{SegmentedVm, VMM};
 use crate::machine::DynMachine;
 use crate::scheme::MachineConfig;
@@ -14,10 +14,7 @@ pub const DEFINITION: Definition = Definition {
     name: "vmm-direct",
     summary: "nested paging with the host dimension as a segment (VMM Direct)",
     virtualized: true,
-    flushes_by_itself: false,
-    primary_region: false,
-    own_l1_sets: false,
-    sampled: false,
+    facts: Facts::NONE,
     vmm: VmmKind::Nested,
     options: &VMM,
     build,

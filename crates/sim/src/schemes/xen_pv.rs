@@ -4,7 +4,7 @@
 //! References count as the guest's dimension: the tables are the guest's own pages, in its own
 //! memory, and there are no others.
 
-use super::Definition;
+use super::{Definition, Facts};
 use crate::hardware::Request;
 use crate::hardware::prefetch::{LeafHints, read_sets};
 use crate::hardware::walk::{Fault, Tables, WalkWatch, walk_1d_marking};
@@ -24,10 +24,7 @@ pub const DEFINITION: Definition = Definition {
     name: "xen-pv",
     summary: "paravirtual direct paging: the guest's tables hold machine addresses (Xen)",
     virtualized: true,
-    flushes_by_itself: true,
-    primary_region: false,
-    own_l1_sets: false,
-    sampled: false,
+    facts: Facts { flushes_by_itself: true, ..Facts::NONE },
     vmm: VmmKind::Other,
     options: &config::OPTIONS,
     build,
