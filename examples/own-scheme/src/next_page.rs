@@ -9,9 +9,9 @@
 //! and no cycles are. If it faults it is dropped. The hypervisor is that of nested paging.
 
 use nestwalk_lab::scheme::{
-    Address, Asid, Definition, DynMachine, Event, Fault, Gpa, Gva, Handled, Machine, MachineConfig,
-    MachineError, Nested, Nobody, OptionRow, OptionTable, Platform, Processor, Report, Request,
-    Run, Scheme, ServedBy, Software, Translation, VmmKind, WalkWatch, whole,
+    Address, Asid, Definition, DynMachine, Event, Facts, Fault, Gpa, Gva, Handled, Machine,
+    MachineConfig, MachineError, Nested, Nobody, OptionRow, OptionTable, Platform, Processor,
+    Report, Request, Run, Scheme, ServedBy, Software, Translation, VmmKind, WalkWatch, whole,
 };
 use std::collections::VecDeque;
 
