@@ -112,6 +112,14 @@ impl Caches {
     pub fn last_level_place(&self, at: Hpa) -> &u32 {
         self.llc.place(at.value() >> 6)
     }
+    /// The private caches of a core change places with those of a core elsewhere.
+    pub fn exchange_core(&mut self, core: usize, other: &mut Self, of_other: usize) {
+        std::mem::swap(&mut self.cores[core], &mut other.cores[of_other]);
+    }
+    /// The last levels change places.
+    pub const fn exchange_last_level(&mut self, other: &mut Self) {
+        std::mem::swap(&mut self.llc, &mut other.llc);
+    }
     #[inline]
     fn beyond(l2: &mut Cache, llc: &mut Cache, line: u64) -> ServedBy {
         if l2.access(line) {

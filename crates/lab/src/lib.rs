@@ -25,6 +25,7 @@
 
 mod check;
 mod experiment;
+mod fleet;
 mod guest;
 pub mod scheme;
 mod session;
@@ -34,9 +35,11 @@ pub mod words;
 
 pub use anyhow::{Error, Result};
 pub use experiment::{Experiment, VERSION};
+pub use fleet::{Fleet, VM_KEYS, VmExperiment, parse_vm};
 pub use guest::RealGuest;
 pub use nestwalk_capture::Step;
 pub use nestwalk_mm::{Fragmentation, FreeBlocks, PagePolicy};
+pub use nestwalk_sim::fleet::{FleetOutcome, FleetProgress};
 pub use nestwalk_sim::{
     CompareError, Cut, DaemonTimes, GuestOutcome, MachineResult, Outcome, Progress, Verdict,
 };
@@ -114,6 +117,16 @@ impl Lab {
 
     fn read_and_check(&self, path: &Path) -> Result<Experiment> {
         let experiment = Experiment::read(path)?;
+        self.check(&experiment)?;
+        Ok(experiment)
+    }
+
+    const fn catalogue(&self) -> &Catalogue {
+        &self.catalogue
+    }
+
+    /// Whether what a configuration says goes together.
+    fn check(&self, experiment: &Experiment) -> Result<()> {
         let recorded = match &experiment.guest {
             Some(guest) => Some(guest.info()),
             None => sources::recorded(
@@ -122,8 +135,7 @@ impl Lab {
                 &experiment.page_tables,
             )?,
         };
-        check::experiment(&experiment, &self.catalogue, recorded.as_ref(), Origin::Keys)?;
-        Ok(experiment)
+        check::experiment(experiment, &self.catalogue, recorded.as_ref(), Origin::Keys)
     }
 
     /// Opens the source and plans the machines. `say` hears the steps until then: of making a real guest

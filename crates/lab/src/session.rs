@@ -136,6 +136,11 @@ impl Opened {
         self.plan.contiguity_every = every;
     }
 
+    /// The plan and the source, for whoever drives several.
+    pub(crate) fn into_parts(self) -> (Plan, Box<dyn Source>) {
+        (self.plan, self.source)
+    }
+
     /// What the source is, as far as it is known now.
     pub fn info(&self) -> SourceInfo {
         self.source.info()

@@ -2,6 +2,7 @@
 
 mod evaluate;
 mod examples;
+mod fleet;
 mod govern;
 mod guest;
 mod inspect;
@@ -10,6 +11,7 @@ mod trace;
 pub mod trace_formats;
 
 pub use evaluate::{BenchArgs, ExplainArgs, KeepArg, LivedArg, Publication, ReproduceArgs};
+pub use fleet::FleetArgs;
 pub use govern::GovernArgs;
 pub use guest::{CaptureArgs, GuestArgs, ThpArg};
 pub use inspect::InspectArgs;
@@ -31,6 +33,7 @@ Examples:
   nestwalk compare --lackey -- gcc -O2 -c file.c
   nestwalk compare --guest -- gcc -O2 -c file.c
   nestwalk compare btree --machines shadow,nested --samples samples --sample-every 100k
+  nestwalk compare --vm 'a=redis; machine=shadow' --vm 'b=gcc; machine=nested'
 
 Exit code 0: done. 2: something was wrong, or interrupted; what was computed before is printed.";
 
@@ -261,6 +264,9 @@ pub struct CompareArgs {
     /// Where results go.
     #[command(flatten)]
     pub output: OutputArgs,
+    /// Several VMs on one host.
+    #[command(flatten)]
+    pub fleet: FleetArgs,
 }
 
 /// What becomes of memory below the gap for I/O.

@@ -26,7 +26,10 @@ pub fn experiment(args: &CompareArgs) -> Result<Experiment> {
 }
 
 /// What the arguments ask for.
-fn settings(args: &CompareArgs) -> Result<Settings> {
+///
+/// # Errors
+/// An argument has no meaning.
+pub fn settings(args: &CompareArgs) -> Result<Settings> {
     check_command(args)?;
     let vcpus = args.vcpus;
     let guest = args.guest.then(|| real_guest(&args.real, &args.command, vcpus, args.seed));

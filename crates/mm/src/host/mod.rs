@@ -3,6 +3,7 @@
 pub(crate) mod compaction;
 pub(crate) mod daemons;
 pub(crate) mod segment;
+mod shared;
 
 use crate::daemons::{DaemonConfig, Daemons};
 use crate::error::MmError;
@@ -75,6 +76,8 @@ pub struct HostMemory {
     joined: Vec<(Gpa, PageSize)>,
     pub(crate) compaction: Option<Compaction>,
     pub(crate) daemons: Daemons,
+    /// What is touched, if somebody reclaims.
+    touches: Option<Box<shared::Touches>>,
 }
 
 impl HostMemory {
@@ -125,9 +128,31 @@ impl HostMemory {
         slots: &[(Gpa, u64)],
         listed: Option<&HostPages>,
     ) -> Result<Self, MmError> {
+        Self::on(Self::physical_memory(config)?, config, slots, listed)
+    }
+
+    /// The physical memory of a host as configured, in which there is no guest yet.
+    ///
+    /// # Errors
+    /// More than 16 TiB.
+    pub fn physical_memory(config: &HostConfig) -> Result<PhysicalMemory<Hpa>, MmError> {
         let ranges = [(Hpa::new(0), config.bytes)];
         let mut physical = PhysicalMemory::new(&ranges, config.kernel_bytes)?;
         physical.fragment(config.fragmentation, config.seed)?;
+        Ok(physical)
+    }
+
+    /// As [`HostMemory::with_pages`], in physical memory that is there already: see
+    /// [`HostMemory::exchange_physical`].
+    ///
+    /// # Errors
+    /// See [`HostMemory::with_config`].
+    pub fn on(
+        physical: PhysicalMemory<Hpa>,
+        config: &HostConfig,
+        slots: &[(Gpa, u64)],
+        listed: Option<&HostPages>,
+    ) -> Result<Self, MmError> {
         let mut memory = Memory::new(physical, false);
         let HostConfig { mode, policy, placement, .. } = *config;
         let space_config = SpaceConfig { mode, policy, placement, primary: None };
@@ -159,8 +184,8 @@ impl HostMemory {
         }
         placed.sort_by_key(|s| s.gpa);
         let daemons = Daemons::new(&config.daemons, policy, placement);
-        let joined = Vec::new();
-        Ok(Self { memory, space, slots: placed, joined, compaction: None, daemons })
+        let (joined, touches) = (Vec::new(), None);
+        Ok(Self { memory, space, slots: placed, joined, compaction: None, daemons, touches })
     }
 
     /// The guest has new memory at `start`: its last memslot grows if it ends there, else there is
@@ -238,6 +263,9 @@ impl HostMemory {
         let page = HostPage { frame: mapped.frame, size: mapped.size, fresh: mapped.fresh };
         if self.memory.counters.promotions > joined {
             self.joined.push((gpa.align_down(page.size), page.size));
+        }
+        if let Some(touches) = &mut self.touches {
+            touches.mapped(gpa, &page);
         }
         Ok(self.as_known(gpa, page))
     }

@@ -158,13 +158,26 @@ impl<O: Address> PhysicalMemory<O> {
                 zones.push(Zone { name, buddy });
             }
         }
-        let mut memory = Self {
-            zones,
-            ranges: ranges.to_vec(),
+        let ranges = ranges.to_vec();
+        let mut memory =
+            Self { zones, ranges, room: room >> 12, frames: bytes >> 12, ..Self::none() };
+        memory.reserve(0..LOW_RESERVED_BYTES >> 12);
+        memory.reserve(KERNEL_IMAGE_AT >> 12..(KERNEL_IMAGE_AT + kernel_bytes).div_ceil(4096));
+        if memory.free_frames() == 0 {
+            return Err(wrong("nothing is left after the first MiB and the kernel image"));
+        }
+        Ok(memory)
+    }
+
+    /// No memory at all: what is left where memory was taken out.
+    pub fn none() -> Self {
+        Self {
+            zones: Vec::new(),
+            ranges: Vec::new(),
             movable: Vec::new(),
             others_moved: OthersMoved::default(),
-            room: room >> 12,
-            frames: bytes >> 12,
+            room: 0,
+            frames: 0,
             pinned: 0,
             extra: FrameCounts::default(),
             shares: HashMap::default(),
@@ -173,13 +186,7 @@ impl<O: Address> PhysicalMemory<O> {
             pools: Vec::new(),
             cpu: 0,
             space: PhantomData,
-        };
-        memory.reserve(0..LOW_RESERVED_BYTES >> 12);
-        memory.reserve(KERNEL_IMAGE_AT >> 12..(KERNEL_IMAGE_AT + kernel_bytes).div_ceil(4096));
-        if memory.free_frames() == 0 {
-            return Err(wrong("nothing is left after the first MiB and the kernel image"));
         }
-        Ok(memory)
     }
 
     /// Whether there is memory at the address, free or not.

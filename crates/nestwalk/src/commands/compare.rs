@@ -1,6 +1,7 @@
 //! `compare` and `run`: one source, many machines, one table.
 
 use crate::args::{CompareArgs, OutputArgs, RunArgs};
+use crate::commands::fleet;
 use crate::commands::samples::Samples;
 use crate::formats::{self, Found};
 use crate::progress::{Meter, Phases};
@@ -8,7 +9,7 @@ use crate::signals::stop_on_signals;
 use crate::{outcome, sensitivity, settings, show};
 use anyhow::{Context, Result, anyhow, bail};
 use nestwalk_capture::live::NOT_STARTED;
-use nestwalk_lab::{Experiment, Outcome, Session, VERSION, Work};
+use nestwalk_lab::{Experiment, Fleet, Outcome, Session, VERSION, Work};
 use nestwalk_report::{count, parse_count};
 use nestwalk_types::SourceInfo;
 use serde_json::{Value, json};
@@ -18,6 +19,10 @@ use std::process::ExitCode;
 
 /// `nestwalk compare`.
 pub fn compare(args: &CompareArgs) -> Result<ExitCode> {
+    if !args.fleet.vms.is_empty() {
+        fleet::compare(args, &settings::settings(args)?)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     experiment(
         &settings::experiment(args)?,
         &args.output,
@@ -30,6 +35,10 @@ pub fn compare(args: &CompareArgs) -> Result<ExitCode> {
 
 /// `nestwalk run`.
 pub fn run(args: &RunArgs) -> Result<ExitCode> {
+    if Fleet::is_in(&args.file) {
+        fleet::repeat(&args.file, &args.output)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     experiment(
         &settings::lab().read(&args.file)?,
         &args.output,

@@ -4,6 +4,7 @@ pub mod bench;
 pub mod capture;
 pub mod compare;
 pub mod explain;
+pub mod fleet;
 pub mod govern;
 pub mod inspect;
 pub mod reproduce;

@@ -14,7 +14,7 @@ pub mod spec;
 
 use crate::compare::daemons::DaemonTimes;
 use crate::compare::guests::{Guest, GuestOutcome};
-use crate::compare::spec::{GuestSpec, MachineSpec};
+use crate::compare::spec::{DimensionSpec, GuestSpec, MachineSpec};
 use crate::machine::DynMachine;
 use crate::measure::counters::Counters;
 use crate::report::contiguity::ContiguityResult;
@@ -26,10 +26,11 @@ use crate::switching::{Cut, Recorded};
 use nestwalk_hw::Profile;
 use nestwalk_mm::{
     BadFrames, Fragmentation, GuestError, HostConfig, HostMemory, HostPages, KERNEL_BYTES,
-    Mappings, MmError, ObservedError, RemapError, pc_memory_map, reclaimed_memory_map,
+    Mappings, MmError, ObservedError, PhysicalMemory, RemapError, pc_memory_map,
+    reclaimed_memory_map,
 };
 use nestwalk_tables::{LONG4, Mode};
-use nestwalk_types::{Batch, GuestBatch, GuestInfo, Source, SourceError};
+use nestwalk_types::{Batch, GuestBatch, GuestInfo, Hpa, Source, SourceError};
 pub use progress::Progress;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -273,34 +274,44 @@ fn set_up(plan: &Plan, source: &dyn Source) -> Result<(Vec<Group>, Vec<Slot>), C
 /// # Errors
 /// Its memory or its scheme cannot be set up.
 pub fn machine(plan: &Plan, spec: &MachineSpec) -> Result<Box<dyn DynMachine>, CompareError> {
-    let host = match spec.host {
-        None => None,
-        Some(host) => {
-            let config = HostConfig {
-                bytes: plan.host_bytes,
-                mode: plan.host_mode,
-                policy: host.pages,
-                placement: host.placement,
-                fragmentation: plan.fragmentation.1,
-                // The host's memory is another machine's: its holes are elsewhere.
-                seed: plan.seed ^ 0x686f_7374,
-                kernel_bytes: KERNEL_BYTES,
-                daemons: plan.daemons.config(&plan.profile),
-            };
-            let slots = match plan.low_bytes {
-                Some(low) => reclaimed_memory_map(plan.guest_bytes, low),
-                None => Ok(pc_memory_map(plan.guest_bytes)),
-            };
-            let listed = plan.host_pages.as_deref();
-            let memory = slots.and_then(|slots| HostMemory::with_pages(&config, &slots, listed));
-            Some(
-                memory.map_err(|source| CompareError::Memory {
-                    machine: spec.name.clone(),
-                    source,
-                })?,
-            )
-        }
+    machine_in(plan, spec, None)
+}
+
+/// The host of a machine, as configured.
+pub(crate) fn host_config(plan: &Plan, host: DimensionSpec) -> HostConfig {
+    HostConfig {
+        bytes: plan.host_bytes,
+        mode: plan.host_mode,
+        policy: host.pages,
+        placement: host.placement,
+        fragmentation: plan.fragmentation.1,
+        // The host's memory is another machine's: its holes are elsewhere.
+        seed: plan.seed ^ 0x686f_7374,
+        kernel_bytes: KERNEL_BYTES,
+        daemons: plan.daemons.config(&plan.profile),
+    }
+}
+
+/// As [`machine`], in the physical memory of a host that is there already.
+pub(crate) fn machine_in(
+    plan: &Plan,
+    spec: &MachineSpec,
+    physical: Option<PhysicalMemory<Hpa>>,
+) -> Result<Box<dyn DynMachine>, CompareError> {
+    let memory = |host: DimensionSpec| {
+        let config = host_config(plan, host);
+        let slots = match plan.low_bytes {
+            Some(low) => reclaimed_memory_map(plan.guest_bytes, low)?,
+            None => pc_memory_map(plan.guest_bytes),
+        };
+        let physical = match physical {
+            Some(physical) => physical,
+            None => HostMemory::physical_memory(&config)?,
+        };
+        HostMemory::on(physical, &config, &slots, plan.host_pages.as_deref())
     };
+    let wrong = |source| CompareError::Memory { machine: spec.name.clone(), source };
+    let host = spec.host.map(memory).transpose().map_err(wrong)?;
     let built = (spec.scheme.build)(MachineConfig {
         name: spec.name.clone(),
         variant: spec.variant.clone(),

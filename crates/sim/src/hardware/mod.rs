@@ -1,6 +1,7 @@
 //! The translation hardware of one machine: cores with their TLBs and walk caches, and the caches.
 
 pub mod core;
+pub mod exchange;
 pub mod prefetch;
 mod processor;
 pub mod tlbs;

@@ -117,6 +117,22 @@ impl Software for Nested {
         }
     }
 
+    fn take_accessed(
+        &mut self,
+        platform: &mut Platform,
+        at: Gpa,
+        size: PageSize,
+    ) -> Result<bool, MachineError> {
+        let Some(accessed) = self.mmu.take_accessed(at, size) else {
+            self.on(platform, Event::HostChanged { at, size, promoted: false })?;
+            return Ok(false);
+        };
+        if accessed {
+            platform.flush_remote_nested();
+        }
+        Ok(accessed)
+    }
+
     fn paging_mode(&self) -> Option<PagingMode> {
         Some(PagingMode::Nested)
     }

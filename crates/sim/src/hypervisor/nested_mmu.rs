@@ -297,6 +297,29 @@ impl NestedMmu {
         cleared
     }
 
+    /// Whether an entry of the range was accessed; the bits are clear from now on. `None` if the entries
+    /// have no such bits.
+    pub fn take_accessed(&mut self, at: Gpa, size: PageSize) -> Option<bool> {
+        if !self.rules.ept_ad {
+            return None;
+        }
+        let (mut accessed, mut done) = (false, 0);
+        while done < size.bytes() {
+            let gpa = at.offset_by(done);
+            let Ok(leaf) = look_up(&self.memory, self.mode, self.root, gpa) else {
+                done += PageSize::SIZE_4K.bytes();
+                continue;
+            };
+            let without = leaf.entry.without(ACCESSED);
+            if leaf.entry.has(ACCESSED) {
+                accessed = true;
+                self.memory.write(leaf.at, self.mode.entry_bytes, without.0);
+            }
+            done += leaf.size.bytes() - gpa.offset_in(leaf.size);
+        }
+        Some(accessed)
+    }
+
     /// The guest kernel writes a whole page: every part of it that is not mapped is a violation.
     ///
     /// # Errors

@@ -1,7 +1,7 @@
 //! What a machine is made of, and how the rest of the world sees it.
 
-use super::DynMachine;
 use super::events::{Drive, Events};
+use super::{DynMachine, Tenant};
 use crate::hardware::tlbs::{PlainTlbs, TlbFamily};
 use crate::hardware::world::World;
 use crate::hardware::{GUEST_VPID, Hardware, Request, Step};
@@ -159,6 +159,10 @@ impl<S: Scheme, T: TlbFamily> DynMachine for Machine<S, T> {
 
     fn coverage(&self) -> Option<CoverageResult> {
         Some(self.drive.coverage(&self.platform))
+    }
+
+    fn tenant(&mut self) -> Option<Tenant<'_>> {
+        self.platform.host.is_some().then(|| Tenant::new(self.events()))
     }
 
     fn watch(&mut self, run: &Run) -> Result<Vec<Step>, MachineError> {

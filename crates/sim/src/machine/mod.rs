@@ -9,6 +9,7 @@ mod assembly;
 pub mod coverage;
 mod events;
 pub mod referee;
+mod tenant;
 
 use crate::hardware::prefetch::{GROUP, WORTHWHILE};
 use crate::hardware::tlbs::{Look, TlbFamily};
@@ -23,6 +24,7 @@ pub use assembly::Machine;
 use nestwalk_hw::{Caches, Profile, Translation};
 use nestwalk_mm::PlacementStats;
 use nestwalk_types::{Address, Control, FaultCode, Gpa, GuestBatch, Gva, Hpa, Run, VcpuId};
+pub use tenant::Tenant;
 
 /// Walks that one access may need: each handled fault maps one more page, and a nested walk meets at
 /// most one fault for each of 5 guest tables and the page, each with a few more for the VMM's own
@@ -69,6 +71,10 @@ pub trait DynMachine: Send {
     }
     /// What its tables say now of contiguity, if it has any. Reads all of them.
     fn coverage(&self) -> Option<CoverageResult> {
+        None
+    }
+    /// The machine as one of several on a host; `None` if it is no virtual machine.
+    fn tenant(&mut self) -> Option<Tenant<'_>> {
         None
     }
     /// Shows the references of one walk with cold hardware structures, without changing counters.

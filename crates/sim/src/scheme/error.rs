@@ -1,7 +1,7 @@
 //! Why a machine cannot go on.
 
 use nestwalk_mm::MmError;
-use nestwalk_types::Gva;
+use nestwalk_types::{Gpa, Gva};
 use thiserror::Error;
 
 /// Why a machine cannot go on.
@@ -37,6 +37,29 @@ pub enum MachineError {
         gva: Gva,
         /// The vCPU.
         vcpu: u8,
+    },
+    /// All that a host could take back from its VMs is not enough.
+    #[error(
+        "host memory of {bytes} bytes is smaller than what cannot be taken back of the VMs on it; give \
+         the host {needed} bytes or more, or fewer VMs"
+    )]
+    HostTooSmall {
+        /// What there is.
+        bytes: u64,
+        /// What would be tried next.
+        needed: u64,
+    },
+    /// A page came back from the device with the contents of another.
+    #[error("the page at {at:?} came back with other contents than it left with")]
+    OtherContents {
+        /// Where.
+        at: Gpa,
+    },
+    /// A machine that is to share a host is no virtual machine.
+    #[error("{machine}: is no virtual machine, so it cannot share a host with others")]
+    NoTenant {
+        /// The machine.
+        machine: String,
     },
     /// A vCPU that the machine does not have.
     #[error("{machine}: event on vCPU {vcpu}, but the machine has {vcpus}; give --vcpus {needed}")]
@@ -97,7 +120,9 @@ impl MachineError {
             | Self::NotArchitectural { machine }
             | Self::Variant { machine, .. }
             | Self::Segment { machine, .. }
+            | Self::NoTenant { machine, .. }
             | Self::Stuck { machine, .. } => name.clone_into(machine),
+            Self::HostTooSmall { .. } | Self::OtherContents { .. } => {}
         }
         self
     }

@@ -18,7 +18,7 @@ pub use event::Event;
 use nestwalk_hw::Translation;
 use nestwalk_policy::Mode as PagingMode;
 use nestwalk_tables::Mode;
-use nestwalk_types::{Gpa, Run};
+use nestwalk_types::{Gpa, PageSize, Run};
 pub use platform::Platform;
 pub use report::{
     ContiguityState, PageTableBytes, Report, SegmentInfo, SegmentState, Switched, SwitchingResult,
@@ -102,6 +102,23 @@ pub trait Software: Send {
     /// The machine cannot go on.
     fn timer(&mut self, _platform: &mut Platform) -> Result<(), MachineError> {
         Ok(())
+    }
+
+    /// Whether the page of `size` at `at`, which backs guest memory, was used since this was last asked.
+    /// It is made known again when it is used next, with the flush that this takes
+    /// (`kvm_mmu_notifier_clear_flush_young`). Software that reads no accessed bits takes the page out
+    /// of its tables, and answers `false`: the next use asks the host for it, which hears of it so.
+    ///
+    /// # Errors
+    /// The machine cannot go on.
+    fn take_accessed(
+        &mut self,
+        platform: &mut Platform,
+        at: Gpa,
+        size: PageSize,
+    ) -> Result<bool, MachineError> {
+        self.on(platform, Event::HostChanged { at, size, promoted: false })?;
+        Ok(false)
     }
 
     /// Interrupts between vCPUs go through an interrupt controller that the hypervisor emulates, as far

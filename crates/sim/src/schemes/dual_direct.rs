@@ -14,7 +14,7 @@ pub const DEFINITION: Definition = Definition {
     name: "dual-direct",
     summary: "segments in both dimensions, paging outside of them (Dual Direct)",
     virtualized: true,
-    facts: Facts { primary_region: true, ..Facts::NONE },
+    facts: Facts { primary_region: true, pins_memory: true, ..Facts::NONE },
     vmm: VmmKind::Nested,
     options: &DUAL,
     build,

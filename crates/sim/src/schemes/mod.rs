@@ -40,6 +40,11 @@ pub struct Facts {
     /// It is in one of the paging modes between which policies choose, so that what a policy would see
     /// can be sampled.
     pub sampled: bool,
+    /// It has hardware beside [`crate::hardware::Hardware`] that remembers translations and knows no
+    /// VPID: several VMs cannot share it.
+    pub own_structures: bool,
+    /// Its guest memory stays where it is: a host cannot take pages back.
+    pub pins_memory: bool,
 }
 
 impl Facts {
@@ -49,6 +54,8 @@ impl Facts {
         primary_region: false,
         own_l1_sets: false,
         sampled: false,
+        own_structures: false,
+        pins_memory: false,
     };
 }
 

@@ -31,7 +31,7 @@ pub const DEFINITION: Definition = Definition {
     name: NAME,
     summary: "nested paging with a range TLB and range tables in both dimensions (RMM)",
     virtualized: true,
-    facts: Facts::NONE,
+    facts: Facts { own_structures: true, ..Facts::NONE },
     vmm: VmmKind::Nested,
     options: &OPTIONS,
     build,

@@ -122,6 +122,19 @@ impl Software for Shadow {
         }
     }
 
+    fn take_accessed(
+        &mut self,
+        platform: &mut Platform,
+        at: Gpa,
+        size: PageSize,
+    ) -> Result<bool, MachineError> {
+        let accessed = self.mmu.take_accessed(at, size);
+        if accessed {
+            platform.flush_remote();
+        }
+        Ok(accessed)
+    }
+
     fn walk_mode(&self, _world: &World) -> &'static Mode {
         self.mmu.mode()
     }

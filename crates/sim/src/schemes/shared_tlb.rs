@@ -35,7 +35,7 @@ pub const DEFINITION: Definition = Definition {
     name: "shared-tlb",
     summary: "nested paging with a last-level TLB that the cores share",
     virtualized: true,
-    facts: Facts::NONE,
+    facts: Facts { own_structures: true, ..Facts::NONE },
     vmm: VmmKind::Nested,
     options: &OPTIONS,
     build,

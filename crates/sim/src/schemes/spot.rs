@@ -26,7 +26,7 @@ pub const DEFINITION: Definition = Definition {
     name: NAME,
     summary: "nested paging whose walks are hidden behind guesses by offset (SpOT)",
     virtualized: true,
-    facts: Facts::NONE,
+    facts: Facts { own_structures: true, ..Facts::NONE },
     vmm: VmmKind::Nested,
     options: &OPTIONS,
     build,

@@ -61,7 +61,7 @@ use crate::switching::options::{Options, SwitchingOptions, TlbHandling};
 use nestwalk_hw::Translation;
 use nestwalk_policy::{Mode as PagingMode, Outcome, Policy, Sample};
 use nestwalk_tables::Mode;
-use nestwalk_types::{Gpa, Run};
+use nestwalk_types::{Gpa, PageSize, Run};
 
 /// The catalogue's entry.
 pub const DEFINITION: Definition = Definition {
@@ -289,6 +289,15 @@ impl Software for Switching {
 
     fn paging_mode(&self) -> Option<PagingMode> {
         Some(self.mode)
+    }
+
+    fn take_accessed(
+        &mut self,
+        platform: &mut Platform,
+        at: Gpa,
+        size: PageSize,
+    ) -> Result<bool, MachineError> {
+        in_force!(self, scheme => scheme.take_accessed(platform, at, size))
     }
 
     fn on(&mut self, platform: &mut Platform, event: Event<'_>) -> Result<(), MachineError> {

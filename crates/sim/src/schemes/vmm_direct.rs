@@ -14,7 +14,7 @@ pub const DEFINITION: Definition = Definition {
     name: "vmm-direct",
     summary: "nested paging with the host dimension as a segment (VMM Direct)",
     virtualized: true,
-    facts: Facts::NONE,
+    facts: Facts { pins_memory: true, ..Facts::NONE },
     vmm: VmmKind::Nested,
     options: &VMM,
     build,

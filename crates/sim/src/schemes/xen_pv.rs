@@ -24,7 +24,7 @@ pub const DEFINITION: Definition = Definition {
     name: "xen-pv",
     summary: "paravirtual direct paging: the guest's tables hold machine addresses (Xen)",
     virtualized: true,
-    facts: Facts { flushes_by_itself: true, ..Facts::NONE },
+    facts: Facts { flushes_by_itself: true, pins_memory: true, ..Facts::NONE },
     vmm: VmmKind::Other,
     options: &config::OPTIONS,
     build,

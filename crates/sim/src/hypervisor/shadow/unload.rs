@@ -2,6 +2,8 @@
 
 use super::{PAE_ROOT, PageId, ShadowMmu};
 use crate::scheme::{MachineError, Platform};
+use nestwalk_tables::Entry;
+use nestwalk_tables::entry::ACCESSED;
 use nestwalk_types::{Address, Gpa, PageSize};
 
 impl ShadowMmu {
@@ -40,6 +42,25 @@ impl ShadowMmu {
     pub fn may_splinter(&self) -> bool {
         let split = |s| s != PAE_ROOT;
         self.is_narrow() || self.pages.iter().any(|p| p.live && p.split.is_some_and(split))
+    }
+
+    /// Whether a shadow entry of the range was accessed; the bits are clear from now on
+    /// (`kvm_age_gfn`). The caller owes the flush if one was. What the kernel's own mapping has used is
+    /// not told by any entry: the mark of it goes, and the next use is a hidden fault.
+    pub fn take_accessed(&mut self, at: Gpa, size: PageSize) -> bool {
+        let first = at.page_number();
+        let mut accessed = false;
+        for gfn in first..first + size.base_pages() {
+            for spte in self.rmap.entries(gfn) {
+                let Some(entry) = self.memory.read(spte, 8).map(Entry) else { continue };
+                if entry.has(ACCESSED) {
+                    accessed = true;
+                    self.memory.write(spte, 8, entry.without(ACCESSED).0);
+                }
+            }
+            self.direct_map.host_changed(gfn);
+        }
+        accessed
     }
 
     /// The host took the page behind these guest frames back: no entry may map it any more. The

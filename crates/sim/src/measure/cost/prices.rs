@@ -146,6 +146,8 @@ prices! {
     Hypervisor validate_entry_ns 1 (entries_validated);
     Host host_fault_ns 1 (host_faults);
     Host clear_page_ns 1 (host_pages_cleared);
+    // Two kernels of one kind: the host's changes threads as the guest's changes processes.
+    Host guest_switch_ns 1 (exit Preempted);
     // What is copied is read and written.
     Moving clear_page_ns 2 (pages_moved);
     Moving scan_page_ns 1 (host_pages_scanned);

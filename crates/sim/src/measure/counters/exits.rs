@@ -61,6 +61,8 @@ exit_reasons! {
         "a vCPU called out of the guest because host pages have moved";
     RemoteFlush "remote_flush" Exit
         "another running vCPU called out of the guest to have its TLBs flushed";
+    Preempted "preempted" Exit
+        "a vCPU whose turn on its core is over: another VM of the host runs there";
     InterruptSent "interrupt_sent" Exit
         "a vCPU's store to the interrupt controller to interrupt another";
     InterruptReceived "interrupt_received" Exit

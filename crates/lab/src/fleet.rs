@@ -1,0 +1,279 @@
+//! Several VMs on one host: what is asked for, and the fleet that it means.
+
+use crate::experiment::{Experiment, VERSION};
+use crate::session::{self, Work};
+use crate::{Lab, Settings};
+use anyhow::{Context, Result, anyhow, bail};
+use nestwalk_capture::Step;
+use nestwalk_report::{parse_bytes, parse_count};
+use nestwalk_sim::fleet::device::Device;
+use nestwalk_sim::fleet::replacement::Kind;
+use nestwalk_sim::fleet::{self, FleetOutcome, FleetPlan, FleetProgress, TURN, Vm};
+use serde::{Deserialize, Serialize};
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+
+/// Keys of one VM and what they mean, in order.
+pub const VM_KEYS: [(&str, &str); 7] = [
+    ("machine", "as in --machines; nested unless given"),
+    ("memory", "guest memory, as in 4GiB"),
+    ("vcpus", "vCPUs, each on a core of its own while the VM runs"),
+    ("core", "its first core: without it VMs share the first ones"),
+    ("footprint", "memory that a workload or pattern works on"),
+    ("accesses", "accesses after set-up; 0 for all"),
+    ("seed", "decides every random choice"),
+];
+
+/// One VM of a fleet.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VmExperiment {
+    /// Its name.
+    pub name: String,
+    /// Its first core, if it has cores of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub core: Option<u32>,
+    /// What runs in it; of its machines the one that is no control.
+    pub experiment: Experiment,
+}
+
+/// Several VMs on one host, with nothing left open: the file that repeats it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Fleet {
+    /// Version of nestwalk that wrote the file.
+    pub version: String,
+    /// Cores of the host; 0 for as many as the VMs need.
+    #[serde(default)]
+    pub cores: u32,
+    /// Instructions of a VM's turn.
+    #[serde(default = "turn")]
+    pub turn: u64,
+    /// TLBs tell VMs apart.
+    #[serde(default = "yes")]
+    pub vpids: bool,
+    /// Bytes of the host's memory; 0 for all that the VMs can ask for.
+    #[serde(default)]
+    pub host_memory: u64,
+    /// Policy of page replacement.
+    #[serde(default = "replacement")]
+    pub replacement: String,
+    /// Device to swap to.
+    #[serde(default = "device")]
+    pub swap: String,
+    /// What TLBs and what caches cost is told apart.
+    #[serde(default = "yes")]
+    pub apart: bool,
+    /// The VMs.
+    pub vm: Vec<VmExperiment>,
+}
+
+const fn yes() -> bool {
+    true
+}
+const fn turn() -> u64 {
+    TURN
+}
+fn replacement() -> String {
+    Kind::default().name().into()
+}
+fn device() -> String {
+    Device::default().name.into()
+}
+
+impl Default for Fleet {
+    fn default() -> Self {
+        Self {
+            version: VERSION.into(),
+            cores: 0,
+            turn: TURN,
+            vpids: true,
+            host_memory: 0,
+            replacement: replacement(),
+            swap: device(),
+            apart: true,
+            vm: Vec::new(),
+        }
+    }
+}
+
+impl Fleet {
+    /// The text of the configuration file that repeats it, in TOML.
+    ///
+    /// # Errors
+    /// A value cannot be written in TOML: a number of 2^63 or more.
+    pub fn to_toml(&self) -> Result<String> {
+        Ok(toml::to_string(self)?)
+    }
+
+    /// Whether a configuration file is one of a fleet.
+    pub fn is_in(path: &Path) -> bool {
+        let text = std::fs::read_to_string(path).unwrap_or_default();
+        toml::from_str::<toml::Table>(&text).is_ok_and(|table| table.contains_key("vm"))
+    }
+
+    fn plan(&self, threads: usize) -> Result<FleetPlan> {
+        let names = |all: Vec<&str>| all.join(", ");
+        let replacement = Kind::by_name(&self.replacement).ok_or_else(|| {
+            let known = names(Kind::ALL.iter().map(|k| k.0).collect());
+            anyhow!("replacement {}: there are {known}", self.replacement)
+        })?;
+        let device = Device::by_name(&self.swap).ok_or_else(|| {
+            let known = names(Device::ALL.iter().map(|d| d.name).collect());
+            anyhow!("swap {}: there are {known}", self.swap)
+        })?;
+        if self.turn == 0 {
+            bail!("turn 0: a turn has 1 instruction at least");
+        }
+        Ok(FleetPlan {
+            cores: (self.cores > 0).then_some(self.cores as usize),
+            turn: self.turn,
+            vpids: self.vpids,
+            host_bytes: (self.host_memory > 0).then_some(self.host_memory),
+            replacement,
+            device,
+            apart: self.apart,
+            threads,
+        })
+    }
+}
+
+/// What one `NAME=SOURCE; key=value; ...` asks for, with all else as `base` has it: name, first core,
+/// settings.
+///
+/// # Errors
+/// It has no name or no source, or a key or value has no meaning.
+pub fn parse_vm(text: &str, base: &Settings) -> Result<(String, Option<u32>, Settings)> {
+    let mut parts = text.split(';').map(str::trim);
+    let first = parts.next().unwrap_or_default();
+    let form = || {
+        anyhow!(
+            "`{text}`: write NAME=SOURCE; machine=shadow; memory=4GiB; vcpus=1, as in 'a=redis'"
+        )
+    };
+    let (name, sources) = first.split_once('=').ok_or_else(form)?;
+    let (name, sources) = (name.trim(), sources.split_whitespace().map(String::from));
+    let sources: Vec<String> = sources.collect();
+    if name.is_empty() || sources.is_empty() {
+        return Err(form());
+    }
+    let mut settings = Settings { sources, machines: "nested".into(), ..base.clone() };
+    let mut core = None;
+    for part in parts.filter(|p| !p.is_empty()) {
+        let (key, value) = part.split_once('=').ok_or_else(form)?;
+        let (key, value) = (key.trim(), value.trim());
+        let wrong = || format!("VM {name}: {key}");
+        match key {
+            "machine" => settings.machines = value.into(),
+            "memory" => settings.guest_memory = Some(parse_bytes(value).with_context(wrong)?),
+            "footprint" => settings.footprint = Some(parse_bytes(value).with_context(wrong)?),
+            "accesses" => settings.accesses = Some(parse_count(value).with_context(wrong)?),
+            "vcpus" => settings.vcpus = Some(value.parse().with_context(wrong)?),
+            "core" => core = Some(value.parse().with_context(wrong)?),
+            "seed" => settings.seed = value.parse().with_context(wrong)?,
+            _ => {
+                let known: Vec<&str> = VM_KEYS.iter().map(|k| k.0).collect();
+                bail!("VM {name}: no key `{key}`; there are {}", known.join(", "))
+            }
+        }
+    }
+    if settings.machines.contains(',') {
+        bail!("VM {name}: machine {}: a VM is one machine", settings.machines);
+    }
+    Ok((name.into(), core, settings))
+}
+
+impl Lab {
+    /// One VM of a fleet, as [`parse_vm`] reads it.
+    ///
+    /// # Errors
+    /// See [`parse_vm`] and [`Lab::experiment`].
+    pub fn vm(&self, text: &str, base: &Settings) -> Result<VmExperiment> {
+        let (name, core, settings) = parse_vm(text, base)?;
+        let experiment = self.experiment(&settings).with_context(|| format!("VM {name}"))?;
+        Ok(VmExperiment { name, core, experiment })
+    }
+
+    /// The fleet of a configuration file.
+    ///
+    /// # Errors
+    /// The file cannot be read, is no fleet, or one of another version.
+    pub fn read_fleet(&self, path: &Path) -> Result<Fleet> {
+        let read = || {
+            let fleet: Fleet = toml::from_str(&std::fs::read_to_string(path)?)?;
+            if fleet.version != VERSION {
+                bail!(
+                    "written by nestwalk {}, but this is nestwalk {VERSION}, whose results may differ",
+                    fleet.version
+                );
+            }
+            for vm in &fleet.vm {
+                self.check(&vm.experiment).with_context(|| format!("VM {}", vm.name))?;
+            }
+            Ok(fleet)
+        };
+        read().with_context(|| path.display().to_string())
+    }
+
+    /// Runs a fleet to the ends of all its VMs, or until `stop` is set. `say` hears the steps until it
+    /// runs, `progress` now and then how far it is.
+    ///
+    /// # Errors
+    /// The VMs cannot be set up. What goes wrong later is in the outcome.
+    pub fn run_fleet(
+        &self,
+        fleet: &Fleet,
+        threads: usize,
+        say: &mut dyn FnMut(Step<'_>),
+        (stop, progress): (&AtomicBool, &mut dyn FnMut(FleetProgress)),
+    ) -> Result<FleetOutcome> {
+        let plan = fleet.plan(threads)?;
+        let mut vms = Vec::new();
+        for vm in &fleet.vm {
+            let work = Work { threads: 1, series: None };
+            let opened = session::open(&vm.experiment, self.catalogue(), &work, say)
+                .with_context(|| format!("VM {}", vm.name))?;
+            let (plan, source) = opened.into_parts();
+            let pinned = vm.core.map(|core| core as usize);
+            vms.push(Vm { name: vm.name.clone(), plan, source, pinned });
+        }
+        Ok(fleet::run(&plan, vms, stop, progress)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<(String, Option<u32>, Settings)> {
+        parse_vm(text, &Settings::default())
+    }
+
+    #[test]
+    fn a_vm_is_a_name_sources_and_keys() {
+        let (name, core, s) =
+            parse("db = gups zipf ; machine=shadow:4k+2m; memory=4GiB;vcpus=2; core=1; seed=7")
+                .unwrap();
+        assert_eq!((name.as_str(), core), ("db", Some(1)));
+        assert_eq!(
+            (s.sources, s.machines.as_str()),
+            (vec!["gups".into(), "zipf".into()], "shadow:4k+2m")
+        );
+        assert_eq!((s.guest_memory, s.vcpus, s.seed), (Some(4 << 30), Some(2), 7));
+    }
+
+    #[test]
+    fn what_is_no_vm_is_told() {
+        for (text, says) in [
+            ("gups", "write NAME=SOURCE"),
+            ("=gups", "write NAME=SOURCE"),
+            ("a=", "write NAME=SOURCE"),
+            ("a=gups; memroy=1GiB", "no key `memroy`; there are machine, memory, vcpus"),
+            ("a=gups; memory=x", "VM a: memory"),
+            ("a=gups; machine=nested,shadow", "a VM is one machine"),
+        ] {
+            let error = format!("{:#}", parse(text).unwrap_err());
+            assert!(error.contains(says), "{text}: {error}");
+        }
+    }
+}

@@ -1,0 +1,261 @@
+//! `compare --vm`: several VMs on one host, and what neighbours cost each.
+
+use crate::args::{CompareArgs, OutputArgs};
+use crate::formats::{self, Found};
+use crate::progress::{Amount, Phase, Phases};
+use crate::settings;
+use crate::signals::stop_on_signals;
+use anyhow::{Context, Result, anyhow, bail};
+use nestwalk_lab::{Fleet, FleetOutcome, FleetProgress, Settings, VERSION};
+use nestwalk_report::{Align, Table, bytes, count, parse_bytes, parse_count};
+use serde_json::{Value, json};
+use std::cell::Cell;
+use std::io::Write;
+use std::path::Path;
+
+/// `nestwalk compare --vm ...`.
+///
+/// # Errors
+/// Arguments that do not go together, or what went wrong on the way.
+pub fn compare(args: &CompareArgs, base: &Settings) -> Result<()> {
+    refuse(args)?;
+    let lab = settings::lab();
+    let given = &args.fleet;
+    let mut fleet = Fleet {
+        cores: given.cores.unwrap_or(0),
+        vpids: !given.no_vpids,
+        apart: !given.not_apart,
+        ..Fleet::default()
+    };
+    if let Some(turn) = &given.turn {
+        fleet.turn = parse_count(turn).context("--turn")?;
+    }
+    if let Some(memory) = &args.host_memory {
+        fleet.host_memory = parse_bytes(memory).context("--host-memory")?;
+        if fleet.host_memory == 0 {
+            bail!("--host-memory 0: a host has memory");
+        }
+    }
+    fleet.replacement = given.replacement.clone().unwrap_or(fleet.replacement);
+    fleet.swap = given.swap.clone().unwrap_or(fleet.swap);
+    let base = Settings { host_memory: None, ..base.clone() };
+    for vm in &given.vms {
+        fleet.vm.push(lab.vm(vm, &base).context("--vm")?);
+    }
+    run(&fleet, &args.output)
+}
+
+/// `nestwalk run` of a fleet's configuration.
+///
+/// # Errors
+/// It is none, or what went wrong on the way.
+pub fn repeat(file: &Path, output: &OutputArgs) -> Result<()> {
+    run(&settings::lab().read_fleet(file)?, output)
+}
+
+/// Arguments that are about one VM alone, or about none.
+fn refuse(args: &CompareArgs) -> Result<()> {
+    if !args.sources.is_empty() {
+        bail!(
+            "{}: with --vm each source stands in its VM, as in --vm 'a={}'",
+            args.sources.join(" "),
+            args.sources[0]
+        );
+    }
+    let alone = [
+        ("--guest", args.guest),
+        ("--lackey", args.lackey),
+        ("--page-tables", args.page_tables.is_some()),
+        ("--energy", args.energy),
+        ("--sensitivity", args.sensitivity),
+        ("--contiguity", args.contiguity),
+        ("--samples", args.output.samples.is_some()),
+    ];
+    match alone.into_iter().find(|a| a.1) {
+        Some((option, _)) => bail!("{option}: is for one VM, and does not go with --vm"),
+        None => Ok(()),
+    }
+}
+
+fn run(fleet: &Fleet, output: &OutputArgs) -> Result<()> {
+    let threads = output.threads()?;
+    if let Some(folder) = &output.output {
+        std::fs::create_dir_all(folder)
+            .with_context(|| format!("--output {}: cannot be made", folder.display()))?;
+        formats::write(folder, "config.toml", &fleet.to_toml()?)?;
+    }
+    let phases = Phases::new(output.quiet);
+    let lab = settings::lab();
+    let vms = fleet.vm.len();
+    let begun = Cell::new(false);
+    let mut progress = |p: FleetProgress| {
+        let amount = Amount::Accesses { done: p.accesses, of: None };
+        if !begun.replace(true) {
+            phases.begin(Phase::of(format!("running {vms} VMs"), amount));
+        }
+        phases.at(amount);
+    };
+    let stop = stop_on_signals();
+    let outcome =
+        lab.run_fleet(fleet, threads, &mut |step| phases.listen(step), (&stop, &mut progress))?;
+    drop(phases);
+    let found = Results { fleet, outcome: &outcome };
+    let saved = output.output.as_ref().map_or(Ok(()), |folder| formats::save(folder, &found));
+    let text = output.format.render(&found)?;
+    let mut out = std::io::stdout().lock();
+    let printed = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    saved.and(printed.context("standard output"))?;
+    complete(outcome)
+}
+
+/// Whether it came to its end and its results can be trusted.
+fn complete(outcome: FleetOutcome) -> Result<()> {
+    let counted: u64 = outcome.vms.iter().map(|v| v.together.counters.accesses).sum();
+    let machines = || outcome.vms.iter().flat_map(|v| [&v.alone, &v.together]);
+    let violations: u64 = machines().filter_map(|m| m.referee.as_ref()).map(|v| v.violations).sum();
+    let told = machines().filter_map(|m| m.referee.as_ref()).flat_map(|v| &v.told).next().cloned();
+    if let Some(error) = outcome.error {
+        let kept = format!("the results are those of the first {} accesses", count(counted));
+        return Err(anyhow!(error).context(format!("ended early; {kept}")));
+    }
+    if violations > 0 {
+        bail!(
+            "the referee found {violations} violations: the results cannot be trusted; the first is: {}",
+            told.unwrap_or_default()
+        );
+    }
+    match outcome.host.frames_given_twice {
+        0 => Ok(()),
+        n => bail!("{n} frames are behind pages of two VMs: the results cannot be trusted"),
+    }
+}
+
+/// Everything that is shown of a fleet.
+struct Results<'a> {
+    fleet: &'a Fleet,
+    outcome: &'a FleetOutcome,
+}
+
+impl Found for Results<'_> {
+    fn json(&self) -> Result<Value> {
+        Ok(json!({
+            "version": VERSION,
+            "complete": self.outcome.error.is_none(),
+            "error": self.outcome.error.as_ref().map(ToString::to_string),
+            "host": self.outcome.host,
+            "vms": self.outcome.vms,
+        }))
+    }
+
+    fn rows(&self) -> Result<Vec<Value>> {
+        Ok(self.outcome.vms.iter().map(serde_json::to_value).collect::<Result<_, _>>()?)
+    }
+
+    fn table(&self) -> String {
+        let mut out = String::new();
+        let host = &self.outcome.host;
+        out += &format!(
+            "host     {}, {} of memory; the VMs touch {} with their tables\n",
+            cores(host.cores),
+            bytes(host.bytes),
+            bytes(host.touched_bytes)
+        );
+        if !host.replacement.is_empty() {
+            out += &format!(
+                "swap     to {}; {} decides which page goes; times of waiting are no part of overheads\n",
+                host.device, host.replacement
+            );
+        }
+        for vm in &self.fleet.vm {
+            let filtered = vm.experiment.sources.iter().any(|s| nestwalk_lab::sample(s).is_some());
+            if filtered {
+                out += &format!(
+                    "note     {}: its recording hides accesses that hit in small TLBs: those that would miss \
+                     after another VM's turn, or tell a cleared accessed bit that the page is used, are \
+                     not seen\n",
+                    vm.name
+                );
+            }
+        }
+        out.push('\n');
+        out += &self.interference();
+        out += &self.memory();
+        out
+    }
+}
+
+fn cores(n: usize) -> String {
+    if n == 1 { "1 core".into() } else { format!("{n} cores") }
+}
+
+impl Results<'_> {
+    /// What each VM's overhead is made of.
+    fn interference(&self) -> String {
+        let right = Align::Right;
+        let mut table = Table::new()
+            .column("overhead, % of\nthe ideal run alone", Align::Left)
+            .column("source", Align::Left)
+            .column("machine", Align::Left)
+            .column("instructions", right)
+            .column("turns", right)
+            .column("alone", right);
+        if self.fleet.apart {
+            table = table.column("shared\nTLBs", right).column("shared\ncaches", right);
+        } else {
+            table = table.column("shared\ncores", right);
+        }
+        table = table.column("scarce\nmemory", right).column("total", right);
+        for vm in &self.outcome.vms {
+            let i = &vm.interference;
+            let percent = |x: f64| format!("{x:.1}");
+            let mut row = vec![
+                vm.name.clone(),
+                vm.source.clone(),
+                vm.together.name.clone(),
+                count(vm.together.counters.instructions),
+                count(vm.turns),
+                percent(i.own),
+            ];
+            if self.fleet.apart {
+                row.push(percent(i.tlbs));
+            }
+            row.push(percent(i.caches));
+            row.push(if self.fleet.host_memory > 0 { percent(i.memory) } else { "-".into() });
+            row.push(percent(i.total));
+            table.row(row);
+        }
+        table.render()
+    }
+
+    /// What became of each VM's memory.
+    fn memory(&self) -> String {
+        let right = Align::Right;
+        let mut table = Table::new()
+            .column("memory", Align::Left)
+            .column("touched", right)
+            .column("in memory", right)
+            .column("tables", right)
+            .column("pages\ntaken back", right)
+            .column("written", right)
+            .column("came\nback", right)
+            .column("waited, %", right);
+        let reclaims = self.fleet.host_memory > 0;
+        for vm in &self.outcome.vms {
+            let t = &vm.together.page_table_bytes;
+            let of_swap = |n: u64| if reclaims { count(n) } else { "-".into() };
+            let waited = if reclaims { format!("{:.1}", vm.waited_percent) } else { "-".into() };
+            table.row(vec![
+                vm.name.clone(),
+                bytes(vm.touched_bytes),
+                bytes(vm.resident_bytes),
+                bytes(t.nested + t.shadow + t.host),
+                of_swap(vm.swap.taken_back),
+                of_swap(vm.swap.written),
+                of_swap(vm.swap.swapped_in),
+                waited,
+            ]);
+        }
+        table.drop_columns_from(0, "-");
+        format!("\n{}", table.render())
+    }
+}

@@ -1,0 +1,194 @@
+//! What a VM of a fleet does next, in slices as small as its host wants them.
+
+use crate::compare::CompareError;
+use crate::compare::guests::{Guest, GuestOutcome};
+use crate::compare::spec::GuestSpec;
+use nestwalk_types::{Address, Batch, Control, Gpa, GuestBatch, Source};
+use std::collections::VecDeque;
+
+/// How much of it is wanted at a time.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Most {
+    /// Runs, and pages of 4 KiB that events touch.
+    pub items: usize,
+    /// Instructions: the run that retires the last of them is the last.
+    pub instructions: u64,
+}
+
+/// What a VM does next.
+pub(super) struct Feed {
+    source: Box<dyn Source>,
+    guest: Guest,
+    spec: GuestSpec,
+    raw: Batch,
+    /// What the guest has made of the source, and is not handed on yet.
+    queue: VecDeque<GuestBatch>,
+    /// How far the first of the queue is handed on: controls and runs.
+    done: (usize, usize),
+    /// What is left of a long prefault.
+    prefault: Option<(Gpa, u64)>,
+    /// Why nothing comes after the queue.
+    end: Option<Result<(), CompareError>>,
+}
+
+impl Feed {
+    pub(super) fn new(source: Box<dyn Source>, guest: Guest, spec: GuestSpec) -> Self {
+        Self {
+            source,
+            guest,
+            spec,
+            raw: Batch::default(),
+            queue: VecDeque::new(),
+            done: (0, 0),
+            prefault: None,
+            end: None,
+        }
+    }
+
+    /// What the guest did so far.
+    pub(super) fn outcome(&self) -> GuestOutcome {
+        self.guest.outcome()
+    }
+
+    /// Puts the next slice into `out`: at most so much, and nothing behind
+    /// the beginning of the region of interest. `false` at the end; an empty slice is none.
+    ///
+    /// # Errors
+    /// The source or the guest has failed; what came before is handed on first.
+    pub(super) fn next(&mut self, most: Most, out: &mut GuestBatch) -> Result<bool, CompareError> {
+        self.part(most, false, out)
+    }
+
+    /// As [`Feed::next`], of what comes before the next access alone: what a recorded guest was before
+    /// its recording. Empty where an access is next.
+    ///
+    /// # Errors
+    /// As [`Feed::next`].
+    pub(super) fn before_access(
+        &mut self,
+        most: Most,
+        out: &mut GuestBatch,
+    ) -> Result<bool, CompareError> {
+        self.part(most, true, out)
+    }
+
+    fn part(
+        &mut self,
+        most: Most,
+        quiet: bool,
+        out: &mut GuestBatch,
+    ) -> Result<bool, CompareError> {
+        clear(out);
+        while !self.slice(most, quiet, out) {
+            if quiet && !self.queue.is_empty() {
+                return Ok(true);
+            }
+            match self.end.take() {
+                None => self.fetch(),
+                Some(end) => {
+                    self.end = Some(Ok(()));
+                    return end.map(|()| false);
+                }
+            }
+            if self.queue.is_empty() && self.end.is_none() {
+                // A live source has nothing now.
+                return Ok(true);
+            }
+        }
+        Ok(true)
+    }
+
+    fn fetch(&mut self) {
+        match self.source.next_batch(&mut self.raw) {
+            Err(error) => self.end = Some(Err(error.into())),
+            Ok(false) => self.end = Some(Ok(())),
+            Ok(true) => {
+                let (mut parts, mut last) = (Vec::new(), GuestBatch::default());
+                let mut sink = |part: &mut GuestBatch| parts.push(std::mem::take(part));
+                let done = self.guest.process(self.spec, &self.raw, &mut last, &mut sink);
+                parts.push(last);
+                self.queue.extend(parts.into_iter().filter(|p| !p.batch.is_empty()));
+                self.end = done.err().map(Err);
+            }
+        }
+    }
+
+    /// Takes what fits from the queue. Returns whether that was anything.
+    fn slice(&mut self, most: Most, quiet: bool, out: &mut GuestBatch) -> bool {
+        let (mut room, mut instructions) = (most.items, most.instructions);
+        if let Some((start, bytes)) = self.prefault.take() {
+            self.prefault(start, bytes, &mut room, out);
+        }
+        while let Some(batch) = self.queue.front() {
+            let (control, run) = self.done;
+            let next = batch.batch.controls.get(control);
+            if control == batch.batch.controls.len() && run == batch.batch.runs.len() {
+                self.queue.pop_front();
+                self.done = (0, 0);
+                continue;
+            }
+            if room == 0 || instructions == 0 || self.prefault.is_some() {
+                break;
+            }
+            match next {
+                Some((at, event)) if *at as usize <= run => {
+                    let event = event.clone();
+                    self.done.0 += 1;
+                    if let Control::Prefault { start, bytes } = event {
+                        self.prefault(start, bytes, &mut room, out);
+                        continue;
+                    }
+                    room = room.saturating_sub(pages(&event).max(1) as usize);
+                    let begins = event == Control::RegionOfInterest;
+                    push(out, event);
+                    if begins {
+                        break;
+                    }
+                }
+                _ if quiet => break,
+                _ => {
+                    let border = next.map_or(batch.batch.runs.len(), |c| c.0 as usize);
+                    let mut end = run;
+                    while end < border.min(run + room) && instructions > 0 {
+                        let retired = u64::from(batch.batch.runs[end].instructions);
+                        instructions = instructions.saturating_sub(retired);
+                        end += 1;
+                    }
+                    out.batch.runs.extend_from_slice(&batch.batch.runs[run..end]);
+                    out.gpas.extend_from_slice(&batch.gpas[run..end]);
+                    room -= end - run;
+                    self.done.1 = end;
+                }
+            }
+        }
+        !out.batch.is_empty()
+    }
+
+    /// As much of a prefault as there is room for.
+    fn prefault(&mut self, start: Gpa, bytes: u64, room: &mut usize, out: &mut GuestBatch) {
+        let part = bytes.min((*room as u64) << 12);
+        if part > 0 {
+            push(out, Control::Prefault { start, bytes: part });
+        }
+        *room -= part.div_ceil(4096) as usize;
+        self.prefault = (part < bytes).then(|| (start.offset_by(part), bytes - part));
+    }
+}
+
+/// Pages of 4 KiB that the host may have to find for an event.
+const fn pages(event: &Control) -> u64 {
+    match event {
+        Control::PageCleared { size, .. } => size.base_pages(),
+        _ => 1,
+    }
+}
+
+fn push(out: &mut GuestBatch, event: Control) {
+    out.batch.controls.push((out.batch.runs.len() as u32, event));
+}
+
+fn clear(out: &mut GuestBatch) {
+    out.batch.controls.clear();
+    out.batch.runs.clear();
+    out.gpas.clear();
+}

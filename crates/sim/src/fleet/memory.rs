@@ -1,0 +1,247 @@
+//! A host that is short of memory: what is touched, what goes, what comes back.
+
+use super::device::Device;
+use super::replacement::{Page, Replacement};
+use crate::machine::Tenant;
+use crate::measure::counters::ExitReason;
+use crate::scheme::MachineError;
+use nestwalk_types::{Address, Control, Gpa, GuestBatch, PageSize};
+use rustc_hash::FxHashMap;
+use serde::Serialize;
+
+/// What a VM and its host's swap did to each other since counting began.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct SwapCounts {
+    /// Pages of 4 KiB that the host took back.
+    pub taken_back: u64,
+    /// Of these, those that were written to the device: they were stored to since they were last there.
+    pub written: u64,
+    /// Pages of 4 KiB that came back.
+    pub swapped_in: u64,
+    /// How long the VM waited for them, in nanoseconds.
+    pub waited_ns: f64,
+}
+
+/// A page that is not in memory. Its contents are a token, which must come back as it left.
+struct Slot {
+    contents: Page,
+}
+
+/// What one VM has in memory and on the device.
+#[derive(Default)]
+struct Space {
+    /// Bits of guest frames: stored to since the last write to the device.
+    dirty: Vec<u64>,
+    /// Bits of guest frames: the device has a copy.
+    copied: Vec<u64>,
+    counts: SwapCounts,
+    /// Pages of 4 KiB that are in memory.
+    resident: u64,
+}
+
+/// A VM as its host sees it, made reachable for a moment.
+pub(super) type Reach<'a> = dyn FnMut(u32, &mut dyn FnMut(Tenant<'_>) -> Result<(), MachineError>) -> Result<(), MachineError>
+    + 'a;
+
+/// The host's memory, of which there is less than the VMs would take.
+pub(super) struct Memory {
+    policy: Box<dyn Replacement<MachineError>>,
+    device: Device,
+    /// Frames that must be free before a slice runs.
+    low: u64,
+    /// Frames that are free after reclaim.
+    high: u64,
+    spaces: Vec<Space>,
+    slots: FxHashMap<Page, Slot>,
+    /// Frames that can be had for guests and tables.
+    frames: u64,
+}
+
+fn set(bits: &mut Vec<u64>, n: u64) {
+    let word = (n / 64) as usize;
+    if word >= bits.len() {
+        bits.resize(word + 1, 0);
+    }
+    bits[word] |= 1 << (n % 64);
+}
+
+fn has(bits: &[u64], n: u64) -> bool {
+    bits.get((n / 64) as usize).is_some_and(|w| w >> (n % 64) & 1 == 1)
+}
+
+fn clear(bits: &mut [u64], n: u64) {
+    if let Some(word) = bits.get_mut((n / 64) as usize) {
+        *word &= !(1 << (n % 64));
+    }
+}
+
+impl Memory {
+    /// `slice` is what a slice may touch at most, in frames.
+    pub(super) fn new(
+        policy: Box<dyn Replacement<MachineError>>,
+        device: Device,
+        (vms, frames, slice): (usize, u64, u64),
+    ) -> Self {
+        Self {
+            policy,
+            device,
+            low: slice,
+            high: slice + slice.max(frames / 64),
+            spaces: (0..vms).map(|_| Space::default()).collect(),
+            slots: FxHashMap::default(),
+            frames,
+        }
+    }
+
+    pub(super) fn counts(&self, vm: usize) -> SwapCounts {
+        self.spaces[vm].counts
+    }
+
+    pub(super) fn resident(&self, vm: usize) -> u64 {
+        self.spaces[vm].resident
+    }
+
+    /// Counting begins.
+    pub(super) fn counting_begins(&mut self) {
+        self.spaces.iter_mut().for_each(|space| space.counts = SwapCounts::default());
+    }
+
+    /// Takes pages back if fewer than enough frames are free for the next slice.
+    ///
+    /// # Errors
+    /// Nothing is left that could be taken back; a machine cannot go on.
+    pub(super) fn make_room(
+        &mut self,
+        running: u32,
+        free: u64,
+        reach: &mut Reach<'_>,
+    ) -> Result<(), MachineError> {
+        if free >= self.low {
+            return Ok(());
+        }
+        let mut missing = self.high - free;
+        while missing > 0 {
+            let freed = self.take_one(running, reach)?;
+            missing = missing.saturating_sub(freed);
+        }
+        Ok(())
+    }
+
+    /// Takes one page back. Returns how many frames that frees.
+    fn take_one(&mut self, running: u32, reach: &mut Reach<'_>) -> Result<u64, MachineError> {
+        let victim = self.policy.victim(&mut |(vm, gfn)| {
+            let mut used = None;
+            reach(vm, &mut |mut tenant| {
+                if let Some((at, size)) = tenant.page(Gpa::new(gfn << 12)) {
+                    used = Some(tenant.take_used(at, size)?);
+                }
+                Ok(())
+            })?;
+            Ok(used)
+        })?;
+        let Some((vm, gfn)) = victim else {
+            return Err(MachineError::HostTooSmall {
+                bytes: self.frames << 12,
+                needed: (self.frames + self.high) << 12,
+            });
+        };
+        let mut taken = None;
+        reach(vm, &mut |mut tenant| {
+            if let Some(page) = tenant.page(Gpa::new(gfn << 12)) {
+                tenant.counters().host_pages_unmapped += 1;
+                if vm == running {
+                    tenant.exits(ExitReason::HostMigration);
+                }
+                tenant.take_back(page.0)?;
+                taken = Some(page);
+            }
+            Ok(())
+        })?;
+        Ok(taken.map_or(0, |(at, size)| self.swap_out(vm, at, size)))
+    }
+
+    fn swap_out(&mut self, vm: u32, at: Gpa, size: PageSize) -> u64 {
+        let space = &mut self.spaces[vm as usize];
+        for gfn in at.page_number()..at.page_number() + size.base_pages() {
+            space.counts.taken_back += 1;
+            if has(&space.dirty, gfn) || !has(&space.copied, gfn) {
+                space.counts.written += 1;
+            }
+            clear(&mut space.dirty, gfn);
+            set(&mut space.copied, gfn);
+            self.slots.insert((vm, gfn), Slot { contents: (vm, gfn) });
+        }
+        space.resident = space.resident.saturating_sub(size.base_pages());
+        size.base_pages()
+    }
+
+    /// A slice has run on the VM: what it touched and stored to.
+    ///
+    /// # Errors
+    /// A page came back with other contents than it left with.
+    pub(super) fn ran(
+        &mut self,
+        vm: usize,
+        slice: &GuestBatch,
+        mut tenant: Tenant<'_>,
+    ) -> Result<(), MachineError> {
+        let fresh = tenant.host().map_or(Vec::new(), |h| h.take_touched());
+        let largest = tenant.host().map_or(PageSize::SIZE_4K, |h| h.largest_page());
+        for (at, size) in fresh {
+            self.came(vm, at, size)?;
+        }
+        self.uses(vm, slice, largest);
+        Ok(())
+    }
+
+    fn came(&mut self, vm: usize, at: Gpa, size: PageSize) -> Result<(), MachineError> {
+        let mut came = 0;
+        for gfn in at.page_number()..at.page_number() + size.base_pages() {
+            let page = (vm as u32, gfn);
+            if let Some(slot) = self.slots.remove(&page) {
+                if slot.contents != page {
+                    return Err(MachineError::OtherContents { at: Gpa::new(gfn << 12) });
+                }
+                came += 1;
+            }
+        }
+        let space = &mut self.spaces[vm];
+        space.resident += size.base_pages();
+        if came > 0 {
+            space.counts.swapped_in += came;
+            space.counts.waited_ns += self.device.read(came << 12);
+        }
+        self.policy.touched((vm as u32, at.page_number()));
+        Ok(())
+    }
+
+    /// Stores make pages dirty; an exact policy hears of all uses.
+    fn uses(&mut self, vm: usize, slice: &GuestBatch, largest: PageSize) {
+        let exact = self.policy.is_exact();
+        let sizes = [PageSize::SIZE_4K, PageSize::SIZE_2M, PageSize::SIZE_1G];
+        let dirty = &mut self.spaces[vm].dirty;
+        for (run, gpa) in slice.batch.runs.iter().zip(&slice.gpas) {
+            if run.flags.is_store() {
+                set(dirty, gpa.page_number());
+            }
+            if exact {
+                for size in sizes.into_iter().filter(|s| *s <= largest) {
+                    self.policy.used((vm as u32, gpa.align_down(size).page_number()));
+                }
+            }
+        }
+        for (_, event) in &slice.batch.controls {
+            let (at, pages) = match *event {
+                Control::TableWrite { gpa, .. } | Control::TableAdded { gpa, .. } => (gpa, 1),
+                Control::PageCleared { gpa, size, .. } => (gpa, size.base_pages()),
+                _ => continue,
+            };
+            for gfn in at.page_number()..at.page_number() + pages {
+                set(dirty, gfn);
+                if exact {
+                    self.policy.used((vm as u32, gfn));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,499 @@
+//! Several virtual machines on one host: cores in turns, TLBs, caches and memory shared.
+//!
+//! Each VM has its source, its guest, and a machine of its own. All VMs run several times in one pass: each
+//! alone, then with what a host shares added piece by piece (TLBs and walk caches, data caches, memory of
+//! which there is not enough). What a VM's overhead grows by from one to the next is what that piece of
+//! sharing costs it, so its own part and its neighbours' add up to the whole.
+//!
+//! While a VM runs it has what is shared to itself ([`crate::hardware::exchange`]): one machine's hot path
+//! is that of a machine alone.
+
+pub mod device;
+mod feed;
+mod memory;
+mod outcome;
+pub mod replacement;
+mod stage;
+
+use crate::compare::guests::Guest;
+use crate::compare::spec::MachineSpec;
+use crate::compare::{self, CompareError, Plan};
+use crate::hardware::Hardware;
+use crate::hardware::exchange::{Shared, VPIDS};
+use crate::machine::DynMachine;
+use crate::measure::counters::Counters;
+use crate::scheme::MachineError;
+use device::Device;
+use feed::{Feed, Most};
+use memory::Memory;
+pub use memory::SwapCounts;
+use nestwalk_mm::{HostMemory, PagePolicy, PhysicalMemory, PlacementKind};
+use nestwalk_types::{GuestBatch, Hpa, Source};
+pub use outcome::{FleetOutcome, HostOutcome, Interference, VmOutcome};
+use replacement::Kind;
+use stage::{Host, Place, Stage};
+use std::sync::atomic::{AtomicBool, Ordering};
+use thiserror::Error;
+
+/// Runs and touched pages of a slice where memory is plenty: enough to hide what a slice costs.
+const SLICE: usize = 4096;
+/// The same where pages are taken back between slices.
+const SHORT_SLICE: usize = 64;
+
+/// One VM of a fleet.
+pub struct Vm {
+    /// Its name.
+    pub name: String,
+    /// What it is: the first machine that is no control is the VM's. The profile is that of the first VM.
+    pub plan: Plan,
+    /// What it runs.
+    pub source: Box<dyn Source>,
+    /// Its first core, if it has cores of its own; `None` to share the first ones with others.
+    pub pinned: Option<usize>,
+}
+
+/// How a host runs its VMs.
+#[derive(Clone, Debug)]
+pub struct FleetPlan {
+    /// Cores; as many as VMs need by default.
+    pub cores: Option<usize>,
+    /// Instructions of a VM's turn.
+    pub turn: u64,
+    /// TLBs tell VMs apart.
+    pub vpids: bool,
+    /// Bytes of the host's memory; `None` for all that the VMs can ask for.
+    pub host_bytes: Option<u64>,
+    /// Which page goes.
+    pub replacement: Kind,
+    /// Where to.
+    pub device: Device,
+    /// VMs also run with TLBs shared and caches of their own, to tell what each costs.
+    pub apart: bool,
+    /// Worker threads.
+    pub threads: usize,
+}
+
+/// Instructions of a turn unless said: 3 ms, a slice of Linux's scheduler (6.6, `sysctl_sched_base_slice`
+/// of 0.75 ms times 1 + log2 of 8 processors or more), at 2 GHz and one instruction a cycle.
+pub const TURN: u64 = 6_000_000;
+
+impl Default for FleetPlan {
+    fn default() -> Self {
+        Self {
+            cores: None,
+            turn: TURN,
+            vpids: true,
+            host_bytes: None,
+            replacement: Kind::default(),
+            device: Device::default(),
+            apart: true,
+            threads: 1,
+        }
+    }
+}
+
+/// Why a fleet cannot be, or ended early.
+#[derive(Debug, Error)]
+pub enum FleetError {
+    /// What was asked for cannot be.
+    #[error("{0}")]
+    Plan(String),
+    /// One VM cannot go on.
+    #[error("VM {vm}: {source}")]
+    Vm {
+        /// Which.
+        vm: String,
+        /// Why.
+        source: Box<CompareError>,
+    },
+    /// The host cannot go on.
+    #[error(transparent)]
+    Host(#[from] MachineError),
+    /// The user asked for it.
+    #[error("interrupted: the results are those of the accesses up to here")]
+    Interrupted,
+}
+
+/// How far a fleet is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FleetProgress {
+    /// Accesses of all VMs so far.
+    pub accesses: u64,
+    /// VMs whose source has ended.
+    pub ended: usize,
+}
+
+/// A VM's life, which every stage follows.
+struct Member {
+    name: String,
+    plan: Plan,
+    spec: MachineSpec,
+    source: String,
+    feed: Feed,
+    ideal: Box<dyn DynMachine>,
+    /// Its region of interest has begun.
+    begun: bool,
+    /// Its next event is an access of that.
+    ready: bool,
+    ended: bool,
+    turns: u64,
+}
+
+/// Runs all VMs of a fleet to their ends.
+///
+/// # Errors
+/// The fleet cannot be set up. What goes wrong later is in [`FleetOutcome::error`], beside what was found
+/// before.
+pub fn run(
+    fleet: &FleetPlan,
+    vms: Vec<Vm>,
+    stop: &AtomicBool,
+    progress: &mut dyn FnMut(FleetProgress),
+) -> Result<FleetOutcome, FleetError> {
+    let places = places(fleet, &vms)?;
+    let mut members = vms.into_iter().map(member).collect::<Result<Vec<_>, _>>()?;
+    check(fleet, &members)?;
+    let mut stages = stages(fleet, &members, &places)?;
+    let slice = if fleet.host_bytes.is_some() { SHORT_SLICE } else { SLICE };
+    let mut pass = Pass { fleet, places: &places, slice, told: FleetProgress::default() };
+    let error = pass.run(&mut members, &mut stages, stop, progress).err();
+    outcome::outcome(fleet, &members, &mut stages, error)
+}
+
+/// Where each VM runs.
+fn places(fleet: &FleetPlan, vms: &[Vm]) -> Result<Vec<Place>, FleetError> {
+    let plan = |text: String| FleetError::Plan(text);
+    let needed = vms.iter().map(|v| v.pinned.unwrap_or(0) + v.plan.vcpus).max().unwrap_or(0);
+    let cores = fleet.cores.unwrap_or(needed);
+    if vms.is_empty() {
+        return Err(plan("a fleet of no VM: give one --vm 'NAME=SOURCE' at least".into()));
+    }
+    for (i, vm) in vms.iter().enumerate() {
+        if vms[..i].iter().any(|other| other.name == vm.name) {
+            return Err(plan(format!(
+                "VM {}: two VMs have this name; each needs its own",
+                vm.name
+            )));
+        }
+        let end = vm.pinned.unwrap_or(0) + vm.plan.vcpus;
+        if end > cores {
+            return Err(plan(format!(
+                "VM {}: its {} vCPUs need cores up to number {}, but the host has {cores}; give it more \
+                 cores, or the VM fewer vCPUs",
+                vm.name,
+                vm.plan.vcpus,
+                end - 1
+            )));
+        }
+    }
+    // 0 is the host's own. With more VMs than tags some take turns with one.
+    let vpid = |i: usize| 1 + (i % (usize::from(VPIDS) - 1)) as u8;
+    let place = |(i, vm): (usize, &Vm)| Place {
+        first: vm.pinned.unwrap_or(0),
+        vcpus: vm.plan.vcpus,
+        vpid: vpid(i),
+    };
+    Ok(vms.iter().enumerate().map(place).collect())
+}
+
+fn member(vm: Vm) -> Result<Member, FleetError> {
+    let wrong = |source| FleetError::Vm { vm: vm.name.clone(), source: Box::new(source) };
+    let spec = vm.plan.machines.iter().find(|m| m.scheme.virtualized).cloned();
+    let Some(spec) = spec else {
+        return Err(FleetError::Plan(format!(
+            "VM {}: its machine is none of a virtual machine; name one such as nested or shadow",
+            vm.name
+        )));
+    };
+    let control =
+        vm.plan.machines.iter().find(|m| m.scheme.name == "ideal" && m.guest == spec.guest);
+    let Some(control) = control else {
+        return Err(FleetError::Plan(format!(
+            "VM {}: the plan has no `ideal` with the guest of {}, which its costs are held against",
+            vm.name, spec.name
+        )));
+    };
+    let info = vm.source.info();
+    let guest = Guest::new(&vm.plan, &spec, &info).map_err(wrong)?;
+    let ideal = compare::machine(&vm.plan, control).map_err(wrong)?;
+    Ok(Member {
+        feed: Feed::new(vm.source, guest, spec.guest),
+        name: vm.name,
+        source: info.name,
+        plan: vm.plan,
+        spec,
+        ideal,
+        begun: false,
+        ready: false,
+        ended: false,
+        turns: 0,
+    })
+}
+
+/// Whether these VMs can share one host.
+fn check(fleet: &FleetPlan, members: &[Member]) -> Result<(), FleetError> {
+    for m in members {
+        let refuse =
+            |why: &str| Err(FleetError::Plan(format!("VM {}: {}: {why}", m.name, m.spec.name)));
+        if m.spec.scheme.facts.own_structures {
+            return refuse(
+                "it has structures that know no VPID, so several VMs cannot share them; take another \
+                 machine",
+            );
+        }
+        if fleet.host_bytes.is_some() && m.spec.scheme.facts.pins_memory {
+            return refuse(
+                "its memory stays where it is, so a host that is short of memory cannot take it back; \
+                 leave --host-memory out, or take another machine",
+            );
+        }
+        let Some(host) = m.spec.host else { continue };
+        let moves = host.placement != PlacementKind::default()
+            || matches!(host.pages, PagePolicy::Khugepaged);
+        if moves {
+            return refuse(
+                "its host moves pages or sets memory aside for one VM; of several VMs on a host all have \
+                 hosts with 4k, thp, 2m or 1g pages and no placement policy",
+            );
+        }
+        if m.plan.profile != members[0].plan.profile {
+            return refuse("VMs on one host have one hardware profile");
+        }
+    }
+    Ok(())
+}
+
+/// Each VM alone, and all of them on hosts that share more and more.
+fn stages(
+    fleet: &FleetPlan,
+    members: &[Member],
+    places: &[Place],
+) -> Result<Vec<Stage>, FleetError> {
+    let alone = members.iter().map(|m| machine(m, None)).collect::<Result<Vec<_>, _>>()?;
+    let mut stages = vec![Stage::new(alone, places.to_vec(), None)];
+    let plenty: u64 = members.iter().map(|m| m.plan.host_bytes).fold(0, u64::saturating_add);
+    let all = Shared { tlbs: true, caches: true };
+    if fleet.apart {
+        let tlbs = Shared { tlbs: true, caches: false };
+        stages.push(together(fleet, members, places, (tlbs, plenty, false))?);
+    }
+    stages.push(together(fleet, members, places, (all, plenty, false))?);
+    if let Some(bytes) = fleet.host_bytes {
+        stages.push(together(fleet, members, places, (all, bytes, true))?);
+    }
+    Ok(stages)
+}
+
+fn machine(
+    member: &Member,
+    physical: Option<PhysicalMemory<Hpa>>,
+) -> Result<Box<dyn DynMachine>, FleetError> {
+    compare::machine_in(&member.plan, &member.spec, physical)
+        .map_err(|source| FleetError::Vm { vm: member.name.clone(), source: Box::new(source) })
+}
+
+/// All VMs on one host.
+fn together(
+    fleet: &FleetPlan,
+    members: &[Member],
+    places: &[Place],
+    (shared, bytes, reclaims): (Shared, u64, bool),
+) -> Result<Stage, FleetError> {
+    let first = &members[0];
+    let host = first.spec.host.ok_or_else(|| FleetError::Plan("a VM has no host".into()))?;
+    let config = nestwalk_mm::HostConfig { bytes, ..compare::host_config(&first.plan, host) };
+    let mut physical = HostMemory::physical_memory(&config)
+        .map_err(|e| FleetError::Plan(format!("host memory of {bytes} bytes: {e}")))?;
+    let frames = physical.free_frames();
+    let mut machines = Vec::new();
+    for (member, place) in members.iter().zip(places) {
+        let taken = std::mem::replace(&mut physical, PhysicalMemory::none());
+        let mut machine = machine(member, Some(taken))?;
+        if let Some(mut tenant) = machine.tenant() {
+            tenant.hardware().set_vpid(place.vpid);
+            if let Some(memory) = tenant.host() {
+                memory.exchange_physical(&mut physical);
+                if reclaims {
+                    memory.hear_touches();
+                }
+            }
+        }
+        machines.push(machine);
+    }
+    let cores = places.iter().map(|p| p.cores().end).max().unwrap_or(0);
+    let hardware = shared_hardware(first, fleet.cores.unwrap_or(cores), &mut machines[0])?;
+    let memory = reclaims.then(|| {
+        // What a slice may touch, each page as large as the host has them, and its tables.
+        let largest = members
+            .iter()
+            .filter_map(|m| m.spec.host)
+            .map(|h| h.pages.largest(first.plan.host_mode));
+        let pages = largest.map(|size| size.base_pages()).max().unwrap_or(1);
+        let slice = SHORT_SLICE as u64 * (pages + 8);
+        Memory::new(fleet.replacement.make(), fleet.device, (members.len(), frames, slice))
+    });
+    let host = Host::new(shared, fleet.vpids, hardware, physical, memory);
+    Ok(Stage::new(machines, places.to_vec(), Some(host)))
+}
+
+/// The cores of a host, with structures as the VMs' machines have them.
+fn shared_hardware(
+    first: &Member,
+    cores: usize,
+    machine: &mut Box<dyn DynMachine>,
+) -> Result<Hardware, FleetError> {
+    let mut hardware = Hardware::new(&first.plan.profile, cores, 0);
+    if let Some(mut tenant) = machine.tenant() {
+        hardware.fit_out(tenant.hardware());
+    }
+    Ok(hardware)
+}
+
+/// One pass over all VMs.
+struct Pass<'a> {
+    fleet: &'a FleetPlan,
+    places: &'a [Place],
+    slice: usize,
+    told: FleetProgress,
+}
+
+impl Pass<'_> {
+    /// All VMs come to the beginning of their regions of interest, then all go on to their ends.
+    fn run(
+        &mut self,
+        members: &mut [Member],
+        stages: &mut [Stage],
+        stop: &AtomicBool,
+        progress: &mut dyn FnMut(FleetProgress),
+    ) -> Result<(), FleetError> {
+        for setting_up in [true, false] {
+            let waits = |m: &Member| m.ended || (setting_up && m.ready);
+            while !members.iter().all(waits) {
+                for vm in 0..members.len() {
+                    if stop.load(Ordering::Relaxed) {
+                        return Err(FleetError::Interrupted);
+                    }
+                    if waits(&members[vm]) {
+                        continue;
+                    }
+                    self.turn(vm, members, stages, setting_up)?;
+                    self.told.ended = members.iter().filter(|m| m.ended).count();
+                    progress(self.told);
+                }
+            }
+            if setting_up {
+                stages.iter_mut().for_each(Stage::counting_begins);
+            }
+        }
+        Ok(())
+    }
+
+    /// One turn of a VM in every stage.
+    fn turn(
+        &mut self,
+        vm: usize,
+        members: &mut [Member],
+        stages: &mut [Stage],
+        setting_up: bool,
+    ) -> Result<(), FleetError> {
+        // What goes on before all have begun is not counted, whoever it is done to.
+        let begun: Vec<usize> =
+            (0..members.len()).filter(|m| setting_up && members[*m].begun).collect();
+        let (slices, failed) = self.take(&mut members[vm], setting_up);
+        let cores = self.places[vm].cores();
+        let meets = |p: &Place| p.first < cores.end && cores.start < p.cores().end;
+        let contested = (0..members.len())
+            .any(|other| other != vm && !members[other].ended && meets(&self.places[other]));
+        let member = &mut members[vm];
+        let preempted = contested && !member.ended;
+        member.turns += u64::from(!setting_up);
+        let name = member.name.clone();
+        let wrong =
+            |e: MachineError| FleetError::Vm { vm: name.clone(), source: Box::new(e.into()) };
+        for slice in &slices {
+            member.ideal.run(slice).map_err(&wrong)?;
+        }
+        each(stages, self.fleet.threads, &|stage: &mut Stage| {
+            let counted = stage.counted(&begun);
+            stage.begin_turn(vm)?;
+            let done = slices.iter().try_for_each(|slice| stage.run(vm, slice));
+            stage.end_turn(vm, preempted)?;
+            stage.restore(counted)?;
+            done
+        })
+        .map_err(&wrong)?;
+        failed.map_or(Ok(()), |source| Err(FleetError::Vm { vm: name, source: Box::new(source) }))
+    }
+
+    /// What the VM does in a turn. A turn of set-up ends where the region of interest begins.
+    fn take(
+        &mut self,
+        member: &mut Member,
+        setting_up: bool,
+    ) -> (Vec<GuestBatch>, Option<CompareError>) {
+        let (mut slices, mut instructions) = (Vec::new(), 0);
+        let turn = self.fleet.turn.max(1);
+        while instructions < turn {
+            let most = Most { items: self.slice, instructions: turn - instructions };
+            let mut slice = GuestBatch::default();
+            let next = match setting_up && member.begun {
+                true => member.feed.before_access(most, &mut slice),
+                false => member.feed.next(most, &mut slice),
+            };
+            match next {
+                Ok(true) if setting_up && member.begun && slice.batch.is_empty() => {
+                    member.ready = true;
+                    break;
+                }
+                Ok(true) => {}
+                Ok(false) => {
+                    member.ended = true;
+                    break;
+                }
+                Err(error) => return (slices, Some(error)),
+            }
+            instructions += slice.batch.instructions();
+            self.told.accesses += slice.batch.accesses();
+            let begins = stage::begins_region(&slice);
+            member.begun |= begins;
+            let empty = slice.batch.is_empty();
+            slices.push(slice);
+            if empty || (begins && setting_up) {
+                break;
+            }
+        }
+        (slices, None)
+    }
+}
+
+/// Does the same to every stage, by threads if there are several. The error is that of the first stage
+/// that has one, whatever the number of threads.
+fn each(
+    stages: &mut [Stage],
+    threads: usize,
+    act: &(dyn Fn(&mut Stage) -> Result<(), MachineError> + Sync),
+) -> Result<(), MachineError> {
+    if threads <= 1 {
+        return stages.iter_mut().try_for_each(act);
+    }
+    let mut done = Vec::new();
+    for group in stages.chunks_mut(threads) {
+        done.extend(std::thread::scope(|scope| {
+            let handles: Vec<_> =
+                group.iter_mut().map(|stage| scope.spawn(move || act(stage))).collect();
+            let results = handles.into_iter().map(|h| match h.join() {
+                Ok(result) => result,
+                Err(panic) => std::panic::resume_unwind(panic),
+            });
+            results.collect::<Vec<_>>()
+        }));
+    }
+    done.into_iter().collect()
+}
+
+impl Member {
+    /// The ideal machine's counters.
+    fn ideal(&self) -> &Counters {
+        self.ideal.counters()
+    }
+}

@@ -1,0 +1,96 @@
+//! Which page a host that is short of memory takes back: a policy each file.
+//!
+//! A policy knows pages by number, and asks of one whether it was used since it last asked: what that
+//! costs, and what accessed bits cannot show, is the business of whoever answers.
+
+mod clock;
+mod fifo;
+mod lru;
+mod two_lists;
+
+pub use clock::Clock;
+pub use fifo::Fifo;
+pub use lru::Lru;
+pub use two_lists::TwoLists;
+
+/// A page of guest memory: the number of its VM, and its first guest frame number.
+pub type Page = (u32, u64);
+
+/// Says whether a page was used since this was last asked of it; `None` if it is gone meanwhile.
+///
+/// # Errors
+/// What stops the search, told in the words of whoever answers.
+pub type Used<'a, E> = dyn FnMut(Page) -> Result<Option<bool>, E> + 'a;
+
+/// A policy of page replacement.
+pub trait Replacement<E>: Send {
+    /// The page was touched for the first time, or has come back.
+    fn touched(&mut self, page: Page);
+
+    /// The page was used. Only policies that are exact want to hear of every use; see
+    /// [`Replacement::is_exact`].
+    fn used(&mut self, _page: Page) {}
+
+    /// It must hear of every use, which no hardware tells: an ideal to hold others against.
+    fn is_exact(&self) -> bool {
+        false
+    }
+
+    /// The next page to go, which the policy forgets; `None` if it knows none.
+    ///
+    /// # Errors
+    /// As [`Used`].
+    fn victim(&mut self, used: &mut Used<'_, E>) -> Result<Option<Page>, E>;
+
+    /// Pages that it knows.
+    fn len(&self) -> usize;
+
+    /// It knows no page.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// A policy as a user names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Kind {
+    /// Exactly the least recently used one, which no hardware can tell.
+    #[default]
+    Lru,
+    /// The one that came first.
+    Fifo,
+    /// The first around a clock's face that was not used since the hand last passed.
+    Clock,
+    /// Linux's active and inactive lists.
+    TwoLists,
+}
+
+impl Kind {
+    /// Names on the command line and what they mean, in order.
+    pub const ALL: [(&'static str, Self, &'static str); 4] = [
+        ("lru", Self::Lru, "exactly the least recently used page, which no hardware can tell"),
+        ("fifo", Self::Fifo, "the page that was touched first"),
+        ("clock", Self::Clock, "second chance: the first page not used since the hand passed it"),
+        ("two-lists", Self::TwoLists, "Linux's active and inactive lists (6.1)"),
+    ];
+
+    /// The policy of that name.
+    pub fn by_name(name: &str) -> Option<Self> {
+        Self::ALL.iter().find(|k| k.0 == name).map(|k| k.1)
+    }
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        Self::ALL.iter().find(|k| k.1 == self).map_or("", |k| k.0)
+    }
+
+    /// A policy that knows no page yet.
+    pub fn make<E: 'static>(self) -> Box<dyn Replacement<E>> {
+        match self {
+            Self::Lru => Box::new(Lru::default()),
+            Self::Fifo => Box::new(Fifo::default()),
+            Self::Clock => Box::new(Clock::default()),
+            Self::TwoLists => Box::new(TwoLists::default()),
+        }
+    }
+}

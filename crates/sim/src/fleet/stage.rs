@@ -1,0 +1,249 @@
+//! All VMs of a fleet on hosts that share more or less.
+
+use super::memory::Memory;
+use crate::hardware::Hardware;
+use crate::hardware::exchange::{Shared, VPIDS};
+use crate::machine::{DynMachine, Tenant};
+use crate::measure::counters::{Counters, ExitReason};
+use crate::scheme::MachineError;
+use nestwalk_mm::{HostMemory, PhysicalMemory};
+use nestwalk_types::{Address, Control, GuestBatch, Hpa};
+
+/// Where a VM runs.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place {
+    /// Its first core.
+    pub first: usize,
+    /// Its vCPUs, each on a core of its own.
+    pub vcpus: usize,
+    /// Tag of its translations. VMs may have the same: they take turns with it.
+    pub vpid: u8,
+}
+
+impl Place {
+    pub(super) const fn cores(&self) -> std::ops::Range<usize> {
+        self.first..self.first + self.vcpus
+    }
+}
+
+/// What the VMs of a stage share.
+pub(super) struct Host {
+    /// What of the processor.
+    pub shared: Shared,
+    /// TLBs tell VMs apart.
+    pub vpids: bool,
+    /// The cores, with what they remember while no VM runs.
+    hardware: Hardware,
+    /// The physical memory, while no VM runs.
+    pub physical: PhysicalMemory<Hpa>,
+    /// By core and VPID, whose translations the core has.
+    owners: Vec<[Option<usize>; VPIDS as usize]>,
+    /// By core, the VM that ran last.
+    last: Vec<Option<usize>>,
+    /// Reclaim, if there is less memory than the VMs would take.
+    pub memory: Option<Memory>,
+}
+
+impl Host {
+    pub(super) fn new(
+        shared: Shared,
+        vpids: bool,
+        hardware: Hardware,
+        physical: PhysicalMemory<Hpa>,
+        memory: Option<Memory>,
+    ) -> Self {
+        let cores = hardware.cores.len();
+        let (owners, last) = (vec![[None; VPIDS as usize]; cores], vec![None; cores]);
+        Self { shared, vpids, hardware, physical, owners, last, memory }
+    }
+
+    /// What is shared goes from the host to the VM, or back.
+    fn exchange(&mut self, tenant: &mut Tenant<'_>, place: Place) {
+        tenant.hardware().exchange(&mut self.hardware, place.first, self.shared);
+        if let Some(memory) = tenant.host() {
+            memory.exchange_physical(&mut self.physical);
+        }
+    }
+
+    /// The VM, which has the cores by now, enters the guest: nothing of another VM may serve it.
+    fn enter(&mut self, vm: usize, tenant: &mut Tenant<'_>, place: Place) {
+        if !self.shared.tlbs {
+            return;
+        }
+        let hardware = tenant.hardware();
+        for (own, core) in place.cores().enumerate() {
+            let other = self.last[core].replace(vm) != Some(vm);
+            let owner = &mut self.owners[core][usize::from(place.vpid)];
+            if other && !self.vpids {
+                (0..VPIDS).for_each(|vpid| hardware.forget_vpid(own, vpid));
+            } else if *owner != Some(vm) {
+                hardware.forget_vpid(own, place.vpid);
+            }
+            *owner = Some(vm);
+        }
+        hardware.take_up_pcids();
+    }
+}
+
+/// All VMs of a fleet, alone or on one host.
+pub(super) struct Stage {
+    pub machines: Vec<Box<dyn DynMachine>>,
+    pub places: Vec<Place>,
+    /// `None` if each VM is alone.
+    pub host: Option<Host>,
+    /// The VM whose turn it is.
+    current: Option<usize>,
+}
+
+/// Whether the region of interest begins in it.
+pub(super) fn begins_region(slice: &GuestBatch) -> bool {
+    slice.batch.controls.iter().any(|(_, event)| *event == Control::RegionOfInterest)
+}
+
+/// Reaches a machine that was checked to be virtual.
+fn tenant(machine: &mut Box<dyn DynMachine>) -> Result<Tenant<'_>, MachineError> {
+    let name = machine.name().to_owned();
+    machine.tenant().ok_or(MachineError::NoTenant { machine: name })
+}
+
+impl Stage {
+    pub(super) fn new(
+        machines: Vec<Box<dyn DynMachine>>,
+        places: Vec<Place>,
+        host: Option<Host>,
+    ) -> Self {
+        Self { machines, places, host, current: None }
+    }
+
+    /// A turn of the VM begins.
+    ///
+    /// # Errors
+    /// It is no virtual machine.
+    pub(super) fn begin_turn(&mut self, vm: usize) -> Result<(), MachineError> {
+        if let Some(host) = &mut self.host {
+            let mut tenant = tenant(&mut self.machines[vm])?;
+            host.exchange(&mut tenant, self.places[vm]);
+            host.enter(vm, &mut tenant, self.places[vm]);
+            self.current = Some(vm);
+        }
+        Ok(())
+    }
+
+    /// Its turn ends; `preempted` if it would go on and another VM has its cores next.
+    ///
+    /// # Errors
+    /// It is no virtual machine.
+    pub(super) fn end_turn(&mut self, vm: usize, preempted: bool) -> Result<(), MachineError> {
+        if let Some(host) = &mut self.host
+            && self.current.take() == Some(vm)
+        {
+            let mut tenant = tenant(&mut self.machines[vm])?;
+            host.exchange(&mut tenant, self.places[vm]);
+            if preempted {
+                tenant.exits(ExitReason::Preempted);
+            }
+        }
+        Ok(())
+    }
+
+    /// The VM whose turn it is does this.
+    ///
+    /// # Errors
+    /// The machine cannot go on, or the host has not enough memory.
+    pub(super) fn run(&mut self, vm: usize, slice: &GuestBatch) -> Result<(), MachineError> {
+        let reclaims = self.host.as_ref().is_some_and(|h| h.memory.is_some());
+        if reclaims {
+            self.make_room(vm)?;
+        }
+        self.machines[vm].run(slice)?;
+        let memory = self.host.as_mut().and_then(|h| h.memory.as_mut());
+        if let Some(memory) = memory {
+            memory.ran(vm, slice, tenant(&mut self.machines[vm])?)?;
+        }
+        Ok(())
+    }
+
+    /// What was counted of these VMs so far.
+    pub(super) fn counted(&self, vms: &[usize]) -> Vec<(usize, Counters)> {
+        vms.iter().map(|vm| (*vm, self.machines[*vm].counters().clone())).collect()
+    }
+
+    /// Forgets what was counted since then.
+    ///
+    /// # Errors
+    /// A machine is no virtual machine.
+    pub(super) fn restore(&mut self, counted: Vec<(usize, Counters)>) -> Result<(), MachineError> {
+        for (vm, counters) in counted {
+            *tenant(&mut self.machines[vm])?.counters() = counters;
+        }
+        Ok(())
+    }
+
+    /// All VMs are where their regions of interest begin.
+    pub(super) fn counting_begins(&mut self) {
+        if let Some(memory) = self.host.as_mut().and_then(|h| h.memory.as_mut()) {
+            memory.counting_begins();
+        }
+    }
+
+    fn make_room(&mut self, vm: usize) -> Result<(), MachineError> {
+        let Some(host) = &mut self.host else { return Ok(()) };
+        let Some(mut memory) = host.memory.take() else { return Ok(()) };
+        let (machines, places) = (&mut self.machines, &self.places);
+        let free = tenant(&mut machines[vm])?.host().map_or(0, |h| h.physical().free_frames());
+        let done = memory.make_room(vm as u32, free, &mut |other, act| {
+            let other = other as usize;
+            if other == vm {
+                return act(tenant(&mut machines[vm])?);
+            }
+            host.exchange(&mut tenant(&mut machines[vm])?, places[vm]);
+            let mut victim = tenant(&mut machines[other])?;
+            host.exchange(&mut victim, places[other]);
+            let done = act(victim);
+            host.exchange(&mut tenant(&mut machines[other])?, places[other]);
+            host.exchange(&mut tenant(&mut machines[vm])?, places[vm]);
+            done
+        });
+        host.memory = Some(memory);
+        done
+    }
+
+    /// Looks at the VM with the host's memory in its hands.
+    ///
+    /// # Errors
+    /// It is no virtual machine.
+    pub(super) fn look<R>(
+        &mut self,
+        vm: usize,
+        look: impl FnOnce(&mut Box<dyn DynMachine>) -> R,
+    ) -> Result<R, MachineError> {
+        let Some(host) = &mut self.host else { return Ok(look(&mut self.machines[vm])) };
+        host.exchange(&mut tenant(&mut self.machines[vm])?, self.places[vm]);
+        let seen = look(&mut self.machines[vm]);
+        host.exchange(&mut tenant(&mut self.machines[vm])?, self.places[vm]);
+        Ok(seen)
+    }
+
+    /// Frames that are behind pages of two VMs, or free and behind a page: each with a VM. None may be.
+    ///
+    /// # Errors
+    /// A VM is none.
+    pub(super) fn frames_given_twice(&mut self) -> Result<Vec<(usize, Hpa)>, MachineError> {
+        let Some(host) = &self.host else { return Ok(Vec::new()) };
+        let mut owner: rustc_hash::FxHashMap<u64, usize> = rustc_hash::FxHashMap::default();
+        let mut twice = Vec::new();
+        for (vm, machine) in self.machines.iter_mut().enumerate() {
+            let mut tenant = tenant(machine)?;
+            let Some(memory) = tenant.host() else { continue };
+            HostMemory::each_page(memory, &mut |_, frame, bytes| {
+                for n in frame.page_number()..frame.page_number() + (bytes >> 12) {
+                    let at = Hpa::new(n << 12);
+                    if owner.insert(n, vm).is_some() || host.physical.is_free(at) {
+                        twice.push((vm, at));
+                    }
+                }
+            });
+        }
+        Ok(twice)
+    }
+}

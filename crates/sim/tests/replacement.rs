@@ -1,0 +1,167 @@
+//! Page replacement against the textbook: naive oracles, the stack property, Belady's anomaly, and the
+//! optimum as a bound.
+
+use nestwalk_sim::fleet::replacement::{Kind, Page, Replacement};
+use nestwalk_types::SplitMix64;
+use std::collections::HashSet;
+use std::convert::Infallible;
+
+/// Faults of a policy on a string of references with so many frames; accessed bits are exact.
+fn faults(kind: Kind, frames: usize, references: &[u64]) -> usize {
+    let mut policy: Box<dyn Replacement<Infallible>> = kind.make();
+    let (mut resident, mut accessed) = (HashSet::new(), HashSet::new());
+    let mut faults = 0;
+    for &n in references {
+        let page: Page = (0, n);
+        if resident.contains(&page) {
+            policy.used(page);
+        } else {
+            faults += 1;
+            if resident.len() == frames {
+                let bits = &mut accessed;
+                let victim = policy.victim(&mut |p| Ok(Some(bits.remove(&p))));
+                let Ok(victim) = victim;
+                assert!(resident.remove(&victim.unwrap()), "{kind:?} takes what is there");
+            }
+            policy.touched(page);
+            resident.insert(page);
+        }
+        accessed.insert(page);
+        assert_eq!(policy.len(), resident.len());
+    }
+    faults
+}
+
+/// LRU as a list that is searched.
+fn naive_lru(frames: usize, references: &[u64]) -> usize {
+    let (mut list, mut faults): (Vec<u64>, usize) = (Vec::new(), 0);
+    for n in references {
+        match list.iter().position(|m| m == n) {
+            Some(at) => {
+                list.remove(at);
+            }
+            None => {
+                faults += 1;
+                if list.len() == frames {
+                    list.remove(0);
+                }
+            }
+        }
+        list.push(*n);
+    }
+    faults
+}
+
+/// FIFO likewise.
+fn naive_fifo(frames: usize, references: &[u64]) -> usize {
+    let (mut list, mut faults): (Vec<u64>, usize) = (Vec::new(), 0);
+    for n in references.iter() {
+        if !list.contains(n) {
+            faults += 1;
+            if list.len() == frames {
+                list.remove(0);
+            }
+            list.push(*n);
+        }
+    }
+    faults
+}
+
+/// The optimum: the page goes that is used last of all.
+fn optimum(frames: usize, references: &[u64]) -> usize {
+    let (mut list, mut faults): (Vec<u64>, usize) = (Vec::new(), 0);
+    for (i, n) in references.iter().enumerate() {
+        if list.contains(n) {
+            continue;
+        }
+        faults += 1;
+        if list.len() == frames {
+            let next = |m: &u64| references[i..].iter().position(|r| r == m).unwrap_or(usize::MAX);
+            let victim = (0..list.len()).max_by_key(|k| next(&list[*k])).unwrap();
+            list.remove(victim);
+        }
+        list.push(*n);
+    }
+    faults
+}
+
+fn string(random: &mut SplitMix64) -> Vec<u64> {
+    let pages = 5 + random.below(30);
+    // Some pages are used more than others.
+    (0..600).map(|_| random.below(pages).min(random.below(pages))).collect()
+}
+
+/// Belady, Nelson and Shedler 1969: nine faults with three frames, ten with four.
+#[test]
+fn beladys_anomaly() {
+    let textbook = [1, 2, 3, 4, 1, 2, 5, 1, 2, 3, 4, 5];
+    assert_eq!((faults(Kind::Fifo, 3, &textbook), faults(Kind::Fifo, 4, &textbook)), (9, 10));
+    assert_eq!((faults(Kind::Lru, 3, &textbook), faults(Kind::Lru, 4, &textbook)), (10, 8));
+    assert_eq!((optimum(3, &textbook), optimum(4, &textbook)), (7, 6));
+}
+
+#[test]
+fn lru_and_fifo_are_what_lists_make_of_them() {
+    let mut random = SplitMix64::new(1);
+    for _ in 0..200 {
+        let (references, frames) = (string(&mut random), 1 + random.below(20) as usize);
+        assert_eq!(faults(Kind::Lru, frames, &references), naive_lru(frames, &references));
+        assert_eq!(faults(Kind::Fifo, frames, &references), naive_fifo(frames, &references));
+    }
+}
+
+/// A larger memory never misses more (the stack property), and nobody beats the optimum.
+#[test]
+fn lru_has_the_stack_property_and_the_optimum_bounds_all() {
+    let mut random = SplitMix64::new(2);
+    for _ in 0..100 {
+        let references = string(&mut random);
+        let mut last = usize::MAX;
+        for frames in 1..24 {
+            let lru = faults(Kind::Lru, frames, &references);
+            assert!(lru <= last, "{frames} frames: {lru} after {last}");
+            last = lru;
+            let best = optimum(frames, &references);
+            for (name, kind, _) in Kind::ALL {
+                let found = faults(kind, frames, &references);
+                assert!(found >= best, "{name} with {frames} frames: {found}, optimum {best}");
+            }
+        }
+    }
+}
+
+/// A page whose accessed bit is set when the hand comes gets a second chance, and only one.
+#[test]
+fn the_clock_gives_a_second_chance() {
+    let mut policy: Box<dyn Replacement<Infallible>> = Kind::Clock.make();
+    (1..=3).for_each(|n| policy.touched((0, n)));
+    let mut victim = |used: &[u64]| {
+        let mut left: HashSet<u64> = used.iter().copied().collect();
+        let Ok(found) = policy.victim(&mut |p| Ok(Some(left.remove(&p.1))));
+        found.map(|p| p.1)
+    };
+    assert_eq!(victim(&[1]), Some(2), "1 is passed over");
+    assert_eq!(victim(&[3, 1]), Some(3), "all were used: the first goes on the second round");
+    assert_eq!(victim(&[]), Some(1));
+    assert_eq!(victim(&[]), None);
+}
+
+/// Linux's lists: a page becomes active when it is found used twice, so that a scan of pages that are
+/// used once does not drive out what is used all the time.
+#[test]
+fn two_lists_withstand_a_scan_that_fifo_does_not() {
+    let mut references = Vec::new();
+    for round in 0..200u64 {
+        for hot in 0..8 {
+            references.extend([hot; 2]);
+        }
+        references.extend((0..8).map(|i| 1000 + round * 8 + i));
+    }
+    let cold = 200 * 8 + 8;
+    let lists = faults(Kind::TwoLists, 20, &references);
+    let fifo = faults(Kind::Fifo, 20, &references);
+    assert!(
+        lists < fifo && lists - cold < (fifo - cold) / 2,
+        "{lists} and {fifo}, {cold} at least"
+    );
+}
