@@ -23,6 +23,8 @@ pub enum Publication {
     /// LMbench under EPT and shadow paging (PVM, SOSP 2023): what the prices of software are fitted
     /// to.
     Lmbench,
+    /// Two lectures on memory virtualization: the questions that they leave open.
+    Lectures,
 }
 
 /// Tables that stay at a switch.

@@ -142,6 +142,7 @@ impl Found for Results<'_> {
             "version": VERSION,
             "complete": self.outcome.error.is_none(),
             "error": self.outcome.error.as_ref().map(ToString::to_string),
+            "approximations": self.approximations(),
             "host": self.outcome.host,
             "vms": self.outcome.vms,
         }))
@@ -166,16 +167,8 @@ impl Found for Results<'_> {
                 host.device, host.replacement
             );
         }
-        for vm in &self.fleet.vm {
-            let filtered = vm.experiment.sources.iter().any(|s| nestwalk_lab::sample(s).is_some());
-            if filtered {
-                out += &format!(
-                    "note     {}: its recording hides accesses that hit in small TLBs: those that would miss \
-                     after another VM's turn, or tell a cleared accessed bit that the page is used, are \
-                     not seen\n",
-                    vm.name
-                );
-            }
+        for line in self.approximations() {
+            out += &format!("note     {line}\n");
         }
         out.push('\n');
         out += &self.interference();
@@ -189,6 +182,23 @@ fn cores(n: usize) -> String {
 }
 
 impl Results<'_> {
+    /// What is approximate, a sentence each.
+    fn approximations(&self) -> Vec<String> {
+        let filtered = |source: &String| nestwalk_lab::sample(source).is_some();
+        let vms = self.fleet.vm.iter().filter(|vm| vm.experiment.sources.iter().any(filtered));
+        let names: Vec<&str> = vms.map(|vm| vm.name.as_str()).collect();
+        let mut all = Vec::new();
+        if !names.is_empty() {
+            all.push(format!(
+                "recordings of {} hide accesses that hit in small TLBs: those that would miss after \
+                 another VM's turn, or show that a page is used whose accessed bit was cleared, are not \
+                 seen",
+                names.join(", ")
+            ));
+        }
+        all
+    }
+
     /// What each VM's overhead is made of.
     fn interference(&self) -> String {
         let right = Align::Right;

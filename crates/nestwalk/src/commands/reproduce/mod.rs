@@ -4,6 +4,7 @@
 mod agile;
 mod bars;
 mod isca20;
+mod lectures;
 mod lmbench;
 mod micro14;
 mod programs;
@@ -31,6 +32,7 @@ pub fn reproduce(args: &ReproduceArgs) -> Result<()> {
         Publication::Isca20 => boxed(isca20::run(args)?),
         Publication::Vmitosis => boxed(vmitosis::run(args)?),
         Publication::Lmbench => boxed(lmbench::run(args)?),
+        Publication::Lectures => boxed(lectures::run(args)?),
     };
     if let Some(folder) = &output.output {
         formats::save(folder, found.as_ref())?;

@@ -146,8 +146,6 @@ prices! {
     Hypervisor validate_entry_ns 1 (entries_validated);
     Host host_fault_ns 1 (host_faults);
     Host clear_page_ns 1 (host_pages_cleared);
-    // Two kernels of one kind: the host's changes threads as the guest's changes processes.
-    Host guest_switch_ns 1 (exit Preempted);
     // What is copied is read and written.
     Moving clear_page_ns 2 (pages_moved);
     Moving scan_page_ns 1 (host_pages_scanned);
@@ -157,6 +155,8 @@ prices! {
     // What a VMM that asks for flushes waits for the processors that it interrupts, beyond their exits.
     Locked remote_flush_ns 1 (exit RemoteFlush);
     Hypervisor interrupt_ns 1 (exit InterruptSent);
+    // Two kernels of one kind: the host's changes threads as the guest's changes processes.
+    Host guest_switch_ns 1 (exit Preempted);
 
     Guest guest_fault_ns 1 (work PageFault);
     Guest clear_page_ns 1 (pages_cleared);
