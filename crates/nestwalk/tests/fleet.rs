@@ -40,7 +40,7 @@ fn scarce_memory_shows_and_repeats() {
     let lab = Lab::new();
     let plenty = lab.json(&format!("compare {TWO}"));
     // The host's kernel, and what the VMs touch.
-    let most = (33 << 20) + count(&plenty["host"], "touched_bytes") * 6 / 10;
+    let most = ((33 << 20) + count(&plenty["host"], "touched_bytes") * 6 / 10) & !4095;
     for policy in ["lru", "two-lists"] {
         let line = format!(
             "compare {TWO} --host-memory {most} --replacement {policy} --swap zswap --output out \

@@ -5,6 +5,8 @@ use super::stage::Stage;
 use super::{FleetError, FleetPlan, Member};
 use crate::compare::guests::GuestOutcome;
 use crate::measure::cost::Cycles;
+use crate::report::contiguity::ContiguityResult;
+use crate::report::placement::PlacementResult;
 use crate::report::results::MachineResult;
 use serde::Serialize;
 
@@ -136,7 +138,10 @@ fn result(member: &Member, stage: &mut Stage, vm: usize) -> Result<MachineResult
         if let Some(before) = machine.before() {
             made.set_up(before, profile);
         }
+        let placed = machine.host_placement();
+        made.host_placement = placed.map(|p| PlacementResult::new(&p, profile));
         made.segments = report.segments;
+        made.contiguity = report.contiguity.map(|s| ContiguityResult::new(machine.counters(), s));
         made.switching = report.switching;
         made
     });
