@@ -316,7 +316,7 @@ impl Events<'_> {
             Control::TableRetired { vcpu, gpa } => {
                 self.known(vcpu)?;
                 self.platform.cpu.world.guest.remove(gpa);
-                self.platform.cpu.world.known_roots.remove(&gpa);
+                self.platform.cpu.world.known_roots.remove(gpa.value());
                 self.tell(Event::TableRetired { vcpu, at: gpa })
             }
             Control::LoadCr3 { vcpu, root, pcid, keep } => {
@@ -367,7 +367,7 @@ impl Events<'_> {
         let kept = keep && cpu.hardware.cores[usize::from(vcpu.0)].has_pcids();
         cpu.counters.cr3_flushes += u64::from(!kept);
         cpu.world.roots[usize::from(vcpu.0)] = root;
-        cpu.world.known_roots.insert(root);
+        cpu.world.known_roots.insert(root.value());
         self.tell(Event::LoadCr3 { vcpu, pcid, keep })?;
         if let Some(fresh) = self.drive.fresh.get_mut(usize::from(vcpu.0))
             && std::mem::take(fresh)
@@ -388,7 +388,7 @@ impl Events<'_> {
         }
         self.platform.cpu.world.guest.insert(at, entries);
         // A root is loaded after this; what was one before is another table now.
-        self.platform.cpu.world.known_roots.remove(&at);
+        self.platform.cpu.world.known_roots.remove(at.value());
         self.tell(Event::TableAdded { vcpu, at })
     }
 
