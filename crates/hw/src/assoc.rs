@@ -11,7 +11,6 @@ use crate::geometry::{Geometry, Indexer};
 use crate::replacement::Replacement;
 use nestwalk_types::SplitMix64;
 use std::marker::PhantomData;
-use wide::u32x4;
 
 /// A tag, held as one or two lanes of 32 bits so that four ways are compared at once.
 pub trait Tag: Copy + Eq {
@@ -51,6 +50,37 @@ impl Tag for u64 {
     }
 }
 
+/// A lane, to be compared with four at once.
+#[cfg(target_arch = "x86_64")]
+struct Four(safe_arch::m128i);
+
+#[cfg(target_arch = "x86_64")]
+impl Four {
+    #[inline(always)]
+    fn all(lane: u32) -> Self {
+        Self(safe_arch::set_splat_i32_m128i(lane.cast_signed()))
+    }
+    /// Which of these are equal, a bit each.
+    #[inline(always)]
+    fn equal(&self, ways: [u32; 4]) -> u32 {
+        let equal = safe_arch::cmp_eq_mask_i32_m128i(ways.into(), self.0);
+        safe_arch::move_mask_m128(safe_arch::cast_to_m128_from_m128i(equal)).cast_unsigned()
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+struct Four(u32);
+
+#[cfg(not(target_arch = "x86_64"))]
+impl Four {
+    fn all(lane: u32) -> Self {
+        Self(lane)
+    }
+    fn equal(&self, ways: [u32; 4]) -> u32 {
+        (0..4).map(|i| u32::from(ways[i] == self.0) << i).sum()
+    }
+}
+
 /// Which of the `W` ways hold `wanted` in this lane, a bit each.
 ///
 /// All ways are compared: where a tag stands is hard to predict, and a mispredicted branch costs more
@@ -59,9 +89,9 @@ impl Tag for u64 {
 fn equal<const W: usize>(ways: &[u32], wanted: u32) -> u32 {
     let mut found = 0;
     let (fours, rest) = ways[..W].as_chunks::<4>();
-    let four_wanted = u32x4::splat(wanted);
+    let four_wanted = Four::all(wanted);
     for (i, four) in fours.iter().enumerate() {
-        found |= u32x4::new(*four).simd_eq(four_wanted).to_bitmask() << (4 * i);
+        found |= four_wanted.equal(*four) << (4 * i);
     }
     for (i, way) in rest.iter().enumerate() {
         found |= u32::from(*way == wanted) << (4 * fours.len() + i);

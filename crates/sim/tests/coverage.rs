@@ -57,7 +57,7 @@ fn runs_of_both_dimensions_are_what_look_ups_say() {
         let host = machine.platform.host.as_ref().unwrap();
         let hosted = host_runs(host);
         let (mut guest_total, mut both_total) = (0, 0);
-        for &root in world.known_roots.iter().filter(|r| world.guest.contains(**r)) {
+        for root in world.known_roots.iter().map(Gpa::new).filter(|r| world.guest.contains(*r)) {
             let runs = guest_runs(world, root);
             let found = naive(world, root);
             assert!(pages(&runs) == found, "{} {guest_pages} {root:?}", mode.name);
@@ -96,7 +96,7 @@ fn two_roots_of_one_program_are_one() {
         world.guest.insert(page, None);
     }
     for root in [user, kernel] {
-        world.known_roots.insert(root);
+        world.known_roots.insert(root.value());
         // The kernel's root forbids fetches from the program, as page-table isolation does.
         let bits = 0x67 | if root == kernel { entry::NO_EXECUTE } else { 0 };
         write(world, root, table.value() | bits);

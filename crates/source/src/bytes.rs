@@ -1,5 +1,6 @@
 //! Bytes of a trace: decompression by content, read ahead in a thread of its own.
 
+use crate::erased::Bytes;
 use crate::lz4::Lz4;
 use crate::snappy::Snappy;
 use std::fs::File;
@@ -148,7 +149,7 @@ type Block = (Vec<u8>, usize, Option<Result<(), String>>);
 
 enum Input {
     /// Read when more is wanted, in blocks of so many bytes.
-    Direct(Box<dyn Read + Send>, usize),
+    Direct(Box<dyn Bytes>, usize),
     /// Blocks that are read ahead, and a way back for their memory.
     Thread(Receiver<Block>, SyncSender<Vec<u8>>),
 }
@@ -173,7 +174,7 @@ impl Window {
     /// Reading and decompressing have a thread of their own if `thread`: worth it for files, not
     /// for a few bytes in memory.
     pub(crate) fn new(
-        reader: Box<dyn Read + Send>,
+        reader: Box<dyn Bytes>,
         compression: Compression,
         thread: bool,
     ) -> io::Result<Self> {
@@ -196,7 +197,7 @@ impl Window {
     /// A window that takes as little memory as it can, beside what the decompressor needs, and reads
     /// when it is asked: for one of thousands of files. `taken` counts the bytes taken from the file.
     pub(crate) fn small(
-        reader: Box<dyn Read + Send>,
+        reader: Box<dyn Bytes>,
         compression: Compression,
         taken: Arc<AtomicU64>,
     ) -> io::Result<Self> {
@@ -210,7 +211,7 @@ impl Window {
     }
 
     /// A window on a reader of which nothing is known yet: its magic number decides.
-    pub(crate) fn detect(mut reader: Box<dyn Read + Send>, thread: bool) -> io::Result<Self> {
+    pub(crate) fn detect(mut reader: Box<dyn Bytes>, thread: bool) -> io::Result<Self> {
         let mut head = Vec::with_capacity(Compression::MAGIC);
         reader.by_ref().take(Compression::MAGIC as u64).read_to_end(&mut head)?;
         let compression = Compression::of(&head);
@@ -256,7 +257,7 @@ impl Window {
                     self.buf.resize(left + *block, 0);
                 }
                 let buf = &mut self.buf[left..left + *block];
-                let (read, end) = read_block(reader.as_mut(), self.compression, &self.taken, buf);
+                let (read, end) = read_block(reader, self.compression, &self.taken, buf);
                 self.filled += read;
                 self.end = end;
             }
@@ -317,11 +318,11 @@ impl Window {
 
 /// The decompressed bytes of `reader`, of which so many are read at a time.
 fn decompress(
-    reader: Box<dyn Read + Send>,
+    reader: Box<dyn Bytes>,
     compression: Compression,
     input: usize,
     taken: &Arc<AtomicU64>,
-) -> io::Result<Box<dyn Read + Send>> {
+) -> io::Result<Box<dyn Bytes>> {
     let counted = Counting { inner: reader, taken: taken.clone() };
     let buffered = |counted| BufReader::with_capacity(input, counted);
     Ok(match compression {
@@ -338,7 +339,7 @@ fn decompress(
 }
 
 fn read_ahead(
-    mut reader: Box<dyn Read + Send>,
+    mut reader: Box<dyn Bytes>,
     compression: Compression,
     taken: &AtomicU64,
     send: &SyncSender<Block>,
@@ -348,7 +349,7 @@ fn read_ahead(
         let fits = |block: &Vec<u8>| block.len() == HEADROOM + BLOCK;
         let old = used.try_recv().ok().filter(fits);
         let mut block = old.unwrap_or_else(|| vec![0; HEADROOM + BLOCK]);
-        let (read, end) = read_block(reader.as_mut(), compression, taken, &mut block[HEADROOM..]);
+        let (read, end) = read_block(&mut reader, compression, taken, &mut block[HEADROOM..]);
         let last = end.is_some();
         // A closed channel means that nobody wants the rest.
         if send.send((block, HEADROOM + read, end)).is_err() || last {
@@ -359,7 +360,7 @@ fn read_ahead(
 
 /// Fills `buf` as far as the stream goes: bytes read, and how the stream ended if it did.
 fn read_block(
-    reader: &mut dyn Read,
+    reader: &mut Box<dyn Bytes>,
     compression: Compression,
     taken: &AtomicU64,
     buf: &mut [u8],

@@ -8,6 +8,7 @@
 
 mod bytes;
 mod decoder;
+mod erased;
 mod export;
 mod first_touch;
 mod formats;

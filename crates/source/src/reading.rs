@@ -88,7 +88,7 @@ pub fn write(path: &Path, way: &str, records: u64) -> io::Result<u64> {
 }
 
 /// Writes the records; says how many.
-fn program(out: &mut impl Write, records: u64) -> io::Result<u64> {
+fn program(out: &mut dyn Write, records: u64) -> io::Result<u64> {
     let mut n = 0_u64;
     let mut entry = |kind: u16, size: u16, value: u64| -> io::Result<u64> {
         let mut bytes = [0; 12];

@@ -1,5 +1,6 @@
 //! A few bytes that are all there, decompressed: what is packed into a kernel's file.
 
+use crate::erased::Bytes;
 use std::io::Read;
 
 /// The most that is unpacked: no kernel is so large, and a damaged file may claim anything.
@@ -48,13 +49,13 @@ impl Packing {
         let mut unpacked = Vec::new();
         let read = {
             let input = std::io::BufReader::new(&mut rest);
-            let reader: std::io::Result<Box<dyn Read + '_>> = match self {
+            let reader: std::io::Result<Box<dyn Bytes + '_>> = match self {
                 Self::Gzip => Ok(Box::new(flate2::bufread::GzDecoder::new(input))),
                 Self::Xz => Ok(Box::new(liblzma::bufread::XzDecoder::new(input))),
                 Self::Zstd => zstd::stream::read::Decoder::with_buffer(input).and_then(|mut d| {
                     // Kernels are packed at the highest level, whose windows are larger than usual.
                     d.window_log_max(30)?;
-                    Ok(Box::new(d.single_frame()) as Box<dyn Read>)
+                    Ok(Box::new(d.single_frame()) as Box<dyn Bytes + '_>)
                 }),
             };
             reader.and_then(|r| r.take(MOST_BYTES + 1).read_to_end(&mut unpacked))

@@ -4,6 +4,7 @@
 
 mod addr;
 mod batch;
+mod by_number;
 mod event;
 mod permutation;
 mod rng;
@@ -12,6 +13,7 @@ mod source;
 
 pub use addr::{Address, Gpa, Gva, Hpa, Hva};
 pub use batch::{Batch, BatchBuilder, GuestBatch, Lane, Room};
+pub use by_number::{ByNumber, NumberSet};
 pub use event::{
     AccessKind, Control, FaultCode, GuestSegment, Invalidation, OsWork, ProcessId, Protection, Run,
     RunFlags, VcpuId,

@@ -113,7 +113,7 @@ pub fn survey(path: &str, guest: &GuestInfo) -> Result<Arc<Mappings>> {
     }
 }
 
-fn survey_of<R: Read + Seek>(
+fn survey_of<R: Read + Seek + Send>(
     mut reader: TraceReader<R>,
     path: &str,
     guest: &GuestInfo,

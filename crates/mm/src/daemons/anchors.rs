@@ -1,7 +1,8 @@
 //! Anchors: where each mapping's memory is to lie (Translation Ranger).
 
+use crate::physical::runs::sort;
 use crate::space::Vma;
-use std::collections::BTreeMap;
+use nestwalk_types::ByNumber;
 use std::ops::Range;
 
 /// Part of a mapping, and the frame at which its first page belongs.
@@ -33,24 +34,25 @@ pub(super) enum Place {
 
 /// The anchors of all address spaces, by address space and first address.
 #[derive(Debug, Default)]
-pub(super) struct Anchors(BTreeMap<(u64, u64), Anchor>);
+pub(super) struct Anchors(ByNumber<ByNumber<Anchor>>);
 
 impl Anchors {
     /// Address spaces that are not in the list have ended.
     pub fn keep_spaces(&mut self, ids: &[u64]) {
-        self.0.retain(|(id, _), _| ids.binary_search(id).is_ok());
+        self.0.retain(|id, _| ids.binary_search(&id).is_ok());
     }
 
     /// Mappings have changed: of an anchor what lies in the mapping around its beginning is left.
     pub fn keep_mappings(&mut self, id: u64, vmas: &[Vma]) {
-        let all: Vec<u64> = self.0.range((id, 0)..=(id, u64::MAX)).map(|(k, _)| k.1).collect();
+        let Some(anchors) = self.0.get_mut(id) else { return };
+        let all: Vec<u64> = anchors.numbers().collect();
         for start in all {
             let after = vmas.partition_point(|v| v.start <= start);
             let around = after.checked_sub(1).map(|i| vmas[i]).filter(|v| start < v.end);
-            match (around, self.0.get_mut(&(id, start))) {
+            match (around, anchors.get_mut(start)) {
                 (Some(vma), Some(anchor)) => anchor.end = anchor.end.min(vma.end),
                 _ => {
-                    self.0.remove(&(id, start));
+                    anchors.remove(start);
                 }
             }
         }
@@ -58,7 +60,7 @@ impl Anchors {
 
     /// Where a page of an address space belongs, if its part of the mapping has an anchor.
     pub fn find(&self, id: u64, page: u64) -> Option<Place> {
-        let (&(_, start), anchor) = self.0.range((id, 0)..=(id, page)).next_back()?;
+        let (start, anchor) = self.0.get(id)?.up_to(page)?;
         (page < anchor.end).then(|| Self::place(anchor, start, page))
     }
 
@@ -74,20 +76,18 @@ impl Anchors {
         if let Some(place) = self.find(id, page) {
             return place;
         }
-        if let Some((&(_, start), anchor)) =
-            self.0.range_mut((id, vma.start)..=(id, page)).next_back()
+        let anchors = self.0.get_or_insert(id, ByNumber::new);
+        if let Some((start, anchor)) = anchors.up_to_mut(page)
+            && start >= vma.start
         {
             anchor.end = vma.end;
             return Self::place(anchor, start, page);
         }
-        let old: Vec<_> = self.0.range((id, vma.start)..(id, vma.end)).map(|(k, _)| *k).collect();
-        old.iter().for_each(|k| {
-            self.0.remove(k);
-        });
+        anchors.retain(|start, _| start < vma.start || start >= vma.end);
         let frame = self.choose(vma, zone, large);
         let anchor = Anchor { end: vma.end, frame, zone: zone.clone() };
         let place = Self::place(&anchor, vma.start, page);
-        self.0.insert((id, vma.start), anchor);
+        self.0.get_or_insert(id, ByNumber::new).insert(vma.start, anchor);
         place
     }
 
@@ -98,8 +98,9 @@ impl Anchors {
         let (page, pages) = (vma.start >> 12, (vma.end - vma.start) >> 12);
         let order = [18, large].into_iter().find(|o| pages >= 1 << o).unwrap_or(0);
         let congruent = |frame: u64| frame + (page.wrapping_sub(frame) & ((1 << order) - 1));
-        let mut taken: Vec<Range<u64>> = self.0.iter().map(|(k, a)| a.frames(k.1)).collect();
-        taken.sort_unstable_by_key(|r| r.start);
+        let anchors = self.0.values().flat_map(ByNumber::iter);
+        let mut taken: Vec<Range<u64>> = anchors.map(|(start, a)| a.frames(start)).collect();
+        sort(&mut taken);
         let first = congruent(zone.start);
         let mut at = first;
         for range in taken.iter().filter(|r| r.end > zone.start) {
@@ -114,7 +115,7 @@ impl Anchors {
     /// How many there are.
     #[cfg(test)]
     pub fn len(&self) -> usize {
-        self.0.len()
+        self.0.values().map(ByNumber::len).sum()
     }
 }
 

@@ -5,8 +5,7 @@ use crate::guest::cpu::Cpu;
 use crate::guest::emit::{Emit, Output, Work};
 use crate::guest::{GuestError, GuestStats, ModelledGuest, Process};
 use crate::space::{AddressSpace, Memory};
-use nestwalk_types::{Address, Gpa, Gva, OsWork, ProcessId, Run, VcpuId};
-use std::collections::BTreeMap;
+use nestwalk_types::{Address, ByNumber, Gpa, Gva, OsWork, Run, VcpuId};
 
 /// When daemons run: the guest's time, and what they work with.
 pub(super) struct Clock {
@@ -51,7 +50,10 @@ impl ModelledGuest {
     /// Lets daemons work whose time has come.
     fn run_daemons(&mut self, output: &mut Output<'_>) {
         self.work.emit(output);
-        let ids = self.processes.iter().map(|(id, p)| (p.context, *id)).collect();
+        let mut ids = ByNumber::new();
+        for (id, process) in self.processes.iter() {
+            ids.insert(process.context, id);
+        }
         let mut home = GuestHome {
             ids,
             memory: &mut self.memory,
@@ -70,9 +72,10 @@ impl ModelledGuest {
 
 /// All processes of the guest. Address spaces are known by their context numbers.
 struct GuestHome<'g, 'o> {
-    ids: BTreeMap<u64, ProcessId>,
+    /// Processes by their contexts.
+    ids: ByNumber<u64>,
     memory: &'g mut Memory<Gpa>,
-    processes: &'g mut BTreeMap<ProcessId, Process>,
+    processes: &'g mut ByNumber<Process>,
     cpus: &'g mut Vec<Cpu>,
     current: VcpuId,
     output: &'g mut Output<'o>,
@@ -83,10 +86,10 @@ struct GuestHome<'g, 'o> {
 
 impl Home<Gva, Gpa> for GuestHome<'_, '_> {
     fn spaces(&self) -> Vec<u64> {
-        self.ids.keys().copied().collect()
+        self.ids.numbers().collect()
     }
     fn look(&self, id: u64) -> Option<&AddressSpace<Gva, Gpa>> {
-        Some(&self.processes.get(self.ids.get(&id)?)?.space)
+        Some(&self.processes.get(*self.ids.get(id)?)?.space)
     }
     fn memory(&self) -> &Memory<Gpa> {
         self.memory
@@ -100,7 +103,7 @@ impl Home<Gva, Gpa> for GuestHome<'_, '_> {
         id: u64,
         f: impl FnOnce(&mut AddressSpace<Gva, Gpa>, &mut Memory<Gpa>, &mut Watch<'_, Gva, Gpa>) -> R,
     ) -> Option<R> {
-        let process = self.processes.get_mut(self.ids.get(&id)?)?;
+        let process = self.processes.get_mut(*self.ids.get(id)?)?;
         let mut emit = Emit {
             output: &mut *self.output,
             vcpu: crate::guest::acting(self.cpus, self.current, process.context),

@@ -22,8 +22,7 @@ use crate::space::{AddressSpace, Memory, PrimaryConfig, SpaceConfig};
 use cpu::Cpu;
 use daemons::Clock;
 use emit::{Output, Work};
-use nestwalk_types::{Batch, Control, Gpa, GuestBatch, Gva, OsWork, ProcessId, VcpuId};
-use std::collections::BTreeMap;
+use nestwalk_types::{Batch, ByNumber, Control, Gpa, GuestBatch, Gva, OsWork, ProcessId, VcpuId};
 
 /// A process: an address space and its identity towards TLBs.
 struct Process {
@@ -50,7 +49,7 @@ pub struct ModelledGuest {
     config: GuestConfig,
     space_config: SpaceConfig,
     memory: Memory<Gpa>,
-    processes: BTreeMap<ProcessId, Process>,
+    processes: ByNumber<Process>,
     cpus: Vec<Cpu>,
     /// The vCPU of the latest event: it does the kernel's work for a process that runs nowhere.
     current: VcpuId,
@@ -92,7 +91,7 @@ impl ModelledGuest {
             config,
             space_config: SpaceConfig { mode, policy, placement, primary },
             memory: build().map_err(GuestError::Config)?,
-            processes: BTreeMap::new(),
+            processes: ByNumber::new(),
             cpus: Vec::new(),
             current: VcpuId(0),
             contexts: 0,
@@ -116,7 +115,7 @@ impl ModelledGuest {
     }
     /// The address spaces of living processes, by process.
     pub fn spaces(&self) -> impl Iterator<Item = (ProcessId, &AddressSpace<Gva, Gpa>)> {
-        self.processes.iter().map(|(id, p)| (*id, &p.space))
+        self.processes.iter().map(|(id, p)| (ProcessId(id as u32), &p.space))
     }
 
     /// What was done and what is held. Looks at every leaf of every process.

@@ -36,7 +36,7 @@ impl ModelledGuest {
     ) -> Result<R, GuestError> {
         self.create(id, vcpu, output)?;
         self.memory.physical.set_cpu(vcpu.0);
-        let result = match self.processes.get_mut(&id) {
+        let result = match self.processes.get_mut(id.0.into()) {
             Some(process) => {
                 let mut emit = Emit {
                     output,
@@ -91,9 +91,9 @@ impl ModelledGuest {
         vcpu: VcpuId,
         output: &mut Output<'_>,
     ) -> Result<(), GuestError> {
-        if !self.processes.contains_key(&id) {
+        if !self.processes.contains(id.0.into()) {
             let process = self.new_process(id, vcpu, output)?;
-            self.processes.insert(id, process);
+            self.processes.insert(id.0.into(), process);
         }
         Ok(())
     }
@@ -116,7 +116,7 @@ impl ModelledGuest {
     ) -> Result<(), GuestError> {
         self.create(id, vcpu, output)?;
         let pcids = self.config.pcids;
-        let Some(process) = self.processes.get(&id) else { return Ok(()) };
+        let Some(process) = self.processes.get(id.0.into()) else { return Ok(()) };
         let (root, context) = (process.space.root(), process.context);
         let generation = process.generation;
         let cpu = self.cpu(vcpu);
@@ -134,7 +134,7 @@ impl ModelledGuest {
     /// The segment registers are part of a process's context: they are loaded with CR3, but not if
     /// neither the old nor the new process has a segment.
     fn load_segment(&mut self, vcpu: VcpuId, id: ProcessId, output: &mut Output<'_>) {
-        let region = self.processes.get(&id).and_then(|p| p.space.region());
+        let region = self.processes.get(id.0.into()).and_then(|p| p.space.region());
         let cpu = self.cpu(vcpu);
         if cpu.segment || region.is_some() {
             cpu.segment = region.is_some();
@@ -173,7 +173,7 @@ impl ModelledGuest {
     }
 
     fn acting_for(&self, id: ProcessId) -> VcpuId {
-        self.processes.get(&id).map_or(self.current, |p| self.acting(p.context))
+        self.processes.get(id.0.into()).map_or(self.current, |p| self.acting(p.context))
     }
 
     /// What is not mapped in the range is mapped first, as an access there would have it.
@@ -209,7 +209,8 @@ impl ModelledGuest {
         let space =
             self.with(parent, vcpu, output, |space, memory, emit| space.fork(memory, emit))?;
         self.contexts += 1;
-        self.processes.insert(child, Process { space, context: self.contexts, generation: 0 });
+        self.processes
+            .insert(child.0.into(), Process { space, context: self.contexts, generation: 0 });
         self.count(OsWork::Fork);
         Ok(())
     }
@@ -223,7 +224,7 @@ impl ModelledGuest {
     ) -> Result<(), GuestError> {
         let vcpu = self.acting_for(id);
         let new = self.new_process(id, vcpu, output)?;
-        if let Some(old) = self.processes.insert(id, new) {
+        if let Some(old) = self.processes.insert(id.0.into(), new) {
             if self.cpus.get(usize::from(vcpu.0)).is_some_and(|c| c.loaded == old.context) {
                 self.load(vcpu, id, output)?;
             }
@@ -237,7 +238,7 @@ impl ModelledGuest {
     /// next switch; should it access memory before, the process begins anew.
     pub(super) fn exit(&mut self, id: ProcessId, output: &mut Output<'_>) {
         let vcpu = self.acting_for(id);
-        if let Some(process) = self.processes.remove(&id) {
+        if let Some(process) = self.processes.remove(id.0.into()) {
             self.tear_down(process, vcpu, output);
             self.count(OsWork::Exit);
         }

@@ -24,23 +24,14 @@ impl ModelledGuest {
             let cpu = self.cpus.get(usize::from(run.vcpu.0));
             let gpa = match cpu.and_then(|c| c.translations.cached(run)) {
                 Some(gpa) => gpa,
-                None => {
-                    if i >= warm {
-                        // Misses that follow each other closely wait for memory together.
-                        if i < warm + AHEAD {
-                            self.load_ahead(&runs[i..runs.len().min(i + AHEAD)]);
-                        }
-                        warm = i + AHEAD;
+                None => match self.missed(runs, i, &mut warm) {
+                    Some(gpa) => gpa,
+                    None => {
+                        output.runs(&runs[done..i]);
+                        done = i;
+                        self.resolve(run, output)?
                     }
-                    match self.walk(run) {
-                        Some(gpa) => gpa,
-                        None => {
-                            output.runs(&runs[done..i]);
-                            done = i;
-                            self.resolve(run, output)?
-                        }
-                    }
-                }
+                },
             };
             output.gpas().push(gpa);
         }
@@ -48,10 +39,19 @@ impl ModelledGuest {
         Ok(())
     }
 
+    /// Run `i` is not in the translations that are remembered: it is looked up.
     #[inline(never)]
-    fn load_ahead(&self, runs: &[Run]) {
-        let of = |run: &Run| self.cpus.get(usize::from(run.vcpu.0)).map(|c| &c.translations);
-        load_ahead(&self.memory.tables, self.config.mode, runs, of);
+    fn missed(&mut self, runs: &[Run], i: usize, warm: &mut usize) -> Option<Gpa> {
+        if i >= *warm {
+            // Misses that follow each other closely wait for memory together.
+            if i < *warm + AHEAD {
+                let of = |r: &Run| self.cpus.get(usize::from(r.vcpu.0)).map(|c| &c.translations);
+                let ahead = &runs[i..runs.len().min(i + AHEAD)];
+                load_ahead(&self.memory.tables, self.config.mode, ahead, of);
+            }
+            *warm = i + AHEAD;
+        }
+        self.walk(&runs[i])
     }
 
     /// Looks the run's page up in the tables that CR3 points to. `None` if that faults, or if the
@@ -116,6 +116,7 @@ impl ModelledGuest {
 
     /// The first access of a vCPU, a page fault, or both.
     #[cold]
+    #[inline(never)]
     fn resolve(&mut self, run: &Run, output: &mut Output<'_>) -> Result<Gpa, GuestError> {
         let (vcpu, gva) = (run.vcpu, run.gva);
         self.current = vcpu;

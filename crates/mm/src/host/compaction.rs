@@ -11,7 +11,7 @@
 use crate::error::MmError;
 use crate::host::HostMemory;
 use crate::host::segment::SegmentChange;
-use crate::physical::runs::Run;
+use crate::physical::runs::{Run, sort};
 use crate::space::Unobserved;
 use nestwalk_types::{Address, Gpa, Hpa};
 
@@ -71,7 +71,7 @@ impl HostMemory {
         let movable = &self.memory.physical.movable;
         let mut parts = self.memory.physical.free_runs();
         parts.extend(movable.iter().map(|f| *f..f + 1));
-        parts.sort_unstable_by_key(|r| r.start);
+        sort(&mut parts);
         let mut best: Option<(usize, u64)> = None;
         let mut i = 0;
         while i < parts.len() {

@@ -15,8 +15,7 @@ pub use stats::{
 use crate::physical::pc_memory_map;
 use mirror::{Mirror, Stale};
 use nestwalk_tables::{Leaf, Mode, TableMemory};
-use nestwalk_types::{Address, Batch, Control, Gpa, GuestBatch, GuestInfo, Gva, ProcessId, VcpuId};
-use std::collections::BTreeSet;
+use nestwalk_types::{Address, Batch, Control, Gpa, GuestBatch, GuestInfo, Gva, NumberSet, VcpuId};
 use translate::Cpu;
 
 /// Examples of dropped runs that are kept for each reason.
@@ -38,7 +37,7 @@ pub struct ObservedGuest {
     mirror: Mirror,
     ranges: Vec<(Gpa, u64)>,
     cpus: Vec<Cpu>,
-    processes: BTreeSet<ProcessId>,
+    processes: NumberSet,
     stats: ObservedStats,
     examples: Vec<DroppedRun>,
 }
@@ -60,7 +59,7 @@ impl ObservedGuest {
             mirror: Mirror::new(mode, end_of(&ranges).page_number()),
             ranges,
             cpus: (0..info.vcpus).map(|_| Cpu::new(mode)).collect(),
-            processes: BTreeSet::new(),
+            processes: NumberSet::new(),
             stats: ObservedStats::default(),
             examples: Vec::new(),
         })
@@ -182,7 +181,7 @@ impl ObservedGuest {
                 self.stats.kernel_faults += u64::from(!code.user);
             }
             Control::Process { id, .. } => {
-                self.processes.insert(id);
+                self.processes.insert(u64::from(id.0));
             }
             Control::Prefault { start, bytes } => self.check(index, start, bytes)?,
             Control::RegionOfInterest | Control::OsWork { .. } => {}

@@ -3,6 +3,7 @@
 use super::*;
 use nestwalk_tables::entry::{LARGE, NO_EXECUTE, PRESENT, USER, WRITE};
 use nestwalk_tables::{LONG4, LONG5, MODES, look_up};
+use nestwalk_types::ProcessId;
 use nestwalk_types::{FaultCode, Filter, Run, RunFlags, SplitMix64};
 
 const V: VcpuId = VcpuId(0);

@@ -2,15 +2,14 @@
 //! of an aged memory ([`crate::Fragmentation::Blocks`]).
 
 use crate::physical::PhysicalMemory;
-use nestwalk_types::Address;
-use std::collections::BTreeSet;
+use nestwalk_types::{Address, NumberSet};
 use std::ops::Range;
 
 /// What has changed since the list of others' frames was made.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct OthersMoved {
-    out: BTreeSet<u64>,
-    into: BTreeSet<u64>,
+    out: NumberSet,
+    into: NumberSet,
 }
 
 impl<O: Address> PhysicalMemory<O> {
@@ -23,18 +22,18 @@ impl<O: Address> PhysicalMemory<O> {
     /// Whether others have the frame and can be moved.
     pub(crate) fn is_others(&self, frame: u64) -> bool {
         let moved = &self.others_moved;
-        moved.into.contains(&frame)
-            || (self.movable.binary_search(&frame).is_ok() && !moved.out.contains(&frame))
+        moved.into.contains(frame)
+            || (self.movable.binary_search(&frame).is_ok() && !moved.out.contains(frame))
     }
 
     /// Others leave a frame, to whoever moved them, and have another.
     pub(crate) fn exchange_others(&mut self, left: u64, taken: u64) {
         debug_assert!(self.is_others(left) && !self.is_others(taken));
         let moved = &mut self.others_moved;
-        if !moved.into.remove(&left) {
+        if !moved.into.remove(left) {
             moved.out.insert(left);
         }
-        if !moved.out.remove(&taken) {
+        if !moved.out.remove(taken) {
             moved.into.insert(taken);
         }
     }
@@ -43,8 +42,8 @@ impl<O: Address> PhysicalMemory<O> {
     pub(crate) fn settle_others(&mut self) {
         let OthersMoved { out, into } = std::mem::take(&mut self.others_moved);
         if !out.is_empty() {
-            self.movable.retain(|f| !out.contains(f));
-            self.movable.extend(into);
+            self.movable.retain(|f| !out.contains(*f));
+            self.movable.extend(into.iter());
             self.movable.sort_unstable();
         }
     }

@@ -13,11 +13,16 @@ pub struct Run {
     pub frames: u64,
 }
 
+/// Puts ranges in the order of their beginnings.
+pub(crate) fn sort(ranges: &mut [Range<u64>]) {
+    ranges.sort_unstable_by_key(|range| range.start);
+}
+
 impl<O: Address> PhysicalMemory<O> {
     /// The longest ranges of frames that are free as a whole, ascending.
     pub fn free_runs(&self) -> Vec<Range<u64>> {
         let mut blocks: Vec<_> = self.zones().flat_map(|(_, buddy)| buddy.free_ranges()).collect();
-        blocks.sort_unstable_by_key(|b| b.start);
+        sort(&mut blocks);
         let mut runs: Vec<Range<u64>> = Vec::new();
         for block in blocks {
             match runs.last_mut() {

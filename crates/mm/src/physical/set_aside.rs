@@ -3,8 +3,7 @@
 //! size.
 
 use crate::physical::PhysicalMemory;
-use nestwalk_types::Address;
-use std::collections::{BTreeMap, BTreeSet};
+use nestwalk_types::{Address, ByNumber, NumberSet};
 use std::ops::Range;
 
 /// A reservation, by its place in the list of all.
@@ -95,7 +94,7 @@ pub(crate) struct SetAside {
     records: Vec<Option<Record>>,
     unused: Vec<usize>,
     /// Reservations that hold something, the first to break first.
-    queue: BTreeMap<u64, usize>,
+    queue: ByNumber<usize>,
     turn: u64,
     held: u64,
     /// Times that a reservation was broken.
@@ -139,7 +138,7 @@ impl SetAside {
         }
         record.set(frames, false);
         self.held -= frames.end - frames.start;
-        self.queue.remove(&record.turn);
+        self.queue.remove(record.turn);
         if record.held > 0 {
             record.turn = self.turn;
             self.queue.insert(self.turn, reservation.0);
@@ -155,7 +154,7 @@ impl SetAside {
 
     fn remove(&mut self, reservation: Reservation) -> Option<Record> {
         let record = self.records.get_mut(reservation.0)?.take()?;
-        self.queue.remove(&record.turn);
+        self.queue.remove(record.turn);
         self.held -= record.held;
         self.unused.push(reservation.0);
         Some(record)
@@ -164,9 +163,9 @@ impl SetAside {
     /// Takes frames back from the reservation whose turn it is: the upper half of its frames, or
     /// all if that is no more than 2 MiB. `None` if nothing is held.
     fn break_first(&mut self) -> Option<Vec<Range<u64>>> {
-        let (&turn, &slot) = self.queue.first_key_value()?;
+        let (turn, &slot) = self.queue.from(0)?;
         let Some(Some(record)) = self.records.get_mut(slot) else {
-            self.queue.remove(&turn);
+            self.queue.remove(turn);
             return Some(Vec::new());
         };
         let end = record.end();
@@ -178,7 +177,7 @@ impl SetAside {
         record.frames = from - record.first;
         record.bits.truncate(record.frames.div_ceil(64) as usize);
         if record.held == 0 {
-            self.queue.remove(&turn);
+            self.queue.remove(turn);
         }
         self.broken += u64::from(!rows.is_empty());
         Some(rows)
@@ -192,7 +191,7 @@ pub(crate) struct Pool {
     pub order: u32,
     free: Vec<u64>,
     /// Every page that belongs to the pool, free or not.
-    members: BTreeSet<u64>,
+    members: NumberSet,
 }
 
 impl<O: Address> PhysicalMemory<O> {
@@ -269,14 +268,14 @@ impl<O: Address> PhysicalMemory<O> {
     }
     /// A page that is freed goes back to its pool, if it is of one.
     pub(crate) fn back_to_pool(&mut self, frame: u64, order: u32) -> bool {
-        let pool = self.pools.iter_mut().find(|p| p.order == order && p.members.contains(&frame));
+        let pool = self.pools.iter_mut().find(|p| p.order == order && p.members.contains(frame));
         pool.map(|p| p.free.push(frame)).is_some()
     }
     /// A page that is split leaves its pool: its parts are ordinary memory when they are freed.
     /// (Linux splits no such page and refuses to unmap a part of it.)
     pub(crate) fn leave_pool(&mut self, frame: u64, order: u32) {
         if let Some(pool) = self.pools.iter_mut().find(|p| p.order == order) {
-            pool.members.remove(&frame);
+            pool.members.remove(frame);
         }
     }
 }
@@ -285,6 +284,7 @@ impl<O: Address> PhysicalMemory<O> {
 mod tests {
     use super::*;
     use nestwalk_types::{Gpa, SplitMix64};
+    use std::collections::BTreeMap;
 
     fn memory() -> PhysicalMemory<Gpa> {
         PhysicalMemory::new(&[(Gpa::new(0), 64 << 20)], 0).unwrap()

@@ -24,8 +24,7 @@
 use crate::physical::PhysicalMemory;
 use crate::physical::buddy::LINUX_MAX_ORDER;
 use crate::placement::{Outcome, Placed, Placement, Request};
-use nestwalk_types::Address;
-use std::collections::BTreeMap;
+use nestwalk_types::{Address, ByNumber};
 
 /// Orders from this one on are large pages: 2 MiB (`HPAGE_PMD_ORDER`).
 const LARGE: u32 = 9;
@@ -91,19 +90,19 @@ impl Ring {
 pub struct Ca {
     config: CaConfig,
     /// Entries by the VMA's first address, with its end.
-    vmas: BTreeMap<u64, (u64, Ring)>,
+    vmas: ByNumber<(u64, Ring)>,
 }
 
 impl Ca {
     /// Without mappings.
     pub const fn new(config: CaConfig) -> Self {
-        Self { config, vmas: BTreeMap::new() }
+        Self { config, vmas: ByNumber::new() }
     }
 
     /// Parts of VMAs beyond these borders are VMAs of their own, with the same entries: the
     /// kernel copies them when it splits a VMA (`vm_area_dup`).
     fn cut(&mut self, at: u64) {
-        let found = self.vmas.range_mut(..at).next_back();
+        let found = at.checked_sub(1).and_then(|below| self.vmas.up_to_mut(below));
         if let Some((_, (end, ring))) = found
             && *end > at
         {
@@ -115,17 +114,17 @@ impl Ca {
     /// The entries of the VMA from `start` to `end`. VMAs that were merged keep those of the
     /// lowest one (`vma_merge` extends a VMA and frees the others with what they have).
     fn ring(&mut self, start: u64, end: u64) -> &mut Ring {
-        let known = self.vmas.get(&start).is_some_and(|v| v.0 == end);
+        let known = self.vmas.get(start).is_some_and(|v| v.0 == end);
         if !known {
             self.cut(start);
             self.cut(end);
-            let inside: Vec<u64> = self.vmas.range(start..end).map(|(s, _)| *s).collect();
-            let mut rings = inside.into_iter().filter_map(|s| self.vmas.remove(&s));
+            let inside: Vec<u64> = self.vmas.range(start..end).map(|(s, _)| s).collect();
+            let mut rings = inside.into_iter().filter_map(|s| self.vmas.remove(s));
             let ring = rings.next().map_or_else(Ring::default, |v| v.1);
             rings.for_each(drop);
             self.vmas.insert(start, (end, ring));
         }
-        &mut self.vmas.entry(start).or_default().1
+        &mut self.vmas.get_or_insert(start, Default::default).1
     }
 
     /// Places a page for a thread that may make placements and entries, or may not because
@@ -218,8 +217,8 @@ impl<O: Address> Placement<O> for Ca {
     fn unmapped(&mut self, _: &mut PhysicalMemory<O>, start: u64, end: u64) {
         self.cut(start);
         self.cut(end);
-        let inside: Vec<u64> = self.vmas.range(start..end).map(|(s, _)| *s).collect();
-        inside.iter().for_each(|s| drop(self.vmas.remove(s)));
+        let inside: Vec<u64> = self.vmas.range(start..end).map(|(s, _)| s).collect();
+        inside.iter().for_each(|s| drop(self.vmas.remove(*s)));
     }
     /// The child's VMAs are copies of the parent's, entries included (`vm_area_dup`).
     fn forked(&self) -> Box<dyn Placement<O>> {

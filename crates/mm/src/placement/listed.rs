@@ -2,8 +2,7 @@
 
 use crate::physical::PhysicalMemory;
 use crate::placement::{FirstFit, Outcome, Placed, Placement, Request};
-use nestwalk_types::{Address, Gpa, Hpa, PageSize};
-use std::collections::BTreeSet;
+use nestwalk_types::{Address, Gpa, Hpa, NumberSet, PageSize};
 
 /// Order of a 2 MiB block.
 const LARGE: u32 = 9;
@@ -67,14 +66,14 @@ struct Entry {
 pub(crate) struct Listed {
     entries: Vec<Entry>,
     /// First pages of aligned blocks of 2 MiB that were set aside as a whole.
-    blocks: BTreeSet<u64>,
+    blocks: NumberSet,
 }
 
 impl Listed {
     /// Of page and frame numbers, by page.
     pub(crate) fn new(pages: Vec<(u64, u64)>) -> Self {
         let entry = |(page, frame)| Entry { page, frame, held: false };
-        Self { entries: pages.into_iter().map(entry).collect(), blocks: BTreeSet::new() }
+        Self { entries: pages.into_iter().map(entry).collect(), blocks: NumberSet::new() }
     }
 
     /// Entries for `pages` pages from `page` on, if the list has all of them one behind the other on
@@ -119,7 +118,7 @@ impl<O: Address> Placement<O> for Listed {
         let (page, order) = (request.page >> 12, request.size.order());
         let listed = self.entries.partition_point(|e| e.page < page);
         let is_listed = self.entries.get(listed).is_some_and(|e| e.page == page);
-        if !request.copy && (order == 0 || self.blocks.contains(&page)) {
+        if !request.copy && (order == 0 || self.blocks.contains(page)) {
             let run = self.run(page, 1 << order);
             if let Some(run) = run.filter(|run| run.iter().all(|e| e.held)) {
                 run.iter_mut().for_each(|e| e.held = false);

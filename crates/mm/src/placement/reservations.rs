@@ -2,8 +2,7 @@
 
 use crate::physical::PhysicalMemory;
 use crate::physical::set_aside::Reservation;
-use nestwalk_types::{Address, PageSize};
-use std::collections::BTreeMap;
+use nestwalk_types::{Address, ByNumber, PageSize};
 use std::ops::Range;
 
 /// What a reservation has for a page.
@@ -29,12 +28,12 @@ struct Held {
 /// Reservations by their first page; pages are numbered without sign extension.
 #[derive(Debug, Default)]
 pub(crate) struct Reservations {
-    by_page: BTreeMap<u64, Held>,
+    by_page: ByNumber<Held>,
 }
 
 impl Reservations {
     fn around(&self, page: u64) -> Option<(u64, Held)> {
-        let (&first, &held) = self.by_page.range(..=page).next_back()?;
+        let (first, &held) = self.by_page.up_to(page)?;
         (page < first + held.pages).then_some((first, held))
     }
     /// Whether a page is in a reservation, broken or not.
@@ -43,8 +42,8 @@ impl Reservations {
     }
     /// The largest range around a page, within `pages`, that is in no reservation.
     pub fn gap(&self, page: u64, pages: &Range<u64>) -> Range<u64> {
-        let before = self.by_page.range(..=page).next_back().map_or(0, |(f, h)| f + h.pages);
-        let after = self.by_page.range(page..).next().map_or(u64::MAX, |(f, _)| *f);
+        let before = self.by_page.up_to(page).map_or(0, |(f, h)| f + h.pages);
+        let after = self.by_page.from(page).map_or(u64::MAX, |(f, _)| f);
         before.max(pages.start)..after.min(pages.end)
     }
     /// The frame that follows the reservation which ends at a page.
@@ -99,9 +98,9 @@ impl Reservations {
     pub fn remove<O: Address>(&mut self, memory: &mut PhysicalMemory<O>, pages: &Range<u64>) {
         let from = self.around(pages.start).map_or(pages.start, |(first, _)| first);
         let hit: Vec<(u64, Held)> =
-            self.by_page.range(from..pages.end).map(|(f, h)| (*f, *h)).collect();
+            self.by_page.range(from..pages.end).map(|(f, h)| (f, *h)).collect();
         for (first, held) in hit {
-            self.by_page.remove(&first);
+            self.by_page.remove(first);
             let end = first + held.pages;
             let (cut, rest) = (pages.start.max(first), pages.end.min(end));
             if (cut, rest) == (first, end) {

@@ -3,9 +3,7 @@
 use crate::observed::{ObservedError, ObservedGuest};
 use nestwalk_tables::entry::{LARGE, NO_EXECUTE, WRITE};
 use nestwalk_tables::{Entry, Level, Mode, TableMemory};
-use nestwalk_types::{Address, Control, Gpa, GuestInfo, PageSize, Protection, VcpuId};
-use std::collections::BTreeMap;
-use std::collections::btree_map::Entry::Vacant;
+use nestwalk_types::{Address, ByNumber, Control, Gpa, GuestInfo, PageSize, Protection, VcpuId};
 
 /// A user address space: a root table from its first load to its end. Numbered in the order of their
 /// first loads, so that two passes over one stream agree.
@@ -56,7 +54,7 @@ pub type Visit<'a> = dyn FnMut(u64, PageSize, Entry) -> bool + 'a;
 pub struct Spaces {
     guest: ObservedGuest,
     /// Tables of user address spaces by frame.
-    places: BTreeMap<u64, Place>,
+    places: ByNumber<Place>,
     /// Root tables by address space; `None` once it has ended.
     roots: Vec<Option<Gpa>>,
     /// Address space in CR3, by vCPU.
@@ -69,7 +67,7 @@ impl Spaces {
         let guest = ObservedGuest::new(info)?;
         let current = vec![None; usize::from(info.vcpus)];
         let (roots, events) = (Vec::new(), Vec::new());
-        Ok(Self { guest, places: BTreeMap::new(), roots, current, events })
+        Ok(Self { guest, places: ByNumber::new(), roots, current, events })
     }
 
     pub const fn mode(&self) -> &'static Mode {
@@ -103,10 +101,7 @@ impl Spaces {
             Control::TableWrite { gpa, value, .. } => self.link(gpa, Entry(value)),
             Control::TableAdded { gpa, .. } => {
                 // A root that is said anew is another one.
-                if self
-                    .places
-                    .get(&gpa.page_number())
-                    .is_some_and(|p| p.level == self.mode().levels)
+                if self.places.get(gpa.page_number()).is_some_and(|p| p.level == self.mode().levels)
                 {
                     self.end(gpa);
                 }
@@ -125,7 +120,7 @@ impl Spaces {
 
     /// What an entry that is stored to takes away.
     fn write(&mut self, vcpu: VcpuId, gpa: Gpa, new: Entry) {
-        let Some(&Place { space, level, base }) = self.places.get(&gpa.page_number()) else {
+        let Some(&Place { space, level, base }) = self.places.get(gpa.page_number()) else {
             return;
         };
         let mode = self.mode();
@@ -152,7 +147,7 @@ impl Spaces {
 
     /// What an entry that was stored to gives.
     fn link(&mut self, gpa: Gpa, new: Entry) {
-        let Some(&place) = self.places.get(&gpa.page_number()) else { return };
+        let Some(&place) = self.places.get(gpa.page_number()) else { return };
         let index = (gpa.value() & 0xfff) / u64::from(self.mode().entry_bytes);
         self.give(place, index, new);
     }
@@ -173,8 +168,8 @@ impl Spaces {
         } else {
             // A table has one place, so that each is looked through once, whatever points to it.
             let frame = entry.target::<Gpa>().page_number();
-            if let Vacant(place) = self.places.entry(frame) {
-                place.insert(Place { space, level: level - 1, base: start });
+            if !self.places.contains(frame) {
+                self.places.insert(frame, Place { space, level: level - 1, base: start });
                 self.scan(frame);
             }
         }
@@ -182,10 +177,10 @@ impl Spaces {
 
     /// A table is taken from its place, and those below from theirs.
     fn unplace(&mut self, table: Gpa, place: Place) {
-        if self.places.get(&table.page_number()) != Some(&place) {
+        if self.places.get(table.page_number()) != Some(&place) {
             return;
         }
-        self.places.remove(&table.page_number());
+        self.places.remove(table.page_number());
         let mode = self.mode();
         let Place { space, level, base } = place;
         let Some(page) = self.tables().page(table).filter(|_| level > 1) else { return };
@@ -200,7 +195,7 @@ impl Spaces {
 
     /// Everything that a table gives.
     fn scan(&mut self, frame: u64) {
-        let Some(&place) = self.places.get(&frame) else { return };
+        let Some(&place) = self.places.get(frame) else { return };
         let Some(page) = self.tables().page(Gpa::new(frame << 12)) else { return };
         let entries: Vec<(u64, Entry)> = (0..512).zip(page.iter().map(|w| Entry(*w))).collect();
         for (index, entry) in entries.into_iter().filter(|(_, e)| e.is_present()) {
@@ -212,7 +207,7 @@ impl Spaces {
     fn end(&mut self, gpa: Gpa) {
         let frame = gpa.page_number();
         let levels = self.mode().levels;
-        if let Some(place) = self.places.remove(&frame)
+        if let Some(place) = self.places.remove(frame)
             && place.level == levels
             && self.roots[place.space as usize].is_some_and(|r| r.page_number() == frame)
         {
@@ -224,7 +219,7 @@ impl Spaces {
     fn load(&mut self, vcpu: VcpuId, root: Gpa) {
         let levels = self.mode().levels;
         let frame = root.page_number();
-        let known = self.places.get(&frame).filter(|p| p.level == levels).map(|p| p.space);
+        let known = self.places.get(frame).filter(|p| p.level == levels).map(|p| p.space);
         let space = match known.or_else(|| self.other_half(root)) {
             Some(space) => space,
             None => {
@@ -245,7 +240,7 @@ impl Spaces {
     /// tables for user space (Linux, `kernel_to_user_pgdp`).
     fn other_half(&self, root: Gpa) -> Option<SpaceId> {
         let other = Gpa::new(root.value() ^ 0x1000);
-        let place = self.places.get(&other.page_number())?;
+        let place = self.places.get(other.page_number())?;
         if place.level != self.mode().levels {
             return None;
         }
@@ -268,7 +263,7 @@ impl Spaces {
 
     /// The table, if this is its place: what else points to it is no part of the address space.
     fn table_at(&self, table: Gpa, place: Place) -> Option<&[u64; 512]> {
-        if self.places.get(&table.page_number()) != Some(&place) {
+        if self.places.get(table.page_number()) != Some(&place) {
             return None;
         }
         self.tables().page(table)

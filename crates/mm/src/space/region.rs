@@ -15,8 +15,7 @@ use crate::error::MmError;
 use crate::physical::runs::Run;
 use crate::space::{AddressSpace, Flush, Memory, Observer, Unobserved};
 use nestwalk_tables::Level;
-use nestwalk_types::{Address, PageSize, Protection};
-use std::collections::BTreeSet;
+use nestwalk_types::{Address, NumberSet, PageSize, Protection};
 
 /// Which mapping becomes a primary region.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -71,7 +70,7 @@ pub(super) struct Region {
     bits: Vec<u64>,
     origin: u64,
     held: u64,
-    escaped: BTreeSet<u64>,
+    escaped: NumberSet,
 }
 
 impl Region {
@@ -83,7 +82,7 @@ impl Region {
             bits: vec![u64::MAX; run.frames.div_ceil(64) as usize],
             origin: first,
             held: run.frames,
-            escaped: BTreeSet::new(),
+            escaped: NumberSet::new(),
         };
         for frame in missing {
             let page = first + (frame - run.frame);
@@ -141,7 +140,7 @@ impl<I: Address, O: Address> AddressSpace<I, O> {
     /// The primary region, if there is one.
     pub fn region(&self) -> Option<Contiguous<I, O>> {
         let region = self.region.as_ref()?;
-        let number = |page: &u64| self.typed(page << 12).page_number();
+        let number = |page: u64| self.typed(page << 12).page_number();
         Some(Contiguous {
             start: self.typed(region.first << 12),
             bytes: region.pages << 12,
@@ -160,7 +159,7 @@ impl<I: Address, O: Address> AddressSpace<I, O> {
         let page = address >> 12;
         self.region
             .as_ref()
-            .is_some_and(|r| (r.first..r.end()).contains(&page) && !r.escaped.contains(&page))
+            .is_some_and(|r| (r.first..r.end()).contains(&page) && !r.escaped.contains(page))
     }
 
     /// Whether a range has anything of the region.
@@ -346,7 +345,7 @@ impl<I: Address, O: Address> AddressSpace<I, O> {
         }
         region.frame += first - old_first;
         (region.first, region.pages) = (first, end - first);
-        region.escaped.retain(|page| (first..end).contains(page));
+        region.escaped = region.escaped.range(first..end).collect();
         if region.escaped.len() as u64 == region.pages {
             self.region = None;
         }

@@ -1,7 +1,6 @@
 //! Mappings of an address space: ranges of pages with one protection.
 
-use nestwalk_types::Protection;
-use std::collections::BTreeMap;
+use nestwalk_types::{ByNumber, Protection};
 
 /// One mapping (`vm_area_struct`): anonymous, private memory. Addresses are untyped and without
 /// sign extension, so that the last one of the upper half has a successor.
@@ -29,21 +28,21 @@ const NOTHING: Vma = Vma { start: 1, end: 0, protection: Protection::READ };
 /// The mappings of an address space: disjoint, neighbours of equal protection merged.
 #[derive(Clone, Debug)]
 pub struct VmaSet {
-    map: BTreeMap<u64, (u64, Protection)>,
+    map: ByNumber<(u64, Protection)>,
     /// What [`VmaSet::find`] found last: faults come in clusters.
     last: Vma,
 }
 
 impl Default for VmaSet {
     fn default() -> Self {
-        Self { map: BTreeMap::new(), last: NOTHING }
+        Self { map: ByNumber::new(), last: NOTHING }
     }
 }
 
 impl VmaSet {
     /// Mappings in ascending order.
     pub fn iter(&self) -> impl Iterator<Item = Vma> {
-        self.map.iter().map(|(&start, &(end, protection))| Vma { start, end, protection })
+        self.map.iter().map(|(start, &(end, protection))| Vma { start, end, protection })
     }
     /// Number of mappings.
     pub fn len(&self) -> usize {
@@ -60,7 +59,7 @@ impl VmaSet {
         if self.last.start <= address && address < self.last.end {
             return Some(self.last);
         }
-        let (&start, &(end, protection)) = self.map.range(..=address).next_back()?;
+        let (start, &(end, protection)) = self.map.up_to(address)?;
         if address >= end {
             return None;
         }
@@ -71,18 +70,18 @@ impl VmaSet {
     /// The range between the mappings around `address`, which is in none: end of the one before
     /// and start of the one after it, or 0 and `u64::MAX`.
     pub fn gap(&self, address: u64) -> (u64, u64) {
-        let before = self.map.range(..=address).next_back().map_or(0, |(_, v)| v.0);
-        let after = self.map.range(address..).next().map_or(u64::MAX, |(s, _)| *s);
+        let before = self.map.up_to(address).map_or(0, |(_, v)| v.0);
+        let after = self.map.from(address).map_or(u64::MAX, |(s, _)| s);
         (before, after)
     }
 
     /// The first range in `start..end` that is in no mapping.
     pub fn first_gap(&self, start: u64, end: u64) -> Option<(u64, u64)> {
         let mut at = start;
-        if let Some((_, v)) = self.map.range(..=start).next_back() {
+        if let Some((_, v)) = self.map.up_to(start) {
             at = at.max(v.0);
         }
-        for (&next, v) in self.map.range(at..) {
+        for (next, v) in self.map.range(at..) {
             if next > at {
                 break;
             }
@@ -91,19 +90,23 @@ impl VmaSet {
         (at < end).then(|| (at, end.min(self.gap(at).1)))
     }
 
+    fn below(&self, address: u64) -> Option<(u64, &(u64, Protection))> {
+        self.map.up_to(address.checked_sub(1)?)
+    }
+
     /// Adds a range that overlaps no mapping.
     pub fn insert(&mut self, mut start: u64, mut end: u64, protection: Protection) {
         self.last = NOTHING;
-        if let Some((&s, &(e, p))) = self.map.range(..start).next_back()
+        if let Some((s, &(e, p))) = self.below(start)
             && e == start
             && p == protection
         {
             start = s;
         }
-        if let Some(&(e, p)) = self.map.get(&end)
+        if let Some(&(e, p)) = self.map.get(end)
             && p == protection
         {
-            self.map.remove(&end);
+            self.map.remove(end);
             end = e;
         }
         self.map.insert(start, (end, protection));
@@ -114,11 +117,11 @@ impl VmaSet {
     pub fn remove(&mut self, start: u64, end: u64) -> Vec<Vma> {
         self.last = NOTHING;
         let mut removed = Vec::new();
-        let first = self.map.range(..start).next_back().filter(|(_, v)| v.0 > start);
-        let from = first.map_or(start, |(s, _)| *s);
-        let hit: Vec<_> = self.map.range(from..end).map(|(s, v)| (*s, *v)).collect();
+        let first = self.below(start).filter(|(_, v)| v.0 > start);
+        let from = first.map_or(start, |(s, _)| s);
+        let hit: Vec<_> = self.map.range(from..end).map(|(s, v)| (s, *v)).collect();
         for (s, (e, protection)) in hit {
-            self.map.remove(&s);
+            self.map.remove(s);
             if s < start {
                 self.map.insert(s, (start, protection));
             }

@@ -3,8 +3,7 @@
 use crate::hardware::walk::Tables;
 use crate::measure::counters::Dimension;
 use nestwalk_tables::{Mode, TableMemory};
-use nestwalk_types::{Gpa, VcpuId};
-use std::collections::BTreeSet;
+use nestwalk_types::{Gpa, NumberSet, VcpuId};
 
 /// The guest's tables as this machine's vCPUs see them.
 ///
@@ -17,14 +16,14 @@ pub struct World {
     pub guest: TableMemory<Gpa>,
     /// Root table of each vCPU, as CR3 has it.
     pub roots: Vec<Gpa>,
-    /// Every root that a vCPU has loaded and whose page has had no other use since.
-    pub known_roots: BTreeSet<Gpa>,
+    /// The address of every root that a vCPU has loaded and whose page has had no other use since.
+    pub known_roots: NumberSet,
 }
 
 impl World {
     /// A world in which nothing is mapped.
     pub fn new(mode: &'static Mode, vcpus: usize) -> Self {
-        let (roots, known_roots) = (vec![Gpa::new(0); vcpus], BTreeSet::new());
+        let (roots, known_roots) = (vec![Gpa::new(0); vcpus], NumberSet::new());
         Self { mode, guest: TableMemory::new(), roots, known_roots }
     }
     /// The guest's tables as a vCPU walks them.

@@ -11,7 +11,7 @@ use crate::measure::counters::Counters;
 use crate::scheme::MachineConfig;
 use crate::scheme::{Event, MachineError, Platform, Processor, Report, Scheme};
 use crate::switching::sampler::{Cut, Recorded};
-use nestwalk_hw::Profile;
+use nestwalk_hw::{Profile, Translation};
 use nestwalk_mm::{HostMemory, PlacementStats};
 use nestwalk_types::{Gpa, GuestBatch, Run, VcpuId};
 
@@ -47,24 +47,12 @@ impl<S: Scheme, T: TlbFamily> Machine<S, T> {
     /// # Errors
     /// The scheme cannot be set up.
     pub fn with_tlbs(scheme: S, build: MachineConfig) -> Result<Self, MachineError> {
-        let vpid = if build.host.is_some() { GUEST_VPID } else { 0 };
+        let (name, platform, drive) = parts(build);
         Ok(Self {
-            platform: Platform {
-                cpu: Processor {
-                    hardware: Hardware::new(&build.profile, build.vcpus, vpid),
-                    world: World::new(build.guest_mode, build.vcpus),
-                    counters: Counters::default(),
-                },
-                host: build.host,
-                instructions: 0,
-                moved: Vec::new(),
-                vcpu: VcpuId(0),
-                interrupt_exits: build.profile.interrupts.exits(),
-                deferred: false,
-            },
+            platform,
             scheme,
-            drive: Drive::new(build.verify.then_some(build.name.as_str())),
-            name: build.name,
+            drive,
+            name,
             watch: T::Watch::default(),
             recent_misses: 0,
             last: (VcpuId(0), u64::MAX),
@@ -166,19 +154,65 @@ impl<S: Scheme, T: TlbFamily> DynMachine for Machine<S, T> {
     }
 
     fn watch(&mut self, run: &Run) -> Result<Vec<Step>, MachineError> {
-        self.events().known(run.vcpu)?;
-        let before = self.platform.cpu.counters.clone();
-        let core = &mut self.platform.cpu.hardware.cores[usize::from(run.vcpu.0)];
-        core.forget_walks();
-        let result = self.resolve(&Request::of(run)).and_then(|_| {
+        let request = Request::of(run);
+        let before = self.events().begin_watch(&request)?;
+        let mut result = self.access(&request, false);
+        if matches!(result, Ok(Some(_))) {
             // All faults are handled: one more walk from cold is the one to show.
-            let core = &mut self.platform.cpu.hardware.cores[usize::from(run.vcpu.0)];
-            core.forget_walks();
-            self.platform.cpu.hardware.steps = Some(Vec::new());
-            self.resolve(&Request::of(run))
-        });
+            self.events().show_walk(&request);
+            result = self.access(&request, false);
+        }
+        self.events().end_watch(&request, before, result)
+    }
+}
+
+/// All of a machine that knows neither its scheme nor its family of TLBs.
+fn parts(build: MachineConfig) -> (String, Platform, Drive) {
+    let vpid = if build.host.is_some() { GUEST_VPID } else { 0 };
+    let platform = Platform {
+        cpu: Processor {
+            hardware: Hardware::new(&build.profile, build.vcpus, vpid),
+            world: World::new(build.guest_mode, build.vcpus),
+            counters: Counters::default(),
+        },
+        host: build.host,
+        instructions: 0,
+        moved: Vec::new(),
+        vcpu: VcpuId(0),
+        interrupt_exits: build.profile.interrupts.exits(),
+        deferred: false,
+    };
+    let drive = Drive::new(build.verify.then_some(build.name.as_str()));
+    (build.name, platform, drive)
+}
+
+impl Events<'_> {
+    /// An access will be watched: what was counted before it, which counts again when it ends.
+    fn begin_watch(&mut self, request: &Request) -> Result<Counters, MachineError> {
+        self.known(request.vcpu)?;
+        self.platform.cpu.hardware.cores[request.core()].forget_walks();
+        Ok(self.platform.cpu.counters.clone())
+    }
+
+    /// The next walk is shown, and begins from cold.
+    fn show_walk(&mut self, request: &Request) {
+        let hardware = &mut self.platform.cpu.hardware;
+        hardware.cores[request.core()].forget_walks();
+        hardware.steps = Some(Vec::new());
+    }
+
+    /// The steps of the walk that was shown.
+    fn end_watch(
+        &mut self,
+        request: &Request,
+        before: Counters,
+        result: Result<Option<Translation>, MachineError>,
+    ) -> Result<Vec<Step>, MachineError> {
         let steps = self.platform.cpu.hardware.steps.take().unwrap_or_default();
         self.platform.cpu.counters = before;
-        result.map(|_| steps)
+        match result? {
+            Some(_) => Ok(steps),
+            None => Err(self.not_mapped(request)),
+        }
     }
 }

@@ -11,7 +11,7 @@ use nestwalk_mm::HostMemory;
 use nestwalk_tables::{Entry, Mode, Permissions, each_leaf};
 use nestwalk_types::{Address, Gpa};
 use serde::Serialize;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 /// Of one machine. Meanings: [`COVERAGE_FIELDS`].
 #[derive(Clone, PartialEq, Debug, Default, Serialize)]
@@ -216,9 +216,9 @@ pub fn host_runs(host: &HostMemory) -> RunSet {
 /// The roots of different programs. Roots whose entries of the programs' half are equal are one
 /// program's, as with page-table isolation.
 fn programs(world: &World) -> Vec<Gpa> {
-    let mut seen: BTreeSet<Vec<u64>> = BTreeSet::new();
+    let mut seen: Vec<Vec<u64>> = Vec::new();
     let mode = world.mode;
-    let of_program = |root: &Gpa| {
+    let of_program = |root: &Gpa| -> Vec<u64> {
         let span = mode.span(mode.levels).bytes();
         let addresses = (0..mode.entries(mode.levels)).map(|i| i * span);
         let entries = addresses.take_while(|a| *a < user_end(mode)).map(|a| {
@@ -227,8 +227,16 @@ fn programs(world: &World) -> Vec<Gpa> {
         });
         entries.map(|e| if e.is_present() { e.target::<Gpa>().value() | 1 } else { 0 }).collect()
     };
-    let known = world.known_roots.iter().copied().filter(|root| world.guest.contains(*root));
-    known.filter(|root| seen.insert(of_program(root))).collect()
+    let known = world.known_roots.iter().map(Gpa::new).filter(|root| world.guest.contains(*root));
+    let mut is_new = |root: &Gpa| {
+        let program = of_program(root);
+        let place = seen.binary_search(&program).err();
+        if let Some(place) = place {
+            seen.insert(place, program);
+        }
+        place.is_some()
+    };
+    known.filter(|root| is_new(root)).collect()
 }
 
 impl CoverageResult {
@@ -255,7 +263,7 @@ impl CoverageResult {
 impl DimensionResult {
     /// Of several address spaces: no run or entry is in two of them.
     pub fn of(spaces: &[RunSet]) -> Self {
-        let mut pieces: BTreeMap<&'static str, Pieces> = BTreeMap::new();
+        let mut pieces: Vec<(&'static str, Pieces)> = Vec::new();
         let mut largest = (0, 0);
         for space in spaces {
             let survey = Survey::of(space);
@@ -263,7 +271,11 @@ impl DimensionResult {
                 largest = (survey.footprint, survey.distance);
             }
             for (name, of_space) in survey.techniques {
-                let all = pieces.entry(name).or_default();
+                let known = pieces.iter().position(|p| p.0 == name).unwrap_or(pieces.len());
+                if known == pieces.len() {
+                    pieces.push((name, Pieces::default()));
+                }
+                let all = &mut pieces[known].1;
                 of_space.iter().for_each(|(size, count)| all.add(size, count));
             }
         }

@@ -1,6 +1,7 @@
 //! What happens to a machine beside accesses: controls of the stream, faults, timers, daemons of the
 //! host. It knows the scheme's software, and nothing of its hardware.
 
+use super::ATTEMPTS;
 use crate::hardware::Request;
 use crate::hardware::walk::Fault;
 use crate::machine::coverage::{CoverageResult, Snapshots};
@@ -9,9 +10,9 @@ use crate::measure::counters::{Counters, ExitReason};
 use crate::measure::series::Series;
 use crate::scheme::{Event, Handled, MachineError, Platform, Processor, Software};
 use crate::switching::sampler::{Cut, Recorded, Recorder};
-use nestwalk_hw::Profile;
+use nestwalk_hw::{Profile, Translation};
 use nestwalk_mm::{HostDaemonRun, HostMemory};
-use nestwalk_types::{Address, Control, Gpa, OsWork, PageSize, VcpuId};
+use nestwalk_types::{Address, Control, FaultCode, Gpa, Gva, Hpa, OsWork, PageSize, Run, VcpuId};
 
 /// What a machine keeps beside platform and scheme.
 pub(super) struct Drive {
@@ -96,7 +97,7 @@ pub(super) struct Events<'a> {
 }
 
 impl Events<'_> {
-    fn tell(&mut self, event: Event<'_>) -> Result<(), MachineError> {
+    pub(super) fn tell(&mut self, event: Event<'_>) -> Result<(), MachineError> {
         self.software.on(self.platform, event)
     }
 
@@ -276,6 +277,19 @@ impl Events<'_> {
         }
     }
 
+    /// The guest has nothing there, and its kernel did not fault.
+    #[cold]
+    pub(super) fn not_mapped(&self, request: &Request) -> MachineError {
+        let (machine, gva, vcpu) = (self.name.to_owned(), request.gva, request.vcpu.0);
+        MachineError::NotMapped { machine, gva, vcpu }
+    }
+
+    #[cold]
+    pub(super) fn stuck(&self, request: &Request) -> MachineError {
+        let (machine, gva) = (self.name.to_owned(), request.gva);
+        MachineError::Stuck { machine, gva, attempts: ATTEMPTS }
+    }
+
     /// The event is of this vCPU.
     pub(super) fn known(&mut self, vcpu: VcpuId) -> Result<(), MachineError> {
         if usize::from(vcpu.0) < self.platform.cpu.hardware.cores.len() {
@@ -286,7 +300,51 @@ impl Events<'_> {
         }
     }
 
-    pub(super) fn control(&mut self, control: &Control) -> Result<(), MachineError> {
+    /// Deals with controls, up to one that is a fault of the guest: the access that faults, which the
+    /// hardware must walk for. `None` once there are no more.
+    pub(super) fn until_fault(
+        &mut self,
+        controls: &mut std::slice::Iter<'_, (u32, Control)>,
+    ) -> Result<Option<Request>, MachineError> {
+        for (_, control) in controls {
+            if self.platform.instructions
+                >= self.software.next_timer().min(self.drive.due(self.platform))
+            {
+                self.timers()?;
+            }
+            if let Control::Fault { vcpu, gva, code } = *control {
+                self.known(vcpu)?;
+                self.platform.cpu.counters.guest_faults += 1;
+                let FaultCode { write, fetch, user, .. } = code;
+                return Ok(Some(Request { vcpu, gva, write, fetch, user, pc: Gva::new(0) }));
+            }
+            self.control(control)?;
+            self.host_promoted()?;
+        }
+        Ok(None)
+    }
+
+    /// The hardware has walked and failed; the guest's kernel answers with the events that follow. If
+    /// something was found the fault is spurious: another vCPU's kernel has mapped the page.
+    pub(super) fn fault_ends(&mut self, request: &Request) -> Result<(), MachineError> {
+        // A page fault removes what the TLBs hold for the address (SDM vol. 3A, "Invalidation of TLBs
+        // and Paging-Structure Caches").
+        let mode = self.software.walk_mode(&self.platform.cpu.world);
+        let core = &mut self.platform.cpu.hardware.cores[request.core()];
+        core.drop_translation(mode, request.gva);
+        self.host_promoted()
+    }
+
+    /// The referee looks at the translation that an access was given.
+    pub(super) fn check(&mut self, run: &Run, gpa: Gpa, hpa: Hpa, hit: Translation) {
+        let Some(referee) = &mut self.drive.referee else { return };
+        for (first, bytes) in self.platform.moved.drain(..) {
+            referee.exchanged(first, bytes);
+        }
+        referee.check(self.platform, run, gpa, hpa, hit);
+    }
+
+    fn control(&mut self, control: &Control) -> Result<(), MachineError> {
         match *control {
             Control::RegionOfInterest => self.region_of_interest(),
             Control::OsWork { work, count } => {
@@ -316,7 +374,7 @@ impl Events<'_> {
             Control::TableRetired { vcpu, gpa } => {
                 self.known(vcpu)?;
                 self.platform.cpu.world.guest.remove(gpa);
-                self.platform.cpu.world.known_roots.remove(&gpa);
+                self.platform.cpu.world.known_roots.remove(gpa.value());
                 self.tell(Event::TableRetired { vcpu, at: gpa })
             }
             Control::LoadCr3 { vcpu, root, pcid, keep } => {
@@ -367,7 +425,7 @@ impl Events<'_> {
         let kept = keep && cpu.hardware.cores[usize::from(vcpu.0)].has_pcids();
         cpu.counters.cr3_flushes += u64::from(!kept);
         cpu.world.roots[usize::from(vcpu.0)] = root;
-        cpu.world.known_roots.insert(root);
+        cpu.world.known_roots.insert(root.value());
         self.tell(Event::LoadCr3 { vcpu, pcid, keep })?;
         if let Some(fresh) = self.drive.fresh.get_mut(usize::from(vcpu.0))
             && std::mem::take(fresh)
@@ -388,7 +446,7 @@ impl Events<'_> {
         }
         self.platform.cpu.world.guest.insert(at, entries);
         // A root is loaded after this; what was one before is another table now.
-        self.platform.cpu.world.known_roots.remove(&at);
+        self.platform.cpu.world.known_roots.remove(at.value());
         self.tell(Event::TableAdded { vcpu, at })
     }
 

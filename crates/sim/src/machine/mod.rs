@@ -23,7 +23,7 @@ use crate::switching::sampler::{Cut, Recorded};
 pub use assembly::Machine;
 use nestwalk_hw::{Caches, Profile, Translation};
 use nestwalk_mm::PlacementStats;
-use nestwalk_types::{Address, Control, FaultCode, Gpa, GuestBatch, Gva, Hpa, Run, VcpuId};
+use nestwalk_types::{Address, Gpa, GuestBatch, Hpa, Run};
 pub use tenant::Tenant;
 
 /// Walks that one access may need: each handled fault maps one more page, and a nested walk meets at
@@ -109,16 +109,10 @@ pub fn program_references(caches: &mut Caches, counters: &mut Counters, run: &Ru
 impl<S: Scheme, T: TlbFamily> Machine<S, T> {
     fn run_batch(&mut self, batch: &GuestBatch) -> Result<(), MachineError> {
         for (controls, runs) in batch.batch.segments() {
-            for (_, control) in controls {
-                self.timers()?;
-                match *control {
-                    Control::Fault { vcpu, gva, code } => {
-                        self.events().known(vcpu)?;
-                        self.guest_fault(vcpu, gva, code)?;
-                    }
-                    _ => self.events().control(control)?,
-                }
-                self.events().host_promoted()?;
+            let mut controls = controls.iter();
+            while let Some(request) = self.events().until_fault(&mut controls)? {
+                self.access(&request, true)?;
+                self.events().fault_ends(&request)?;
             }
             self.run_slice(&batch.batch.runs[runs.clone()], &batch.gpas[runs])?;
         }
@@ -189,11 +183,8 @@ impl<S: Scheme, T: TlbFamily> Machine<S, T> {
             }
             let Processor { hardware, counters, .. } = &mut self.platform.cpu;
             program_references(&mut hardware.caches, counters, run, hpa);
-            if let Some(referee) = &mut self.drive.referee {
-                for (first, bytes) in self.platform.moved.drain(..) {
-                    referee.exchanged(first, bytes);
-                }
-                referee.check(&self.platform, run, *gpa, hpa, hit);
+            if self.drive.referee.is_some() {
+                self.events().check(run, *gpa, hpa, hit);
             }
         }
         self.platform.instructions += instructions;
@@ -304,12 +295,24 @@ impl<S: Scheme, T: TlbFamily> Machine<S, T> {
             Ok(translation) => Ok(translation),
             Err(fault) => match self.after_fault(request, fault, false)? {
                 Some(translation) => Ok(translation),
-                None => Err(MachineError::NotMapped {
-                    machine: self.name.clone(),
-                    gva: request.gva,
-                    vcpu: request.vcpu.0,
-                }),
+                None => Err(self.events().not_mapped(request)),
             },
+        }
+    }
+
+    /// As [`Machine::resolve`], where no time is lost: one copy for all who ask. `None`: the access
+    /// faults in the guest, which is told (`delivered`), whatever is found by then.
+    #[cold]
+    #[inline(never)]
+    fn access(
+        &mut self,
+        request: &Request,
+        delivered: bool,
+    ) -> Result<Option<Translation>, MachineError> {
+        self.before_walk(request)?;
+        match self.walk(request, delivered) {
+            Ok(translation) => Ok(Some(translation)),
+            Err(fault) => self.after_fault(request, fault, delivered),
         }
     }
 
@@ -317,7 +320,7 @@ impl<S: Scheme, T: TlbFamily> Machine<S, T> {
     #[inline]
     fn before_walk(&mut self, request: &Request) -> Result<(), MachineError> {
         if self.platform.deferred {
-            self.scheme.on(&mut self.platform, Event::AccessMissed { request })?;
+            self.events().tell(Event::AccessMissed { request })?;
         }
         Ok(())
     }
@@ -356,37 +359,13 @@ impl<S: Scheme, T: TlbFamily> Machine<S, T> {
             self.before_walk(request)?;
             let walked = self.walk(request, delivered);
             if handled == Handled::RetryOnce {
-                self.scheme.on(&mut self.platform, Event::RetryEnded)?;
+                self.events().tell(Event::RetryEnded)?;
             }
             match walked {
                 Ok(translation) => return Ok(Some(translation)),
                 Err(next) => fault = next,
             }
         }
-        Err(self.stuck(request))
-    }
-
-    /// The access that faults in the guest: the hardware walks and fails; the guest's kernel answers
-    /// with the events that follow.
-    fn guest_fault(&mut self, vcpu: VcpuId, gva: Gva, code: FaultCode) -> Result<(), MachineError> {
-        self.platform.cpu.counters.guest_faults += 1;
-        let FaultCode { write, fetch, user, .. } = code;
-        let request = Request { vcpu, gva, write, fetch, user, pc: Gva::new(0) };
-        self.before_walk(&request)?;
-        // If something is found the fault is spurious: another vCPU's kernel has mapped the page.
-        if let Err(fault) = self.walk(&request, true) {
-            self.after_fault(&request, fault, true)?;
-        }
-        // A page fault removes what the TLBs hold for the address (SDM vol. 3A, "Invalidation of TLBs
-        // and Paging-Structure Caches").
-        let mode = self.scheme.walk_mode(&self.platform.cpu.world);
-        let core = &mut self.platform.cpu.hardware.cores[request.core()];
-        core.drop_translation(mode, gva);
-        Ok(())
-    }
-
-    fn stuck(&self, request: &Request) -> MachineError {
-        let (machine, gva) = (self.name.clone(), request.gva);
-        MachineError::Stuck { machine, gva, attempts: ATTEMPTS }
+        Err(self.events().stuck(request))
     }
 }

@@ -52,16 +52,10 @@ impl<C: Default> OptionTable<C> {
     /// What is wrong, and what would be right.
     pub fn parse_parts<'a>(&self, parts: impl IntoIterator<Item = &'a str>) -> Result<C, String> {
         let (config, rest) = self.take(parts)?;
-        let Some(part) = rest.first() else { return Ok(config) };
-        if self.rows.is_empty() {
-            return Err(format!("there is only one kind, and nothing to set: leave `/{part}` out"));
+        match rest.first() {
+            None => Ok(config),
+            Some(part) => Err(unknown(part, &self.keys())),
         }
-        let known = self.rows.iter().map(|row| format!("{}={}", row.name, row.values));
-        let known = known.collect::<Vec<_>>().join(", ");
-        Err(match part.split_once('=') {
-            Some((name, _)) => format!("there is no option `{name}`; there are: {known}"),
-            None => format!("`{part}` is not name=value; there are: {known}"),
-        })
     }
 
     /// Reads what is an option of this table, and gives the other parts back.
@@ -72,10 +66,17 @@ impl<C: Default> OptionTable<C> {
         &self,
         parts: impl IntoIterator<Item = &'a str>,
     ) -> Result<(C, Vec<&'a str>), String> {
+        self.take_from(&mut parts.into_iter())
+    }
+
+    fn take_from<'a>(
+        &self,
+        parts: &mut dyn Iterator<Item = &'a str>,
+    ) -> Result<(C, Vec<&'a str>), String> {
         let mut config = C::default();
         let names: Vec<&str> = self.rows.iter().map(|row| row.name).collect();
         let mut set = |row: usize, value: &str| (self.rows[row].set)(&mut config, value);
-        let rest = read(&names, self.bare, &mut parts.into_iter(), &mut set)?;
+        let rest = read(&names, self.bare, parts, &mut set)?;
         (self.check)(&config)?;
         Ok((config, rest))
     }
@@ -88,7 +89,7 @@ impl<C: Default> OptionTable<C> {
         let mut read = C::default();
         for OptionRow { name, set, get, .. } in self.rows {
             let value = get(config);
-            set(&mut read, &value).map_err(|what| format!("{name}={value}: {what}"))?;
+            set(&mut read, &value).map_err(|what| wrong(name, &value, &what))?;
         }
         (self.check)(config)
     }
@@ -96,12 +97,43 @@ impl<C: Default> OptionTable<C> {
     /// The options that differ from their defaults, as [`OptionTable::parse`] reads them.
     pub fn spell(&self, config: &C) -> String {
         let default = C::default();
-        let differs = self.rows.iter().filter(|row| (row.get)(config) != (row.get)(&default));
-        let spelled = differs.map(|row| match (row.get)(config) {
-            value if self.bare == Some(row.name) => value,
-            value => format!("{}={value}", row.name),
-        });
-        spelled.collect::<Vec<_>>().join("/")
+        let mut spelled = String::new();
+        for OptionRow { name, get, .. } in self.rows {
+            spell(&mut spelled, name, self.bare, (get(config), get(&default)));
+        }
+        spelled
+    }
+}
+
+fn wrong(name: &str, value: &str, what: &str) -> String {
+    format!("{name}={value}: {what}")
+}
+
+/// Adds a value that is not the default.
+fn spell(out: &mut String, name: &str, bare: Option<&str>, (value, default): (String, String)) {
+    if value == default {
+        return;
+    }
+    if !out.is_empty() {
+        out.push('/');
+    }
+    if bare != Some(name) {
+        out.push_str(name);
+        out.push('=');
+    }
+    out.push_str(&value);
+}
+
+/// There is no such option.
+fn unknown(part: &str, keys: &[Key]) -> String {
+    if keys.is_empty() {
+        return format!("there is only one kind, and nothing to set: leave `/{part}` out");
+    }
+    let known = keys.iter().map(|(name, values, _)| format!("{name}={values}"));
+    let known = known.collect::<Vec<_>>().join(", ");
+    match part.split_once('=') {
+        Some((name, _)) => format!("there is no option `{name}`; there are: {known}"),
+        None => format!("`{part}` is not name=value; there are: {known}"),
     }
 }
 
@@ -124,7 +156,7 @@ fn read<'a>(
             continue;
         };
         let name = names[index];
-        set(index, value).map_err(|what| format!("{name}={value}: {what}"))?;
+        set(index, value).map_err(|what| wrong(name, value, &what))?;
         if std::mem::replace(&mut given[index], true) {
             return Err(format!("{name} is given twice"));
         }

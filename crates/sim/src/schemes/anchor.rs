@@ -24,7 +24,7 @@ use nestwalk_hw::{Anchor, Asid, Translation, fitting};
 use nestwalk_tables::look_up;
 use nestwalk_types::{Address, Gva, Hpa, PageSize};
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use nestwalk_types::ByNumber;
 
 const NAME: &str = "anchor";
 const NATIVE_NAME: &str = "native-anchor";
@@ -115,9 +115,9 @@ const FEW: u64 = 8;
 pub struct Anchors {
     config: AnchorConfig,
     /// Base-2 logarithms of the distances of address spaces that have another than the first.
-    shifts: BTreeMap<SpaceId, u32>,
+    shifts: ByNumber<u32>,
     /// By core: to which address space a tag belongs.
-    owners: Vec<BTreeMap<u16, SpaceId>>,
+    owners: Vec<ByNumber<SpaceId>>,
     first: u32,
     due: u64,
 }
@@ -131,8 +131,8 @@ impl Anchors {
         let config = build.options(&OPTIONS)?;
         Ok(Self {
             config,
-            shifts: BTreeMap::new(),
-            owners: vec![BTreeMap::new(); build.vcpus],
+            shifts: ByNumber::new(),
+            owners: vec![ByNumber::new(); build.vcpus],
             first: config.distance.unwrap_or(AT_FIRST).trailing_zeros(),
             due: if config.distance.is_some() { u64::MAX } else { config.interval },
         })
@@ -140,7 +140,7 @@ impl Anchors {
 
     #[inline]
     fn shift(&self, space: SpaceId) -> u32 {
-        self.shifts.get(&space).copied().unwrap_or(self.first)
+        self.shifts.get(space.number()).copied().unwrap_or(self.first)
     }
 
     /// The anchor that a walk for the page of `gva` finds: if it is in the same run, that covers it.
@@ -201,7 +201,7 @@ impl Anchors {
             if best.entries() * 100 >= now * (100 - self.config.gain) {
                 continue;
             }
-            self.shifts.insert(space, distance.trailing_zeros());
+            self.shifts.insert(space.number(), distance.trailing_zeros());
             platform.cpu.counters.anchor_changes += 1;
             platform.cpu.counters.contiguity_updates += best.entries();
             changed = true;
@@ -272,7 +272,7 @@ impl Unit for Anchors {
         };
         let core = &mut cpu.hardware.cores[request.core()];
         core.l2.fill_anchor(request.gva, shift, core.asid, anchor);
-        self.owners[request.core()].insert(core.asid.pcid(), space);
+        self.owners[request.core()].insert(core.asid.pcid().into(), space);
         cpu.counters.anchor_fills += 1;
         if at != request.gva.page_number() {
             Self::read_anchor(runs, cpu, request, at);
@@ -283,7 +283,7 @@ impl Unit for Anchors {
         // Whole address spaces go with the regular entries, whose tags they share.
         let Scope::Pages(asid, first, end) = scope else { return };
         let l2 = &mut platform.cpu.hardware.cores[core].l2;
-        let Some(space) = self.owners[core].get(&asid.pcid()) else { return };
+        let Some(space) = self.owners[core].get(asid.pcid().into()) else { return };
         let shift = self.shift(*space);
         if (end - first) >> shift > FEW {
             return l2.remove_anchors(first, end, shift, asid);
@@ -297,11 +297,11 @@ impl Unit for Anchors {
     /// another distance.
     fn switched(&mut self, runs: &Runs, platform: &mut Platform, core: usize) {
         let asid: Asid = platform.cpu.hardware.cores[core].asid;
-        if let Some(owner) = self.owners[core].get(&asid.pcid())
+        if let Some(owner) = self.owners[core].get(asid.pcid().into())
             && Some(*owner) != runs.space(core)
         {
             platform.cpu.hardware.cores[core].l2.remove_anchors(0, u64::MAX, 0, asid);
-            self.owners[core].remove(&asid.pcid());
+            self.owners[core].remove(asid.pcid().into());
         }
     }
 

@@ -21,7 +21,7 @@ use crate::scheme::{MachineError, Platform, Processor};
 use nestwalk_contiguity::{MappedRun, RunSet};
 use nestwalk_hw::{HPA_LIMIT, Range, RangeTlb, Translation};
 use nestwalk_types::{Address, Hpa, PageSize};
-use std::collections::BTreeMap;
+use nestwalk_types::ByNumber;
 
 const NAME: &str = "rmm";
 const NATIVE_NAME: &str = "native-rmm";
@@ -101,7 +101,8 @@ impl Default for RmmConfig {
 pub struct Rmm {
     config: RmmConfig,
     tlbs: Vec<RangeTlb>,
-    guest: BTreeMap<SpaceId, RangeTable>,
+    /// By address space.
+    guest: ByNumber<RangeTable>,
     vmm: RangeTable,
     /// Bare metal: where the next node goes, and nodes given back. The stream's kernel has decided about
     /// its memory without them.
@@ -126,7 +127,7 @@ impl Rmm {
         Ok(Self {
             config,
             tlbs: vec![RangeTlb::new(config.entries); build.vcpus],
-            guest: BTreeMap::new(),
+            guest: ByNumber::new(),
             vmm: RangeTable::new(),
             next: ABOVE,
             free: Vec::new(),
@@ -149,7 +150,7 @@ impl Rmm {
     ) -> Result<(), MachineError> {
         let mut nodes = Nodes { platform, next: &mut self.next, free: &mut self.free };
         let table = match space {
-            Some(space) => self.guest.entry(space).or_default(),
+            Some(space) => self.guest.get_or_insert(space.number(), RangeTable::default),
             None => &mut self.vmm,
         };
         let long = |run: &MappedRun| run.pages >= self.config.min;
@@ -202,7 +203,7 @@ impl Rmm {
         if guest.min(host) < self.config.min {
             return;
         }
-        let Some(table) = self.guest.get(&space) else { return };
+        let Some(table) = self.guest.get(space.number()) else { return };
         cpu.counters.range_walks += 1;
         let vmm = runs.host.is_some().then_some(&self.vmm);
         let mut lines = std::mem::take(&mut self.lines);
@@ -324,7 +325,7 @@ impl Unit for Rmm {
             self.keep_in_step(platform, runs.guest.runs(space), Some(space), (first, pages))?;
             // The OS gives the table of a process that is no more back.
             if runs.guest.runs(space).is_none()
-                && let Some(mut table) = self.guest.remove(&space)
+                && let Some(mut table) = self.guest.remove(space.number())
             {
                 let Self { next, free, .. } = self;
                 let mut nodes = Nodes { platform, next, free };

@@ -28,7 +28,7 @@ use crate::scheme::{
 use nestwalk_hw::profile::TlbProfile;
 use nestwalk_hw::{Asid, Tlb, Translation};
 use nestwalk_types::{Gpa, Gva, Invalidation, Run, VcpuId};
-use std::collections::BTreeMap;
+use nestwalk_types::ByNumber;
 
 /// The catalogue's entry.
 pub const DEFINITION: Definition = Definition {
@@ -122,7 +122,7 @@ pub struct SharedTlb<B> {
     /// Root tables by tag; the last loaded last.
     roots: Vec<(Gpa, u16)>,
     /// By core: the tag of each PCID's address space, and of the current one.
-    spaces: Vec<BTreeMap<u16, u16>>,
+    spaces: Vec<ByNumber<u16>>,
     current: Vec<u16>,
     vpid: u8,
 }
@@ -142,7 +142,7 @@ impl<B> SharedTlb<B> {
             tlb: Tlb::new(&[array]),
             cycles,
             roots: Vec::new(),
-            spaces: vec![BTreeMap::new(); vcpus],
+            spaces: vec![ByNumber::new(); vcpus],
             current: vec![0; vcpus],
             vpid: u8::from(build.host.is_some()),
         })
@@ -177,7 +177,7 @@ impl<B> SharedTlb<B> {
         let core = usize::from(vcpu.0);
         let tag = self.tag(root);
         self.current[core] = tag;
-        self.spaces[core].insert(pcid, tag);
+        self.spaces[core].insert(pcid.into(), tag);
         if !keep {
             self.tlb.invalidate_asid(self.asid(tag));
         }
@@ -191,7 +191,7 @@ impl<B> SharedTlb<B> {
     }
 
     fn invalidated(&mut self, core: usize, what: Invalidation) {
-        let of = |pcid: u16| self.spaces[core].get(&pcid).copied();
+        let of = |pcid: u16| self.spaces[core].get(pcid.into()).copied();
         match what {
             Invalidation::Page(gva) => {
                 self.tlb.invalidate_page(gva, self.own(core), true);

@@ -109,7 +109,7 @@ fn head(path: &Path) -> Option<Head> {
     let (_, mut file, total) = open_file(path).ok()?;
     total?;
     let mut window = if is_zip(&mut file) {
-        let chunks = Chunks::open(file).ok()?;
+        let chunks = Chunks::open(Box::new(file)).ok()?;
         Window::new(Box::new(chunks), Compression::None, false).ok()?
     } else {
         Window::detect(Box::new(file.take(1 << 20)), false).ok()?

@@ -155,7 +155,7 @@ impl Drmemtrace {
         name: &str,
         reader: impl std::io::Read + std::io::Seek + Send + 'static,
     ) -> Option<Self> {
-        let chunks = Chunks::open(reader).ok()?;
+        let chunks = Chunks::open(Box::new(reader)).ok()?;
         let window = Window::new(Box::new(chunks), Compression::None, false).ok()?;
         Some(Self::source(name.to_owned(), window, None))
     }

@@ -124,7 +124,7 @@ impl Stream {
         let taken = Arc::new(AtomicU64::new(0));
         if is_zip(&mut file) {
             let counted = Counting { inner: file, taken: taken.clone() };
-            let chunks = Chunks::open(counted).map_err(|e| cannot_read(&name, &e))?;
+            let chunks = Chunks::open(Box::new(counted)).map_err(|e| cannot_read(&name, &e))?;
             let window = Window::new(Box::new(chunks), Compression::None, true);
             let window = not_empty(&name, window)?;
             return Ok(Self::new(name, path.into(), Form::Zip, window, (taken, total), vcpu));
@@ -271,7 +271,7 @@ fn window(path: &Path, form: Form, offset: u64, taken: &Arc<AtomicU64>) -> io::R
         Form::Zip => {
             let file = Lent::new(path.into(), 0);
             let counted = Counting { inner: file, taken: taken.clone() };
-            let mut chunks = Chunks::open(counted)?;
+            let mut chunks = Chunks::open(Box::new(counted))?;
             let skipped = chunks.skip(offset);
             let unused = Arc::new(AtomicU64::new(0));
             let mut window = Window::small(Box::new(chunks), Compression::None, unused)?;

@@ -4,6 +4,7 @@
 //! (4.3.14, 4.3.15), central directory headers (4.3.12), local headers (4.3.7), the zip64 extended
 //! information field (4.5.3). Members are stored or deflated, as minizip writes them.
 
+use crate::erased::Anywhere;
 use flate2::Crc;
 use flate2::bufread::DeflateDecoder;
 use std::fs::File;
@@ -42,22 +43,24 @@ struct Member {
 }
 
 /// Reads all members in the order of the central directory.
-pub(super) struct Chunks<R: Read + Seek> {
+pub(super) struct Chunks {
     members: std::vec::IntoIter<Member>,
-    state: State<R>,
+    state: State,
     /// The member that is read, and what was read of it.
     now: Option<Member>,
     read: u64,
     crc: Crc,
 }
 
+/// The archive.
+type Input = Box<dyn Anywhere>;
 /// Compressed bytes read at a time.
 const INPUT: usize = 32 << 10;
 
-enum State<R> {
-    Between(R),
-    Stored(io::Take<R>),
-    Deflated(DeflateDecoder<BufReader<io::Take<R>>>),
+enum State {
+    Between(Input),
+    Stored(io::Take<Input>),
+    Deflated(DeflateDecoder<BufReader<io::Take<Input>>>),
     Broken,
 }
 
@@ -75,7 +78,7 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
 }
 
 /// Offset and length of the central directory.
-fn find_directory<R: Read + Seek>(reader: &mut R) -> io::Result<(u64, u64)> {
+fn find_directory(reader: &mut Input) -> io::Result<(u64, u64)> {
     let length = reader.seek(SeekFrom::End(0))?;
     let tail = length.min(END_MAX);
     reader.seek(SeekFrom::Start(length - tail))?;
@@ -136,8 +139,8 @@ fn member(bytes: &[u8]) -> io::Result<(Member, usize)> {
     Ok((Member { name, offset, bytes: stored, full, crc, deflated }, header))
 }
 
-impl<R: Read + Seek> Chunks<R> {
-    pub(super) fn open(mut reader: R) -> io::Result<Self> {
+impl Chunks {
+    pub(super) fn open(mut reader: Input) -> io::Result<Self> {
         let (offset, size) = find_directory(&mut reader)?;
         if size > DIRECTORY_MAX {
             return Err(bad(format!("a zip archive with a directory of {size} bytes: damaged")));
@@ -194,7 +197,7 @@ impl<R: Read + Seek> Chunks<R> {
     }
 
     /// Goes to the data of the next member. `Ok(false)` if there is none.
-    fn next(&mut self, mut reader: R) -> io::Result<bool> {
+    fn next(&mut self, mut reader: Input) -> io::Result<bool> {
         let Some(member) = self.members.next() else {
             self.state = State::Between(reader);
             return Ok(false);
@@ -221,7 +224,7 @@ impl<R: Read + Seek> Chunks<R> {
     }
 }
 
-impl<R: Read + Seek> Read for Chunks<R> {
+impl Read for Chunks {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         if buf.is_empty() {
             return Ok(0);

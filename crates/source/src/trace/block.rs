@@ -4,6 +4,7 @@
 //! payload, the CRC-32 of the 12 bytes before; numbers are little-endian) and its payload. So a length
 //! is believed only if its own checksum is right.
 
+use crate::erased::Anywhere;
 use std::io::{self, Read, Seek, SeekFrom};
 
 /// First bytes of a file. As in PNG: a byte that no text has, and line ends that a transfer as text
@@ -84,8 +85,8 @@ fn unreadable(error: &io::Error) -> Fault {
 }
 
 /// Reads the head at `offset` of a file of so many bytes.
-pub(super) fn read_head<R: Read + Seek>(
-    input: &mut R,
+pub(super) fn read_head(
+    input: &mut dyn Anywhere,
     offset: u64,
     file: u64,
 ) -> Result<Head, Fault> {
@@ -107,14 +108,13 @@ pub(super) fn read_head<R: Read + Seek>(
 }
 
 /// Reads the payload that follows a head that was just read.
-pub(super) fn read_payload<R: Read>(input: &mut R, head: Head) -> Result<Vec<u8>, Fault> {
+pub(super) fn read_payload(input: &mut dyn Anywhere, head: Head) -> Result<Vec<u8>, Fault> {
     // The length is within the file, see above.
-    let mut payload = Vec::new();
-    let read = input.take(u64::from(head.length)).read_to_end(&mut payload);
-    read.map_err(|e| unreadable(&e))?;
-    if payload.len() < head.length as usize {
-        return Err(Fault::CutOff);
-    }
+    let mut payload = vec![0; head.length as usize];
+    input.read_exact(&mut payload).map_err(|e| match e.kind() {
+        io::ErrorKind::UnexpectedEof => Fault::CutOff,
+        _ => unreadable(&e),
+    })?;
     if crc32fast::hash(&payload) != head.crc {
         let bytes = payload.len();
         return Err(Fault::Damaged(format!("the checksum of the block's {bytes} bytes is wrong")));

@@ -7,6 +7,7 @@ use super::block::{
 use super::chunk::{self, Controls, Decoder, Extent, MOST, NUMBERS};
 use super::header::{Header, Summary, Totals};
 use super::{ChunkInfo, End};
+use crate::erased::Anywhere;
 use crate::input;
 use nestwalk_types::{Batch, Control, Source, SourceError, SourceInfo};
 use std::fs::File;
@@ -20,8 +21,13 @@ use std::path::Path;
 /// is complete; [`TraceReader::is_complete`] tells. Damage is an error where it is met; what comes
 /// before it is read.
 pub struct TraceReader<R = File> {
-    name: String,
     input: R,
+    state: State,
+}
+
+/// All but the file itself, so that one copy of it serves every kind.
+struct State {
+    name: String,
     /// Bytes of the file.
     bytes: u64,
     header: Header,
@@ -51,18 +57,105 @@ impl TraceReader<File> {
     }
 }
 
-impl<R: Read + Seek> TraceReader<R> {
+impl<R: Read + Seek + Send> TraceReader<R> {
     /// Reads from `input`; `name` is for messages.
     ///
     /// # Errors
     /// This is no trace, or its header is damaged.
     pub fn new(name: &str, mut input: R) -> Result<Self, SourceError> {
+        let state = State::new(name, &mut input)?;
+        Ok(Self { input, state })
+    }
+
+    /// What the trace says of itself.
+    pub const fn header(&self) -> &Header {
+        &self.state.header
+    }
+    /// What it holds, if its end is there.
+    pub fn totals(&self) -> Option<&Totals> {
+        self.state.end.as_ref().map(|e| &e.totals)
+    }
+    /// What the recorder said at the end, if that is there.
+    pub fn summary(&self) -> Option<&Summary> {
+        self.state.end.as_ref().map(|e| &e.summary)
+    }
+    /// The chunks, in order.
+    pub fn chunks(&self) -> &[ChunkInfo] {
+        &self.state.chunks
+    }
+    /// Whether the end of the file is there: nothing was cut off.
+    pub const fn is_complete(&self) -> bool {
+        self.state.end.is_some()
+    }
+    /// What is wrong with the end of the file, if anything is but that it is missing.
+    pub fn damage(&self) -> Option<&str> {
+        self.state.damage.as_deref()
+    }
+    /// Bytes of the file.
+    pub const fn bytes(&self) -> u64 {
+        self.state.bytes
+    }
+    /// What was read so far.
+    pub const fn extent(&self) -> Extent {
+        self.state.position
+    }
+
+    /// Goes to the beginning of a chunk: what [`Source::next_batch`] and
+    /// [`TraceReader::next_controls`] then read.
+    ///
+    /// # Errors
+    /// There is no such chunk. One behind the last is the end.
+    pub fn seek_chunk(&mut self, chunk: usize) -> Result<(), SourceError> {
+        self.state.seek_chunk(chunk)
+    }
+
+    /// The controls of the next chunk alone, without decoding its runs: each with the number of the
+    /// run in the whole stream before which it stands. `false` after the last chunk.
+    ///
+    /// `controls` is replaced. What was left of a chunk that [`Source::next_batch`] has begun is
+    /// passed over.
+    ///
+    /// # Errors
+    /// As [`Source::next_batch`].
+    pub fn next_controls(
+        &mut self,
+        controls: &mut Vec<(u64, Control)>,
+    ) -> Result<bool, SourceError> {
+        controls.clear();
+        let read = self.state.try_controls(&mut self.input, controls);
+        read.map_err(|message| self.state.fail(message))
+    }
+
+    /// As [`Source::next_batch`], but `false` at the end of each chunk: the next call begins the next
+    /// one. So whoever counts chunks knows which one a batch is of.
+    ///
+    /// # Errors
+    /// As [`Source::next_batch`].
+    pub fn next_batch_of_chunk(&mut self, batch: &mut Batch) -> Result<bool, SourceError> {
+        let result = self.state.try_batch_of_chunk(&mut self.input, batch);
+        self.state.deliver(batch, result)
+    }
+}
+
+impl<R: Read + Seek + Send> Source for TraceReader<R> {
+    fn info(&self) -> SourceInfo {
+        self.state.info()
+    }
+    fn next_batch(&mut self, batch: &mut Batch) -> Result<bool, SourceError> {
+        self.state.next_batch(&mut self.input, batch)
+    }
+    fn position(&self) -> u64 {
+        self.state.position.accesses
+    }
+}
+
+impl State {
+    fn new(name: &str, input: &mut dyn Anywhere) -> Result<Self, SourceError> {
         let fail = |message| SourceError { source: name.to_owned(), message };
         let bytes = input.seek(SeekFrom::End(0)).map_err(|e| input::cannot_read(name, &e))?;
-        let (header, first) = read_start(&mut input, bytes).map_err(fail)?;
+        let (header, first) = read_start(input, bytes).map_err(fail)?;
         let mut reader = Self {
             name: name.to_owned(),
-            input,
             bytes,
             header,
             chunks: Vec::new(),
@@ -73,67 +166,34 @@ impl<R: Read + Seek> TraceReader<R> {
             position: Extent::default(),
             failed: None,
         };
-        match reader.read_end() {
+        match reader.read_end(input) {
             Some(end) => {
                 reader.chunks.clone_from(&end.chunks);
                 reader.end = Some(end);
             }
-            None => reader.scan(first),
+            None => reader.scan(input, first),
         }
         Ok(reader)
     }
 
-    /// What the trace says of itself.
-    pub const fn header(&self) -> &Header {
-        &self.header
-    }
-    /// What it holds, if its end is there.
-    pub fn totals(&self) -> Option<&Totals> {
-        self.end.as_ref().map(|e| &e.totals)
-    }
-    /// What the recorder said at the end, if that is there.
-    pub fn summary(&self) -> Option<&Summary> {
-        self.end.as_ref().map(|e| &e.summary)
-    }
-    /// The chunks, in order.
-    pub fn chunks(&self) -> &[ChunkInfo] {
-        &self.chunks
-    }
-    /// Whether the end of the file is there: nothing was cut off.
-    pub const fn is_complete(&self) -> bool {
-        self.end.is_some()
-    }
-    /// What is wrong with the end of the file, if anything is but that it is missing.
-    pub fn damage(&self) -> Option<&str> {
-        self.damage.as_deref()
-    }
-    /// Bytes of the file.
-    pub const fn bytes(&self) -> u64 {
-        self.bytes
-    }
-    /// What was read so far.
-    pub const fn extent(&self) -> Extent {
-        self.position
-    }
-
     /// The index at the end; `None` if it is not there, or not whole.
-    fn read_end(&mut self) -> Option<End> {
+    fn read_end(&self, input: &mut dyn Anywhere) -> Option<End> {
         let at = self.bytes.checked_sub(TRAILER as u64)?;
         let mut trailer = [0; TRAILER];
-        self.input.seek(SeekFrom::Start(at)).ok()?;
-        self.input.read_exact(&mut trailer).ok()?;
+        input.seek(SeekFrom::Start(at)).ok()?;
+        input.read_exact(&mut trailer).ok()?;
         let offset = offset_of_end(&trailer)?;
-        let head = read_head(&mut self.input, offset, at).ok()?;
+        let head = read_head(input, offset, at).ok()?;
         let whole = head.tag == TAG_END && offset + HEAD as u64 + u64::from(head.length) == at;
-        let payload = whole.then(|| read_payload(&mut self.input, head))?.ok()?;
+        let payload = whole.then(|| read_payload(input, head))?.ok()?;
         serde_json::from_slice(&payload).ok()
     }
 
     /// Looks for chunks from `at` on.
-    fn scan(&mut self, mut at: u64) {
+    fn scan(&mut self, input: &mut dyn Anywhere, mut at: u64) {
         let mut first = Extent::default();
         while at < self.bytes {
-            match self.look(at, first) {
+            match self.look(input, at, first) {
                 Ok(Some((info, length))) => {
                     first = first.plus(info.held);
                     at += HEAD as u64 + length;
@@ -149,10 +209,15 @@ impl<R: Read + Seek> TraceReader<R> {
     }
 
     /// The chunk at `at`, and the length of its payload; `None` if the end of the file is there.
-    fn look(&mut self, at: u64, first: Extent) -> Result<Option<(ChunkInfo, u64)>, Fault> {
-        let head = read_head(&mut self.input, at, self.bytes)?;
+    fn look(
+        &mut self,
+        input: &mut dyn Anywhere,
+        at: u64,
+        first: Extent,
+    ) -> Result<Option<(ChunkInfo, u64)>, Fault> {
+        let head = read_head(input, at, self.bytes)?;
         if head.tag == TAG_END {
-            let payload = read_payload(&mut self.input, head)?;
+            let payload = read_payload(input, head)?;
             let what = match serde_json::from_slice::<End>(&payload) {
                 Ok(end) if self.bytes > at + (HEAD + payload.len() + TRAILER - 1) as u64 => {
                     self.end = Some(end);
@@ -173,7 +238,7 @@ impl<R: Read + Seek> TraceReader<R> {
         }
         let mut numbers = [0; NUMBERS];
         let short = (head.length as usize) < NUMBERS;
-        let read = if short { Ok(()) } else { self.input.read_exact(&mut numbers) };
+        let read = if short { Ok(()) } else { input.read_exact(&mut numbers) };
         read.map_err(|e| Fault::Damaged(format!("cannot be read: {e}")))?;
         let info = chunk::numbers(&numbers).filter(|n| !short && n.0 == first);
         let (first, held) = info.ok_or_else(|| {
@@ -182,12 +247,7 @@ impl<R: Read + Seek> TraceReader<R> {
         Ok(Some((ChunkInfo { offset: at, first, held }, u64::from(head.length))))
     }
 
-    /// Goes to the beginning of a chunk: what [`Source::next_batch`] and
-    /// [`TraceReader::next_controls`] then read.
-    ///
-    /// # Errors
-    /// There is no such chunk. One behind the last is the end.
-    pub fn seek_chunk(&mut self, chunk: usize) -> Result<(), SourceError> {
+    fn seek_chunk(&mut self, chunk: usize) -> Result<(), SourceError> {
         let first = match self.chunks.get(chunk) {
             Some(info) => info.first,
             None if chunk == self.chunks.len() => {
@@ -205,28 +265,16 @@ impl<R: Read + Seek> TraceReader<R> {
         Ok(())
     }
 
-    /// The controls of the next chunk alone, without decoding its runs: each with the number of the
-    /// run in the whole stream before which it stands. `false` after the last chunk.
-    ///
-    /// `controls` is replaced. What was left of a chunk that [`Source::next_batch`] has begun is
-    /// passed over.
-    ///
-    /// # Errors
-    /// As [`Source::next_batch`].
-    pub fn next_controls(
+    fn try_controls(
         &mut self,
+        input: &mut dyn Anywhere,
         controls: &mut Vec<(u64, Control)>,
-    ) -> Result<bool, SourceError> {
-        controls.clear();
-        self.try_controls(controls).map_err(|message| self.fail(message))
-    }
-
-    fn try_controls(&mut self, controls: &mut Vec<(u64, Control)>) -> Result<bool, String> {
+    ) -> Result<bool, String> {
         if let Some(message) = &self.failed {
             return Err(message.clone());
         }
         self.decoder = None;
-        let Some((info, payload)) = self.next_payload()? else { return Ok(false) };
+        let Some((info, payload)) = self.next_payload(input)? else { return Ok(false) };
         let wrong = |what: String| self.at_chunk(self.next - 1, info.offset, &what);
         let mut decoder = Controls::new(&payload, info.held).map_err(wrong)?;
         while let Some((position, control)) = decoder.next().map_err(wrong)? {
@@ -251,7 +299,10 @@ impl<R: Read + Seek> TraceReader<R> {
     }
 
     /// Reads the next chunk.
-    fn next_payload(&mut self) -> Result<Option<(ChunkInfo, Vec<u8>)>, String> {
+    fn next_payload(
+        &mut self,
+        input: &mut dyn Anywhere,
+    ) -> Result<Option<(ChunkInfo, Vec<u8>)>, String> {
         let Some(&info) = self.chunks.get(self.next) else {
             return match &self.damage {
                 Some(damage) => Err(format!("{damage}; everything before was used")),
@@ -260,9 +311,9 @@ impl<R: Read + Seek> TraceReader<R> {
         };
         self.next += 1;
         let number = self.next - 1;
-        let head = read_head(&mut self.input, info.offset, self.bytes);
+        let head = read_head(input, info.offset, self.bytes);
         let payload = head.and_then(|head| match head.tag {
-            TAG_CHUNK => read_payload(&mut self.input, head),
+            TAG_CHUNK => read_payload(input, head),
             tag => Err(Fault::Damaged(format!("a block `{}` in its place", tag.escape_ascii()))),
         });
         let payload =
@@ -278,22 +329,16 @@ impl<R: Read + Seek> TraceReader<R> {
         Ok(Some((info, payload)))
     }
 
-    /// As [`Source::next_batch`], but `false` at the end of each chunk: the next call begins the next
-    /// one. So whoever counts chunks knows which one a batch is of.
-    ///
-    /// # Errors
-    /// As [`Source::next_batch`].
-    pub fn next_batch_of_chunk(&mut self, batch: &mut Batch) -> Result<bool, SourceError> {
-        let result = self.try_batch_of_chunk(batch);
-        self.deliver(batch, result)
-    }
-
-    fn try_batch_of_chunk(&mut self, batch: &mut Batch) -> Result<bool, String> {
+    fn try_batch_of_chunk(
+        &mut self,
+        input: &mut dyn Anywhere,
+        batch: &mut Batch,
+    ) -> Result<bool, String> {
         if let Some(message) = &self.failed {
             return Err(message.clone());
         }
         if self.decoder.is_none() {
-            let Some((info, payload)) = self.next_payload()? else { return Ok(false) };
+            let Some((info, payload)) = self.next_payload(input)? else { return Ok(false) };
             let decoder = Decoder::new(&payload, self.header.line_addresses);
             let wrong = |what: String| self.at_chunk(self.next - 1, info.offset, &what);
             self.decoder = Some(decoder.map_err(wrong)?);
@@ -319,12 +364,10 @@ impl<R: Read + Seek> TraceReader<R> {
         }
         result.map_err(|message| self.fail(message))
     }
-}
 
-impl<R: Read + Seek + Send> Source for TraceReader<R> {
     fn info(&self) -> SourceInfo {
         let mut approximations = self.header.approximations.clone();
-        if !self.is_complete() {
+        if self.end.is_none() {
             approximations.push(format!(
                 "the recording has no end: it was cut off, and its {} complete chunks are all that \
                  there is",
@@ -339,15 +382,19 @@ impl<R: Read + Seek + Send> Source for TraceReader<R> {
             has_fetches: self.header.has_fetches,
             approximations,
             guest: Some(self.header.guest()),
-            total: self.totals().map(|t| t.accesses),
+            total: self.end.as_ref().map(|e| e.totals.accesses),
             populates: 0,
             failed: None,
         }
     }
 
-    fn next_batch(&mut self, batch: &mut Batch) -> Result<bool, SourceError> {
+    fn next_batch(
+        &mut self,
+        input: &mut dyn Anywhere,
+        batch: &mut Batch,
+    ) -> Result<bool, SourceError> {
         let result = loop {
-            match self.try_batch_of_chunk(batch) {
+            match self.try_batch_of_chunk(input, batch) {
                 // A chunk may be empty, and another may follow.
                 Ok(false) if self.next < self.chunks.len() || self.damage.is_some() => {}
                 result => break result,
@@ -355,14 +402,10 @@ impl<R: Read + Seek + Send> Source for TraceReader<R> {
         };
         self.deliver(batch, result)
     }
-
-    fn position(&self) -> u64 {
-        self.position.accesses
-    }
 }
 
 /// Reads magic number, version and header; says where the first chunk begins.
-fn read_start<R: Read + Seek>(input: &mut R, bytes: u64) -> Result<(Header, u64), String> {
+fn read_start(input: &mut dyn Anywhere, bytes: u64) -> Result<(Header, u64), String> {
     let mut start = Vec::new();
     input.seek(SeekFrom::Start(0)).map_err(|e| format!("cannot be read: {e}"))?;
     input.take(START).read_to_end(&mut start).map_err(|e| format!("cannot be read: {e}"))?;

@@ -13,9 +13,8 @@ use crate::hardware::world::World;
 use nestwalk_contiguity::{MappedRun, RunSet};
 use nestwalk_tables::entry::{ACCESSED, DIRTY, LARGE};
 use nestwalk_tables::{Entry, Level, Mode, Permissions};
-use nestwalk_types::{Address, Gpa, PageSize};
+use nestwalk_types::{Address, ByNumber, Gpa, PageSize};
 use rustc_hash::FxHashMap;
-use std::collections::BTreeMap;
 
 /// Places in which a table may be linked: two roots share tables under page-table isolation.
 pub const MAX_PLACES: usize = 4;
@@ -23,6 +22,14 @@ pub const MAX_PLACES: usize = 4;
 /// An address space of the index.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash)]
 pub struct SpaceId(u32);
+
+impl SpaceId {
+    /// Its number, from 0 on.
+    #[inline]
+    pub const fn number(self) -> u64 {
+        self.0 as u64
+    }
+}
 
 /// Pages of an address space whose mapping may have changed: first page number and count.
 pub type Touched = (SpaceId, u64, u64);
@@ -39,6 +46,11 @@ struct Place {
 }
 
 type Key = (SpaceId, Level, u64);
+
+/// A number for a level of an address space.
+const fn row(space: SpaceId, level: Level) -> u64 {
+    space.number() << 8 | level as u64
+}
 
 impl Place {
     const fn key(self) -> Key {
@@ -64,11 +76,12 @@ pub const fn permissions_of(run: MappedRun) -> Permissions {
 /// The runs of all address spaces that were loaded.
 pub struct GuestRuns {
     mode: &'static Mode,
-    spaces: BTreeMap<SpaceId, Space>,
+    spaces: ByNumber<Space>,
     next: u32,
     roots: FxHashMap<u64, SpaceId>,
     tables: FxHashMap<u64, Vec<Place>>,
-    links: BTreeMap<Key, u64>,
+    /// Tables by the row of their space and level, and their first address.
+    links: ByNumber<ByNumber<u64>>,
     largest: u8,
     touched: Vec<Touched>,
 }
@@ -78,11 +91,11 @@ impl GuestRuns {
     pub fn new(mode: &'static Mode) -> Self {
         Self {
             mode,
-            spaces: BTreeMap::new(),
+            spaces: ByNumber::new(),
             next: 0,
             roots: FxHashMap::default(),
             tables: FxHashMap::default(),
-            links: BTreeMap::new(),
+            links: ByNumber::new(),
             largest: 12,
             touched: Vec::new(),
         }
@@ -96,16 +109,16 @@ impl GuestRuns {
     /// The runs of an address space.
     #[inline]
     pub fn runs(&self, space: SpaceId) -> Option<&RunSet> {
-        self.spaces.get(&space).map(|s| &s.runs)
+        self.spaces.get(space.number()).map(|s| &s.runs)
     }
     /// The run of a page.
     #[inline]
     pub fn find(&self, space: SpaceId, page: u64) -> Option<MappedRun> {
-        self.spaces.get(&space)?.runs.find(page)
+        self.spaces.get(space.number())?.runs.find(page)
     }
     /// All address spaces with their roots and runs.
     pub fn spaces(&self) -> impl Iterator<Item = (SpaceId, Gpa, &RunSet)> {
-        self.spaces.iter().map(|(id, s)| (*id, Gpa::new(s.root << 12), &s.runs))
+        self.spaces.iter().map(|(id, s)| (SpaceId(id as u32), Gpa::new(s.root << 12), &s.runs))
     }
     /// The largest page that was ever mapped: an invalidation of an address may concern all of the
     /// aligned block of that size around it.
@@ -132,7 +145,7 @@ impl GuestRuns {
         let space = SpaceId(self.next);
         self.next += 1;
         self.roots.insert(frame, space);
-        self.spaces.insert(space, Space { root: frame, runs: RunSet::new() });
+        self.spaces.insert(space.number(), Space { root: frame, runs: RunSet::new() });
         let (level, permissions) = (self.mode.levels, Permissions::ALL);
         self.attach(world, frame, Place { space, level, va: 0, permissions });
     }
@@ -186,7 +199,7 @@ impl GuestRuns {
         let loaded = world.roots.iter().any(|root| root.page_number() == frame);
         if !loaded && let Some(space) = self.roots.remove(&frame) {
             self.detach((space, self.mode.levels, 0));
-            self.spaces.remove(&space);
+            self.spaces.remove(space.number());
         }
     }
 
@@ -204,20 +217,24 @@ impl GuestRuns {
 
     fn clear_below(&mut self, (space, level, va): Key) {
         let bytes = self.reach(level);
-        if let Some(s) = self.spaces.get_mut(&space)
+        if let Some(s) = self.spaces.get_mut(space.number())
             && s.runs.unmap(va >> 12, bytes >> 12) > 0
         {
             self.touched.push((space, va >> 12, bytes >> 12));
         }
         for below in 1..level {
-            let keys = (space, below, va)..(space, below, va + bytes);
-            let gone: Vec<Key> = self.links.range(keys).map(|l| *l.0).collect();
-            gone.into_iter().for_each(|key| self.unlink(key));
+            let Some(links) = self.links.get(row(space, below)) else { continue };
+            let gone: Vec<u64> = links.range(va..va + bytes).map(|l| l.0).collect();
+            gone.into_iter().for_each(|va| self.unlink((space, below, va)));
         }
     }
 
     fn unlink(&mut self, key: Key) {
-        let Some(frame) = self.links.remove(&key) else { return };
+        let Some(links) = self.links.get_mut(row(key.0, key.1)) else { return };
+        let Some(frame) = links.remove(key.2) else { return };
+        if links.is_empty() {
+            self.links.remove(row(key.0, key.1));
+        }
         if let Some(places) = self.tables.get_mut(&frame) {
             places.retain(|p| p.key() != key);
             if places.is_empty() {
@@ -233,7 +250,7 @@ impl GuestRuns {
 
     /// A table is linked in a place from now on.
     fn attach(&mut self, world: &World, frame: u64, place: Place) {
-        if self.links.contains_key(&place.key()) {
+        if self.is_linked(place) {
             self.detach(place.key());
         }
         let places = self.tables.entry(frame).or_default();
@@ -241,7 +258,8 @@ impl GuestRuns {
             return;
         }
         places.push(place);
-        self.links.insert(place.key(), frame);
+        let links = self.links.get_or_insert(row(place.space, place.level), ByNumber::new);
+        links.insert(place.va, frame);
         self.scan(world, frame, place);
     }
 
@@ -262,7 +280,7 @@ impl GuestRuns {
     }
 
     fn is_linked(&self, place: Place) -> bool {
-        self.links.contains_key(&place.key())
+        self.links.get(row(place.space, place.level)).is_some_and(|l| l.contains(place.va))
     }
 
     fn is_leaf(&self, level: Level, entry: Entry) -> bool {
@@ -276,7 +294,7 @@ impl GuestRuns {
         let span = self.mode.span(place.level);
         let va = place.va + (index << span.shift());
         if self.is_leaf(place.level, entry) {
-            let Some(space) = self.spaces.get_mut(&place.space) else { return };
+            let Some(space) = self.spaces.get_mut(place.space.number()) else { return };
             if space.runs.unmap(va >> 12, span.base_pages()) > 0 {
                 self.touched.push((place.space, va >> 12, span.base_pages()));
             }
@@ -298,7 +316,7 @@ impl GuestRuns {
         let va = place.va + (index << span.shift());
         if self.is_leaf(place.level, entry) {
             let frame = entry.frame::<Gpa>(span).page_number();
-            let Some(space) = self.spaces.get_mut(&place.space) else { return };
+            let Some(space) = self.spaces.get_mut(place.space.number()) else { return };
             space.runs.map(va >> 12, frame, span.base_pages(), tag(permissions));
             self.largest = self.largest.max(span.shift() as u8);
             self.touched.push((place.space, va >> 12, span.base_pages()));

@@ -100,9 +100,9 @@ impl AgileMmu {
         let (now, interval) = (platform.instructions, self.interval);
         if cycles.saturating_mul(1000) >= self.config.walks.saturating_mul(interval) {
             let old = self.young.iter().filter(|(_, since)| now - **since >= interval);
-            let grown: Vec<u64> = old.map(|(gfn, _)| *gfn).collect();
+            let grown: Vec<u64> = old.map(|(gfn, _)| gfn).collect();
             for gfn in &grown {
-                self.young.remove(gfn);
+                self.young.remove(*gfn);
             }
             if !grown.is_empty() {
                 interrupt(platform);
@@ -113,7 +113,7 @@ impl AgileMmu {
     }
 
     fn all_back(&mut self, platform: &mut Platform) -> FxHashSet<u64> {
-        let tops = self.shadow.nested_tables().iter().map(|(g, l)| (*g, *l));
+        let tops = self.shadow.nested_tables().iter().map(|(g, l)| (g, *l));
         let all: Vec<(u64, Level)> = tops.collect();
         if all.is_empty() {
             return FxHashSet::default();
@@ -132,7 +132,7 @@ impl AgileMmu {
     /// Returns those that go back.
     fn clean_back(&mut self, platform: &mut Platform) -> FxHashSet<u64> {
         let mut tops: Vec<(u64, Level)> =
-            self.shadow.nested_tables().iter().map(|(g, l)| (*g, *l)).collect();
+            self.shadow.nested_tables().iter().map(|(g, l)| (g, *l)).collect();
         if tops.is_empty() {
             return FxHashSet::default();
         }

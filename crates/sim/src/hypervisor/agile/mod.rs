@@ -40,9 +40,9 @@ use crate::scheme::vmm_options::VmmRules;
 use crate::scheme::{Handled, MachineError, Platform};
 use nestwalk_mm::HostMemory;
 use nestwalk_tables::{Mode, look_up};
-use nestwalk_types::{Address, Gpa, Hpa, Invalidation, PageSize, VcpuId};
+use nestwalk_types::{Address, ByNumber, Gpa, Hpa, Invalidation, PageSize, VcpuId};
 use rustc_hash::{FxHashMap, FxHashSet};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 
 /// What a VM's tables are made from.
 pub struct VmShape {
@@ -93,7 +93,7 @@ pub struct AgileMmu {
     /// Length of an interval in instructions.
     interval: u64,
     /// Roots that are fully nested still, and since when; of all roots met.
-    young: BTreeMap<u64, u64>,
+    young: ByNumber<u64>,
     met: FxHashSet<u64>,
     /// When the interval ends.
     due: u64,
@@ -133,7 +133,7 @@ impl AgileMmu {
             walked: Vec::new(),
             marks: shape.rules.ept_ad && config.back == Back::Clean && !idle,
             interval,
-            young: BTreeMap::new(),
+            young: ByNumber::new(),
             met: FxHashSet::default(),
             due: if idle { u64::MAX } else { interval },
             walk_cycles: 0,
@@ -263,10 +263,10 @@ impl AgileMmu {
 
     /// What root registers say for a root.
     fn start_of(&mut self, platform: &mut Platform, gfn: u64) -> Result<Start, MachineError> {
-        if self.young.contains_key(&gfn) {
+        if self.young.contains(gfn) {
             return Ok(Start::Nested);
         }
-        if !self.shadow.nested_tables().contains_key(&gfn) {
+        if !self.shadow.nested_tables().contains(gfn) {
             return Ok(Start::Shadow);
         }
         self.shadow.remember_root(gfn);
@@ -407,7 +407,7 @@ impl AgileMmu {
         }
         if self.config.back == Back::Clean {
             for gfn in first..first + size.base_pages() {
-                if self.shadow.nested_tables().contains_key(&gfn) {
+                if self.shadow.nested_tables().contains(gfn) {
                     self.set_dirty(gfn);
                 }
             }

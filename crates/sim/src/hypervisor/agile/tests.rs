@@ -40,16 +40,16 @@ fn check(mmu: &AgileMmu, platform: &Platform) {
             continue;
         }
         let gfn = root.page_number();
-        let nested = mmu.shadow.nested_tables().contains_key(&gfn);
+        let nested = mmu.shadow.nested_tables().contains(gfn);
         match mmu.start(v) {
-            Start::Nested => assert!(mmu.young.contains_key(&gfn)),
+            Start::Nested => assert!(mmu.young.contains(gfn)),
             Start::Switched(at) => {
                 let gpa = Gpa::new(gfn << 12);
                 let behind = host.look_up(gpa).unwrap();
                 assert_eq!(at, behind.frame.offset_by(gpa.offset_in(behind.size)));
-                assert!(nested && !mmu.young.contains_key(&gfn));
+                assert!(nested && !mmu.young.contains(gfn));
             }
-            Start::Shadow => assert!(!nested && !mmu.young.contains_key(&gfn)),
+            Start::Shadow => assert!(!nested && !mmu.young.contains(gfn)),
         }
         // A shadow root that the hardware walks is this address space's.
         if mmu.start(v) == Start::Shadow && mmu.shadow_root(v) != Hpa::new(0) {
@@ -128,7 +128,7 @@ fn the_parts_agree_while_the_kernel_stores_and_the_host_takes_back() {
         let batches = lives::with_direct_map(&life.live(), mode, PageSize::SIZE_2M, &mut r);
         for (i, events) in batches.iter().enumerate() {
             m.run(events).unwrap();
-            let table = m.scheme.mmu.shadow.nested_tables().keys().next().copied();
+            let table = m.scheme.mmu.shadow.nested_tables().numbers().next();
             let data = events.gpas.first().map(|gpa| gpa.page_number());
             for gfn in [table, data].into_iter().flatten().filter(|_| i % 3 == 0) {
                 discarded += u64::from(m.discard(Gpa::new(gfn << 12)).unwrap());

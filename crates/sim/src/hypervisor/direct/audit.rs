@@ -3,8 +3,8 @@
 use super::DirectMmu;
 use nestwalk_tables::Entry;
 use nestwalk_tables::entry::{LARGE, WRITE};
+use nestwalk_types::ByNumber;
 use nestwalk_types::{Address, Gpa, Hpa};
-use std::collections::BTreeMap;
 
 /// What a frame is used for, by the tables.
 #[derive(Default, PartialEq, Eq, Debug, Clone, Copy)]
@@ -16,7 +16,7 @@ struct Uses {
 impl DirectMmu {
     /// Counts all uses again and says what the records have wrong: nothing, but for a bug.
     pub fn audit(&self) -> Vec<String> {
-        let (mut wrong, mut uses) = (Vec::new(), BTreeMap::<u64, Uses>::new());
+        let (mut wrong, mut uses) = (Vec::new(), ByNumber::<Uses>::new());
         for table in self.memory.pages() {
             let piece = self.pieces.get(&table.page_number());
             let level = match (piece, self.guest_page(table)) {
@@ -31,7 +31,7 @@ impl DirectMmu {
             self.audit_table(table, level, &mut uses, &mut wrong);
         }
         for (gfn, info) in self.info.all() {
-            let found = uses.remove(&gfn).unwrap_or_default();
+            let found = uses.remove(gfn).unwrap_or_default();
             let recorded = Uses {
                 table: info.table_uses - u32::from(info.pinned),
                 writable: info.writable_uses,
@@ -60,7 +60,7 @@ impl DirectMmu {
         &self,
         table: Hpa,
         level: u8,
-        uses: &mut BTreeMap<u64, Uses>,
+        uses: &mut ByNumber<Uses>,
         wrong: &mut Vec<String>,
     ) {
         let bytes = u64::from(self.mode.entry_bytes);
@@ -73,7 +73,7 @@ impl DirectMmu {
                 wrong.push(format!("{at:?} points to {entry:?}, no page of the guest"));
                 continue;
             };
-            let used = uses.entry(gfn).or_default();
+            let used = uses.get_or_insert(gfn, Uses::default);
             let large = level > 1 && self.mode.may_be_leaf(level) && entry.has(LARGE);
             if level == 1 || large {
                 used.writable += u32::from(level == 1 && entry.has(WRITE));

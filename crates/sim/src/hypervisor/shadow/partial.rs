@@ -17,15 +17,14 @@ use crate::measure::counters::ExitReason;
 use crate::scheme::{MachineError, Platform};
 use nestwalk_tables::entry::{ACCESSED, LARGE, NO_EXECUTE, PRESENT, USER, WRITE};
 use nestwalk_tables::{Entry, Level, TableMemory};
-use nestwalk_types::{Address, Gpa, Hpa};
+use nestwalk_types::{Address, ByNumber, Gpa, Hpa};
 use rustc_hash::FxHashMap;
-use std::collections::BTreeMap;
 
 /// What is known of nested guest tables.
 #[derive(Default)]
 pub(super) struct Partial {
     /// Guest frame and level of the nested tables below which all is nested.
-    pub(super) nested: BTreeMap<u64, Level>,
+    pub(super) nested: ByNumber<Level>,
     /// Switching entries by the guest frame that they lead to.
     pub(super) switches: FxHashMap<u64, Vec<Hpa>>,
     pub(super) homes: Homes,
@@ -37,7 +36,7 @@ fn index_of(spte: Hpa) -> u64 {
 
 impl ShadowMmu {
     /// Guest tables that are nested and have no nested table above them, by guest frame.
-    pub const fn nested_tables(&self) -> &BTreeMap<u64, Level> {
+    pub const fn nested_tables(&self) -> &ByNumber<Level> {
         &self.partial.nested
     }
 
@@ -151,7 +150,7 @@ impl ShadowMmu {
 
     /// A nested table is shadowed again, as faults come by: the entries that led to it go.
     pub fn make_shadowed(&mut self, platform: &mut Platform, gfn: u64) {
-        self.partial.nested.remove(&gfn);
+        self.partial.nested.remove(gfn);
         self.clear_switches(gfn);
         self.settle(platform);
     }
@@ -159,7 +158,7 @@ impl ShadowMmu {
     /// A nested table is below another: it is remembered on its own only while entries lead to it.
     pub fn forget_covered(&mut self, gfn: u64) {
         if !self.partial.switches.contains_key(&gfn) {
-            self.partial.nested.remove(&gfn);
+            self.partial.nested.remove(gfn);
         }
     }
 
@@ -204,7 +203,7 @@ impl ShadowMmu {
             }
             walk.entries[level as usize] = entry;
             table = entry.target();
-            if self.partial.nested.contains_key(&table.page_number()) {
+            if self.partial.nested.contains(table.page_number()) {
                 return Ok(());
             }
         }
@@ -278,7 +277,7 @@ impl ShadowMmu {
             entries.retain(|e| *e != spte);
             if entries.is_empty() {
                 self.partial.switches.remove(&gfn);
-                self.partial.nested.remove(&gfn);
+                self.partial.nested.remove(gfn);
             }
         }
     }
@@ -309,7 +308,7 @@ impl ShadowMmu {
             passed.push(at);
             table = entry.target();
             let gfn = table.page_number();
-            if !self.partial.nested.contains_key(&gfn) {
+            if !self.partial.nested.contains(gfn) {
                 continue;
             }
             self.partial.nested.insert(gfn, level - 1);

@@ -173,7 +173,7 @@ impl ShadowMmu {
             let behind = host.look_up(gpa).expect("the host has the table");
             let frame = behind.frame.offset_by(gpa.offset_in(behind.size));
             assert_eq!(f.entry.target::<Hpa>(), frame);
-            assert_eq!(self.partial.nested.get(&gpa.page_number()), Some(&(level - 1)));
+            assert_eq!(self.partial.nested.get(gpa.page_number()), Some(&(level - 1)));
             leading.entry(gpa.page_number()).or_default().insert(f.spte);
         }
         let known = self.partial.switches.iter();
