@@ -5,6 +5,7 @@ mod examples;
 mod govern;
 mod guest;
 mod inspect;
+mod report;
 mod setup;
 mod trace;
 pub mod trace_formats;
@@ -13,6 +14,7 @@ pub use evaluate::{BenchArgs, ExplainArgs, KeepArg, LivedArg, Publication, Repro
 pub use govern::GovernArgs;
 pub use guest::{CaptureArgs, GuestArgs, ThpArg};
 pub use inspect::InspectArgs;
+pub use report::{Drawing, ReportArgs};
 pub use setup::SetupArgs;
 pub use trace::{TraceCommand, TraceConvertArgs, TraceInfoArgs, TraceVerifyArgs};
 
@@ -69,6 +71,9 @@ pub enum Command {
     /// Look at the memory of a live process or VM: contiguous runs, and how many entries cover them
     #[command(after_help = inspect::EXAMPLES)]
     Inspect(Box<InspectArgs>),
+    /// Make a page of figures of results, and figures for papers
+    #[command(after_help = report::EXAMPLES)]
+    Report(ReportArgs),
     /// Repeat a publication's evaluation, with the workloads that can be had here
     #[command(after_help = REPRODUCE_EXAMPLES)]
     Reproduce(Box<ReproduceArgs>),

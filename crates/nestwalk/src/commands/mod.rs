@@ -6,6 +6,7 @@ pub mod compare;
 pub mod explain;
 pub mod govern;
 pub mod inspect;
+pub mod report;
 pub mod reproduce;
 pub mod samples;
 pub mod setup;
