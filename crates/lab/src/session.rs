@@ -105,6 +105,7 @@ fn plan(experiment: &Experiment, catalogue: &Catalogue, threads: usize) -> Resul
         series: None,
         contiguity: false,
         contiguity_every: None,
+        walk_map: false,
         samples: None,
     })
 }
@@ -134,6 +135,11 @@ impl Opened {
     pub fn look_at_contiguity(&mut self, every: Option<u64>) {
         self.plan.contiguity = true;
         self.plan.contiguity_every = every;
+    }
+
+    /// Results tell which references of walks were served where, by what they read.
+    pub fn map_walks(&mut self) {
+        self.plan.walk_map = true;
     }
 
     /// What the source is, as far as it is known now.

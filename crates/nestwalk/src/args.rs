@@ -263,6 +263,10 @@ pub struct CompareArgs {
     /// With --contiguity: what it was every so many instructions, set-up included
     #[arg(long, value_name = "INSTRUCTIONS", requires = "contiguity")]
     pub contiguity_every: Option<String>,
+    /// The results also have which references of walks were served where, by what they read: the heat
+    /// map of `report`
+    #[arg(long)]
+    pub walk_map: bool,
     /// Where results go.
     #[command(flatten)]
     pub output: OutputArgs,

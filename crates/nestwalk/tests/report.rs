@@ -128,7 +128,7 @@ fn two_commands_lead_from_a_trace_to_figures_for_a_paper() {
     let count = |tag: &str| document.descendants().filter(|n| n.has_tag_name(tag)).count();
     assert_eq!(pgf.matches(" rectangle ").count(), count("rect"));
     assert_eq!(pgf.matches("\\node[").count(), count("text"));
-    let rect = document.descendants().filter(|n| n.has_tag_name("rect")).next_back().unwrap();
+    let rect = document.descendants().rfind(|n| n.has_tag_name("rect")).unwrap();
     let at =
         format!("({},{}) rectangle", rect.attribute("x").unwrap(), rect.attribute("y").unwrap());
     assert!(pgf.contains(&at), "{at}\n{pgf}");

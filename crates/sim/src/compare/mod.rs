@@ -84,6 +84,8 @@ pub struct Plan {
     pub contiguity: bool,
     /// And what it was every so many instructions of the stream.
     pub contiguity_every: Option<u64>,
+    /// Results tell which references of walks were served where, by what they read.
+    pub walk_map: bool,
     /// Every machine in shadow or nested mode records samples of the region of interest, cut so.
     pub samples: Option<Cut>,
 }
@@ -117,6 +119,7 @@ impl Plan {
             series: None,
             contiguity: false,
             contiguity_every: None,
+            walk_map: false,
             samples: None,
         }
     }
@@ -260,6 +263,9 @@ fn set_up(plan: &Plan, source: &dyn Source) -> Result<(Vec<Group>, Vec<Slot>), C
         if let Some(every) = plan.contiguity_every {
             machine.look_at_coverage(every);
         }
+        if plan.walk_map {
+            machine.map_walks();
+        }
         if let Some(cut) = plan.samples {
             machine.record_samples(cut, &plan.profile);
         }
@@ -273,6 +279,15 @@ fn set_up(plan: &Plan, source: &dyn Source) -> Result<(Vec<Group>, Vec<Slot>), C
 /// # Errors
 /// Its memory or its scheme cannot be set up.
 pub fn machine(plan: &Plan, spec: &MachineSpec) -> Result<Box<dyn DynMachine>, CompareError> {
+    let built = (spec.scheme.build)(configuration(plan, spec)?);
+    Ok(built.map_err(|e| e.of(&spec.name))?)
+}
+
+/// What a machine of the plan is made of.
+///
+/// # Errors
+/// Its memory cannot be set up.
+pub fn configuration(plan: &Plan, spec: &MachineSpec) -> Result<MachineConfig, CompareError> {
     let host = match spec.host {
         None => None,
         Some(host) => {
@@ -301,7 +316,7 @@ pub fn machine(plan: &Plan, spec: &MachineSpec) -> Result<Box<dyn DynMachine>, C
             )
         }
     };
-    let built = (spec.scheme.build)(MachineConfig {
+    Ok(MachineConfig {
         name: spec.name.clone(),
         variant: spec.variant.clone(),
         vmm: spec.vmm,
@@ -312,8 +327,7 @@ pub fn machine(plan: &Plan, spec: &MachineSpec) -> Result<Box<dyn DynMachine>, C
         guest_bytes: plan.guest_bytes,
         host,
         verify: plan.verify,
-    });
-    Ok(built.map_err(|e| e.of(&spec.name))?)
+    })
 }
 
 /// Takes batches from the source and gives each guest's version, in parts, to `each`, until the end.
@@ -476,6 +490,7 @@ fn results(plan: &Plan, slots: &[Slot]) -> Vec<MachineResult> {
             let counters = slot.machine.counters();
             result.contiguity = report.contiguity.map(|s| ContiguityResult::new(counters, s));
             result.switching = report.switching;
+            result.walk_map = slot.machine.walk_map();
             if plan.contiguity {
                 result.coverage = slot.machine.coverage();
             }

@@ -4,10 +4,11 @@ use super::DynMachine;
 use super::events::{Drive, Events};
 use crate::hardware::tlbs::{PlainTlbs, TlbFamily};
 use crate::hardware::world::World;
-use crate::hardware::{GUEST_VPID, Hardware, Request, Step};
+use crate::hardware::{GUEST_VPID, Hardware, Request, Step, Watcher};
 use crate::machine::coverage::CoverageResult;
 use crate::machine::referee::Verdict;
 use crate::measure::counters::Counters;
+use crate::measure::walk_map::WalkPlace;
 use crate::scheme::MachineConfig;
 use crate::scheme::{Event, MachineError, Platform, Processor, Report, Scheme};
 use crate::switching::sampler::{Cut, Recorded};
@@ -161,19 +162,36 @@ impl<S: Scheme, T: TlbFamily> DynMachine for Machine<S, T> {
         Some(self.drive.coverage(&self.platform))
     }
 
+    fn map_walks(&mut self) {
+        self.platform.cpu.hardware.watcher = Watcher::Map(Box::default());
+    }
+
+    fn walk_map(&self) -> Option<Vec<WalkPlace>> {
+        match &self.platform.cpu.hardware.watcher {
+            Watcher::Map(map) => Some(map.places()),
+            _ => None,
+        }
+    }
+
     fn watch(&mut self, run: &Run) -> Result<Vec<Step>, MachineError> {
         self.events().known(run.vcpu)?;
         let before = self.platform.cpu.counters.clone();
+        let before_watch = std::mem::take(&mut self.platform.cpu.hardware.watcher);
         let core = &mut self.platform.cpu.hardware.cores[usize::from(run.vcpu.0)];
         core.forget_walks();
         let result = self.resolve(&Request::of(run)).and_then(|_| {
             // All faults are handled: one more walk from cold is the one to show.
             let core = &mut self.platform.cpu.hardware.cores[usize::from(run.vcpu.0)];
             core.forget_walks();
-            self.platform.cpu.hardware.steps = Some(Vec::new());
-            self.resolve(&Request::of(run))
+            let hardware = &mut self.platform.cpu.hardware;
+            hardware.watcher = Watcher::Steps(Vec::new());
+            let warm = hardware.take_caches();
+            let walked = self.resolve(&Request::of(run));
+            self.platform.cpu.hardware.caches = warm;
+            walked
         });
-        let steps = self.platform.cpu.hardware.steps.take().unwrap_or_default();
+        let watcher = std::mem::replace(&mut self.platform.cpu.hardware.watcher, before_watch);
+        let steps = if let Watcher::Steps(steps) = watcher { steps } else { Vec::new() };
         self.platform.cpu.counters = before;
         result.map(|_| steps)
     }

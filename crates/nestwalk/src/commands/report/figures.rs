@@ -23,6 +23,7 @@ pub fn of(run: &Run) -> Vec<Figure> {
     all.extend([served(run, "data_served", false), misses(run), exits(run)].into_iter().flatten());
     all.extend([tables(run), energy(run)].into_iter().flatten());
     all.extend([modes(run), contiguity(run)].into_iter().flatten());
+    all.extend(run.machines.iter().filter_map(super::heat::walk_map));
     all
 }
 

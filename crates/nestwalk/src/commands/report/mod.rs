@@ -2,6 +2,7 @@
 
 mod across;
 mod figures;
+mod heat;
 mod numbers;
 mod read;
 
@@ -122,10 +123,7 @@ struct Made {
 
 impl Made {
     fn write(&mut self, file: &Path, text: &str) -> Result<()> {
-        let (Some(folder), Some(name)) = (file.parent(), file.file_name()) else {
-            bail!("-o {}: a file is expected", file.display());
-        };
-        formats::write(folder, &name.to_string_lossy(), text)?;
+        formats::write_file("-o", file, text)?;
         self.written.push((file.into(), text.len()));
         Ok(())
     }
