@@ -1,5 +1,6 @@
 //! What can be typed. Parsing has no effects; what it means is decided in `experiment`.
 
+mod class;
 mod evaluate;
 mod examples;
 mod govern;
@@ -10,6 +11,7 @@ mod setup;
 mod trace;
 pub mod trace_formats;
 
+pub use class::{ReachArgs, SceneArg, StepArgs};
 pub use evaluate::{BenchArgs, ExplainArgs, KeepArg, LivedArg, Publication, ReproduceArgs};
 pub use govern::GovernArgs;
 pub use guest::{CaptureArgs, GuestArgs, ThpArg};
@@ -62,6 +64,12 @@ pub enum Command {
     Run(RunArgs),
     /// Show one translation, reference by reference
     Walk(WalkArgs),
+    /// Go through a fault, a flush or a mode switch: every change of tables and TLBs, in order
+    #[command(after_help = class::STEP_EXAMPLES)]
+    Step(StepArgs),
+    /// Plot overhead against footprint: how far TLBs reach
+    #[command(after_help = class::REACH_EXAMPLES)]
+    Reach(ReachArgs),
     /// Look into, check and convert traces of recorded guests
     #[command(subcommand)]
     Trace(TraceCommand),
@@ -344,6 +352,9 @@ pub struct WalkArgs {
     /// Paging mode of nested tables
     #[arg(long, default_value = "4-level")]
     pub host_paging: String,
+    /// Also draw it
+    #[arg(long, value_name = "FILE")]
+    pub svg: Option<PathBuf>,
     /// How the steps are printed
     #[arg(long, value_enum, default_value_t)]
     pub format: Format,

@@ -38,6 +38,8 @@ fn main() -> ExitCode {
         },
         Command::Setup(options) => commands::setup::setup(&options),
         Command::Walk(options) => commands::walk::walk(&options),
+        Command::Step(options) => commands::step::step(&options),
+        Command::Reach(options) => commands::reach::reach(&options),
         Command::Trace(command) => commands::trace::trace(&command),
         Command::Govern(options) => commands::govern::govern(&options),
         Command::Inspect(options) => commands::inspect::inspect(&options),

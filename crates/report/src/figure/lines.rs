@@ -33,10 +33,12 @@ pub fn lines(title: &str, x: &Axis, y: &Axis, lines: &[(String, Vec<Point>)]) ->
         let known: Vec<&Point> =
             points.iter().filter(|p| p.0.is_finite() && p.1.is_finite()).collect();
         let places = known.iter().map(|p| (across.at(p.0), up.at(p.1))).collect();
-        scene.path(places, Ink::Part(i), 1.8);
+        // Lines that lie one on the other are all seen: those below are wider.
+        let below = (lines.len() - 1 - i).min(5) as f64;
+        scene.path(places, Ink::Part(i), 1.6 + 1.2 * below);
         for (px, py) in known {
             let told = format!("{name}: {} at {}", y.unit.show(*py), x.unit.show(*px));
-            scene.dot((across.at(*px), up.at(*py)), 3.2, Ink::Part(i), told);
+            scene.dot((across.at(*px), up.at(*py)), 3.0 + 0.8 * below, Ink::Part(i), told);
         }
     }
     scene.size = (LEFT + WIDE + 40.0, bottom + 46.0);

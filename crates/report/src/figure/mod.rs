@@ -5,6 +5,7 @@ mod axis;
 mod bars;
 mod lines;
 mod pgf;
+mod plain;
 mod rows;
 mod scene;
 mod svg;
@@ -12,6 +13,7 @@ mod vega;
 
 pub use axis::{Axis, Unit, number};
 pub use pgf::pgf;
+pub use plain::plain;
 pub use scene::{Anchor, FONT, Ink, PALETTE, Point, Scene, Shape, width_of};
 pub use svg::{escape, svg};
 

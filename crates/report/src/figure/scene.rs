@@ -166,7 +166,7 @@ impl Scene {
     ) -> f64 {
         let (mut x, mut y) = (left, top);
         for (i, name) in names.iter().enumerate().filter(|(i, _)| shown(*i)) {
-            let wide = 30.0 + width_of(name, FONT);
+            let wide = 36.0 + width_of(name, FONT);
             if x > left && x + wide > left + width {
                 (x, y) = (left, y + 18.0);
             }
