@@ -313,6 +313,28 @@ fn every_scene_is_text_and_picture_of_the_same_moments() {
 }
 
 #[test]
+fn examples_of_the_help_run() {
+    let lab = Lab::new();
+    for command in ["report", "step", "reach"] {
+        let help = lab.ok(&format!("{command} --help"));
+        let examples = help.split("Examples:\n").nth(1).unwrap();
+        let examples = examples.lines().map_while(|line| line.trim().strip_prefix("nestwalk "));
+        let examples: Vec<&str> = examples.collect();
+        assert!(examples.len() >= 3, "{help}");
+        for line in examples {
+            lab.ok(line);
+        }
+    }
+    let told = lab.json("report d -o all.html --figures figures");
+    let written = told["written"].as_array().unwrap();
+    for file in written {
+        let path = lab.path(file["file"].as_str().unwrap());
+        assert_eq!(path.metadata().unwrap().len(), file["bytes"].as_u64().unwrap());
+    }
+    assert_eq!(written.len(), 1 + 4 * told["figures"].as_array().unwrap().len());
+}
+
+#[test]
 fn commands_of_the_documentation_run() {
     let lab = Lab::new();
     for line in common::tested_commands("docs/class.md") {

@@ -17,9 +17,9 @@ Exit code 0: done. 2: something was wrong.";
 
 pub(super) const REACH_EXAMPLES: &str = "\
 Examples:
-  nestwalk reach
-  nestwalk reach native:4k,native:2m,nested:4k,nested:2m --svg reach.svg
-  nestwalk reach nested --from 16MiB --to 256MiB --source gups --accesses 1M
+  nestwalk reach --to 8MiB
+  nestwalk reach native:4k,native:2m,nested:4k,nested:2m --to 16MiB --svg reach.svg
+  nestwalk reach nested --from 16MiB --to 64MiB --source gups --accesses 50k
 
 Exit code 0: done. 2: something was wrong.";
 

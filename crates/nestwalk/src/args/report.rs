@@ -6,15 +6,16 @@ use std::path::PathBuf;
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
-  nestwalk compare gups --footprint 64MiB --accesses 1M --machines all --output d
+  nestwalk compare gups --footprint 64MiB --accesses 100k --output d
   nestwalk report d
   nestwalk report d -o d/report.html --figures d/figures --as svg,pgf
-  nestwalk report small large huge --samples samples
+  nestwalk report d -o all.html --figures figures --format json
 
-Results of several footprints also give figures over the footprint. docs/report.md says what each figure
-shows.
+Results of several footprints also give figures over the footprint, and --samples figures over time.
+docs/report.md says what each figure shows.
 
-Exit code 0: done. 2: something was wrong; nothing is written then.";
+Exit code 0: done. 2: something was wrong, results that cannot be read for example; nothing is written
+then.";
 
 /// A format of figures.
 #[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]

@@ -32,6 +32,11 @@ pub fn report(args: &ReportArgs) -> Result<()> {
     let each: Vec<Vec<Figure>> = runs.iter().map(figures::of).collect();
     let mut made =
         Made { runs: runs.len(), named: named(&runs, &together, &each), written: Vec::new() };
+    // A place that cannot be written to is found out before anything is.
+    if let Some(folder) = &args.figures {
+        std::fs::create_dir_all(folder)
+            .with_context(|| format!("--figures {}: cannot be made", folder.display()))?;
+    }
     let page = match (&args.output, &args.figures) {
         (Some(file), _) => Some(file.clone()),
         (None, None) => Some(PathBuf::from(PAGE)),
@@ -45,8 +50,6 @@ pub fn report(args: &ReportArgs) -> Result<()> {
         made.write(&file, &html)?;
     }
     if let Some(folder) = &args.figures {
-        std::fs::create_dir_all(folder)
-            .with_context(|| format!("--figures {}: cannot be made", folder.display()))?;
         made.write_figures(folder, &args.drawings)?;
     }
     let out = args.format.render(&made)?;
