@@ -105,6 +105,7 @@ fn plan(experiment: &Experiment, catalogue: &Catalogue, threads: usize) -> Resul
         series: None,
         contiguity: false,
         contiguity_every: None,
+        walk_map: false,
         samples: None,
     })
 }
@@ -139,6 +140,11 @@ impl Opened {
     /// The plan and the source, for whoever drives several.
     pub(crate) fn into_parts(self) -> (Plan, Box<dyn Source>) {
         (self.plan, self.source)
+    }
+
+    /// Results tell which references of walks were served where, by what they read.
+    pub fn map_walks(&mut self) {
+        self.plan.walk_map = true;
     }
 
     /// What the source is, as far as it is known now.

@@ -1,20 +1,24 @@
 //! What can be typed. Parsing has no effects; what it means is decided in `experiment`.
 
+mod class;
 mod evaluate;
 mod examples;
 mod fleet;
 mod govern;
 mod guest;
 mod inspect;
+mod report;
 mod setup;
 mod trace;
 pub mod trace_formats;
 
+pub use class::{ReachArgs, SceneArg, StepArgs};
 pub use evaluate::{BenchArgs, ExplainArgs, KeepArg, LivedArg, Publication, ReproduceArgs};
 pub use fleet::FleetArgs;
 pub use govern::GovernArgs;
 pub use guest::{CaptureArgs, GuestArgs, ThpArg};
 pub use inspect::InspectArgs;
+pub use report::{Drawing, ReportArgs};
 pub use setup::SetupArgs;
 pub use trace::{TraceCommand, TraceConvertArgs, TraceInfoArgs, TraceVerifyArgs};
 
@@ -63,6 +67,12 @@ pub enum Command {
     Run(RunArgs),
     /// Show one translation, reference by reference
     Walk(WalkArgs),
+    /// Go through a fault, a flush or a mode switch: every change of tables and TLBs, in order
+    #[command(after_help = class::STEP_EXAMPLES)]
+    Step(StepArgs),
+    /// Plot overhead against footprint: how far TLBs reach
+    #[command(after_help = class::REACH_EXAMPLES)]
+    Reach(ReachArgs),
     /// Look into, check and convert traces of recorded guests
     #[command(subcommand)]
     Trace(TraceCommand),
@@ -72,6 +82,9 @@ pub enum Command {
     /// Look at the memory of a live process or VM: contiguous runs, and how many entries cover them
     #[command(after_help = inspect::EXAMPLES)]
     Inspect(Box<InspectArgs>),
+    /// Make a page of figures of results, and figures for papers
+    #[command(after_help = report::EXAMPLES)]
+    Report(ReportArgs),
     /// Repeat a publication's evaluation, with the workloads that can be had here
     #[command(after_help = REPRODUCE_EXAMPLES)]
     Reproduce(Box<ReproduceArgs>),
@@ -261,6 +274,10 @@ pub struct CompareArgs {
     /// With --contiguity: what it was every so many instructions, set-up included
     #[arg(long, value_name = "INSTRUCTIONS", requires = "contiguity")]
     pub contiguity_every: Option<String>,
+    /// The results also have which references of walks were served where, by what they read: the heat
+    /// map of `report`
+    #[arg(long)]
+    pub walk_map: bool,
     /// Where results go.
     #[command(flatten)]
     pub output: OutputArgs,
@@ -341,6 +358,9 @@ pub struct WalkArgs {
     /// Paging mode of nested tables
     #[arg(long, default_value = "4-level")]
     pub host_paging: String,
+    /// Also draw it
+    #[arg(long, value_name = "FILE")]
+    pub svg: Option<PathBuf>,
     /// How the steps are printed
     #[arg(long, value_enum, default_value_t)]
     pub format: Format,

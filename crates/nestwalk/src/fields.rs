@@ -240,13 +240,14 @@ pub static PARTS: LazyLock<Vec<(&str, &[Field])>> = LazyLock::new(|| {
         ("coverage.host", nestwalk_sim::DIMENSION_FIELDS),
         ("coverage.both", nestwalk_sim::DIMENSION_FIELDS),
         ("coverage.over_time[]", nestwalk_sim::POINT_FIELDS),
+        ("walk_map[]", nestwalk_sim::WALK_MAP_FIELDS),
         ("referee", REFEREE),
     ]
 });
 
 /// A machine's field, if it is an object, and the objects within it, with their keys.
 pub fn parts_of(field: &str) -> impl Iterator<Item = &'static (&'static str, &'static [Field])> {
-    PARTS.iter().filter(move |p| p.0.split('.').next() == Some(field))
+    PARTS.iter().filter(move |p| p.0.split(['.', '[']).next() == Some(field))
 }
 
 #[cfg(test)]
@@ -260,7 +261,7 @@ mod tests {
         let served: Vec<&str> = SERVED.iter().map(|f| f.0).collect();
         assert_eq!(served, ServedBy::NAMES);
         for (field, _) in PARTS.iter() {
-            assert!(FIELDS.iter().any(|f| Some(f.0) == field.split('.').next()), "{field}");
+            assert!(FIELDS.iter().any(|f| Some(f.0) == field.split(['.', '[']).next()), "{field}");
         }
     }
 }

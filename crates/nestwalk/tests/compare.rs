@@ -67,7 +67,7 @@ fn json_has_the_documented_fields_and_no_others() {
     let documented = documented(&lab);
     // Between them, every kind of exit and of kernel work occurs.
     let lines = [
-        format!("compare forkstorm {SMALL} --verify"),
+        format!("compare forkstorm {SMALL} --verify --walk-map"),
         format!(
             "compare forkstorm {SMALL} --verify \
              --machines switching/dsp/interval=0.01,agile/interval=1000,xen-pv"
@@ -112,6 +112,7 @@ fn json_has_the_documented_fields_and_no_others() {
                     "machines[].segments" => !has_segments(scheme),
                     "machines[].contiguity" => !uses_contiguity(scheme),
                     "machines[].coverage" => scheme == "ideal" || !line.contains("--contiguity"),
+                    "machines[].walk_map" => scheme == "ideal" || !line.contains("--walk-map"),
                     "machines[].host_placement" => m["host_placement"].is_null(),
                     _ => false,
                 };

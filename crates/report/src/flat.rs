@@ -77,10 +77,17 @@ pub fn to_cells(rows: &[Value]) -> Cells {
 /// The CSV writer failed.
 pub fn to_csv(rows: &[Value]) -> Result<String, CsvError> {
     let Cells { columns, rows } = to_cells(rows);
+    cells_to_csv(&[vec![columns], rows].concat())
+}
+
+/// Writes rows of cells as CSV, as they are.
+///
+/// # Errors
+/// The CSV writer failed.
+pub fn cells_to_csv(rows: &[Vec<String>]) -> Result<String, CsvError> {
     let fail = |e: &dyn std::fmt::Display| CsvError(e.to_string());
     let mut writer = csv::Writer::from_writer(Vec::new());
-    writer.write_record(&columns).map_err(|e| fail(&e))?;
-    for row in &rows {
+    for row in rows {
         writer.write_record(row).map_err(|e| fail(&e))?;
     }
     let bytes = writer.into_inner().map_err(|e| fail(&e))?;

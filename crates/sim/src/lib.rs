@@ -29,6 +29,7 @@ pub use measure::cost::Cycles;
 pub use measure::counters::{CounterRow, Counters, Dimension, ExitReason};
 pub use measure::energy::{ENERGY_FIELDS, Energy, EnergyResult};
 pub use measure::series::interval_costs;
+pub use measure::walk_map::{WALK_MAP_FIELDS, WalkPlace};
 pub use report::contiguity::CONTIGUITY_FIELDS;
 pub use report::placement::{PLACEMENT_FIELDS, PlacementResult};
 pub use report::results::{FIELDS, Field, MachineResult};

@@ -340,6 +340,7 @@ fn results(workload: &str, footprint: u64, accesses: u64, machines: &str) -> Vec
         series: None,
         contiguity: false,
         contiguity_every: None,
+        walk_map: false,
         samples: None,
     };
     let populate = Populate::Yes;

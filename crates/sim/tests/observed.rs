@@ -60,6 +60,7 @@ fn plan(machines: &str, mode: &'static Mode, vcpus: u8, threads: usize) -> Plan 
         series: None,
         contiguity: false,
         contiguity_every: None,
+        walk_map: false,
         samples: None,
     }
 }

@@ -228,6 +228,7 @@ fn plan(machines: &str, vcpus: usize, threads: usize) -> Plan {
         series: None,
         contiguity: false,
         contiguity_every: None,
+        walk_map: false,
         samples: None,
     }
 }

@@ -28,6 +28,7 @@ pub fn compare(args: &CompareArgs) -> Result<ExitCode> {
         &args.output,
         &Tables {
             sensitivity: args.sensitivity,
+            walk_map: args.walk_map,
             ..Tables::of(args.energy, args.contiguity, args.contiguity_every.as_deref())?
         },
     )
@@ -54,6 +55,7 @@ struct Tables {
     energy: bool,
     sensitivity: bool,
     contiguity: bool,
+    walk_map: bool,
     /// Instructions between two looks at contiguity.
     every: Option<u64>,
 }
@@ -64,12 +66,12 @@ impl Tables {
         if every == Some(0) {
             bail!("--contiguity-every 0: at least 1 instruction is needed");
         }
-        Ok(Self { energy, sensitivity: false, contiguity, every })
+        Ok(Self { energy, sensitivity: false, contiguity, walk_map: false, every })
     }
 }
 
 fn experiment(experiment: &Experiment, output: &OutputArgs, tables: &Tables) -> Result<ExitCode> {
-    let Tables { energy, sensitivity, contiguity, every } = *tables;
+    let Tables { energy, sensitivity, contiguity, walk_map, every } = *tables;
     let work = Work { threads: output.threads()?, series: None };
     let phases = Phases::new(output.quiet);
     let mut opened = settings::lab().open(experiment, &work, &mut |step| phases.listen(step))?;
@@ -80,6 +82,9 @@ fn experiment(experiment: &Experiment, output: &OutputArgs, tables: &Tables) -> 
     }
     if contiguity {
         opened.look_at_contiguity(every);
+    }
+    if walk_map {
+        opened.map_walks();
     }
     // A place that cannot be written to is found out before the work, not after it.
     if let Some(folder) = &output.output {

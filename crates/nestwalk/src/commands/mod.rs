@@ -3,12 +3,17 @@
 pub mod bench;
 pub mod capture;
 pub mod compare;
+pub mod entries;
 pub mod explain;
 pub mod fleet;
 pub mod govern;
 pub mod inspect;
+pub mod reach;
+pub mod report;
 pub mod reproduce;
 pub mod samples;
 pub mod setup;
+pub mod step;
 pub mod trace;
 pub mod walk;
+mod walk_picture;

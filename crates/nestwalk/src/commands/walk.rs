@@ -1,12 +1,16 @@
 //! `walk`: one translation, reference by reference.
 
 use crate::args::WalkArgs;
-use crate::formats::Found;
+use crate::commands::entries;
+use crate::commands::step::entry_name;
+use crate::commands::walk_picture::{self, served};
+use crate::formats::{self, Found};
 use anyhow::{Context, Result, anyhow, bail};
 use nestwalk_hw::Profile;
 use nestwalk_hw::profile::WalkCacheProfile;
 use nestwalk_lab::words;
 use nestwalk_mm::{GuestConfig, ModelledGuest};
+use nestwalk_report::figure::svg;
 use nestwalk_report::{Align, Table};
 use nestwalk_sim::compare::spec::{GuestSpec, MachineSpec};
 use nestwalk_sim::compare::{Plan, machine};
@@ -60,7 +64,12 @@ pub fn walk(args: &WalkArgs) -> Result<()> {
     ModelledGuest::new(config)?.process(&batch, &mut events)?;
     machine.run(&events)?;
     let steps = machine.watch(&batch.runs[0])?;
-    let out = args.format.render(&Walk { machine: &spec.name, address, steps })?;
+    let walk = Walk { machine: &spec.name, mode: guest_mode, address, steps };
+    if let Some(file) = &args.svg {
+        let scene = walk_picture::picture(&walk.title(), guest_mode, address, &walk.steps);
+        formats::write_file("--svg", file, &svg(&scene))?;
+    }
+    let out = args.format.render(&walk)?;
     std::io::stdout().lock().write_all(out.as_bytes())?;
     Ok(())
 }
@@ -85,16 +94,6 @@ fn address(args: &WalkArgs, mode: &Mode) -> Result<u64> {
     Ok(address)
 }
 
-/// Names of the field: gL4 is the guest's level-4 entry, hL4 a nested one, sL4 a shadow one.
-fn name(step: &Step) -> String {
-    let letter = match step.dimension {
-        Dimension::Guest => 'g',
-        Dimension::Nested => 'h',
-        Dimension::Shadow => 's',
-    };
-    format!("{letter}L{}", step.level)
-}
-
 fn purpose(step: &Step) -> String {
     match (step.dimension, step.on_behalf) {
         (Dimension::Nested, 0) => "where is the page".into(),
@@ -106,15 +105,38 @@ fn purpose(step: &Step) -> String {
 /// One translation.
 struct Walk<'a> {
     machine: &'a str,
+    /// Paging mode of the guest.
+    mode: &'static Mode,
     address: u64,
     steps: Vec<Step>,
 }
 
+impl Walk<'_> {
+    fn title(&self) -> String {
+        let references = match self.steps.len() {
+            1 => "1 reference".into(),
+            n => format!("{n} references"),
+        };
+        format!("{} translates gVA {:#x} in {references}", self.machine, self.address)
+    }
+
+    /// The address cut into indexes: `L4 255, L3 511, ..., offset 0x234`.
+    fn split(&self) -> String {
+        let levels = entries::split(self.mode, self.address).into_iter();
+        let levels = levels.map(|(level, index, _)| format!("L{level} {index}"));
+        format!("{}, offset {:#x}", levels.collect::<Vec<_>>().join(", "), self.address & 0xfff)
+    }
+}
+
 impl Found for Walk<'_> {
     fn json(&self) -> Result<Value> {
+        let index = |(level, index, shift): (u8, u64, u32)| json!({ "level": level, "index": index, "lowest_bit": shift });
+        let indexes = entries::split(self.mode, self.address).into_iter().map(index);
+        let indexes: Vec<Value> = indexes.collect();
         Ok(json!({
             "machine": self.machine,
             "address": format!("{:#x}", self.address),
+            "indexes": indexes,
             "steps": self.rows()?,
         }))
     }
@@ -122,12 +144,14 @@ impl Found for Walk<'_> {
     fn rows(&self) -> Result<Vec<Value>> {
         let value = |s: &Step| {
             json!({
-                "reference": name(s),
+                "reference": entry_name(s),
                 "dimension": s.dimension,
                 "level": s.level,
                 "on_behalf_of_guest_level": s.on_behalf,
                 "host_physical_address": format!("{:#x}", s.at.value()),
                 "entry": format!("{:#x}", s.entry),
+                "flags": entries::flags(s.entry),
+                "served": served(s),
             })
         };
         Ok(self.steps.iter().map(value).collect())
@@ -138,22 +162,27 @@ impl Found for Walk<'_> {
             .column("#", Align::Right)
             .column("entry", Align::Left)
             .column("read at hPA", Align::Right)
-            .column("contents", Align::Right)
+            .column("points to, flags", Align::Left)
+            .column("served by", Align::Left)
             .column("why", Align::Left);
         for (i, step) in self.steps.iter().enumerate() {
             table.row(vec![
                 (i + 1).to_string(),
-                name(step),
+                entry_name(step),
                 format!("{:#x}", step.at.value()),
-                format!("{:#x}", step.entry),
+                entries::text(step.entry),
+                served(step).into(),
                 purpose(step),
             ]);
         }
-        let references = match self.steps.len() {
-            1 => "1 reference".into(),
-            n => format!("{n} references"),
-        };
-        let (machine, address) = (self.machine, self.address);
-        format!("{machine} translates gVA {address:#x} in {references}:\n\n{}", table.render())
+        let flags =
+            entries::FLAGS.iter().map(|(_, letters, meaning)| format!("{letters} {meaning}"));
+        format!(
+            "{}:\n\nindexes  {}\n\n{}\nflags: {}\n",
+            self.title(),
+            self.split(),
+            table.render(),
+            flags.collect::<Vec<_>>().join(", ")
+        )
     }
 }

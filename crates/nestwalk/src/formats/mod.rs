@@ -169,6 +169,17 @@ pub fn write(folder: &Path, name: &str, text: &str) -> Result<()> {
     written.with_context(|| format!("{}: cannot be written", path.display()))
 }
 
+/// Writes one file that an option names.
+///
+/// # Errors
+/// It cannot be written; then it is not there.
+pub fn write_file(option: &str, file: &Path, text: &str) -> Result<()> {
+    let (Some(folder), Some(name)) = (file.parent(), file.file_name()) else {
+        bail!("{option} {}: a file is expected", file.display());
+    };
+    write(folder, &name.to_string_lossy(), text)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -188,3 +188,17 @@ pub fn drmemtrace(instructions: u64) -> Vec<u8> {
 pub fn workspace() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().expect("the workspace")
 }
+
+/// Arguments of the commands of a page of documentation that stand in fences marked `sh tested`.
+pub fn tested_commands(page: &str) -> Vec<String> {
+    let text = std::fs::read_to_string(workspace().join(page)).expect(page);
+    let fences = text.split("```sh tested\n").skip(1).map(|rest| rest.split("```").next().unwrap());
+    let lines = fences.flat_map(str::lines).filter(|line| !line.trim().is_empty());
+    let arguments = lines.map(|line| {
+        let command = line.split(" #").next().unwrap_or_default();
+        command.strip_prefix("nestwalk ").unwrap_or_else(|| panic!("{page}: {line}")).to_owned()
+    });
+    let arguments: Vec<String> = arguments.collect();
+    assert!(!arguments.is_empty(), "{page}: no command is tested");
+    arguments
+}

@@ -85,6 +85,8 @@ pub struct Plan {
     pub contiguity: bool,
     /// And what it was every so many instructions of the stream.
     pub contiguity_every: Option<u64>,
+    /// Results tell which references of walks were served where, by what they read.
+    pub walk_map: bool,
     /// Every machine in shadow or nested mode records samples of the region of interest, cut so.
     pub samples: Option<Cut>,
 }
@@ -118,6 +120,7 @@ impl Plan {
             series: None,
             contiguity: false,
             contiguity_every: None,
+            walk_map: false,
             samples: None,
         }
     }
@@ -261,6 +264,9 @@ fn set_up(plan: &Plan, source: &dyn Source) -> Result<(Vec<Group>, Vec<Slot>), C
         if let Some(every) = plan.contiguity_every {
             machine.look_at_coverage(every);
         }
+        if plan.walk_map {
+            machine.map_walks();
+        }
         if let Some(cut) = plan.samples {
             machine.record_samples(cut, &plan.profile);
         }
@@ -275,6 +281,14 @@ fn set_up(plan: &Plan, source: &dyn Source) -> Result<(Vec<Group>, Vec<Slot>), C
 /// Its memory or its scheme cannot be set up.
 pub fn machine(plan: &Plan, spec: &MachineSpec) -> Result<Box<dyn DynMachine>, CompareError> {
     machine_in(plan, spec, None)
+}
+
+/// What a machine of the plan is made of.
+///
+/// # Errors
+/// Its memory cannot be set up.
+pub fn configuration(plan: &Plan, spec: &MachineSpec) -> Result<MachineConfig, CompareError> {
+    configuration_in(plan, spec, None)
 }
 
 /// The host of a machine, as configured.
@@ -298,6 +312,15 @@ pub(crate) fn machine_in(
     spec: &MachineSpec,
     physical: Option<PhysicalMemory<Hpa>>,
 ) -> Result<Box<dyn DynMachine>, CompareError> {
+    let built = (spec.scheme.build)(configuration_in(plan, spec, physical)?);
+    Ok(built.map_err(|e| e.of(&spec.name))?)
+}
+
+fn configuration_in(
+    plan: &Plan,
+    spec: &MachineSpec,
+    physical: Option<PhysicalMemory<Hpa>>,
+) -> Result<MachineConfig, CompareError> {
     let memory = |host: DimensionSpec| {
         let config = host_config(plan, host);
         let slots = match plan.low_bytes {
@@ -312,7 +335,7 @@ pub(crate) fn machine_in(
     };
     let wrong = |source| CompareError::Memory { machine: spec.name.clone(), source };
     let host = spec.host.map(memory).transpose().map_err(wrong)?;
-    let built = (spec.scheme.build)(MachineConfig {
+    Ok(MachineConfig {
         name: spec.name.clone(),
         variant: spec.variant.clone(),
         vmm: spec.vmm,
@@ -323,8 +346,7 @@ pub(crate) fn machine_in(
         guest_bytes: plan.guest_bytes,
         host,
         verify: plan.verify,
-    });
-    Ok(built.map_err(|e| e.of(&spec.name))?)
+    })
 }
 
 /// Takes batches from the source and gives each guest's version, in parts, to `each`, until the end.
@@ -487,6 +509,7 @@ fn results(plan: &Plan, slots: &[Slot]) -> Vec<MachineResult> {
             let counters = slot.machine.counters();
             result.contiguity = report.contiguity.map(|s| ContiguityResult::new(counters, s));
             result.switching = report.switching;
+            result.walk_map = slot.machine.walk_map();
             if plan.contiguity {
                 result.coverage = slot.machine.coverage();
             }

@@ -10,6 +10,7 @@ pub mod world;
 
 use self::core::PcidLevels;
 use crate::measure::counters::{Counters, Dimension, References};
+use crate::measure::walk_map::WalkMap;
 use nestwalk_hw::{Asid, Caches, Coalesced, EntryCache, Profile, ServedBy, Tlb, WalkCache};
 use nestwalk_tables::Mode;
 use nestwalk_types::{Gpa, Gva, Hpa, Invalidation, PageSize, Run, VcpuId};
@@ -67,6 +68,18 @@ pub struct Step {
     pub served: ServedBy,
 }
 
+/// Who sees the references of walks.
+#[derive(Clone, Debug, Default)]
+pub enum Watcher {
+    /// Nobody.
+    #[default]
+    Nobody,
+    /// Each is kept, for one walk.
+    Steps(Vec<Step>),
+    /// They are counted by what they read.
+    Map(Box<WalkMap>),
+}
+
 /// What one walk costs while it runs.
 #[derive(Clone, Copy, Default)]
 pub struct Tally {
@@ -95,8 +108,8 @@ pub struct Hardware {
     pub shares_entries: bool,
     /// Costs of the walk under way.
     pub tally: Tally,
-    /// References of the walk under way, if somebody watches.
-    pub steps: Option<Vec<Step>>,
+    /// Who sees references of walks.
+    pub watcher: Watcher,
     profile: Profile,
 }
 
@@ -156,7 +169,7 @@ impl Hardware {
                 .flatten()
                 .any(|array| array.page_sizes().any(|s| s == PageSize::SIZE_16K)),
             tally: Tally::default(),
-            steps: None,
+            watcher: Watcher::Nobody,
             profile: profile.clone(),
         };
         for _ in 0..cores {
@@ -217,8 +230,33 @@ impl Hardware {
         let served = self.caches.data(core, at);
         self.tally.references.0[dimension as usize][served as usize] += 1;
         self.tally.cycles += self.latency[served as usize];
-        if let Some(steps) = &mut self.steps {
-            steps.push(Step { dimension, level, on_behalf, at, entry, served });
+        if !matches!(self.watcher, Watcher::Nobody) {
+            self.tell(Step { dimension, level, on_behalf, at, entry, served });
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn tell(&mut self, step: Step) {
+        match &mut self.watcher {
+            Watcher::Nobody => {}
+            Watcher::Steps(steps) => steps.push(step),
+            Watcher::Map(map) => {
+                map.count(step.dimension, (step.level, step.on_behalf), step.served);
+            }
+        }
+    }
+
+    /// Empties the data caches, and returns them as they were.
+    pub fn take_caches(&mut self) -> Caches {
+        let cold = Caches::new(&self.profile.caches, self.cores.len());
+        std::mem::replace(&mut self.caches, cold)
+    }
+
+    /// The region of interest begins: what was counted before is forgotten.
+    pub fn region_begins(&mut self) {
+        if let Watcher::Map(map) = &mut self.watcher {
+            **map = WalkMap::default();
         }
     }
 

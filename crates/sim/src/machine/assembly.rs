@@ -4,14 +4,15 @@ use super::events::{Drive, Events};
 use super::{DynMachine, Tenant};
 use crate::hardware::tlbs::{PlainTlbs, TlbFamily};
 use crate::hardware::world::World;
-use crate::hardware::{GUEST_VPID, Hardware, Request, Step};
+use crate::hardware::{GUEST_VPID, Hardware, Request, Step, Watcher};
 use crate::machine::coverage::CoverageResult;
 use crate::machine::referee::Verdict;
 use crate::measure::counters::Counters;
+use crate::measure::walk_map::WalkPlace;
 use crate::scheme::MachineConfig;
 use crate::scheme::{Event, MachineError, Platform, Processor, Report, Scheme};
 use crate::switching::sampler::{Cut, Recorded};
-use nestwalk_hw::{Profile, Translation};
+use nestwalk_hw::{Caches, Profile, Translation};
 use nestwalk_mm::{HostMemory, PlacementStats};
 use nestwalk_types::{Gpa, GuestBatch, Run, VcpuId};
 
@@ -153,13 +154,24 @@ impl<S: Scheme, T: TlbFamily> DynMachine for Machine<S, T> {
         self.platform.host.is_some().then(|| Tenant::new(self.events()))
     }
 
+    fn map_walks(&mut self) {
+        self.platform.cpu.hardware.watcher = Watcher::Map(Box::default());
+    }
+
+    fn walk_map(&self) -> Option<Vec<WalkPlace>> {
+        match &self.platform.cpu.hardware.watcher {
+            Watcher::Map(map) => Some(map.places()),
+            _ => None,
+        }
+    }
+
     fn watch(&mut self, run: &Run) -> Result<Vec<Step>, MachineError> {
         let request = Request::of(run);
-        let before = self.events().begin_watch(&request)?;
+        let mut before = self.events().begin_watch(&request)?;
         let mut result = self.access(&request, false);
         if matches!(result, Ok(Some(_))) {
             // All faults are handled: one more walk from cold is the one to show.
-            self.events().show_walk(&request);
+            self.events().show_walk(&request, &mut before);
             result = self.access(&request, false);
         }
         self.events().end_watch(&request, before, result)
@@ -186,30 +198,45 @@ fn parts(build: MachineConfig) -> (String, Platform, Drive) {
     (build.name, platform, drive)
 }
 
+/// What was there before an access was watched, and is there again after it.
+struct Unwatched {
+    counters: Counters,
+    watcher: Watcher,
+    caches: Option<Caches>,
+}
+
 impl Events<'_> {
-    /// An access will be watched: what was counted before it, which counts again when it ends.
-    fn begin_watch(&mut self, request: &Request) -> Result<Counters, MachineError> {
+    /// An access will be watched.
+    fn begin_watch(&mut self, request: &Request) -> Result<Unwatched, MachineError> {
         self.known(request.vcpu)?;
-        self.platform.cpu.hardware.cores[request.core()].forget_walks();
-        Ok(self.platform.cpu.counters.clone())
+        let Processor { hardware, counters, .. } = &mut self.platform.cpu;
+        hardware.cores[request.core()].forget_walks();
+        let watcher = std::mem::take(&mut hardware.watcher);
+        Ok(Unwatched { counters: counters.clone(), watcher, caches: None })
     }
 
     /// The next walk is shown, and begins from cold.
-    fn show_walk(&mut self, request: &Request) {
+    fn show_walk(&mut self, request: &Request, before: &mut Unwatched) {
         let hardware = &mut self.platform.cpu.hardware;
         hardware.cores[request.core()].forget_walks();
-        hardware.steps = Some(Vec::new());
+        hardware.watcher = Watcher::Steps(Vec::new());
+        before.caches = Some(hardware.take_caches());
     }
 
     /// The steps of the walk that was shown.
     fn end_watch(
         &mut self,
         request: &Request,
-        before: Counters,
+        before: Unwatched,
         result: Result<Option<Translation>, MachineError>,
     ) -> Result<Vec<Step>, MachineError> {
-        let steps = self.platform.cpu.hardware.steps.take().unwrap_or_default();
-        self.platform.cpu.counters = before;
+        let Processor { hardware, counters, .. } = &mut self.platform.cpu;
+        let watcher = std::mem::replace(&mut hardware.watcher, before.watcher);
+        let steps = if let Watcher::Steps(steps) = watcher { steps } else { Vec::new() };
+        if let Some(caches) = before.caches {
+            hardware.caches = caches;
+        }
+        *counters = before.counters;
         match result? {
             Some(_) => Ok(steps),
             None => Err(self.not_mapped(request)),

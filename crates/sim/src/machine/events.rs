@@ -398,6 +398,7 @@ impl Events<'_> {
         let clock = self.platform.instructions;
         let counted = std::mem::take(&mut self.platform.cpu.counters);
         self.drive.before = Some(Box::new(counted));
+        self.platform.cpu.hardware.region_begins();
         self.drive.series.region_begins(clock);
         self.tell(Event::RegionOfInterest)?;
         if let Some(recorder) = &mut self.drive.recorder {

@@ -18,6 +18,7 @@ use crate::hardware::{Request, Step};
 use crate::machine::coverage::CoverageResult;
 use crate::machine::referee::Verdict;
 use crate::measure::counters::Counters;
+use crate::measure::walk_map::WalkPlace;
 use crate::scheme::{Event, Handled, MachineError, Processor, Report, Scheme};
 use crate::switching::sampler::{Cut, Recorded};
 pub use assembly::Machine;
@@ -75,6 +76,12 @@ pub trait DynMachine: Send {
     }
     /// The machine as one of several on a host; `None` if it is no virtual machine.
     fn tenant(&mut self) -> Option<Tenant<'_>> {
+        None
+    }
+    /// References of walks are counted by what they read, from the region of interest on.
+    fn map_walks(&mut self) {}
+    /// These counts, if they were asked for and the machine walks.
+    fn walk_map(&self) -> Option<Vec<WalkPlace>> {
         None
     }
     /// Shows the references of one walk with cold hardware structures, without changing counters.

@@ -5,3 +5,4 @@ pub mod counters;
 pub mod energy;
 pub mod lock;
 pub mod series;
+pub mod walk_map;

@@ -6,6 +6,7 @@ use crate::machine::referee::Verdict;
 use crate::measure::cost::{Cycles, host_moving_cycles, locked_cycles, vmm_items};
 use crate::measure::counters::{Counters, Dimension, ExitReason, FULLY_NESTED, Section};
 use crate::measure::energy::EnergyResult;
+use crate::measure::walk_map::WalkPlace;
 use crate::report::contiguity::ContiguityResult;
 use crate::report::placement::PlacementResult;
 use crate::scheme::SwitchingResult;
@@ -211,6 +212,8 @@ results! {
             "of schemes whose paging mode changes: time in each mode, and the switches";
         coverage: CoverageResult,
             "with --contiguity: runs of mapped pages at the end, and what covers them";
+        walk_map: Vec<WalkPlace>,
+            "with --walk-map: references of walks, faulted ones included, by the entry that they read";
         referee: Verdict, "with --verify: runs checked, violations, the first of them";
     }
 }
@@ -312,6 +315,7 @@ mod tests {
         result.contiguity = Some(ContiguityResult::default());
         result.host_placement = Some(PlacementResult::default());
         result.coverage = Some(CoverageResult::default());
+        result.walk_map = Some(Vec::new());
         result.referee = Some(Verdict { checked: 0, violations: 0, told: Vec::new() });
         let text = serde_json::to_string(&result).unwrap();
         let mut from = 0;

@@ -113,6 +113,11 @@ macro_rules! in_force {
 }
 
 impl Switching {
+    /// Both modes' tables; the nested ones in nested mode, and while they are kept.
+    pub const fn halves(&mut self) -> (&mut Shadow, Option<&mut Nested>) {
+        (&mut self.shadow, self.nested.as_mut())
+    }
+
     /// In the mode at the start, with the policy or schedule of the variant.
     ///
     /// # Errors

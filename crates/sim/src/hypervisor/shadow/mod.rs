@@ -254,6 +254,19 @@ impl ShadowMmu {
         self.roots[vcpu].current.map_or(Hpa::new(0), |r| self.pages[r.page as usize].table)
     }
 
+    /// Whether the guest table in this page has a shadow that is out of step with it.
+    pub fn is_out_of_step(&self, table: Gpa) -> bool {
+        let mut page = self.by_guest.get(&table.page_number()).copied().unwrap_or(NONE);
+        while page != NONE {
+            let p = &self.pages[page as usize];
+            if p.unsync {
+                return true;
+            }
+            page = p.next_same;
+        }
+        false
+    }
+
     /// Paging mode of the tables that the hardware walks.
     pub const fn mode(&self) -> &'static Mode {
         self.mode

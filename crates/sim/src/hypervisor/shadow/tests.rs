@@ -199,7 +199,7 @@ impl ShadowMmu {
             assert_eq!(f.entry.frame::<Hpa>(size), frame);
             if f.entry.has(WRITE) {
                 assert!(level == 1 || !self.is_shadowed_within(gfn, size));
-                assert!(level > 1 || self.is_out_of_step(gfn), "gfn {gfn:#x} is protected");
+                assert!(level > 1 || self.has_unsync_shadow(gfn), "gfn {gfn:#x} is protected");
                 assert!(f.entry.has(super::protect::GUEST_WRITE));
             }
             let dirty = f.entry.has(DIRTY) || self.rules.hardware_ad;
@@ -213,7 +213,7 @@ impl ShadowMmu {
     }
 
     /// Whether nobody relies on the contents of a guest frame.
-    fn is_out_of_step(&self, gfn: u64) -> bool {
+    fn has_unsync_shadow(&self, gfn: u64) -> bool {
         let mut page = self.by_guest.get(&gfn).copied().unwrap_or(NONE);
         while page != NONE {
             if !self.pages[page as usize].unsync {
