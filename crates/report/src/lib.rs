@@ -5,5 +5,5 @@ mod table;
 mod units;
 
 pub use flat::{Cells, CsvError, to_cells, to_csv};
-pub use table::{Align, Table};
+pub use table::{Align, Table, paragraph};
 pub use units::{UnitError, bytes, count, parse_bytes, parse_count};
