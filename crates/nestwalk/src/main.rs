@@ -9,6 +9,7 @@ mod formats;
 mod outcome;
 mod processor_events;
 mod progress;
+mod screen;
 mod sensitivity;
 mod settings;
 mod show;

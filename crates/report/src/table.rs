@@ -1,4 +1,4 @@
-//! A table for the terminal: what is ours is which columns stand beside each other; comfy-table sets them.
+//! A table for the terminal: ours is which columns stand beside each other, comfy-table sets them.
 
 use comfy_table::{Cell, CellAlignment, ColumnConstraint, ContentArrangement, Width, presets};
 

@@ -2,6 +2,7 @@
 
 use crate::args::WalkArgs;
 use crate::formats::Found;
+use crate::screen::Screen;
 use anyhow::{Context, Result, anyhow, bail};
 use nestwalk_hw::Profile;
 use nestwalk_hw::profile::WalkCacheProfile;
@@ -133,7 +134,7 @@ impl Found for Walk<'_> {
         Ok(self.steps.iter().map(value).collect())
     }
 
-    fn table(&self) -> String {
+    fn table(&self, _: Screen) -> String {
         let mut table = Table::new()
             .column("#", Align::Right)
             .column("entry", Align::Left)
