@@ -4,6 +4,7 @@ mod evaluate;
 mod examples;
 mod govern;
 mod guest;
+mod habits;
 mod inspect;
 mod setup;
 mod tables;
@@ -13,6 +14,7 @@ pub mod trace_formats;
 pub use evaluate::{BenchArgs, ExplainArgs, KeepArg, LivedArg, Publication, ReproduceArgs};
 pub use govern::GovernArgs;
 pub use guest::{CaptureArgs, GuestArgs, ThpArg};
+pub use habits::{CompletionsArgs, DoctorArgs, ManArgs};
 pub use inspect::InspectArgs;
 pub use setup::SetupArgs;
 pub use tables::TableArgs;
@@ -83,6 +85,15 @@ pub enum Command {
     Explain(ExplainArgs),
     /// Measure the simulator itself: accesses per second of each scheme
     Bench(BenchArgs),
+    /// Say what is installed, what is missing, what needs it, and how to get it
+    #[command(after_help = habits::DOCTOR_HELP)]
+    Doctor(DoctorArgs),
+    /// Print what a shell needs to complete commands, options and their values
+    #[command(after_help = habits::COMPLETIONS_HELP)]
+    Completions(CompletionsArgs),
+    /// Write manual pages into a folder, one for each command
+    #[command(after_help = habits::MAN_HELP)]
+    Man(ManArgs),
 }
 
 /// Where results go and how the work is done: nothing here changes a result.

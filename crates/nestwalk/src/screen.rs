@@ -58,6 +58,11 @@ impl Screen {
         self.styled("32", text)
     }
 
+    /// Text that is amiss.
+    pub fn red(self, text: &str) -> String {
+        self.styled("31", text)
+    }
+
     /// By a number of ECMA-48's "select graphic rendition".
     fn styled(self, number: &str, text: &str) -> String {
         if self.colours { format!("\x1b[{number}m{text}\x1b[0m") } else { text.into() }
