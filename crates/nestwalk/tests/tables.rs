@@ -311,11 +311,11 @@ fn colours_are_for_those_who_see_them() {
 fn long_rows_have_the_same_columns_and_the_numbers_of_the_json() {
     let lab = Lab::new();
     let line = |more: &str| format!("compare gups {SMALL} --machines {more}");
-    let first = line("nested,segments --seed 3").replace(",segments", ",vmm-direct");
-    let second = line("shadow --profile zen2 --verify");
+    let first = line("nested,vmm-direct --seed 3");
+    let other = line("shadow --profile zen2 --verify");
     let (a, b) = (
         lab.ok(&format!("{first} --format csv --long")),
-        lab.ok(&format!("{second} --format csv --long")),
+        lab.ok(&format!("{other} --format csv --long")),
     );
     let head = a.lines().next().unwrap();
     assert_eq!(head, "machine,key,value,unit,source,profile,pages,seed,version,commit,input_hash");
@@ -332,6 +332,10 @@ fn long_rows_have_the_same_columns_and_the_numbers_of_the_json() {
     assert_eq!(row[2], nested["vm_exits"]["ept_violation"].to_string());
     assert_eq!((&row[3], &row[5], &row[6], &row[7]), ("count", "cascade-lake-6252", "4k+4k", "3"));
     assert_eq!(&value("vmm-direct:4k+4k", "segments.vmm_percent")[3], "% of guest memory");
+    // Every seed of --repeat has its rows, which are those that it has alone.
+    let both = lab.ok(&format!("{first} --repeat 2 --format csv --long"));
+    let second = lab.ok(&format!("{} --format csv --long", first.replace("--seed 3", "--seed 4")));
+    assert_eq!(both, a.clone() + second.split_once('\n').unwrap().1);
     // The hash is that of the input: seeds and threads are not part of it, machines and contents are.
     let hash = |text: &str| text.lines().nth(1).unwrap().rsplit(',').next().unwrap().to_owned();
     let of = |line: &str| hash(&lab.ok(&format!("{line} --format csv --long")));

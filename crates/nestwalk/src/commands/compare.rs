@@ -191,6 +191,8 @@ struct Results<'a> {
     tables: &'a Tables,
     info: &'a SourceInfo,
     outcome: &'a Outcome,
+    /// Machines with each seed, those of `outcome` first.
+    runs: Vec<(u64, &'a [MachineResult])>,
     base: Option<Baseline<'a>>,
     repeats: Option<Repeats>,
 }
@@ -200,16 +202,17 @@ impl<'a> Results<'a> {
         experiment: &'a Experiment,
         tables: &'a Tables,
         session: &'a Session,
-        others: &[(u64, Session)],
+        others: &'a [(u64, Session)],
     ) -> Self {
         let Session { info, outcome } = session;
         let base = Baseline::of(&outcome.machines);
         let first = (experiment.seed, outcome.machines.as_slice());
         let others = others.iter().map(|(seed, s)| (*seed, s.outcome.machines.as_slice()));
-        let (seeds, runs): (Vec<u64>, Vec<_>) = std::iter::once(first).chain(others).unzip();
+        let runs: Vec<_> = std::iter::once(first).chain(others).collect();
+        let (seeds, machines): (Vec<u64>, Vec<_>) = runs.iter().copied().unzip();
         let repeats = base.filter(|_| tables.repeat > 1);
-        let repeats = repeats.and_then(|base| Repeats::new(base, &seeds, &runs));
-        Self { experiment, tables, info, outcome, base, repeats }
+        let repeats = repeats.and_then(|base| Repeats::new(base, &seeds, &machines));
+        Self { experiment, tables, info, outcome, runs, base, repeats }
     }
 
     fn verdict(&self) -> Option<Verdict> {
@@ -296,7 +299,7 @@ impl Found for Results<'_> {
 
     fn rows(&self) -> Result<Vec<Value>> {
         if self.tables.long {
-            return show::long::rows(&self.info.name, self.experiment, &self.outcome.machines);
+            return show::long::rows(&self.info.name, self.experiment, &self.runs);
         }
         Ok(self.outcome.machines.iter().map(serde_json::to_value).collect::<Result<_, _>>()?)
     }

@@ -90,7 +90,10 @@ pub static BRIEF: [Column; 5] = [
         "(total_cycles - vmm_cycles - ideal_cycles) / total_cycles",
         "share of the machine's own run time that translation takes: walks, hits of the second-level TLB, \
          and what page tables displace from the data caches",
-        |_, m| unless_ideal(m, share(translation_cycles(m), m)),
+        |_, m| match m.ideal_cycles > 0.0 {
+            true => unless_ideal(m, share(translation_cycles(m), m)),
+            false => NONE.into(),
+        },
     ),
     column(
         "VMM\n% time",

@@ -59,18 +59,18 @@ pub fn input_hash(experiment: &Experiment) -> Result<String> {
     Ok(format!("{:016x}", hash.finish()))
 }
 
-/// The rows.
+/// The rows of the runs, each with its seed.
 ///
 /// # Errors
 /// As [`input_hash`], or a machine cannot be written as JSON.
 pub fn rows(
     source: &str,
     experiment: &Experiment,
-    machines: &[MachineResult],
+    runs: &[(u64, &[MachineResult])],
 ) -> Result<Vec<Value>> {
     let hash = input_hash(experiment)?;
     let mut rows = Vec::new();
-    for m in machines {
+    for (seed, m) in runs.iter().flat_map(|(seed, run)| run.iter().map(move |m| (seed, m))) {
         let cells = to_cells(&[serde_json::to_value(m)?]);
         let (_, rest) = m.name.split_once(':').unwrap_or((&m.name, ""));
         let pages = rest.split('@').next().unwrap_or_default();
@@ -84,7 +84,7 @@ pub fn rows(
                 "source": source,
                 "profile": experiment.profile.name,
                 "pages": pages,
-                "seed": experiment.seed,
+                "seed": seed,
                 "version": VERSION,
                 "commit": COMMIT,
                 "input_hash": hash,

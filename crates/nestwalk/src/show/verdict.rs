@@ -119,6 +119,7 @@ impl<'a> About<'a> {
         );
         let mut out = match (ranked.len(), next) {
             (1, _) => format!("{} takes {takes}", fastest.name),
+            (2, None) => format!("Both are equally fast: {takes}"),
             (n, None) => format!("All {n} are equally fast: {takes}"),
             (n, Some(next)) => {
                 let equal = ranked.iter().take_while(|m| m.name != next.name).count();
