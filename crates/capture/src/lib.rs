@@ -35,7 +35,7 @@ pub use command::{PATH, WORK};
 pub use error::GuestError;
 pub use guest::{Boot, Guest, Thp};
 pub use kernel::{Kernel, KernelChoice, unpack as unpack_kernel};
-pub use pieces::{prepare, qemu_version};
+pub use pieces::{Installed, installed, prepare, qemu_version};
 pub use plugin::{build_plugin, plugin, plugin_api};
 pub use qemu::{CPU, Files, Plugin, arguments as qemu_arguments, below_4g};
 pub use running::{Outcome, Running};

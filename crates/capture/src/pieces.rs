@@ -82,6 +82,20 @@ pub fn prepare(
     Ok(())
 }
 
+/// What of a guest's pieces is in the cache.
+#[derive(Debug)]
+pub struct Installed {
+    /// The newest kernel.
+    pub kernel: Result<Kernel, GuestError>,
+    /// The file of busybox.
+    pub busybox: Result<PathBuf, GuestError>,
+}
+
+/// Looks into the cache, and gets nothing.
+pub fn installed(cache: &Cache) -> Installed {
+    Installed { kernel: newest(cache), busybox: busybox(cache).map(|b| b.path) }
+}
+
 /// QEMU's version, major and minor.
 ///
 /// # Errors

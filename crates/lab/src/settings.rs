@@ -173,7 +173,7 @@ pub fn resolve(
             sources::recorded(&settings.sources, &settings.trace_format, settings.tables_file())?
         }
     };
-    let experiment = settings.complete(catalogue, origin, recorded.as_ref())?;
+    let experiment = settings.complete(catalogue, origin, recorded.as_ref(), note)?;
     check::experiment(&experiment, catalogue, recorded.as_ref(), origin)?;
     Ok(experiment)
 }
@@ -193,6 +193,7 @@ impl Settings {
         catalogue: &Catalogue,
         origin: Origin,
         recorded: Option<&GuestInfo>,
+        note: fn(&str),
     ) -> Result<Experiment> {
         if let Some(guest) = recorded {
             self.check_recorded(guest, origin)?;
@@ -208,9 +209,8 @@ impl Settings {
             32 => FOOTPRINT_32,
             _ => FOOTPRINT,
         });
-        let defaults = Defaults { pages: self.page_size, observed: recorded.is_some() };
-        let machines = MachineSpec::parse_list_in(catalogue, &self.machines, defaults)
-            .with_context(|| name("machines"))?;
+        let (observed, known) = (recorded.is_some(), (catalogue, origin));
+        let machines = self.machines(known, guest_mode, observed, note)?;
         let guest_memory = self.guest_memory(footprint, guest_mode, recorded);
         let host_memory = match self.host_memory {
             Some(bytes) => bytes,
@@ -254,6 +254,24 @@ impl Settings {
             approximate: self.approximate,
             profile: Profile::load(&self.profile).with_context(|| name("profile"))?,
         })
+    }
+
+    /// The machines, controls and every scheme of `all` among them; `note` gets what cannot be.
+    fn machines(
+        &self,
+        (catalogue, origin): (&Catalogue, Origin),
+        guest_mode: &'static Mode,
+        observed: bool,
+        note: fn(&str),
+    ) -> Result<Vec<MachineSpec>> {
+        let name = |key| origin.name(key);
+        let defaults = Defaults { pages: self.page_size, observed };
+        let host_mode = words::host_mode(&name("host_paging"), &self.host_paging)?;
+        let fits = |m: &MachineSpec| words::machine(m, guest_mode, host_mode);
+        let mut leave_out =
+            |why: String| note(&format!("{} all: left out: {why}", name("machines")));
+        let list = words::expand(&self.machines, catalogue, defaults, fits, &mut leave_out);
+        MachineSpec::parse_list_in(catalogue, &list, defaults).with_context(|| name("machines"))
     }
 
     /// Twice what the sources work on, for kernels' and tables' needs and for page sizes that waste,

@@ -2,7 +2,8 @@
 
 use anyhow::{Context, Result, anyhow, bail};
 use nestwalk_mm::PagePolicy;
-use nestwalk_sim::compare::spec::{GuestSpec, MachineSpec, PAGES};
+use nestwalk_sim::compare::spec::{Defaults, GuestSpec, MachineSpec, PAGES};
+use nestwalk_sim::schemes::Catalogue;
 use nestwalk_tables::{MODES, Mode};
 
 /// The paging mode of that name; `option` is for messages.
@@ -30,6 +31,53 @@ pub fn host_mode(option: &str, name: &str) -> Result<&'static Mode> {
         );
     }
     Ok(found)
+}
+
+/// What stands for every scheme in a list of machines.
+pub const ALL_SCHEMES: &str = "all";
+
+/// Words for page sizes, and what they mean.
+pub static PAGE_WORDS: [(&str, &str); 6] = [
+    ("4k", "base pages only, 4 KiB"),
+    (
+        "thp",
+        "transparent huge pages: 2 MiB where a block is free at the first touch, or else 4 KiB",
+    ),
+    ("khugepaged", "as thp, and a daemon makes large pages of small ones afterwards"),
+    ("2m", "explicit huge pages of 2 MiB, as of hugetlbfs; smaller ones if no block is free"),
+    ("4m", "explicit huge pages of 4 MiB, of 2-level paging"),
+    ("1g", "explicit huge pages of 1 GiB; smaller ones if no block is free"),
+];
+
+/// A list of machines in which `all` stands for every scheme once, with its defaults, but those that
+/// cannot be: `leave_out` hears which, and why. `fits` says whether a machine can be.
+pub fn expand(
+    list: &str,
+    catalogue: &Catalogue,
+    defaults: Defaults,
+    fits: impl Fn(&MachineSpec) -> Result<()>,
+    leave_out: &mut dyn FnMut(String),
+) -> String {
+    let mut names: Vec<String> = Vec::new();
+    let words = list.split(',').map(str::trim);
+    // What is named by itself is not there twice.
+    let parse = |name: &str| MachineSpec::parse_in(catalogue, name, defaults);
+    let others = words.clone().filter(|w| *w != ALL_SCHEMES);
+    let named: Vec<String> = others.flat_map(parse).map(|m| m.name).collect();
+    for word in words {
+        if word != ALL_SCHEMES {
+            names.push(word.into());
+            continue;
+        }
+        for scheme in catalogue.schemes() {
+            match parse(scheme.name).map_err(Into::into).and_then(|m| fits(&m).map(|()| m)) {
+                Ok(m) if named.contains(&m.name) => {}
+                Ok(m) => names.push(m.name),
+                Err(why) => leave_out(format!("{why:#}")),
+            }
+        }
+    }
+    names.join(",")
 }
 
 /// The page policy of that name; `option` is for messages.
@@ -67,4 +115,42 @@ pub fn machine(spec: &MachineSpec, guest: &'static Mode, host: &'static Mode) ->
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nestwalk_sim::SCHEMES;
+
+    #[test]
+    fn every_page_size_has_its_words() {
+        assert_eq!(PAGE_WORDS.map(|w| w.0), PAGES);
+    }
+
+    #[test]
+    fn all_is_every_scheme_once_and_what_cannot_be_is_told() {
+        let catalogue = Catalogue::new();
+        let expanded = |list: &str, observed: bool| {
+            let defaults = Defaults { pages: PagePolicy::Base, observed };
+            let mut left_out = Vec::new();
+            let fits = |_: &MachineSpec| Ok(());
+            let names = expand(list, &catalogue, defaults, fits, &mut |why| left_out.push(why));
+            (names.split(',').map(String::from).collect::<Vec<_>>(), left_out)
+        };
+        let (names, left_out) = expanded("all", false);
+        assert_eq!((names.len(), left_out.len()), (SCHEMES.len(), 0));
+        for (name, scheme) in names.iter().zip(SCHEMES) {
+            assert_eq!(name.split(':').next(), Some(scheme.name));
+        }
+        // Every machine once, whatever else is named.
+        let (more, _) = expanded("nested:4k, all,ept:2m", false);
+        assert_eq!(more.len(), SCHEMES.len() + 1);
+        let list = more.join(",");
+        assert!(MachineSpec::parse_list(&list, PagePolicy::Base).is_ok(), "{list}");
+        // The kernel of a recorded guest keeps no primary region.
+        let (names, left_out) = expanded("all", true);
+        assert_eq!(names.len() + left_out.len(), SCHEMES.len());
+        assert!(left_out.iter().any(|why| why.contains("guest-direct")), "{left_out:?}");
+        assert_eq!(expanded("native,shadow", true).0, ["native", "shadow"]);
+    }
 }

@@ -6,9 +6,11 @@ mod examples;
 mod fleet;
 mod govern;
 mod guest;
+mod habits;
 mod inspect;
 mod report;
 mod setup;
+mod tables;
 mod trace;
 pub mod trace_formats;
 
@@ -17,9 +19,11 @@ pub use evaluate::{BenchArgs, ExplainArgs, KeepArg, LivedArg, Publication, Repro
 pub use fleet::FleetArgs;
 pub use govern::GovernArgs;
 pub use guest::{CaptureArgs, GuestArgs, ThpArg};
+pub use habits::{CompletionsArgs, DoctorArgs, ManArgs};
 pub use inspect::InspectArgs;
 pub use report::{Drawing, ReportArgs};
 pub use setup::SetupArgs;
+pub use tables::TableArgs;
 pub use trace::{TraceCommand, TraceConvertArgs, TraceInfoArgs, TraceVerifyArgs};
 
 use crate::formats::{self, Format};
@@ -38,7 +42,10 @@ Examples:
   nestwalk compare --guest -- gcc -O2 -c file.c
   nestwalk compare btree --machines shadow,nested --samples samples --sample-every 100k
   nestwalk compare --vm 'a=redis; machine=shadow' --vm 'b=gcc; machine=nested'
+  nestwalk compare redis --machines all --columns run-time,l2-tlb-mpki,vm_exits_total
+  nestwalk compare gups --repeat 5 --format csv --long
 
+`nestwalk explain WORD` says what a heading or another word of the table means.
 Exit code 0: done. 2: something was wrong, or interrupted; what was computed before is printed.";
 
 /// A laboratory for memory virtualization: real memory behaviour in, every technique of address
@@ -94,10 +101,20 @@ pub enum Command {
     Explain(ExplainArgs),
     /// Measure the simulator itself: accesses per second of each scheme
     Bench(BenchArgs),
+    /// Say what is installed, what is missing, what needs it, and how to get it
+    #[command(after_help = habits::DOCTOR_HELP)]
+    Doctor(DoctorArgs),
+    /// Print what a shell needs to complete commands, options and their values
+    #[command(after_help = habits::COMPLETIONS_HELP)]
+    Completions(CompletionsArgs),
+    /// Write manual pages into a folder, one for each command
+    #[command(after_help = habits::MAN_HELP)]
+    Man(ManArgs),
 }
 
 /// Where results go and how the work is done: nothing here changes a result.
 #[derive(ClapArgs, Debug, Clone)]
+#[command(next_help_heading = "Output")]
 pub struct OutputArgs {
     /// How results are printed
     #[arg(long, value_enum, default_value_t)]
@@ -146,12 +163,12 @@ pub struct CompareArgs {
     pub sources: Vec<String>,
     /// The command after `--` runs under valgrind's lackey tool and its accesses drive the machines
     /// live
-    #[arg(long, requires = "command")]
+    #[arg(long, requires = "command", help_heading = "Source")]
     pub lackey: bool,
     /// The command after `--` runs in a real Linux guest under QEMU, whose accesses, page tables,
     /// faults
     /// and flushes drive the machines live
-    #[arg(long, requires = "command", conflicts_with = "lackey")]
+    #[arg(long, requires = "command", conflicts_with = "lackey", help_heading = "Source")]
     pub guest: bool,
     /// The command for --lackey or --guest
     #[arg(last = true, value_name = "COMMAND")]
@@ -161,123 +178,109 @@ pub struct CompareArgs {
     /// The controls `ideal` and `native` are added. Of a recorded guest: `observed` in place of
     /// guest
     /// pages, the default, is the guest as it was; page sizes re-map its processes
-    #[arg(long, default_value = "native,shadow,nested")]
+    #[arg(long, default_value = "native,shadow,nested", help_heading = "Machines")]
     pub machines: String,
     /// Hardware profile: a built-in name or a .toml file
-    #[arg(long, default_value = "cascade-lake-6252")]
+    #[arg(long, default_value = "cascade-lake-6252", help_heading = "Machines")]
     pub profile: String,
     /// Memory that a workload or pattern works on [default: 4GiB; 1GiB with 32-bit paging]
-    #[arg(long, value_name = "BYTES")]
+    #[arg(long, value_name = "BYTES", help_heading = "Source")]
     pub footprint: Option<String>,
     /// Accesses to simulate, after set-up and warm-up; 0 for all that there are [default: 20M for
     /// workloads and patterns, all of a trace or program]
-    #[arg(long, value_name = "COUNT")]
+    #[arg(long, value_name = "COUNT", help_heading = "Source")]
     pub accesses: Option<String>,
     /// Page sizes of machines that do not name theirs: 4k, thp, khugepaged, 2m, 4m, 1g
-    #[arg(long, default_value = "4k")]
+    #[arg(long, default_value = "4k", help_heading = "Machines")]
     pub page_size: String,
     /// Decides every random choice
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, help_heading = "Machines")]
     pub seed: u64,
     /// The referee checks every access of every machine
-    #[arg(long)]
+    #[arg(long, help_heading = "Machines")]
     pub verify: bool,
     /// Accesses that are simulated first and not counted
-    #[arg(long, value_name = "COUNT", default_value = "0")]
+    #[arg(long, value_name = "COUNT", default_value = "0", help_heading = "Source")]
     pub warmup: String,
     /// Whether memory of workloads and patterns is present before counting begins; `auto` is yes up
     /// to 64 GiB
-    #[arg(long, value_enum, default_value_t)]
+    #[arg(long, value_enum, default_value_t, help_heading = "Source")]
     pub populate: PopulateArg,
     /// vCPUs that the processes share [default: 1; those of a recorded guest]
-    #[arg(long)]
+    #[arg(long, help_heading = "Source")]
     pub vcpus: Option<u8>,
     /// Instructions of a process's turn where several share a vCPU [default: 100k]
-    #[arg(long, value_name = "COUNT")]
+    #[arg(long, value_name = "COUNT", help_heading = "Source")]
     pub quantum: Option<String>,
     /// Guest memory [default: twice the footprint and 8 GiB; that of a recorded guest]
-    #[arg(long, value_name = "BYTES")]
+    #[arg(long, value_name = "BYTES", help_heading = "Memory")]
     pub guest_memory: Option<String>,
     /// Host memory [default: 1.25 times the guest's and 8 GiB]
-    #[arg(long, value_name = "BYTES")]
+    #[arg(long, value_name = "BYTES", help_heading = "Memory")]
     pub host_memory: Option<String>,
     /// Memory below the gap for I/O (3 to 4 GiB): kept, or reclaimed, that is unplugged, and guest
     /// memory
     /// above 4 GiB extended by as much
-    #[arg(long, value_enum, default_value_t)]
+    #[arg(long, value_enum, default_value_t, help_heading = "Memory")]
     pub io_gap: GapArg,
     /// With --io-gap reclaimed: what stays below the gap all the same [default: 256MiB]
-    #[arg(long, value_name = "BYTES")]
+    #[arg(long, value_name = "BYTES", help_heading = "Memory")]
     pub low_memory: Option<String>,
     /// Paging mode of the guest: 4-level, 5-level, pae, 2-level [default: 4-level; that of a
     /// recorded
     /// guest]
-    #[arg(long)]
+    #[arg(long, help_heading = "Machines")]
     pub guest_paging: Option<String>,
     /// Paging mode of nested tables and of the host: 4-level, 5-level
-    #[arg(long, default_value = "4-level")]
+    #[arg(long, default_value = "4-level", help_heading = "Machines")]
     pub host_paging: String,
     /// Fragmentation of guest memory at the start: a degree from 0 to 1; fresh, aged or bad; or a
     /// file like /proc/buddyinfo or /proc/pagetypeinfo, whose proportions it gets
-    #[arg(long, value_name = "DEGREE|NAME|FILE", default_value = "0")]
+    #[arg(long, value_name = "DEGREE|NAME|FILE", default_value = "0", help_heading = "Memory")]
     pub guest_fragmentation: String,
     /// Fragmentation of host memory at the start: a degree from 0 to 1; fresh, aged or bad; or a
     /// file like /proc/buddyinfo or /proc/pagetypeinfo, whose proportions it gets
-    #[arg(long, value_name = "DEGREE|NAME|FILE", default_value = "0")]
+    #[arg(long, value_name = "DEGREE|NAME|FILE", default_value = "0", help_heading = "Memory")]
     pub host_fragmentation: String,
     /// So many frames of guest memory are faulty, at random places (--seed)
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", help_heading = "Memory")]
     pub guest_bad: Option<u64>,
     /// These frames of guest memory are faulty, by number (gPA / 4096), up to 64
-    #[arg(long, value_name = "FRAME+FRAME", conflicts_with = "guest_bad")]
+    #[arg(long, value_name = "FRAME+FRAME", conflicts_with = "guest_bad", help_heading = "Memory")]
     pub guest_bad_at: Option<String>,
     /// When daemons run (page sizes `khugepaged`, placement `ranger`), and how much they do, as in
     /// ranger-interval-ms=2,ranger-pages=65536. Published intervals are seconds, which a short run does
     /// not have: see `nestwalk schemes` for keys
-    #[arg(long, value_name = "KEY=VALUE,...")]
+    #[arg(long, value_name = "KEY=VALUE,...", help_heading = "Memory")]
     pub daemons: Option<String>,
     /// The guest does not use PCIDs: every switch empties its TLBs
-    #[arg(long)]
+    #[arg(long, help_heading = "Machines")]
     pub no_pcids: bool,
     /// The guest of --guest.
     #[command(flatten)]
     pub real: GuestArgs,
     /// TLBs that a filtered recording is not exact for are simulated all the same; the results name
     /// them
-    #[arg(long)]
+    #[arg(long, help_heading = "Source")]
     pub approximate: bool,
-    #[arg(long, value_name = "FORMAT", help = trace_formats::read(), long_help = trace_formats::described())]
+    #[arg(long, value_name = "FORMAT", help = trace_formats::read(), long_help = trace_formats::described(), help_heading = "Source")]
     pub trace_format: Option<String>,
     /// Page tables that come with the trace, a line with virtual and physical address for each page,
     /// or the v2p.textproto of a drmemtrace, or a drmemtrace with markers of physical addresses: they
     /// become those of an observed guest; none: not even those that come with a drmemtrace unasked
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["lackey", "guest"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["lackey", "guest"], help_heading = "Source")]
     pub page_tables: Option<String>,
     /// The host's page tables beside them, a line with guest-physical and host-physical address for each
     /// page: where every host has guest memory
-    #[arg(long, value_name = "FILE", requires = "page_tables")]
+    #[arg(long, value_name = "FILE", requires = "page_tables", help_heading = "Source")]
     pub host_page_tables: Option<String>,
-    /// A table of energies, too: per instruction, and above the ideal machine's. JSON and CSV
-    /// always
-    /// have them
-    #[arg(long)]
-    pub energy: bool,
-    /// A table of how much each price of the profile's software section decides: by how many points of
-    /// overhead
-    /// each machine moves when it is halved and doubled
-    #[arg(long)]
-    pub sensitivity: bool,
-    /// A table of contiguity, too, and the field in JSON and CSV: runs of mapped pages at the end, per
-    /// dimension and for both together, and how many entries of each technique cover them
-    #[arg(long)]
-    pub contiguity: bool,
-    /// With --contiguity: what it was every so many instructions, set-up included
-    #[arg(long, value_name = "INSTRUCTIONS", requires = "contiguity")]
-    pub contiguity_every: Option<String>,
     /// The results also have which references of walks were served where, by what they read: the heat
     /// map of `report`
     #[arg(long)]
     pub walk_map: bool,
+    /// Which tables are printed.
+    #[command(flatten)]
+    pub tables: TableArgs,
     /// Where results go.
     #[command(flatten)]
     pub output: OutputArgs,
@@ -314,20 +317,9 @@ pub struct RunArgs {
     /// The configuration, as `compare --output DIR` writes it
     #[arg(value_name = "FILE.toml")]
     pub file: PathBuf,
-    /// A table of energies, too, as for `compare`
-    #[arg(long)]
-    pub energy: bool,
-    /// A table of how much each price of the profile's software section decides: by how many points of
-    /// overhead
-    /// each machine moves when it is halved and doubled
-    #[arg(long)]
-    pub sensitivity: bool,
-    /// A table of contiguity, too, as for `compare`
-    #[arg(long)]
-    pub contiguity: bool,
-    /// With --contiguity: what it was every so many instructions, set-up included
-    #[arg(long, value_name = "INSTRUCTIONS", requires = "contiguity")]
-    pub contiguity_every: Option<String>,
+    /// Which tables are printed.
+    #[command(flatten)]
+    pub tables: TableArgs,
     /// Where results go.
     #[command(flatten)]
     pub output: OutputArgs,

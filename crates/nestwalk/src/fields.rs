@@ -22,6 +22,74 @@ pub static RESULTS: &[Field] = &[
          did; set-up and warm-up included",
     ),
     ("machines", "", "an object per machine, controls first"),
+    ("verdict", "", "what follows from the counts; null if nothing was counted"),
+    (
+        "repeats",
+        "",
+        "with --repeat: numbers over the seeds; `machines` are those of the first seed",
+    ),
+];
+
+/// The verdict.
+pub static VERDICT: &[Field] = &[
+    ("sentences", "", "what is fastest and by how much, why, what it depends on"),
+    ("baseline", "", "the machine that run times are relative to: the fastest ideal one"),
+    (
+        "same_work",
+        "",
+        "every machine made the same accesses; if not, run times are per instruction, and only machines \
+         whose accesses and instructions are within 1 % of the baseline's are ranked",
+    ),
+    ("run_times", "times the baseline's", "by machine; with --repeat the mean"),
+    ("fastest", "", "the fastest virtual machine; on bare metal if there is no virtual one"),
+    ("next", "", "the fastest of those that take longer by 0.05 % or more; null if none does"),
+    ("percent_less", "% of next's run time", "by how much fastest is faster than next, or null"),
+    ("difference", "", "of what the difference between two machines consists, or null"),
+    ("fastest_by_pages", "", "the fastest machine with each combination of page sizes that occurs"),
+    ("populated", "", "memory was touched before counting"),
+];
+
+/// The difference between two machines; points are percent of the baseline's run time.
+pub static DIFFERENCE: &[Field] = &[
+    ("slower", "", "the one"),
+    ("faster", "", "the other: fastest, or bare metal if nothing takes longer than fastest"),
+    ("points", "points", "what the slower one takes more"),
+    ("vmm_points", "points", "of these, the hypervisor's and host kernel's work"),
+    ("translation_points", "points", "of these, what is above ideal and not the hypervisor's"),
+    ("guest_points", "points", "of these, what the ideal machines with these guests differ by"),
+];
+
+/// Several seeds.
+pub static REPEATS: &[Field] =
+    &[("seeds", "", "the seeds, in order"), ("machines", "", "an object per machine")];
+
+/// A machine over several seeds.
+pub static REPEATED: &[Field] = &[
+    ("name", "", "the machine"),
+    ("run_time", "times the baseline's", "with each seed relative to the baseline with that seed"),
+    (
+        "fields",
+        "",
+        "every number of the machine's results; one that a run does not have is 0 there",
+    ),
+];
+
+/// A number over several seeds.
+pub static SPREAD: &[Field] = &[
+    ("mean", "", "arithmetic mean"),
+    ("deviation", "", "standard deviation of the sample"),
+    ("least", "", "the least"),
+    ("most", "", "the most"),
+];
+
+/// Parts of the results beside guests and machines.
+pub static OTHERS: &[(&str, &[Field])] = &[
+    ("verdict.", VERDICT),
+    ("verdict.difference.", DIFFERENCE),
+    ("repeats.", REPEATS),
+    ("repeats.machines[].", REPEATED),
+    ("repeats.machines[].run_time.", SPREAD),
+    ("repeats.machines[].fields.*.", SPREAD),
 ];
 
 /// A guest.

@@ -9,6 +9,7 @@ mod formats;
 mod outcome;
 mod processor_events;
 mod progress;
+mod screen;
 mod sensitivity;
 mod settings;
 mod show;
@@ -48,6 +49,9 @@ fn main() -> ExitCode {
         Command::Schemes => commands::explain::schemes(),
         Command::Explain(options) => commands::explain::explain(&options),
         Command::Bench(options) => commands::bench::bench(&options),
+        Command::Doctor(options) => commands::doctor::doctor(&options),
+        Command::Completions(options) => commands::habits::completions(&options),
+        Command::Man(options) => commands::habits::man(&options),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

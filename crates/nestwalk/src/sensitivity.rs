@@ -1,6 +1,7 @@
 //! How much each price of software decides: the overhead of each machine with the price halved and
 //! doubled.
 
+use crate::show::headings;
 use nestwalk_hw::Profile;
 use nestwalk_report::{Align, Table};
 use nestwalk_sim::measure::cost::vmm_items;
@@ -9,14 +10,14 @@ use std::collections::BTreeSet;
 
 /// A row per price that some machine paid, a column per machine that paid any: percentage points of
 /// total overhead that halving takes off and doubling adds.
-pub fn table(machines: &[MachineResult], profile: &Profile) -> String {
+pub fn table(machines: &[MachineResult], profile: &Profile) -> Option<Table> {
     let machines: Vec<&MachineResult> =
         machines.iter().filter(|m| !m.vmm_work.is_empty()).collect();
     let keys: BTreeSet<&str> = machines.iter().flat_map(|m| m.vmm_work.keys().copied()).collect();
     if keys.is_empty() {
-        return String::new();
+        return None;
     }
-    let mut table = Table::new().column("total ovh. %, points by\nhalving / doubling", Align::Left);
+    let mut table = headings::table(&headings::SENSITIVITY);
     for machine in &machines {
         table = table.column(&machine.name, Align::Right);
     }
@@ -34,5 +35,5 @@ pub fn table(machines: &[MachineResult], profile: &Profile) -> String {
     let mut row = vec!["as it is, %".to_owned()];
     row.extend(machines.iter().map(|m| format!("{:.1}", m.overhead_percent)));
     table.row(row);
-    format!("\n{}", table.render())
+    Some(table)
 }

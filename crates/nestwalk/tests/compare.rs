@@ -11,12 +11,15 @@ use std::collections::BTreeSet;
 const SMALL: &str = "--footprint 8MiB --accesses 20k --quiet";
 
 /// Objects whose keys are names: `*` in paths.
-const NAMED: [&str; 5] = [
+const NAMED: [&str; 8] = [
     "guests.",
     "guests.observed.table_writes.",
     "guests.observed.dropped.",
     "machines[].walks_switched.",
     "machines[].vmm_work.",
+    "verdict.run_times.",
+    "verdict.fastest_by_pages.",
+    "repeats.machines[].fields.",
 ];
 
 /// Paths of all keys of a value; elements of arrays are `[]`. What covers memory is documented as one,
@@ -92,6 +95,7 @@ fn json_has_the_documented_fields_and_no_others() {
         "compare gups --footprint 64MiB --guest-memory 256MiB --accesses 200k --populate no --quiet \
          --verify --host-fragmentation bad --machines vmm-direct/start=paged/compact=40000000"
             .into(),
+        format!("compare gups {SMALL} --verify --repeat 2"),
     ];
     let mut found = BTreeSet::new();
     recording::write(&lab, "guest.nwt", Filter::RUNS);
@@ -383,6 +387,7 @@ fn the_column_of_translation_says_what_it_holds() {
     assert!(number(native, "translation_overhead_percent") > 1.0);
     let table = lab.ok(uniform);
     assert!(table.contains("transl.") && !table.contains("walk  "), "{table}");
+    assert!(lab.ok("explain transl. % time").contains("hits of the second-level TLB"));
 }
 
 /// Options of KVM's are read, named, and refused where there is no such choice.

@@ -75,8 +75,9 @@ fn digest_of(value: &Value, names: &Renamed) -> String {
 /// Digests of all parts of a result: machines by their names, other lists by place, the rest by key.
 fn parts(case: &str, result: &Value, names: &Renamed, found: &mut BTreeMap<String, String>) {
     for (key, value) in result.as_object().unwrap() {
-        // Words, not values.
-        if ["version", "description", "source", "approximations"].contains(&key.as_str()) {
+        // Words, not values, and what came later.
+        let words = ["version", "description", "source", "approximations"];
+        if words.contains(&key.as_str()) || names.new.contains(key) {
             continue;
         }
         match value {

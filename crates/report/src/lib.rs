@@ -8,5 +8,5 @@ mod table;
 mod units;
 
 pub use flat::{Cells, CsvError, cells_to_csv, to_cells, to_csv};
-pub use table::{Align, Table};
+pub use table::{Align, Table, paragraph};
 pub use units::{UnitError, bytes, count, parse_bytes, parse_count};

@@ -23,10 +23,11 @@ pub enum PagePolicy {
 }
 
 impl PagePolicy {
-    /// The policy of that name: `4k`, `thp`, `khugepaged`, `2m`, `4m`, `1g`.
+    /// The policy of that name, in any case: `4k`, `thp`, `khugepaged`, `2m`, `4m`, `1g`.
     pub fn by_name(name: &str) -> Option<Self> {
         let all = [PageSize::SIZE_2M, PageSize::SIZE_4M, PageSize::SIZE_1G];
-        match name {
+        let name = name.to_ascii_lowercase();
+        match name.as_str() {
             "4k" => Some(Self::Base),
             "thp" => Some(Self::Thp),
             "khugepaged" => Some(Self::Khugepaged),

@@ -100,10 +100,10 @@ pub struct ReproduceArgs {
 /// Options of `explain`.
 #[derive(ClapArgs, Debug, Clone)]
 pub struct ExplainArgs {
-    /// A scheme, policy, profile, workload, pattern, field of the JSON results (`results` for all), or
-    /// number of a profile
-    #[arg(required_unless_present = "fields")]
-    pub name: Option<String>,
+    /// A scheme or machine, policy, profile, workload, pattern, heading or other word that `compare`
+    /// prints, field of the JSON results (`results` for all), or number of a profile
+    #[arg(required_unless_present = "fields", value_name = "WORD")]
+    pub name: Vec<String>,
     /// All fields of the JSON results and numbers of profiles, as tables in Markdown
     #[arg(long, conflicts_with = "name")]
     pub fields: bool,

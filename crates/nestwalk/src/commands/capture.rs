@@ -4,6 +4,7 @@ use crate::args::CaptureArgs;
 use crate::commands::compare::of_command;
 use crate::formats::Found;
 use crate::progress::{Beginning, Course, Meter, Phases};
+use crate::screen::Screen;
 use crate::settings::real_guest;
 use crate::tell::tell;
 use anyhow::{Context, Result, bail};
@@ -200,7 +201,7 @@ struct Report<'a> {
 }
 
 impl Found for Report<'_> {
-    fn table(&self) -> String {
+    fn table(&self, _: Screen) -> String {
         let s = &self.summary;
         let mut out = String::new();
         match self.status {

@@ -1,21 +1,32 @@
 //! `compare` and `run`: one source, many machines, one table.
 
-use crate::args::{CompareArgs, OutputArgs, RunArgs};
+use crate::args::{CompareArgs, OutputArgs, RunArgs, TableArgs};
 use crate::commands::fleet;
 use crate::commands::samples::Samples;
 use crate::formats::{self, Found};
 use crate::progress::{Meter, Phases};
+use crate::screen::Screen;
+use crate::show::baseline::Baseline;
+use crate::show::columns::{self, Chosen, Context as Shown};
+use crate::show::repeats::Repeats;
+use crate::show::verdict::{About, Verdict};
 use crate::signals::stop_on_signals;
 use crate::{outcome, sensitivity, settings, show};
 use anyhow::{Context, Result, anyhow, bail};
 use nestwalk_capture::live::NOT_STARTED;
-use nestwalk_lab::{Experiment, Fleet, Outcome, Session, VERSION, Work};
-use nestwalk_report::{count, parse_count};
+use nestwalk_lab::{
+    Experiment, Fleet, Kind, MachineResult, Opened, Outcome, Session, VERSION, Work,
+};
+use nestwalk_report::{Table, count, paragraph, parse_count};
 use nestwalk_types::SourceInfo;
 use serde_json::{Value, json};
 use std::io::{ErrorKind, Write};
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::atomic::AtomicBool;
+
+/// Where the rest is.
+const MORE: &str = "more     --wide: misses, references, exits by reason; --columns NAME,...; nestwalk explain WORD\n";
 
 /// `nestwalk compare`.
 pub fn compare(args: &CompareArgs) -> Result<ExitCode> {
@@ -23,15 +34,8 @@ pub fn compare(args: &CompareArgs) -> Result<ExitCode> {
         fleet::compare(args, &settings::settings(args)?)?;
         return Ok(ExitCode::SUCCESS);
     }
-    experiment(
-        &settings::experiment(args)?,
-        &args.output,
-        &Tables {
-            sensitivity: args.sensitivity,
-            walk_map: args.walk_map,
-            ..Tables::of(args.energy, args.contiguity, args.contiguity_every.as_deref())?
-        },
-    )
+    let tables = Tables { walk_map: args.walk_map, ..Tables::of(&args.tables)? };
+    experiment(&settings::experiment(args)?, &args.output, &tables)
 }
 
 /// `nestwalk run`.
@@ -40,18 +44,19 @@ pub fn run(args: &RunArgs) -> Result<ExitCode> {
         fleet::repeat(&args.file, &args.output)?;
         return Ok(ExitCode::SUCCESS);
     }
-    experiment(
-        &settings::lab().read(&args.file)?,
-        &args.output,
-        &Tables {
-            sensitivity: args.sensitivity,
-            ..Tables::of(args.energy, args.contiguity, args.contiguity_every.as_deref())?
-        },
-    )
+    let tables = Tables::of(&args.tables)?;
+    experiment(&settings::lab().read(&args.file)?, &args.output, &tables)
 }
 
 /// What is told beside the counts.
 struct Tables {
+    wide: bool,
+    /// Columns in place of the first table's.
+    columns: Option<Vec<Chosen>>,
+    /// Rows are of numbers, not of machines.
+    long: bool,
+    /// Seeds.
+    repeat: u16,
     energy: bool,
     sensitivity: bool,
     contiguity: bool,
@@ -61,46 +66,51 @@ struct Tables {
 }
 
 impl Tables {
-    fn of(energy: bool, contiguity: bool, every: Option<&str>) -> Result<Self> {
-        let every = every.map(parse_count).transpose().context("--contiguity-every")?;
+    fn of(args: &TableArgs) -> Result<Self> {
+        let every = args.contiguity_every.as_deref().map(parse_count).transpose();
+        let every = every.context("--contiguity-every")?;
         if every == Some(0) {
             bail!("--contiguity-every 0: at least 1 instruction is needed");
         }
-        Ok(Self { energy, sensitivity: false, contiguity, walk_map: false, every })
+        Ok(Self {
+            wide: args.wide,
+            columns: args.columns.as_deref().map(columns::choose).transpose()?,
+            long: args.long,
+            repeat: args.repeat,
+            energy: args.energy,
+            sensitivity: args.sensitivity,
+            contiguity: args.contiguity,
+            walk_map: false,
+            every,
+        })
     }
 }
 
 fn experiment(experiment: &Experiment, output: &OutputArgs, tables: &Tables) -> Result<ExitCode> {
-    let Tables { energy, sensitivity, contiguity, walk_map, every } = *tables;
-    let work = Work { threads: output.threads()?, series: None };
-    let phases = Phases::new(output.quiet);
-    let mut opened = settings::lab().open(experiment, &work, &mut |step| phases.listen(step))?;
-    drop(phases);
+    if tables.repeat > 1 && output.samples.is_some() {
+        bail!("--samples: of one run only; leave --repeat {} out", tables.repeat);
+    }
+    let mut opened = open(experiment, output, tables)?;
     let samples = Samples::new(output, opened.machines())?;
     if let Some(samples) = &samples {
         opened.record_samples(samples.cut);
-    }
-    if contiguity {
-        opened.look_at_contiguity(every);
-    }
-    if walk_map {
-        opened.map_walks();
     }
     // A place that cannot be written to is found out before the work, not after it.
     if let Some(folder) = &output.output {
         prepare(folder, experiment)?;
     }
-    let session = Meter::run(experiment, opened, output.quiet, &stop_on_signals())?;
-    let Session { info, outcome } = &session;
+    let stop = stop_on_signals();
+    let session = Meter::run(experiment, opened, output.quiet, &stop)?;
     // Nothing of what was asked for has run: there is nothing to tell of it.
-    if let Some(how) = info.failed.as_ref().filter(|how| how.starts_with(NOT_STARTED)) {
+    if let Some(how) = session.info.failed.as_ref().filter(|how| how.starts_with(NOT_STARTED)) {
         bail!("{how}");
     }
-    let results = Results { experiment, info, outcome, energy, sensitivity };
+    let (others, ended) = repeat(experiment, output, tables, &session, &stop);
+    let results = Results::new(experiment, tables, &session, &others);
     // Whatever happens to one copy of the results, the other is written.
     let saved = output.output.as_ref().map_or(Ok(()), |folder| formats::save(folder, &results));
     let sampled = match &samples {
-        Some(samples) => samples.save(experiment, &info.name, outcome),
+        Some(samples) => samples.save(experiment, &session.info.name, &session.outcome),
         None => Ok(Vec::new()),
     };
     let printed = print(&output.format.render(&results)?);
@@ -109,7 +119,53 @@ fn experiment(experiment: &Experiment, output: &OutputArgs, tables: &Tables) -> 
         crate::tell::tell(format_args!("nestwalk: {line}"));
     }
     let session = session.complete()?;
+    ended?;
     Ok(of_command(session.info.failed.as_deref()))
+}
+
+/// The experiment, ready to run.
+fn open(experiment: &Experiment, output: &OutputArgs, tables: &Tables) -> Result<Opened> {
+    let work = Work { threads: output.threads()?, series: None };
+    let phases = Phases::new(output.quiet);
+    let mut opened = settings::lab().open(experiment, &work, &mut |step| phases.listen(step))?;
+    if tables.contiguity {
+        opened.look_at_contiguity(tables.every);
+    }
+    if tables.walk_map {
+        opened.map_walks();
+    }
+    Ok(opened)
+}
+
+/// The same with the seeds after the first, each with its seed: those that came to their end, and what
+/// ended the one that did not.
+fn repeat(
+    experiment: &Experiment,
+    output: &OutputArgs,
+    tables: &Tables,
+    first: &Session,
+    stop: &AtomicBool,
+) -> (Vec<(u64, Session)>, Result<()>) {
+    let mut others = Vec::new();
+    if first.outcome.error.is_some() {
+        return (others, Ok(()));
+    }
+    for more in 1..u64::from(tables.repeat) {
+        let seed = experiment.seed.wrapping_add(more);
+        let mut again = Experiment { seed, ..experiment.clone() };
+        if let Some(guest) = &mut again.guest {
+            guest.seed = seed;
+        }
+        let run = || {
+            let opened = open(&again, output, tables)?;
+            Meter::run(&again, opened, output.quiet, stop)?.complete()
+        };
+        match run() {
+            Ok(session) => others.push((seed, session)),
+            Err(error) => return (others, Err(error.context(format!("--repeat: seed {seed}")))),
+        }
+    }
+    (others, Ok(()))
 }
 
 /// The exit code of a run that went well, by how the command did that it was a run of. What went wrong
@@ -148,39 +204,46 @@ fn prepare(folder: &Path, experiment: &Experiment) -> Result<()> {
 /// Everything that is shown of a comparison.
 struct Results<'a> {
     experiment: &'a Experiment,
+    tables: &'a Tables,
     info: &'a SourceInfo,
     outcome: &'a Outcome,
-    /// The table of energies is shown.
-    energy: bool,
-    /// The table of what each price decides is shown.
-    sensitivity: bool,
+    /// Machines with each seed, those of `outcome` first.
+    runs: Vec<(u64, &'a [MachineResult])>,
+    base: Option<Baseline<'a>>,
+    repeats: Option<Repeats>,
 }
 
-impl Found for Results<'_> {
-    /// Documented in `fields::RESULTS` and `nestwalk_sim::FIELDS`.
-    fn json(&self) -> Result<Value> {
-        let profile = &self.experiment.profile;
-        let guests = self.outcome.guests.iter();
-        let guests: serde_json::Map<String, Value> =
-            guests.map(|(name, g)| (name.clone(), outcome::json(g, profile))).collect();
-        Ok(json!({
-            "version": VERSION,
-            "source": self.info.name,
-            "description": self.info.description,
-            "approximations": self.info.approximations,
-            "profile": self.experiment.profile.name,
-            "complete": self.outcome.error.is_none(),
-            "error": self.outcome.error.as_ref().map(ToString::to_string),
-            "guests": guests,
-            "machines": serde_json::to_value(&self.outcome.machines)?,
-        }))
+impl<'a> Results<'a> {
+    fn new(
+        experiment: &'a Experiment,
+        tables: &'a Tables,
+        session: &'a Session,
+        others: &'a [(u64, Session)],
+    ) -> Self {
+        let Session { info, outcome } = session;
+        let base = Baseline::of(&outcome.machines);
+        let first = (experiment.seed, outcome.machines.as_slice());
+        let others = others.iter().map(|(seed, s)| (*seed, s.outcome.machines.as_slice()));
+        let runs: Vec<_> = std::iter::once(first).chain(others).collect();
+        let (seeds, machines): (Vec<u64>, Vec<_>) = runs.iter().copied().unzip();
+        let repeats = base.filter(|_| tables.repeat > 1);
+        let repeats = repeats.and_then(|base| Repeats::new(base, &seeds, &machines));
+        Self { experiment, tables, info, outcome, runs, base, repeats }
     }
 
-    fn rows(&self) -> Result<Vec<Value>> {
-        Ok(self.outcome.machines.iter().map(serde_json::to_value).collect::<Result<_, _>>()?)
+    fn verdict(&self) -> Option<Verdict> {
+        let kinds = self.experiment.sources.iter().filter_map(|s| nestwalk_lab::kind(s));
+        let about = About {
+            base: self.base?,
+            machines: &self.outcome.machines,
+            repeats: self.repeats.as_ref(),
+            random: kinds.into_iter().any(|k| matches!(k, Kind::Workload | Kind::Pattern)),
+        };
+        about.verdict()
     }
 
-    fn table(&self) -> String {
+    /// What ran, and what is to be known about it.
+    fn head(&self) -> String {
         let mut out = String::new();
         let info = self.info;
         out += &format!("source   {}: {}\n", info.name, info.description);
@@ -195,21 +258,87 @@ impl Found for Results<'_> {
         for line in &info.approximations {
             out += &format!("note     {line}\n");
         }
-        out += &show::set_up(&self.outcome.machines, self.experiment.populate);
-        out.push('\n');
-        out += &show::machines(&self.outcome.machines);
-        out += &show::exits(&self.outcome.machines);
-        out += &show::segments(&self.outcome.machines);
-        out += &show::contiguity(&self.outcome.machines);
-        if self.energy {
-            out += &show::energy(&self.outcome.machines);
+        out + &show::set_up(&self.outcome.machines, self.experiment.populate)
+    }
+
+    /// The tables, in order.
+    fn tables(&self) -> Vec<Table> {
+        let (machines, tables) = (&self.outcome.machines, self.tables);
+        let context = Shown { base: self.base, repeats: self.repeats.as_ref() };
+        let first = match &tables.columns {
+            None => columns::brief(&context, machines),
+            Some(chosen) => columns::asked(chosen, &context, machines),
+        };
+        let wide = |table: fn(&[MachineResult]) -> Option<Table>| {
+            if tables.wide { table(machines) } else { None }
+        };
+        let profile = &self.experiment.profile;
+        let all = [
+            Some(first),
+            tables.wide.then(|| columns::wide(&context, machines)),
+            wide(show::exits),
+            wide(show::segments),
+            wide(show::contiguity),
+            if tables.energy { show::energy(machines) } else { None },
+            if tables.sensitivity { sensitivity::table(machines, profile) } else { None },
+            show::coverage(machines),
+            show::coverage_over_time(machines),
+        ];
+        all.into_iter().flatten().collect()
+    }
+}
+
+impl Found for Results<'_> {
+    /// Documented in `fields::RESULTS` and `nestwalk_sim::FIELDS`.
+    fn json(&self) -> Result<Value> {
+        let profile = &self.experiment.profile;
+        let guests = self.outcome.guests.iter();
+        let guests: serde_json::Map<String, Value> =
+            guests.map(|(name, g)| (name.clone(), outcome::json(g, profile))).collect();
+        let mut all = json!({
+            "version": VERSION,
+            "source": self.info.name,
+            "description": self.info.description,
+            "approximations": self.info.approximations,
+            "profile": self.experiment.profile.name,
+            "complete": self.outcome.error.is_none(),
+            "error": self.outcome.error.as_ref().map(ToString::to_string),
+            "guests": guests,
+            "machines": serde_json::to_value(&self.outcome.machines)?,
+            "verdict": self.verdict().map(|v| v.json()),
+        });
+        if let Some(repeats) = &self.repeats {
+            all["repeats"] = repeats.json();
         }
-        if self.sensitivity {
-            out += &sensitivity::table(&self.outcome.machines, &self.experiment.profile);
+        Ok(all)
+    }
+
+    fn rows(&self) -> Result<Vec<Value>> {
+        if self.tables.long {
+            return show::long::rows(&self.info.name, self.experiment, &self.runs);
         }
-        out += &show::coverage(&self.outcome.machines);
-        out += &show::coverage_over_time(&self.outcome.machines);
-        out += &show::referee(&self.outcome.machines);
-        out
+        Ok(self.outcome.machines.iter().map(serde_json::to_value).collect::<Result<_, _>>()?)
+    }
+
+    fn table(&self, screen: Screen) -> String {
+        let verdict = self.verdict();
+        let best = verdict.as_ref().map(|v| v.fastest.as_str());
+        let mut tables = self
+            .tables()
+            .into_iter()
+            .map(|table| screen.table(&table.render_within(screen.columns()), best));
+        let mut out = screen.lines(&self.head());
+        out += &format!("\n{}", tables.next().unwrap_or_default());
+        if let Some(verdict) = &verdict {
+            let text = verdict.sentences.join(" ");
+            out += &format!("\n{}", paragraph("verdict  ", &text, screen.columns()));
+        }
+        if !self.tables.wide && self.tables.columns.is_none() {
+            out += &screen.lines(MORE);
+        }
+        for table in tables {
+            out += &format!("\n{table}");
+        }
+        out + &show::referee(&self.outcome.machines)
     }
 }

@@ -1,6 +1,7 @@
 //! `schemes` and `explain`: the catalogue.
 
 mod rows;
+mod words;
 
 use crate::args::ExplainArgs;
 use crate::commands::govern::show;
@@ -70,11 +71,26 @@ pub fn schemes() -> Result<()> {
 
 /// `nestwalk explain NAME`.
 pub fn explain(args: &ExplainArgs) -> Result<()> {
-    let Some(name) = args.name.as_deref() else {
+    if args.fields {
         std::io::stdout().lock().write_all(rows::markdown().as_bytes())?;
         return Ok(());
-    };
-    let mut out = String::new();
+    }
+    let name = args.name.join(" ");
+    let out = explained(&name)?;
+    if out.is_empty() {
+        bail!(
+            "no scheme, policy, placement, profile, workload, pattern, heading, page size, field of the \
+             results or number of profiles is called `{name}`; `nestwalk schemes` lists most of them, \
+             `nestwalk explain --fields` fields and numbers"
+        );
+    }
+    std::io::stdout().lock().write_all(out.as_bytes())?;
+    Ok(())
+}
+
+/// All that has this name; empty if nothing has.
+fn explained(name: &str) -> Result<String> {
+    let mut out = words::machine(name);
     out += &scheme(name);
     if let Some(policy) = POLICIES.iter().find(|p| p.name == name) {
         out += &format!("policy {}", show::policy(policy));
@@ -105,15 +121,7 @@ pub fn explain(args: &ExplainArgs) -> Result<()> {
     }
     out += &if name == "results" { results() } else { field(name) };
     out += &rows::number(name);
-    if out.is_empty() {
-        bail!(
-            "no scheme, policy, placement, profile, workload, pattern, field of the results or number of \
-             profiles is called `{name}`; `nestwalk schemes` lists all but the last two, which \
-             `nestwalk explain --fields` does"
-        );
-    }
-    std::io::stdout().lock().write_all(out.as_bytes())?;
-    Ok(())
+    Ok(out + &words::heading(name) + &words::word(name))
 }
 
 fn scheme(name: &str) -> String {
@@ -201,6 +209,7 @@ fn field(name: &str) -> String {
     let mut places = vec![("", fields::RESULTS)];
     places.extend(fields::GUESTS);
     places.push(("machines[].", &FIELDS));
+    places.extend(fields::OTHERS);
     for (place, fields) in places {
         for found in fields.iter().filter(|f| f.0 == name) {
             out += &lines(place, &[*found]);
@@ -231,6 +240,7 @@ fn all_fields() -> Vec<(String, &'static [Field])> {
         let parts = fields::parts_of(found[0].0);
         all.extend(parts.map(|(part, fields)| (format!("machines[].{part}."), *fields)));
     }
+    all.extend(fields::OTHERS.iter().map(|(place, fields)| ((*place).to_owned(), *fields)));
     all
 }
 

@@ -3,6 +3,7 @@
 use crate::args::{CompareArgs, OutputArgs};
 use crate::formats::{self, Found};
 use crate::progress::{Amount, Phase, Phases};
+use crate::screen::Screen;
 use crate::settings;
 use crate::signals::stop_on_signals;
 use anyhow::{Context, Result, anyhow, bail};
@@ -66,9 +67,14 @@ fn refuse(args: &CompareArgs) -> Result<()> {
         ("--guest", args.guest),
         ("--lackey", args.lackey),
         ("--page-tables", args.page_tables.is_some()),
-        ("--energy", args.energy),
-        ("--sensitivity", args.sensitivity),
-        ("--contiguity", args.contiguity),
+        ("--energy", args.tables.energy),
+        ("--sensitivity", args.tables.sensitivity),
+        ("--contiguity", args.tables.contiguity),
+        ("--walk-map", args.walk_map),
+        ("--wide", args.tables.wide),
+        ("--columns", args.tables.columns.is_some()),
+        ("--long", args.tables.long),
+        ("--repeat", args.tables.repeat > 1),
         ("--samples", args.output.samples.is_some()),
     ];
     match alone.into_iter().find(|a| a.1) {
@@ -152,7 +158,7 @@ impl Found for Results<'_> {
         Ok(self.outcome.vms.iter().map(serde_json::to_value).collect::<Result<_, _>>()?)
     }
 
-    fn table(&self) -> String {
+    fn table(&self, screen: Screen) -> String {
         let mut out = String::new();
         let host = &self.outcome.host;
         out += &format!(
@@ -170,9 +176,10 @@ impl Found for Results<'_> {
         for line in self.approximations() {
             out += &format!("note     {line}\n");
         }
+        let mut out = screen.lines(&out);
         out.push('\n');
-        out += &self.interference();
-        out += &self.memory();
+        out += &self.interference(screen);
+        out += &self.memory(screen);
         out
     }
 }
@@ -200,7 +207,7 @@ impl Results<'_> {
     }
 
     /// What each VM's overhead is made of.
-    fn interference(&self) -> String {
+    fn interference(&self, screen: Screen) -> String {
         let right = Align::Right;
         let mut table = Table::new()
             .column("overhead, % of\nthe ideal run alone", Align::Left)
@@ -234,11 +241,11 @@ impl Results<'_> {
             row.push(percent(i.total));
             table.row(row);
         }
-        table.render()
+        table.render_within(screen.columns())
     }
 
     /// What became of each VM's memory.
-    fn memory(&self) -> String {
+    fn memory(&self, screen: Screen) -> String {
         let right = Align::Right;
         let mut table = Table::new()
             .column("memory", Align::Left)
@@ -266,6 +273,6 @@ impl Results<'_> {
             ]);
         }
         table.drop_columns_from(0, "-");
-        format!("\n{}", table.render())
+        format!("\n{}", table.render_within(screen.columns()))
     }
 }

@@ -3,10 +3,12 @@
 pub mod bench;
 pub mod capture;
 pub mod compare;
+pub mod doctor;
 pub mod entries;
 pub mod explain;
 pub mod fleet;
 pub mod govern;
+pub mod habits;
 pub mod inspect;
 pub mod reach;
 pub mod report;

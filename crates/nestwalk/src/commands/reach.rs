@@ -2,6 +2,7 @@
 
 use crate::args::{Args, Command, ReachArgs};
 use crate::formats::{self, Found};
+use crate::screen::Screen;
 use crate::settings;
 use crate::signals::stop_on_signals;
 use crate::tell;
@@ -170,7 +171,7 @@ impl Found for Reach<'_> {
         Ok(self.points.iter().map(row).collect())
     }
 
-    fn table(&self) -> String {
+    fn table(&self, _: Screen) -> String {
         let names = self.machines();
         let mut table = Table::new().column("footprint", Align::Right);
         for name in &names {

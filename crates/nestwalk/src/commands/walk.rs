@@ -5,6 +5,7 @@ use crate::commands::entries;
 use crate::commands::step::entry_name;
 use crate::commands::walk_picture::{self, served};
 use crate::formats::{self, Found};
+use crate::screen::Screen;
 use anyhow::{Context, Result, anyhow, bail};
 use nestwalk_hw::Profile;
 use nestwalk_hw::profile::WalkCacheProfile;
@@ -157,7 +158,7 @@ impl Found for Walk<'_> {
         Ok(self.steps.iter().map(value).collect())
     }
 
-    fn table(&self) -> String {
+    fn table(&self, _: Screen) -> String {
         let mut table = Table::new()
             .column("#", Align::Right)
             .column("entry", Align::Left)

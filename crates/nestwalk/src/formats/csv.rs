@@ -7,5 +7,5 @@ pub(super) static DEFINITION: Definition = Definition {
     meaning: "A row per machine",
     file: "results.csv",
     view: View::Rows,
-    render: |found| Ok(nestwalk_report::to_csv(&found.rows()?)?),
+    render: |found, _| Ok(nestwalk_report::to_csv(&found.rows()?)?),
 };

@@ -7,5 +7,5 @@ pub(super) static DEFINITION: Definition = Definition {
     meaning: "One JSON object",
     file: "results.json",
     view: View::Json,
-    render: |found| Ok(serde_json::to_string_pretty(&found.json()?)? + "\n"),
+    render: |found, _| Ok(serde_json::to_string_pretty(&found.json()?)? + "\n"),
 };

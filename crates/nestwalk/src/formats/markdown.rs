@@ -8,7 +8,7 @@ pub(super) static DEFINITION: Definition = Definition {
     meaning: "A row per machine, as a table for GitHub",
     file: "results.md",
     view: View::Rows,
-    render: |found| Ok(table(&to_cells(&found.rows()?))),
+    render: |found, _| Ok(table(&to_cells(&found.rows()?))),
 };
 
 fn table(cells: &Cells) -> String {

@@ -1,6 +1,7 @@
 //! Formats in which the command line prints and saves what a command found: a file each, and one word in
 //! the list below. `--format`, its help and the files of `--output` follow from the list.
 
+use crate::screen::Screen;
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 use clap::builder::PossibleValue;
@@ -24,8 +25,8 @@ pub trait Found {
         bail!("this has no rows; there are {}", names(|format| !format.0.is_of_rows()))
     }
 
-    /// For people.
-    fn table(&self) -> String;
+    /// For people, where they read it.
+    fn table(&self, screen: Screen) -> String;
 }
 
 /// From which view of what was found a format is made, and with that, for whom it is.
@@ -51,7 +52,7 @@ pub struct Definition {
     /// What it shows.
     pub view: View,
     /// Makes the text, with the line break at its end.
-    pub render: fn(&dyn Found) -> Result<String>,
+    pub render: fn(&dyn Found, Screen) -> Result<String>,
 }
 
 impl Definition {
@@ -79,12 +80,12 @@ impl Format {
     /// The format of `--json`.
     pub const JSON: Self = Self(&json::DEFINITION);
 
-    /// The text of what was found.
+    /// The text of what was found, for standard output.
     ///
     /// # Errors
     /// The format shows rows and there are none, or a part cannot be written in it.
     pub fn render(self, found: &dyn Found) -> Result<String> {
-        (self.0.render)(found)
+        (self.0.render)(found, Screen::standard_output())
     }
 
     /// Programs read it: nothing else may be on standard output, and events are JSON objects.
@@ -150,7 +151,7 @@ pub fn help_of_output() -> String {
 pub fn save(folder: &Path, found: &dyn Found) -> Result<()> {
     let mut all = Ok(());
     for format in FORMATS {
-        all = all.and(write(folder, format.0.file, &format.render(found)?));
+        all = all.and(write(folder, format.0.file, &(format.0.render)(found, Screen::FILE)?));
     }
     all
 }
@@ -195,7 +196,7 @@ mod tests {
         fn rows(&self) -> Result<Vec<Value>> {
             Ok(vec![json!({ "name": "a|b", "walks": { "n": 1 } }), json!({ "name": "c" })])
         }
-        fn table(&self) -> String {
+        fn table(&self, _: Screen) -> String {
             "two machines\n".into()
         }
     }
@@ -206,7 +207,7 @@ mod tests {
         fn json(&self) -> Result<Value> {
             Ok(json!({ "violations": 0 }))
         }
-        fn table(&self) -> String {
+        fn table(&self, _: Screen) -> String {
             "no violation\n".into()
         }
     }

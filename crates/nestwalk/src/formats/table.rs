@@ -7,5 +7,5 @@ pub(super) static DEFINITION: Definition = Definition {
     meaning: "A table for people",
     file: "table.txt",
     view: View::Table,
-    render: |found| Ok(found.table()),
+    render: |found, screen| Ok(found.table(screen)),
 };

@@ -46,6 +46,10 @@ impl Lab {
     pub fn command(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_nestwalk"));
         command.current_dir(self.dir.path()).stdin(Stdio::null());
+        // Whoever runs the tests may have a terminal.
+        for variable in ["COLUMNS", "NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE"] {
+            command.env_remove(variable);
+        }
         command
     }
 

@@ -233,8 +233,9 @@ impl MachineSpec {
         };
         let (guest_pages, host_pages) = halves(pages);
         let (mut guest_placement, mut host_placement) = halves(placement);
-        let observed =
-            guest_pages.as_deref().map_or(defaults.observed, |p| p == GuestSpec::OBSERVED);
+        let observed = guest_pages
+            .as_deref()
+            .map_or(defaults.observed, |p| p.eq_ignore_ascii_case(GuestSpec::OBSERVED));
         if observed && host_placement.is_some() {
             return Err(SpecError::ObservedPlacement { name: name.into() });
         }
@@ -393,6 +394,20 @@ mod tests {
             ["ideal:4k", "ideal:2m", "native:2m", "native:4k", "shadow:2m+2m"]
         );
         assert_eq!(names("nested:4k+2m,nested:4k+1g").len(), 4);
+    }
+
+    #[test]
+    fn other_names_and_cases_mean_the_same() {
+        for (name, full) in [
+            ("EPT:4K+2M", "nested:4k+2m"),
+            ("npt:THP", "nested:thp+thp"),
+            ("tdp/lived=long:1G", "nested/lived=long:1g+1g"),
+            ("Shadow:Observed", "shadow:observed+4k"),
+        ] {
+            assert_eq!(MachineSpec::parse(name, base()).unwrap().name, full);
+        }
+        let e = MachineSpec::parse_list("ept,nested", base()).unwrap_err().to_string();
+        assert!(e.contains("twice"), "{e}");
     }
 
     #[test]

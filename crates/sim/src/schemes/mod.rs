@@ -74,6 +74,9 @@ schemes! {
     shared_tlb + NATIVE, shadow_colt,
 }
 
+/// Other names of schemes: what vendors and kernels call them.
+pub static ALIASES: &[(&str, &str)] = &[("ept", "nested"), ("npt", "nested"), ("tdp", "nested")];
+
 /// The scheme of this crate of that name.
 pub fn by_name(name: &str) -> Option<&'static Definition> {
     SCHEMES.iter().find(|s| s.name == name)
@@ -128,9 +131,11 @@ impl Catalogue {
         SCHEMES.iter().chain(self.added.iter().copied())
     }
 
-    /// The scheme of that name.
+    /// The scheme of that name, or of that other name, in any case.
     pub fn by_name(&self, name: &str) -> Option<&'static Definition> {
-        self.schemes().find(|s| s.name == name)
+        let alias = ALIASES.iter().find(|a| a.0.eq_ignore_ascii_case(name));
+        let name = alias.map_or(name, |a| a.1);
+        self.schemes().find(|s| s.name.eq_ignore_ascii_case(name))
     }
 }
 
@@ -150,6 +155,9 @@ mod tests {
         assert_eq!(Catalogue::new().with(&ODD).unwrap_err(), CatalogueError::Name("my/own"));
         let taken = Catalogue::new().with(&nested::DEFINITION).unwrap_err();
         assert_eq!(taken, CatalogueError::Taken("nested"));
+        // Nor under another's other name.
+        static ALIAS: Definition = Definition { name: "ept", ..nested::DEFINITION };
+        assert_eq!(Catalogue::new().with(&ALIAS).unwrap_err(), CatalogueError::Taken("ept"));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use super::Clock;
 use crate::formats::Found;
+use crate::screen::Screen;
 use anyhow::{Context, Result, anyhow};
 use nestwalk_capture::live::{Live, LiveOptions};
 use nestwalk_capture::{Boot, Cache, Guest};
@@ -141,7 +142,7 @@ impl Found for Slowdown {
         Ok(self.costs.iter().map(row).collect())
     }
 
-    fn table(&self) -> String {
+    fn table(&self, _: Screen) -> String {
         let plain = self.costs[0].1;
         let mut table = Table::new()
             .column("gcc -O2 -c, four times, in a guest", Align::Left)

@@ -5,6 +5,7 @@ mod reading;
 
 use crate::args::BenchArgs;
 use crate::formats::{Format, Found};
+use crate::screen::Screen;
 use anyhow::{Context, Result, anyhow, bail};
 use nestwalk_hw::Profile;
 use nestwalk_lab::words;
@@ -218,7 +219,7 @@ impl Found for Speed {
         Ok(MACHINES.iter().map(row).collect())
     }
 
-    fn table(&self) -> String {
+    fn table(&self, _: Screen) -> String {
         let mut table = Table::new().column("million accesses/s, one core", Align::Left);
         for (name, ..) in CASES {
             table = table.column(name, Align::Right);

@@ -10,6 +10,7 @@ mod watch;
 use crate::args::InspectArgs;
 use crate::formats::Found;
 use crate::progress::{Amount, Phase, Phases};
+use crate::screen::Screen;
 use crate::signals::stop_on_signals;
 use anyhow::{Context, Result, bail};
 use nestwalk_host::{Cut, ProcessMemory, RamPiece, Roots, Snapshot};
@@ -78,7 +79,7 @@ impl Found for Memory<'_> {
         Ok(json::regions(self.report))
     }
 
-    fn table(&self) -> String {
+    fn table(&self, _: Screen) -> String {
         show::report(self.report, self.all)
     }
 }

@@ -8,6 +8,7 @@ mod read;
 
 use crate::args::{Drawing, ReportArgs};
 use crate::formats::{self, Found};
+use crate::screen::Screen;
 use anyhow::{Context, Result, bail};
 use nestwalk_lab::VERSION;
 use nestwalk_report::bytes;
@@ -178,7 +179,7 @@ impl Found for Made {
         Ok(self.written.iter().map(file).collect())
     }
 
-    fn table(&self) -> String {
+    fn table(&self, _: Screen) -> String {
         let line = |(path, length): &(PathBuf, usize)| {
             format!("{}: {}\n", path.display(), bytes(*length as u64))
         };

@@ -10,6 +10,7 @@ use super::bars::{Bar, figure, geometric_mean};
 use super::programs::{BuiltIn, Program, chosen, each};
 use crate::args::ReproduceArgs;
 use crate::formats::Found;
+use crate::screen::Screen;
 use crate::signals::stop_on_signals;
 use anyhow::Result;
 use nestwalk_hw::Profile;
@@ -287,7 +288,7 @@ impl Found for Agile {
         Ok(rows)
     }
 
-    fn table(&self) -> String {
+    fn table(&self, _: Screen) -> String {
         let mut out = format!(
             "Agile Paging (ISCA 2016), figure 5 and table VI. Profile {}. Overhead = page walks + VMM, percent \
              of the ideal run time;\nB is the base machine, N nested, S shadow, A agile paging with an interval \

@@ -5,6 +5,7 @@ use super::Ended;
 use crate::args::ReproduceArgs;
 use crate::formats::Found;
 use crate::progress::{Phase, Phases};
+use crate::screen::Screen;
 use crate::settings;
 use crate::signals::stop_on_signals;
 use anyhow::{Result, bail};
@@ -407,7 +408,7 @@ impl Found for Lectures {
         Ok(self.answers.iter().flat_map(|a| a.facts.iter().map(move |f| row(a, f))).collect())
     }
 
-    fn table(&self) -> String {
+    fn table(&self, _: Screen) -> String {
         self.answers.iter().map(Answer::text).collect::<Vec<_>>().join("\n")
     }
 }

@@ -13,6 +13,7 @@ use super::series::{self, Line};
 use super::why::{ModeTimeline, Why};
 use crate::args::{KeepArg, LivedArg, ReproduceArgs};
 use crate::formats::Found;
+use crate::screen::Screen;
 use crate::signals::stop_on_signals;
 use anyhow::{Result, bail};
 use nestwalk_hw::Profile;
@@ -305,7 +306,7 @@ impl Found for Thesis {
         Ok(rows)
     }
 
-    fn table(&self) -> String {
+    fn table(&self, _: Screen) -> String {
         let mut out = format!(
             "Runtime-aware paging mode switching, figures 4.1 to 4.6. Profile {}, intervals of {} ms, \
              VMs {}-lived, {} tables kept at a switch.\nOverhead = page walks + VMM, percent of the \

@@ -9,6 +9,7 @@ use super::bars::row;
 use super::programs::{BuiltIn, Program, chosen, each};
 use crate::args::ReproduceArgs;
 use crate::formats::Found;
+use crate::screen::Screen;
 use crate::signals::stop_on_signals;
 use anyhow::Result;
 use nestwalk_hw::Profile;
@@ -302,7 +303,7 @@ impl Found for VMitosis {
         Ok(rows)
     }
 
-    fn table(&self) -> String {
+    fn table(&self, _: Screen) -> String {
         let mut out = format!(
             "vMitosis (ASPLOS 2021, artifact): GUPS over 64 GiB on a Xeon Gold 6252, times and counters of its \
              logs. Profile {}.\nWalk-pending cycles are those of loads, stores and EPT walks together, over \

@@ -7,6 +7,7 @@ mod watched;
 
 use crate::args::StepArgs;
 use crate::formats::{self, Found};
+use crate::screen::Screen;
 use anyhow::{Context, Result};
 use nestwalk_hw::Profile;
 use nestwalk_report::figure::svg;
@@ -64,7 +65,7 @@ impl Found for Played {
         Ok(rows.collect())
     }
 
-    fn table(&self) -> String {
+    fn table(&self, _: Screen) -> String {
         let mut out = format!("{}\n\n", self.title);
         for (i, moment) in self.moments.iter().enumerate() {
             out += &format!("{:>3}  {}\n", i + 1, moment.what);

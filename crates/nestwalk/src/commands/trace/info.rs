@@ -5,6 +5,7 @@ use super::read::Read;
 use crate::args::TraceInfoArgs;
 use crate::formats::Found;
 use crate::progress::Meter;
+use crate::screen::Screen;
 use anyhow::{Context, Result, bail};
 use nestwalk_lab::trace_format;
 use nestwalk_report::{Align, Table, bytes, count};
@@ -47,7 +48,7 @@ impl Found for Described<'_> {
         Ok(self.read.as_json(self.source))
     }
 
-    fn table(&self) -> String {
+    fn table(&self, _: Screen) -> String {
         self.read.as_text(self.source)
     }
 }
@@ -107,7 +108,7 @@ impl Found for Recorded<'_> {
         }))
     }
 
-    fn table(&self) -> String {
+    fn table(&self, _: Screen) -> String {
         let Self { reader, totals, damage, read } = self;
         let mut table = Table::new().column("trace", Align::Left).column("", Align::Left);
         let rows = header(reader.header()).into_iter().chain(content(reader, totals, *damage));

@@ -4,6 +4,7 @@ use super::print;
 use crate::args::TraceVerifyArgs;
 use crate::formats::Found;
 use crate::progress::Meter;
+use crate::screen::Screen;
 use anyhow::{Result, bail};
 use nestwalk_mm::{DROP_REASONS, DropReason, ObservedGuest};
 use nestwalk_report::count;
@@ -256,7 +257,7 @@ impl Found for Verdict {
         }))
     }
 
-    fn table(&self) -> String {
+    fn table(&self, _: Screen) -> String {
         let Totals { runs, accesses, controls, .. } = self.totals;
         let mut out = format!(
             "{} chunks, {} runs, {} accesses, {} controls read; {} runs have a mapping\n",

@@ -15,6 +15,7 @@ use super::bars::{Published, percent, row};
 use super::programs::{BuiltIn, Program, chosen, each};
 use crate::args::ReproduceArgs;
 use crate::formats::Found;
+use crate::screen::Screen;
 use crate::signals::stop_on_signals;
 use anyhow::Result;
 use checks::{Check, PUBLISHED};
@@ -250,7 +251,7 @@ impl Found for Isca20 {
         Ok(rows)
     }
 
-    fn table(&self) -> String {
+    fn table(&self, _: Screen) -> String {
         tables::all(self)
     }
 }

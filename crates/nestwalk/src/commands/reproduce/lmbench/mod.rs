@@ -11,6 +11,7 @@ use super::Ended;
 use super::programs::Program;
 use crate::args::ReproduceArgs;
 use crate::formats::Found;
+use crate::screen::Screen;
 use crate::signals::stop_on_signals;
 use anyhow::{Result, anyhow, bail};
 use data::{Data, Row};
@@ -268,7 +269,7 @@ impl Found for Lmbench {
         self.rows.iter().map(|row| Ok(serde_json::to_value(row)?)).collect()
     }
 
-    fn table(&self) -> String {
+    fn table(&self, _: Screen) -> String {
         show::table(self)
     }
 }

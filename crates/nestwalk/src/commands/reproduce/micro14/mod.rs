@@ -16,6 +16,7 @@ use super::bars::{self, Published, percent, row};
 use super::programs::{BuiltIn, Program, Ran, chosen, each};
 use crate::args::ReproduceArgs;
 use crate::formats::Found;
+use crate::screen::Screen;
 use crate::signals::stop_on_signals;
 use anyhow::Result;
 use checks::{Check, PUBLISHED};
@@ -300,7 +301,7 @@ impl Found for Micro14 {
         Ok(rows)
     }
 
-    fn table(&self) -> String {
+    fn table(&self, _: Screen) -> String {
         tables::all(self)
     }
 }

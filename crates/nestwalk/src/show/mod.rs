@@ -1,6 +1,14 @@
-//! Results as a table for people.
+//! Results as tables for people.
 
-use nestwalk_report::{Align, Table, bytes, count};
+pub mod baseline;
+pub mod columns;
+pub mod headings;
+pub mod long;
+pub mod repeats;
+pub mod verdict;
+
+use headings::table;
+use nestwalk_report::{Table, bytes, count};
 use nestwalk_sim::report::results::MachineResult;
 use std::fmt::Write;
 
@@ -21,58 +29,6 @@ fn or_none(value: u64, text: String) -> String {
 /// A rate per instruction, which a source without instructions does not have.
 fn rate(value: f64) -> String {
     if value.is_nan() { NONE.into() } else { format!("{value:.2}") }
-}
-
-/// The main table: a row per machine.
-pub fn machines(results: &[MachineResult]) -> String {
-    let right = Align::Right;
-    let mut table = Table::new()
-        .column("machine", Align::Left)
-        .column("L1 TLB\nMPKI", right)
-        .column("L2 TLB\nMPKI", right)
-        .column("walks", right)
-        .column("guest\nrefs/walk", right)
-        .column("nested\nrefs/walk", right)
-        .column("shadow\nrefs/walk", right)
-        .column("served by\nL1/L2/LLC/mem %", right)
-        .column("cycles\n/walk", right)
-        .column("transl.\novh. %", right)
-        .column("VM\nexits", right)
-        .column("VMM\novh. %", right)
-        .column("total\novh. %", right)
-        .column("guest\ntables", right)
-        .column("host\ntables", right);
-    for r in results {
-        let ideal = r.scheme == "ideal";
-        let refs: u64 = r.refs_served.values().sum();
-        let share = |place: &str| {
-            format!("{:.0}", 100.0 * ratio(r.refs_served.get(place).copied().unwrap_or(0), refs))
-        };
-        let served = ["l1", "l2", "llc", "memory"].map(share).join("/");
-        let host = r.page_table_bytes.nested + r.page_table_bytes.shadow + r.page_table_bytes.host;
-        let unless_ideal = |text: String| if ideal { NONE.into() } else { text };
-        table.row(vec![
-            r.name.clone(),
-            unless_ideal(rate(r.l1_tlb_mpki)),
-            unless_ideal(rate(r.l2_tlb_mpki)),
-            unless_ideal(count(r.walks)),
-            per_walk(r.guest_refs, r.walks),
-            per_walk(r.nested_refs, r.walks),
-            per_walk(r.shadow_refs, r.walks),
-            or_none(refs, served),
-            or_none(r.walks, format!("{:.0}", r.cycles_per_walk)),
-            unless_ideal(format!("{:.1}", r.translation_overhead_percent)),
-            or_none(r.vm_exits_total, count(r.vm_exits_total)),
-            or_none(r.vm_exits_total, format!("{:.1}", r.vmm_overhead_percent)),
-            unless_ideal(format!("{:.1}", r.overhead_percent)),
-            or_none(r.page_table_bytes.guest, bytes(r.page_table_bytes.guest)),
-            or_none(host, bytes(host)),
-        ]);
-    }
-    // That a rate is not known must be seen.
-    let unknown = results.iter().any(|r| r.l1_tlb_mpki.is_nan());
-    table.drop_columns_from(if unknown { 3 } else { 0 }, NONE);
-    table.render()
 }
 
 /// What came before counting, which the table leaves out: a line, empty if nothing did.
@@ -99,19 +55,20 @@ pub fn set_up(results: &[MachineResult], populated: bool) -> String {
 }
 
 /// VM exits by reason, a row per machine that has any.
-pub fn exits(results: &[MachineResult]) -> String {
-    let mut table = Table::new().column("VM exits by reason", Align::Left);
+pub fn exits(results: &[MachineResult]) -> Option<Table> {
     let mut reasons: Vec<&str> = Vec::new();
     for r in results {
         reasons.extend(r.vm_exits.keys().filter(|k| !reasons.contains(k)).collect::<Vec<_>>());
     }
     if reasons.is_empty() {
-        return String::new();
+        return None;
     }
+    let [first, last] = &headings::EXITS;
+    let mut table = Table::new().column(first.title, first.align);
     for reason in &reasons {
-        table = table.column(reason, Align::Right);
+        table = table.column(reason, last.align);
     }
-    table = table.column("per 1000 instructions", Align::Right);
+    table = table.column(last.title, last.align);
     for r in results.iter().filter(|r| r.vm_exits_total > 0) {
         let mut row = vec![r.name.clone()];
         row.extend(reasons.iter().map(|k| match r.vm_exits.get(k) {
@@ -122,17 +79,12 @@ pub fn exits(results: &[MachineResult]) -> String {
         row.push(or_none(r.instructions, per_1000));
         table.row(row);
     }
-    format!("\n{}", table.render())
+    Some(table)
 }
 
 /// Segments, a row per machine that has registers for them.
-pub fn segments(results: &[MachineResult]) -> String {
-    let mut table = Table::new().column("direct segments", Align::Left);
-    for column in
-        ["guest", "VMM", "of guest RAM", "escaped", "reported", "hits", "checks gVA", "checks gPA"]
-    {
-        table = table.column(column, Align::Right);
-    }
+pub fn segments(results: &[MachineResult]) -> Option<Table> {
+    let mut table = table(&headings::SEGMENTS);
     let mut any = false;
     for r in results {
         let Some(s) = &r.segments else { continue };
@@ -149,26 +101,12 @@ pub fn segments(results: &[MachineResult]) -> String {
             count(r.vmm_segment_checks),
         ]);
     }
-    if any { format!("\n{}", table.render()) } else { String::new() }
+    any.then_some(table)
 }
 
 /// Contiguity, a row per machine whose hardware makes use of it.
-pub fn contiguity(results: &[MachineResult]) -> String {
-    let mut table = Table::new().column("contiguity", Align::Left);
-    for column in [
-        "guest\nruns",
-        "host\nruns",
-        "guesses",
-        "right\n%",
-        "walk cycles\nhidden %",
-        "range\nhits",
-        "anchor\nhits",
-        "distance",
-        "background\nreferences",
-        "metadata",
-    ] {
-        table = table.column(column, Align::Right);
-    }
+pub fn contiguity(results: &[MachineResult]) -> Option<Table> {
+    let mut table = table(&headings::CONTIGUITY);
     let mut any = false;
     let percent = |a: u64, b: u64| or_none(b, format!("{:.1}", 100.0 * ratio(a, b)));
     for r in results {
@@ -189,30 +127,12 @@ pub fn contiguity(results: &[MachineResult]) -> String {
             or_none(c.state.metadata_bytes, bytes(c.state.metadata_bytes)),
         ]);
     }
-    if any { format!("\n{}", table.render()) } else { String::new() }
+    any.then_some(table)
 }
 
 /// Energies, a row per machine: picojoules per instruction, and what is above the ideal machine.
-pub fn energy(results: &[MachineResult]) -> String {
-    let mut table = Table::new().column("energy\npJ/instruction", Align::Left);
-    for column in [
-        "TLBs",
-        "walk\ncaches",
-        "nested\nTLB",
-        "segments,\nfilters",
-        "walk\nreferences",
-        "trans-\nlation",
-        "data",
-        "core",
-        "VMM",
-        "static",
-        "total",
-        "dynamic\novh. %",
-        "static\novh. %",
-        "total\novh. %",
-    ] {
-        table = table.column(column, Align::Right);
-    }
+pub fn energy(results: &[MachineResult]) -> Option<Table> {
+    let mut table = table(&headings::ENERGY);
     for r in results {
         let (e, p) = (&r.energy, &r.energy.parts);
         let each = |nj: f64| match 1000.0 * nj / r.instructions as f64 {
@@ -243,23 +163,12 @@ pub fn energy(results: &[MachineResult]) -> String {
         ]);
     }
     table.drop_columns_of(NONE);
-    format!("\n{}", table.render())
+    Some(table)
 }
 
 /// Contiguity at the end, a row per machine and dimension; empty unless it was asked for.
-pub fn coverage(results: &[MachineResult]) -> String {
-    let right = Align::Right;
-    let mut table = Table::new()
-        .column("contiguity at the end:\nentries for 99 %", Align::Left)
-        .column("dimension", Align::Left)
-        .column("memory", right)
-        .column("runs", right)
-        .column("longest", right);
-    for title in ["4 KiB\npages", "2 MiB\naligned", "1 GiB\naligned", "CoLT\n8", "clus-\ntered"] {
-        table = table.column(title, right);
-    }
-    table = table.column("anchors", right).column("every", right);
-    table = table.column("ranges", right).column("offsets", right);
+pub fn coverage(results: &[MachineResult]) -> Option<Table> {
+    let mut table = table(&headings::COVERAGE);
     let mut any = false;
     for r in results {
         let Some(c) = &r.coverage else { continue };
@@ -285,23 +194,12 @@ pub fn coverage(results: &[MachineResult]) -> String {
             table.row(row);
         }
     }
-    if any { format!("\n{}", table.render()) } else { String::new() }
+    any.then_some(table)
 }
 
 /// Contiguity at moments of the run, a row for each; empty unless it was asked for.
-pub fn coverage_over_time(results: &[MachineResult]) -> String {
-    let mut table = Table::new().column("contiguity over time:\nentries for 99 %", Align::Left);
-    for title in [
-        "instructions",
-        "memory",
-        "guest\nranges",
-        "host\nranges",
-        "both\nranges",
-        "guest\noffsets",
-        "both\noffsets",
-    ] {
-        table = table.column(title, Align::Right);
-    }
+pub fn coverage_over_time(results: &[MachineResult]) -> Option<Table> {
+    let mut table = table(&headings::OVER_TIME);
     let mut any = false;
     for r in results {
         for (i, p) in r.coverage.iter().flat_map(|c| &c.over_time).enumerate() {
@@ -321,7 +219,7 @@ pub fn coverage_over_time(results: &[MachineResult]) -> String {
         }
     }
     table.drop_columns_of(NONE);
-    if any { format!("\n{}", table.render()) } else { String::new() }
+    any.then_some(table)
 }
 
 /// What the referee found, a line per machine that it watched.
