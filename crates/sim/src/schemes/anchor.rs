@@ -22,9 +22,9 @@ use nestwalk_contiguity::{
 };
 use nestwalk_hw::{Anchor, Asid, Translation, fitting};
 use nestwalk_tables::look_up;
+use nestwalk_types::ByNumber;
 use nestwalk_types::{Address, Gva, Hpa, PageSize};
 use std::borrow::Cow;
-use nestwalk_types::ByNumber;
 
 const NAME: &str = "anchor";
 const NATIVE_NAME: &str = "native-anchor";

@@ -111,7 +111,7 @@ pub fn run(args: &ReproduceArgs) -> Result<Ended<Lectures>> {
         accesses: args.accesses.as_deref().map(parse_count).transpose()?.unwrap_or(ACCESSES).max(1),
         footprint: args.footprint.as_deref().map(parse_bytes).transpose()?.unwrap_or(FOOTPRINT),
         threads: args.output.threads()?,
-        stop: stop_on_signals().into(),
+        stop: stop_on_signals(),
     };
     let phases = Phases::new(args.output.quiet);
     let mut answers = Vec::new();
