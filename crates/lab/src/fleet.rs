@@ -138,8 +138,8 @@ impl Fleet {
     }
 }
 
-/// What one `NAME=SOURCE; key=value; ...` asks for, with all else as `base` has it: name, first core,
-/// settings.
+/// What one `NAME=SOURCE; key=value; ...` asks for, with all else as `base` has it: name, first
+/// core, settings.
 ///
 /// # Errors
 /// It has no name or no source, or a key or value has no meaning.
@@ -215,8 +215,8 @@ impl Lab {
         read().with_context(|| path.display().to_string())
     }
 
-    /// Runs a fleet to the ends of all its VMs, or until `stop` is set. `say` hears the steps until it
-    /// runs, `progress` now and then how far it is.
+    /// Runs a fleet to the ends of all its VMs, or until `stop` is set. `say` hears the steps until
+    /// it runs, `progress` now and then how far it is.
     ///
     /// # Errors
     /// The VMs cannot be set up. What goes wrong later is in the outcome.

@@ -140,7 +140,7 @@ mod tests {
         let (names, left_out) = expanded("all", false);
         assert_eq!((names.len(), left_out.len()), (SCHEMES.len(), 0));
         for (name, scheme) in names.iter().zip(SCHEMES) {
-            assert_eq!(name.split(':').next(), Some(scheme.name));
+            assert_eq!(name.split([':', '/']).next(), Some(scheme.name));
         }
         // Every machine once, whatever else is named.
         let (more, _) = expanded("nested:4k, all,ept:2m", false);

@@ -174,8 +174,8 @@ fn threads_change_nothing() {
     assert_eq!(text(7), one);
 }
 
-/// Random fleets with reclaim under way: every machine that can be there, every policy, small and large
-/// pages, one and two vCPUs.
+/// Random fleets with reclaim under way: every machine that can be there, every policy, small and
+/// large pages, one and two vCPUs.
 #[test]
 fn the_referee_holds_while_pages_go_and_come_back() {
     let machines = [
@@ -367,8 +367,8 @@ fn what_cannot_be_is_told() {
     assert!(refused(&scarce, of("xen-pv")).contains("cannot take it back"));
 }
 
-/// A host that is smaller than what cannot be taken back is an error that says so, and what was computed
-/// before is there.
+/// A host that is smaller than what cannot be taken back is an error that says so, and what was
+/// computed before is there.
 #[test]
 fn a_host_that_is_too_small_ends_early() {
     let fleet = FleetPlan { host_bytes: Some(4 * MIB), apart: false, ..turns(5_000) };

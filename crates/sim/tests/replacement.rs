@@ -1,5 +1,5 @@
-//! Page replacement against the textbook: naive oracles, the stack property, Belady's anomaly, and the
-//! optimum as a bound.
+//! Page replacement against the textbook: naive oracles, the stack property, Belady's anomaly, and
+//! the optimum as a bound.
 
 use nestwalk_sim::fleet::replacement::{Kind, Page, Replacement};
 use nestwalk_types::SplitMix64;
@@ -146,8 +146,8 @@ fn the_clock_gives_a_second_chance() {
     assert_eq!(victim(&[]), None);
 }
 
-/// Linux's lists: a page becomes active when it is found used twice, so that a scan of pages that are
-/// used once does not drive out what is used all the time.
+/// Linux's lists: a page becomes active when it is found used twice, so that a scan of pages that
+/// are used once does not drive out what is used all the time.
 #[test]
 fn two_lists_withstand_a_scan_that_fifo_does_not() {
     let mut references = Vec::new();

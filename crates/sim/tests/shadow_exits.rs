@@ -189,6 +189,7 @@ fn exits_add_up_in_any_life() {
         ExitReason::Interval,
         ExitReason::ModeSwitch,
         ExitReason::HostMigration,
+        ExitReason::Preempted,
         // The profile's processor delivers interrupts without one.
         ExitReason::InterruptReceived,
     ];

@@ -1,4 +1,5 @@
-//! Physical memory that several VMs of a host share, and what a host that reclaims hears of its guests.
+//! Physical memory that several VMs of a host share, and what a host that reclaims hears of its
+//! guests.
 
 use super::{HostMemory, HostPage};
 use crate::physical::PhysicalMemory;
@@ -24,9 +25,9 @@ impl Touches {
 }
 
 impl HostMemory {
-    /// The physical memory changes places with `other`: VMs of one host take turns with the one that
-    /// they share, and have [`PhysicalMemory::none`] meanwhile. Pages, tables and counters stay with the
-    /// VM.
+    /// The physical memory changes places with `other`: VMs of one host take turns with the one
+    /// that they share, and have [`PhysicalMemory::none`] meanwhile. Pages, tables and counters
+    /// stay with the VM.
     pub const fn exchange_physical(&mut self, other: &mut PhysicalMemory<Hpa>) {
         std::mem::swap(&mut self.memory.physical, other);
     }
@@ -41,8 +42,8 @@ impl HostMemory {
         self.touches.as_mut().map_or(Vec::new(), |t| std::mem::take(&mut t.fresh))
     }
 
-    /// Whether the page was mapped for its user since this was last asked of it: the accessed bit that
-    /// the host's kernel sets itself (KVM: `kvm_set_pfn_accessed`).
+    /// Whether the page was mapped for its user since this was last asked of it: the accessed bit
+    /// that the host's kernel sets itself (KVM: `kvm_set_pfn_accessed`).
     pub fn take_mark(&mut self, gpa: Gpa) -> bool {
         self.touches.as_mut().is_some_and(|t| t.marked.remove(&gpa.page_number()))
     }

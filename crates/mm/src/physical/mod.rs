@@ -17,11 +17,10 @@ pub(crate) mod size;
 use self::background::OthersMoved;
 use self::buddy::{Buddy, MAX_ORDER};
 use self::counts::FrameCounts;
-use self::fragmentation::Fragmentation;
 use self::set_aside::{Pool, SetAside};
 use crate::error::MmError;
 pub use map::{LOW_MEMORY_BYTES, pc_memory_map, reclaimed_memory_map};
-use nestwalk_types::{Address, PageSize, SplitMix64, mix64};
+use nestwalk_types::{Address, PageSize, mix64};
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::marker::PhantomData;
@@ -246,46 +245,6 @@ impl<O: Address> PhysicalMemory<O> {
         for frame in frames {
             self.pinned += u64::from(self.alloc_at(O::new(frame << 12), 0));
         }
-    }
-
-    /// Starts fragmented, by degree or with free blocks in given proportions. By degree: in each
-    /// whole 2 MiB block, with probability `degree`, one to eight 4 KiB
-    /// frames at random places are in use for good, as kernel objects that cannot be moved would
-    /// be.
-    ///
-    /// So `degree` is about the share of free memory that no 2 MiB page can use
-    /// ([`PhysicalMemory::fmfi`] of order 9), which is how studies of huge pages say how fragmented
-    /// memory is, while at most 8 of a block's 512 frames are lost. The number per block is a
-    /// choice
-    /// of this model: it decides which contiguity below 2 MiB remains.
-    ///
-    /// # Errors
-    /// A degree that is not in 0..=1, or no free blocks.
-    pub fn fragment(
-        &mut self,
-        fragmentation: impl Into<Fragmentation>,
-        seed: u64,
-    ) -> Result<(), MmError> {
-        let degree = match fragmentation.into() {
-            Fragmentation::Degree(degree) => degree,
-            Fragmentation::Blocks(blocks) => return self.fragment_to(&blocks, seed),
-        };
-        if !(0.0..=1.0).contains(&degree) {
-            return Err(MmError::Fragmentation(degree));
-        }
-        let mut random = SplitMix64::new(seed);
-        for (start, bytes) in self.ranges.clone() {
-            let (first, end) = (start.page_number().div_ceil(512), (start.value() + bytes) >> 21);
-            for block in first..end {
-                if random.unit() < degree {
-                    for _ in 0..=random.below(8) {
-                        let frame = block << 9 | random.below(512);
-                        self.pinned += u64::from(self.alloc_at(O::new(frame << 12), 0));
-                    }
-                }
-            }
-        }
-        Ok(())
     }
 
     /// Ranges of RAM, `(first address, bytes)`, ascending.

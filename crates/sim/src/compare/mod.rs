@@ -9,28 +9,28 @@
 
 pub mod daemons;
 pub mod guests;
+mod machines;
 mod progress;
 pub mod spec;
 
 use crate::compare::daemons::DaemonTimes;
 use crate::compare::guests::{Guest, GuestOutcome};
-use crate::compare::spec::{DimensionSpec, GuestSpec, MachineSpec};
+use crate::compare::spec::{GuestSpec, MachineSpec};
 use crate::machine::DynMachine;
 use crate::measure::counters::Counters;
 use crate::report::contiguity::ContiguityResult;
 use crate::report::placement::PlacementResult;
 use crate::report::results::MachineResult;
-use crate::scheme::MachineConfig;
 use crate::scheme::MachineError;
 use crate::switching::{Cut, Recorded};
+pub use machines::{configuration, machine};
+pub(crate) use machines::{host_config, machine_in};
 use nestwalk_hw::Profile;
 use nestwalk_mm::{
-    BadFrames, Fragmentation, GuestError, HostConfig, HostMemory, HostPages, KERNEL_BYTES,
-    Mappings, MmError, ObservedError, PhysicalMemory, RemapError, pc_memory_map,
-    reclaimed_memory_map,
+    BadFrames, Fragmentation, GuestError, HostPages, Mappings, MmError, ObservedError, RemapError,
 };
 use nestwalk_tables::{LONG4, Mode};
-use nestwalk_types::{Batch, GuestBatch, GuestInfo, Hpa, Source, SourceError};
+use nestwalk_types::{Batch, GuestBatch, GuestInfo, Source, SourceError};
 pub use progress::Progress;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -273,80 +273,6 @@ fn set_up(plan: &Plan, source: &dyn Source) -> Result<(Vec<Group>, Vec<Slot>), C
         slots.push(Slot { index, group, machine });
     }
     Ok((groups, slots))
-}
-
-/// Makes one machine of the plan.
-///
-/// # Errors
-/// Its memory or its scheme cannot be set up.
-pub fn machine(plan: &Plan, spec: &MachineSpec) -> Result<Box<dyn DynMachine>, CompareError> {
-    machine_in(plan, spec, None)
-}
-
-/// What a machine of the plan is made of.
-///
-/// # Errors
-/// Its memory cannot be set up.
-pub fn configuration(plan: &Plan, spec: &MachineSpec) -> Result<MachineConfig, CompareError> {
-    configuration_in(plan, spec, None)
-}
-
-/// The host of a machine, as configured.
-pub(crate) fn host_config(plan: &Plan, host: DimensionSpec) -> HostConfig {
-    HostConfig {
-        bytes: plan.host_bytes,
-        mode: plan.host_mode,
-        policy: host.pages,
-        placement: host.placement,
-        fragmentation: plan.fragmentation.1,
-        // The host's memory is another machine's: its holes are elsewhere.
-        seed: plan.seed ^ 0x686f_7374,
-        kernel_bytes: KERNEL_BYTES,
-        daemons: plan.daemons.config(&plan.profile),
-    }
-}
-
-/// As [`machine`], in the physical memory of a host that is there already.
-pub(crate) fn machine_in(
-    plan: &Plan,
-    spec: &MachineSpec,
-    physical: Option<PhysicalMemory<Hpa>>,
-) -> Result<Box<dyn DynMachine>, CompareError> {
-    let built = (spec.scheme.build)(configuration_in(plan, spec, physical)?);
-    Ok(built.map_err(|e| e.of(&spec.name))?)
-}
-
-fn configuration_in(
-    plan: &Plan,
-    spec: &MachineSpec,
-    physical: Option<PhysicalMemory<Hpa>>,
-) -> Result<MachineConfig, CompareError> {
-    let memory = |host: DimensionSpec| {
-        let config = host_config(plan, host);
-        let slots = match plan.low_bytes {
-            Some(low) => reclaimed_memory_map(plan.guest_bytes, low)?,
-            None => pc_memory_map(plan.guest_bytes),
-        };
-        let physical = match physical {
-            Some(physical) => physical,
-            None => HostMemory::physical_memory(&config)?,
-        };
-        HostMemory::on(physical, &config, &slots, plan.host_pages.as_deref())
-    };
-    let wrong = |source| CompareError::Memory { machine: spec.name.clone(), source };
-    let host = spec.host.map(memory).transpose().map_err(wrong)?;
-    Ok(MachineConfig {
-        name: spec.name.clone(),
-        variant: spec.variant.clone(),
-        vmm: spec.vmm,
-        profile: plan.profile.clone(),
-        guest_mode: plan.guest_mode,
-        nested_mode: plan.host_mode,
-        vcpus: plan.vcpus,
-        guest_bytes: plan.guest_bytes,
-        host,
-        verify: plan.verify,
-    })
 }
 
 /// Takes batches from the source and gives each guest's version, in parts, to `each`, until the end.

@@ -59,8 +59,8 @@ impl Feed {
         self.part(most, false, out)
     }
 
-    /// As [`Feed::next`], of what comes before the next access alone: what a recorded guest was before
-    /// its recording. Empty where an access is next.
+    /// As [`Feed::next`], of what comes before the next access alone: what a recorded guest was
+    /// before its recording. Empty where an access is next.
     ///
     /// # Errors
     /// As [`Feed::next`].

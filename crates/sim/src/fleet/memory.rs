@@ -14,7 +14,8 @@ use serde::Serialize;
 pub struct SwapCounts {
     /// Pages of 4 KiB that the host took back.
     pub taken_back: u64,
-    /// Of these, those that were written to the device: they were stored to since they were last there.
+    /// Of these, those that were written to the device: they were stored to since they were last
+    /// there.
     pub written: u64,
     /// Pages of 4 KiB that came back.
     pub swapped_in: u64,

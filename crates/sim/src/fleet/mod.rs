@@ -1,12 +1,12 @@
 //! Several virtual machines on one host: cores in turns, TLBs, caches and memory shared.
 //!
-//! Each VM has its source, its guest, and a machine of its own. All VMs run several times in one pass: each
-//! alone, then with what a host shares added piece by piece (TLBs and walk caches, data caches, memory of
-//! which there is not enough). What a VM's overhead grows by from one to the next is what that piece of
-//! sharing costs it, so its own part and its neighbours' add up to the whole.
+//! Each VM has its source, its guest, and a machine of its own. All VMs run several times in one
+//! pass: each alone, then with what a host shares added piece by piece (TLBs and walk caches, data
+//! caches, memory of which there is not enough). What a VM's overhead grows by from one to the next
+//! is what that piece of sharing costs it, so its own part and its neighbours' add up to the whole.
 //!
-//! While a VM runs it has what is shared to itself ([`crate::hardware::exchange`]): one machine's hot path
-//! is that of a machine alone.
+//! While a VM runs it has what is shared to itself ([`crate::hardware::exchange`]): one machine's
+//! hot path is that of a machine alone.
 
 pub mod device;
 mod feed;
@@ -44,7 +44,8 @@ const SHORT_SLICE: usize = 64;
 pub struct Vm {
     /// Its name.
     pub name: String,
-    /// What it is: the first machine that is no control is the VM's. The profile is that of the first VM.
+    /// What it is: the first machine that is no control is the VM's. The profile is that of the
+    /// first VM.
     pub plan: Plan,
     /// What it runs.
     pub source: Box<dyn Source>,
@@ -73,8 +74,9 @@ pub struct FleetPlan {
     pub threads: usize,
 }
 
-/// Instructions of a turn unless said: 3 ms, a slice of Linux's scheduler (6.6, `sysctl_sched_base_slice`
-/// of 0.75 ms times 1 + log2 of 8 processors or more), at 2 GHz and one instruction a cycle.
+/// Instructions of a turn unless said: 3 ms, a slice of Linux's scheduler (6.6,
+/// `sysctl_sched_base_slice` of 0.75 ms times 1 + log2 of 8 processors or more), at 2 GHz and one
+/// instruction a cycle.
 pub const TURN: u64 = 6_000_000;
 
 impl Default for FleetPlan {
@@ -142,8 +144,8 @@ struct Member {
 /// Runs all VMs of a fleet to their ends.
 ///
 /// # Errors
-/// The fleet cannot be set up. What goes wrong later is in [`FleetOutcome::error`], beside what was found
-/// before.
+/// The fleet cannot be set up. What goes wrong later is in [`FleetOutcome::error`], beside what was
+/// found before.
 pub fn run(
     fleet: &FleetPlan,
     vms: Vec<Vm>,
@@ -466,8 +468,8 @@ impl Pass<'_> {
     }
 }
 
-/// Does the same to every stage, by threads if there are several. The error is that of the first stage
-/// that has one, whatever the number of threads.
+/// Does the same to every stage, by threads if there are several. The error is that of the first
+/// stage that has one, whatever the number of threads.
 fn each(
     stages: &mut [Stage],
     threads: usize,

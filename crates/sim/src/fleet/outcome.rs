@@ -10,12 +10,14 @@ use crate::report::placement::PlacementResult;
 use crate::report::results::MachineResult;
 use serde::Serialize;
 
-/// What a VM's overhead is made of, in percent of its ideal run alone. The parts add up to the whole.
+/// What a VM's overhead is made of, in percent of its ideal run alone. The parts add up to the
+/// whole.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Interference {
     /// What it costs alone on the host.
     pub own: f64,
-    /// What neighbours add by sharing TLBs and walk caches, the exits at the ends of turns included.
+    /// What neighbours add by sharing TLBs and walk caches, the exits at the ends of turns
+    /// included.
     pub tlbs: f64,
     /// What they add by sharing data caches.
     pub caches: f64,
@@ -157,7 +159,8 @@ fn vm_outcome(
     let percent = |stage: usize| results[stage].overhead_percent;
     let last = results.len() - 1;
     let own = percent(0);
-    // The stages are: alone; TLBs, if they are told apart; caches as well; short of memory, if it is.
+    // The stages are: alone; TLBs, if they are told apart; caches as well; short of memory, if it
+    // is.
     let caches = if fleet.apart { 2 } else { 1 };
     let tlbs = if fleet.apart { percent(1) - own } else { 0.0 };
     let neighbours = percent(caches) - own;

@@ -224,7 +224,8 @@ impl Stage {
         Ok(seen)
     }
 
-    /// Frames that are behind pages of two VMs, or free and behind a page: each with a VM. None may be.
+    /// Frames that are behind pages of two VMs, or free and behind a page: each with a VM. None may
+    /// be.
     ///
     /// # Errors
     /// A VM is none.

@@ -1,7 +1,7 @@
 //! Hardware that several VMs share: what a core remembers goes from one VM to the next.
 //!
-//! A VM has its [`Hardware`] to itself while it runs, so that nothing of this costs a walk anything. At
-//! the end of its turn all that the cores remember goes back to the host's.
+//! A VM has its [`Hardware`] to itself while it runs, so that nothing of this costs a walk
+//! anything. At the end of its turn all that the cores remember goes back to the host's.
 
 use super::core::PcidLevels;
 use super::{Core, Hardware};
@@ -20,8 +20,8 @@ pub struct Shared {
 }
 
 impl Core {
-    /// All that remembers translations changes places with another core's. The address space that is
-    /// current stays.
+    /// All that remembers translations changes places with another core's. The address space that
+    /// is current stays.
     fn exchange(&mut self, other: &mut Self) {
         std::mem::swap(&mut self.l1d, &mut other.l1d);
         std::mem::swap(&mut self.l1i, &mut other.l1i);
@@ -35,7 +35,8 @@ impl Core {
         std::mem::swap(&mut self.pcids, &mut other.pcids);
     }
 
-    /// Drops everything that is tagged with a VPID: linear, combined and guest-physical translations.
+    /// Drops everything that is tagged with a VPID: linear, combined and guest-physical
+    /// translations.
     fn forget_vpid(&mut self, vpid: u8) {
         self.invalidate_vpid(vpid, true);
         self.nested_walk_cache.invalidate_vpid(vpid);
@@ -80,7 +81,8 @@ impl Hardware {
         }
     }
 
-    /// The VM's address spaces have PCIDs in each level of its cores, if need be in place of another's.
+    /// The VM's address spaces have PCIDs in each level of its cores, if need be in place of
+    /// another's.
     pub fn take_up_pcids(&mut self) {
         self.cores.iter_mut().for_each(Core::make_room_for_pcid);
     }

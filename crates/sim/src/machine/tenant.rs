@@ -43,8 +43,8 @@ impl<'a> Tenant<'a> {
         self.host()?.whole_page(gpa)
     }
 
-    /// Whether the page was used since this was last asked, by what the host's kernel has marked and by
-    /// the accessed bits of the VMM's tables.
+    /// Whether the page was used since this was last asked, by what the host's kernel has marked
+    /// and by the accessed bits of the VMM's tables.
     ///
     /// # Errors
     /// The machine cannot go on.

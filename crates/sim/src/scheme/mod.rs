@@ -104,10 +104,10 @@ pub trait Software: Send {
         Ok(())
     }
 
-    /// Whether the page of `size` at `at`, which backs guest memory, was used since this was last asked.
-    /// It is made known again when it is used next, with the flush that this takes
-    /// (`kvm_mmu_notifier_clear_flush_young`). Software that reads no accessed bits takes the page out
-    /// of its tables, and answers `false`: the next use asks the host for it, which hears of it so.
+    /// Whether the page of `size` at `at`, which backs guest memory, was used since this was last
+    /// asked. It is made known again when it is used next, with the flush that this takes
+    /// (`kvm_mmu_notifier_clear_flush_young`). Software that reads no accessed bits takes the page
+    /// out of its tables, and answers `false`: the next use asks the host for it, which hears of it.
     ///
     /// # Errors
     /// The machine cannot go on.

@@ -29,19 +29,21 @@ pub struct Definition {
 /// Facts of a scheme that sources, samples and names of machines ask for.
 #[derive(Clone, Copy, Debug)]
 pub struct Facts {
-    /// Its hypervisor empties TLBs at moments that no event of the guest announces. A recording that was
-    /// filtered at its source cannot know of those, and hides accesses that would miss after them.
+    /// Its hypervisor empties TLBs at moments that no event of the guest announces. A recording
+    /// that was filtered at its source cannot know of those, and hides accesses that would miss
+    /// after them.
     pub flushes_by_itself: bool,
-    /// It has registers for a segment of the guest, whose kernel must keep a primary region for that.
+    /// It has registers for a segment of the guest, whose kernel must keep a primary region for
+    /// that.
     pub primary_region: bool,
-    /// Its first-level TLBs have sets of their own: a recording that was filtered at its source hides
-    /// accesses that may miss there.
+    /// Its first-level TLBs have sets of their own: a recording that was filtered at its source
+    /// hides accesses that may miss there.
     pub own_l1_sets: bool,
-    /// It is in one of the paging modes between which policies choose, so that what a policy would see
-    /// can be sampled.
+    /// It is in one of the paging modes between which policies choose, so that what a policy would
+    /// see can be sampled.
     pub sampled: bool,
-    /// It has hardware beside [`crate::hardware::Hardware`] that remembers translations and knows no
-    /// VPID: several VMs cannot share it.
+    /// It has hardware beside [`crate::hardware::Hardware`] that remembers translations and knows
+    /// no VPID: several VMs cannot share it.
     pub own_structures: bool,
     /// Its guest memory stays where it is: a host cannot take pages back.
     pub pins_memory: bool,

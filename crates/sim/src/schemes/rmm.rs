@@ -20,8 +20,8 @@ use crate::scheme::vmm_options::VmmKind;
 use crate::scheme::{MachineError, Platform, Processor};
 use nestwalk_contiguity::{MappedRun, RunSet};
 use nestwalk_hw::{HPA_LIMIT, Range, RangeTlb, Translation};
-use nestwalk_types::{Address, Hpa, PageSize};
 use nestwalk_types::ByNumber;
+use nestwalk_types::{Address, Hpa, PageSize};
 
 const NAME: &str = "rmm";
 const NATIVE_NAME: &str = "native-rmm";

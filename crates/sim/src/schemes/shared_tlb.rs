@@ -27,8 +27,8 @@ use crate::scheme::{
 };
 use nestwalk_hw::profile::TlbProfile;
 use nestwalk_hw::{Asid, Tlb, Translation};
-use nestwalk_types::{Gpa, Gva, Invalidation, Run, VcpuId};
 use nestwalk_types::ByNumber;
+use nestwalk_types::{Gpa, Gva, Invalidation, Run, VcpuId};
 
 /// The catalogue's entry.
 pub const DEFINITION: Definition = Definition {

@@ -85,11 +85,7 @@ fn unreadable(error: &io::Error) -> Fault {
 }
 
 /// Reads the head at `offset` of a file of so many bytes.
-pub(super) fn read_head(
-    input: &mut dyn Anywhere,
-    offset: u64,
-    file: u64,
-) -> Result<Head, Fault> {
+pub(super) fn read_head(input: &mut dyn Anywhere, offset: u64, file: u64) -> Result<Head, Fault> {
     if offset.saturating_add(HEAD as u64) > file {
         return Err(Fault::CutOff);
     }

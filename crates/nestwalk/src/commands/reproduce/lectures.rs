@@ -1,5 +1,5 @@
-//! The questions that two lectures on virtual memory leave open ("Memory Virtualization"; "Virtualization
-//! and Memory Hierarchy"), each answered by a run.
+//! The questions that two lectures on virtual memory leave open ("Memory Virtualization";
+//! "Virtualization and Memory Hierarchy"), each answered by a run.
 
 use super::Ended;
 use crate::args::ReproduceArgs;

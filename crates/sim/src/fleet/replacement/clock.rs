@@ -1,5 +1,5 @@
-//! Second chance: pages stand in a circle, a hand goes around. A page that was used since the hand last
-//! came by is passed over, its accessed bit cleared; the first that was not goes.
+//! Second chance: pages stand in a circle, a hand goes around. A page that was used since the hand
+//! last came by is passed over, its accessed bit cleared; the first that was not goes.
 
 use super::{Page, Replacement, Used};
 use std::collections::VecDeque;

@@ -1,7 +1,7 @@
 //! Which page a host that is short of memory takes back: a policy each file.
 //!
-//! A policy knows pages by number, and asks of one whether it was used since it last asked: what that
-//! costs, and what accessed bits cannot show, is the business of whoever answers.
+//! A policy knows pages by number, and asks of one whether it was used since it last asked: what
+//! that costs, and what accessed bits cannot show, is the business of whoever answers.
 
 mod clock;
 mod fifo;

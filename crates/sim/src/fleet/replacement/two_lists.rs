@@ -1,10 +1,10 @@
 //! Linux's two lists for anonymous memory (6.1, `mm/vmscan.c`, `mm/swap.c`).
 //!
 //! A new page goes to the head of the inactive list. Reclaim looks at the tail of that list
-//! (`shrink_folio_list`, `folio_check_references`): a page that was not used goes; one that was used
-//! stays, marked as referenced, and becomes active when it is found used a second time. When the inactive
-//! list is low (`inactive_is_low`), pages from the tail of the active list become inactive, their accessed
-//! bits cleared, used or not (`shrink_active_list`, for anonymous pages).
+//! (`shrink_folio_list`, `folio_check_references`): a page that was not used goes; one that was
+//! used stays, marked as referenced, and becomes active when it is found used a second time. When
+//! the inactive list is low (`inactive_is_low`), pages from the tail of the active list become
+//! inactive, their accessed bits cleared, used or not (`shrink_active_list`, for anonymous pages).
 
 use super::{Page, Replacement, Used};
 use std::collections::VecDeque;
@@ -23,7 +23,8 @@ pub struct TwoLists {
 }
 
 impl TwoLists {
-    /// `inactive_is_low`: the active list may be sqrt(10 n) times as long for n gigabytes, 1 below one.
+    /// `inactive_is_low`: the active list may be sqrt(10 n) times as long for n gigabytes, 1 below
+    /// one.
     fn inactive_is_low(&self) -> bool {
         let gigabytes = (self.inactive.len() + self.active.len()) / GIGABYTE;
         let ratio = if gigabytes == 0 { 1 } else { (10 * gigabytes).isqrt() };

@@ -45,8 +45,8 @@ impl ShadowMmu {
     }
 
     /// Whether a shadow entry of the range was accessed; the bits are clear from now on
-    /// (`kvm_age_gfn`). The caller owes the flush if one was. What the kernel's own mapping has used is
-    /// not told by any entry: the mark of it goes, and the next use is a hidden fault.
+    /// (`kvm_age_gfn`). The caller owes the flush if one was. What the kernel's own mapping has
+    /// used is not told by any entry: the mark of it goes, and the next use is a hidden fault.
     pub fn take_accessed(&mut self, at: Gpa, size: PageSize) -> bool {
         let first = at.page_number();
         let mut accessed = false;
