@@ -41,8 +41,10 @@ struct Space {
 }
 
 /// A VM as its host sees it, made reachable for a moment.
-pub(super) type Reach<'a> = dyn FnMut(u32, &mut dyn FnMut(Tenant<'_>) -> Result<(), MachineError>) -> Result<(), MachineError>
-    + 'a;
+type Act<'a> = dyn FnMut(Tenant<'_>) -> Result<(), MachineError> + 'a;
+
+/// Reaches a VM by its number, to do something to it.
+pub(super) type Reach<'a> = dyn FnMut(u32, &mut Act<'_>) -> Result<(), MachineError> + 'a;
 
 /// The host's memory, of which there is less than the VMs would take.
 pub(super) struct Memory {

@@ -1,0 +1,155 @@
+//! One pass over all VMs of a fleet, turn by turn.
+
+use super::feed::Most;
+use super::stage::{self, Place, Stage};
+use super::{FleetError, FleetPlan, FleetProgress, Member};
+use crate::compare::CompareError;
+use crate::scheme::MachineError;
+use nestwalk_types::GuestBatch;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// One pass over all VMs.
+pub(super) struct Pass<'a> {
+    fleet: &'a FleetPlan,
+    places: &'a [Place],
+    slice: usize,
+    told: FleetProgress,
+}
+
+impl<'a> Pass<'a> {
+    pub(super) fn new(fleet: &'a FleetPlan, places: &'a [Place], slice: usize) -> Self {
+        Self { fleet, places, slice, told: FleetProgress::default() }
+    }
+
+    /// All VMs come to the beginning of their regions of interest, then all go on to their ends.
+    pub(super) fn run(
+        &mut self,
+        members: &mut [Member],
+        stages: &mut [Stage],
+        stop: &AtomicBool,
+        progress: &mut dyn FnMut(FleetProgress),
+    ) -> Result<(), FleetError> {
+        for setting_up in [true, false] {
+            let waits = |m: &Member| m.ended || (setting_up && m.ready);
+            while !members.iter().all(waits) {
+                for vm in 0..members.len() {
+                    if stop.load(Ordering::Relaxed) {
+                        return Err(FleetError::Interrupted);
+                    }
+                    if waits(&members[vm]) {
+                        continue;
+                    }
+                    self.turn(vm, members, stages, setting_up)?;
+                    self.told.ended = members.iter().filter(|m| m.ended).count();
+                    progress(self.told);
+                }
+            }
+            if setting_up {
+                stages.iter_mut().for_each(Stage::counting_begins);
+            }
+        }
+        Ok(())
+    }
+
+    /// One turn of a VM in every stage.
+    fn turn(
+        &mut self,
+        vm: usize,
+        members: &mut [Member],
+        stages: &mut [Stage],
+        setting_up: bool,
+    ) -> Result<(), FleetError> {
+        // What goes on before all have begun is not counted, whoever it is done to.
+        let begun: Vec<usize> =
+            (0..members.len()).filter(|m| setting_up && members[*m].begun).collect();
+        let (slices, failed) = self.take(&mut members[vm], setting_up);
+        let cores = self.places[vm].cores();
+        let meets = |p: &Place| p.first < cores.end && cores.start < p.cores().end;
+        let contested = (0..members.len())
+            .any(|other| other != vm && !members[other].ended && meets(&self.places[other]));
+        let member = &mut members[vm];
+        let preempted = contested && !member.ended;
+        member.turns += u64::from(!setting_up);
+        let name = member.name.clone();
+        let wrong =
+            |e: MachineError| FleetError::Vm { vm: name.clone(), source: Box::new(e.into()) };
+        for slice in &slices {
+            member.ideal.run(slice).map_err(&wrong)?;
+        }
+        each(stages, self.fleet.threads, &|stage: &mut Stage| {
+            let counted = stage.counted(&begun);
+            stage.begin_turn(vm)?;
+            let done = slices.iter().try_for_each(|slice| stage.run(vm, slice));
+            stage.end_turn(vm, preempted)?;
+            stage.restore(counted)?;
+            done
+        })
+        .map_err(&wrong)?;
+        failed.map_or(Ok(()), |source| Err(FleetError::Vm { vm: name, source: Box::new(source) }))
+    }
+
+    /// What the VM does in a turn. A turn of set-up ends where the region of interest begins.
+    fn take(
+        &mut self,
+        member: &mut Member,
+        setting_up: bool,
+    ) -> (Vec<GuestBatch>, Option<CompareError>) {
+        let (mut slices, mut instructions) = (Vec::new(), 0);
+        let turn = self.fleet.turn.max(1);
+        while instructions < turn {
+            let most = Most { items: self.slice, instructions: turn - instructions };
+            let mut slice = GuestBatch::default();
+            let next = match setting_up && member.begun {
+                true => member.feed.before_access(most, &mut slice),
+                false => member.feed.next(most, &mut slice),
+            };
+            match next {
+                Ok(true) if setting_up && member.begun && slice.batch.is_empty() => {
+                    member.ready = true;
+                    break;
+                }
+                Ok(true) => {}
+                Ok(false) => {
+                    member.ended = true;
+                    break;
+                }
+                Err(error) => return (slices, Some(error)),
+            }
+            instructions += slice.batch.instructions();
+            self.told.accesses += slice.batch.accesses();
+            let begins = stage::begins_region(&slice);
+            member.begun |= begins;
+            let empty = slice.batch.is_empty();
+            slices.push(slice);
+            if empty || (begins && setting_up) {
+                break;
+            }
+        }
+        (slices, None)
+    }
+}
+
+/// Does the same to every stage, by threads if there are several. The error is that of the first
+/// stage that has one, whatever the number of threads.
+fn each(
+    stages: &mut [Stage],
+    threads: usize,
+    act: &(dyn Fn(&mut Stage) -> Result<(), MachineError> + Sync),
+) -> Result<(), MachineError> {
+    if threads <= 1 {
+        return stages.iter_mut().try_for_each(act);
+    }
+    let mut done = Vec::new();
+    for group in stages.chunks_mut(threads) {
+        done.extend(std::thread::scope(|scope| {
+            let handles: Vec<_> =
+                group.iter_mut().map(|stage| scope.spawn(move || act(stage))).collect();
+            let results = handles.into_iter().map(|h| match h.join() {
+                Ok(result) => result,
+                Err(panic) => std::panic::resume_unwind(panic),
+            });
+            results.collect::<Vec<_>>()
+        }));
+    }
+    done.into_iter().collect()
+}
