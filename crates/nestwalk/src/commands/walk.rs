@@ -37,18 +37,43 @@ pub fn walk(args: &WalkArgs) -> Result<()> {
             SCHEMES.iter().map(|s| s.name).filter(|name| *name != "ideal").collect();
         bail!("machine `{}`: ideal does not walk; others do: {}", spec.name, walking.join(", "));
     }
-    let mut profile = Profile::load(&args.profile).context("--profile")?;
-    if !args.caches {
-        profile.walk_cache = WalkCacheProfile::default();
-        profile.nested_walk_cache = WalkCacheProfile::default();
-        profile.entry_cache = None;
-        profile.l2_tlb.iter_mut().for_each(|array| array.pdes = false);
-        profile.nested_tlb = None;
+    let profile = Profile::load(&args.profile).context("--profile")?;
+    let profile = if args.caches { profile } else { without_walk_caches(profile) };
+    let steps = steps(&spec, profile, (guest_mode, host_mode), address)?;
+    let walk = Walk { machine: &spec.name, mode: guest_mode, address, steps };
+    if let Some(file) = &args.svg {
+        let scene = walk_picture::picture(&walk.title(), guest_mode, address, &walk.steps);
+        formats::write_file("--svg", file, &svg(&scene))?;
     }
+    let out = args.format.render(&walk)?;
+    std::io::stdout().lock().write_all(out.as_bytes())?;
+    Ok(())
+}
+
+/// A processor on which nothing shortens a walk.
+pub fn without_walk_caches(mut profile: Profile) -> Profile {
+    profile.walk_cache = WalkCacheProfile::default();
+    profile.nested_walk_cache = WalkCacheProfile::default();
+    profile.entry_cache = None;
+    profile.l2_tlb.iter_mut().for_each(|array| array.pdes = false);
+    profile.nested_tlb = None;
+    profile
+}
+
+/// The references of one walk of a machine, from cold.
+///
+/// # Errors
+/// The machine cannot be set up, or has no guest of its own.
+pub fn steps(
+    spec: &MachineSpec,
+    profile: Profile,
+    (guest_mode, host_mode): (&'static Mode, &'static Mode),
+    address: u64,
+) -> Result<Vec<Step>> {
     let guest_bytes = if guest_mode.entry_bytes == 4 { 3 << 30 } else { GUEST_BYTES };
     let bytes = (guest_bytes, 2 * GUEST_BYTES);
     let plan = Plan { guest_mode, host_mode, ..Plan::new(Vec::new(), profile, bytes) };
-    let mut machine = machine(&plan, &spec)?;
+    let mut machine = machine(&plan, spec)?;
     let GuestSpec::Modelled(policies) = spec.guest else {
         bail!("machine `{}`: there is no recorded guest here; name page sizes", spec.name);
     };
@@ -64,15 +89,7 @@ pub fn walk(args: &WalkArgs) -> Result<()> {
     builder.take_into(&mut batch);
     ModelledGuest::new(config)?.process(&batch, &mut events)?;
     machine.run(&events)?;
-    let steps = machine.watch(&batch.runs[0])?;
-    let walk = Walk { machine: &spec.name, mode: guest_mode, address, steps };
-    if let Some(file) = &args.svg {
-        let scene = walk_picture::picture(&walk.title(), guest_mode, address, &walk.steps);
-        formats::write_file("--svg", file, &svg(&scene))?;
-    }
-    let out = args.format.render(&walk)?;
-    std::io::stdout().lock().write_all(out.as_bytes())?;
-    Ok(())
+    Ok(machine.watch(&batch.runs[0])?)
 }
 
 /// The address that was given, or one like those of a program's mappings.

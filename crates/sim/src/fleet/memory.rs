@@ -6,7 +6,7 @@ use crate::machine::Tenant;
 use crate::measure::counters::ExitReason;
 use crate::scheme::MachineError;
 use nestwalk_types::{Address, Control, Gpa, GuestBatch, PageSize};
-use rustc_hash::FxHashMap;
+use rustc_hash::FxHashSet;
 use serde::Serialize;
 
 /// What a VM and its host's swap did to each other since counting began.
@@ -17,15 +17,12 @@ pub struct SwapCounts {
     /// Of these, those that were written to the device: they were stored to since they were last
     /// there.
     pub written: u64,
+    /// Stores of the VM's programs: what write-through would write.
+    pub stores: u64,
     /// Pages of 4 KiB that came back.
     pub swapped_in: u64,
     /// How long the VM waited for them, in nanoseconds.
     pub waited_ns: f64,
-}
-
-/// A page that is not in memory. Its contents are a token, which must come back as it left.
-struct Slot {
-    contents: Page,
 }
 
 /// What one VM has in memory and on the device.
@@ -36,8 +33,6 @@ struct Space {
     /// Bits of guest frames: the device has a copy.
     copied: Vec<u64>,
     counts: SwapCounts,
-    /// Pages of 4 KiB that are in memory.
-    resident: u64,
 }
 
 /// A VM as its host sees it, made reachable for a moment.
@@ -55,7 +50,8 @@ pub(super) struct Memory {
     /// Frames that are free after reclaim.
     high: u64,
     spaces: Vec<Space>,
-    slots: FxHashMap<Page, Slot>,
+    /// Pages of 4 KiB that are on the device and not in memory.
+    away: FxHashSet<Page>,
     /// Frames that can be had for guests and tables.
     frames: u64,
 }
@@ -91,17 +87,13 @@ impl Memory {
             low: slice,
             high: slice + slice.max(frames / 64),
             spaces: (0..vms).map(|_| Space::default()).collect(),
-            slots: FxHashMap::default(),
+            away: FxHashSet::default(),
             frames,
         }
     }
 
     pub(super) fn counts(&self, vm: usize) -> SwapCounts {
         self.spaces[vm].counts
-    }
-
-    pub(super) fn resident(&self, vm: usize) -> u64 {
-        self.spaces[vm].resident
     }
 
     /// Counting begins.
@@ -172,60 +164,43 @@ impl Memory {
             }
             clear(&mut space.dirty, gfn);
             set(&mut space.copied, gfn);
-            self.slots.insert((vm, gfn), Slot { contents: (vm, gfn) });
+            self.away.insert((vm, gfn));
         }
-        space.resident = space.resident.saturating_sub(size.base_pages());
         size.base_pages()
     }
 
     /// A slice has run on the VM: what it touched and stored to.
-    ///
-    /// # Errors
-    /// A page came back with other contents than it left with.
-    pub(super) fn ran(
-        &mut self,
-        vm: usize,
-        slice: &GuestBatch,
-        mut tenant: Tenant<'_>,
-    ) -> Result<(), MachineError> {
+    pub(super) fn ran(&mut self, vm: usize, slice: &GuestBatch, mut tenant: Tenant<'_>) {
         let fresh = tenant.host().map_or(Vec::new(), |h| h.take_touched());
         let largest = tenant.host().map_or(PageSize::SIZE_4K, |h| h.largest_page());
         for (at, size) in fresh {
-            self.came(vm, at, size)?;
+            self.came(vm, at, size);
         }
         self.uses(vm, slice, largest);
-        Ok(())
     }
 
-    fn came(&mut self, vm: usize, at: Gpa, size: PageSize) -> Result<(), MachineError> {
+    fn came(&mut self, vm: usize, at: Gpa, size: PageSize) {
         let mut came = 0;
         for gfn in at.page_number()..at.page_number() + size.base_pages() {
-            let page = (vm as u32, gfn);
-            if let Some(slot) = self.slots.remove(&page) {
-                if slot.contents != page {
-                    return Err(MachineError::OtherContents { at: Gpa::new(gfn << 12) });
-                }
-                came += 1;
-            }
+            came += u64::from(self.away.remove(&(vm as u32, gfn)));
         }
         let space = &mut self.spaces[vm];
-        space.resident += size.base_pages();
         if came > 0 {
             space.counts.swapped_in += came;
             space.counts.waited_ns += self.device.read(came << 12);
         }
         self.policy.touched((vm as u32, at.page_number()));
-        Ok(())
     }
 
     /// Stores make pages dirty; an exact policy hears of all uses.
     fn uses(&mut self, vm: usize, slice: &GuestBatch, largest: PageSize) {
         let exact = self.policy.is_exact();
         let sizes = [PageSize::SIZE_4K, PageSize::SIZE_2M, PageSize::SIZE_1G];
-        let dirty = &mut self.spaces[vm].dirty;
+        let Space { dirty, counts, .. } = &mut self.spaces[vm];
         for (run, gpa) in slice.batch.runs.iter().zip(&slice.gpas) {
             if run.flags.is_store() {
                 set(dirty, gpa.page_number());
+                counts.stores += u64::from(run.count);
             }
             if exact {
                 for size in sizes.into_iter().filter(|s| *s <= largest) {

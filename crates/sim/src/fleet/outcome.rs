@@ -173,10 +173,9 @@ fn vm_outcome(
     };
     let touched = stages[0].look(vm, touched_bytes)?;
     let stage = &mut stages[last];
-    let (swap, resident) = match stage.host.as_ref().and_then(|h| h.memory.as_ref()) {
-        Some(memory) => (memory.counts(vm), memory.resident(vm) << 12),
-        None => (SwapCounts::default(), stage.look(vm, touched_bytes)?),
-    };
+    let resident = stage.look(vm, touched_bytes)?;
+    let memory = stage.host.as_ref().and_then(|h| h.memory.as_ref());
+    let swap = memory.map_or(SwapCounts::default(), |memory| memory.counts(vm));
     let profile = &member.plan.profile;
     let ideal = Cycles::of(member.ideal(), profile).total();
     let waited = profile.core.clock().cycles(swap.waited_ns);

@@ -158,7 +158,7 @@ impl Stage {
         self.machines[vm].run(slice)?;
         let memory = self.host.as_mut().and_then(|h| h.memory.as_mut());
         if let Some(memory) = memory {
-            memory.ran(vm, slice, tenant(&mut self.machines[vm])?)?;
+            memory.ran(vm, slice, tenant(&mut self.machines[vm])?);
         }
         Ok(())
     }

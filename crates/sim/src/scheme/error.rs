@@ -1,7 +1,7 @@
 //! Why a machine cannot go on.
 
 use nestwalk_mm::MmError;
-use nestwalk_types::{Gpa, Gva};
+use nestwalk_types::Gva;
 use thiserror::Error;
 
 /// Why a machine cannot go on.
@@ -48,12 +48,6 @@ pub enum MachineError {
         bytes: u64,
         /// What would be tried next.
         needed: u64,
-    },
-    /// A page came back from the device with the contents of another.
-    #[error("the page at {at:?} came back with other contents than it left with")]
-    OtherContents {
-        /// Where.
-        at: Gpa,
     },
     /// A machine that is to share a host is no virtual machine.
     #[error("{machine}: is no virtual machine, so it cannot share a host with others")]
@@ -122,7 +116,7 @@ impl MachineError {
             | Self::Segment { machine, .. }
             | Self::NoTenant { machine, .. }
             | Self::Stuck { machine, .. } => name.clone_into(machine),
-            Self::HostTooSmall { .. } | Self::OtherContents { .. } => {}
+            Self::HostTooSmall { .. } => {}
         }
         self
     }

@@ -116,7 +116,10 @@ fn label(file: &Path) -> String {
 fn machines(value: &Value) -> Result<Vec<Value>> {
     let (Some(version), Some(list)) = (value["version"].as_str(), value["machines"].as_array())
     else {
-        bail!("no results of `nestwalk compare`: `version` and `machines` are missing");
+        if value["vms"].is_array() {
+            bail!("results of several VMs (`compare --vm`), of which there is no report yet");
+        }
+        bail!("no results of `nestwalk compare`: `version` or `machines` is missing");
     };
     if version != VERSION {
         bail!(

@@ -3,6 +3,7 @@
 
 use super::Ended;
 use crate::args::ReproduceArgs;
+use crate::commands::walk::{steps, without_walk_caches};
 use crate::formats::Found;
 use crate::progress::{Phase, Phases};
 use crate::screen::Screen;
@@ -10,14 +11,12 @@ use crate::settings;
 use crate::signals::stop_on_signals;
 use anyhow::{Result, bail};
 use nestwalk_hw::Profile;
-use nestwalk_hw::profile::WalkCacheProfile;
 use nestwalk_lab::{Fleet, FleetOutcome, Lab, MachineResult, Settings, VERSION, Work, words};
-use nestwalk_mm::{GuestConfig, ModelledGuest, PagePolicy};
+use nestwalk_mm::PagePolicy;
 use nestwalk_report::{Align, Table, count, parse_bytes, parse_count};
 use nestwalk_sim::compare::spec::MachineSpec;
-use nestwalk_sim::compare::{Plan, machine as machine_of};
 use nestwalk_sim::fleet::replacement::Kind;
-use nestwalk_types::{AccessKind, Batch, BatchBuilder, GuestBatch, Gva, VcpuId};
+use nestwalk_tables::LONG4;
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -288,22 +287,8 @@ fn two_levels(asker: &Asker<'_>) -> Result<Answer> {
 fn cold_walk(scheme: &str, profile: &str, paging: &str) -> Result<usize> {
     let guest_mode = words::mode("guest_paging", paging)?;
     let spec = MachineSpec::parse(scheme, PagePolicy::Base)?;
-    let mut profile = Profile::load(profile)?;
-    profile.walk_cache = WalkCacheProfile::default();
-    profile.nested_walk_cache = WalkCacheProfile::default();
-    profile.entry_cache = None;
-    profile.l2_tlb.iter_mut().for_each(|array| array.pdes = false);
-    profile.nested_tlb = None;
-    let plan = Plan { guest_mode, ..Plan::new(Vec::new(), profile, (1 << 30, 2 << 30)) };
-    let mut machine = machine_of(&plan, &spec)?;
-    let mut builder = BatchBuilder::new();
-    let gva = Gva::new(0x4000_0000);
-    builder.access(VcpuId(0), Gva::new(0), gva, 1, AccessKind::Load, 1);
-    let (mut batch, mut events) = (Batch::default(), GuestBatch::default());
-    builder.take_into(&mut batch);
-    ModelledGuest::new(GuestConfig::new(guest_mode, 1 << 30))?.process(&batch, &mut events)?;
-    machine.run(&events)?;
-    Ok(machine.watch(&batch.runs[0])?.len())
+    let profile = without_walk_caches(Profile::load(profile)?);
+    Ok(steps(&spec, profile, (guest_mode, &LONG4), 0x4000_0000)?.len())
 }
 
 fn identifiers(asker: &Asker<'_>) -> Result<Answer> {
@@ -340,6 +325,7 @@ fn replacement(asker: &Asker<'_>) -> Result<Answer> {
         format!("a VM `zipf` over {} MiB; its host has memory for a part of that", footprint >> 20),
     );
     let vm = [format!("a=zipf; machine=nested; footprint={footprint}; memory=1GiB")];
+    let clock = Profile::load(&asker.settings().profile)?.core.clock();
     let mut penalty = 0.0;
     for share in [50, 70, 90] {
         for (name, _, _) in Kind::ALL {
@@ -353,8 +339,7 @@ fn replacement(asker: &Asker<'_>) -> Result<Answer> {
             let rate = 100.0 * found.swap.swapped_in as f64
                 / found.together.counters.accesses.max(1) as f64;
             a.fact(format!("{share} % of it"), name, rate, "% of accesses");
-            let clock = 2.1;
-            penalty = found.swap.waited_ns * clock / found.swap.swapped_in.max(1) as f64;
+            penalty = clock.cycles(found.swap.waited_ns) / found.swap.swapped_in.max(1) as f64;
         }
     }
     a.answer = format!(
@@ -380,7 +365,7 @@ fn write_back(asker: &Asker<'_>) -> Result<Answer> {
         fleet.host_memory = (KERNEL + (4 << 20) + footprint * 7 / 10).next_multiple_of(4096);
     })?;
     let found = &outcome.vms[0];
-    let stores = found.together.counters.accesses as f64 / 2.0;
+    let stores = found.swap.stores as f64;
     a.fact("write-back", "writes to the device", found.swap.written as f64, "pages");
     a.fact("write-through", "writes to the device", stores, "stores");
     a.fact("taken back", "pages", found.swap.taken_back as f64, "pages");
