@@ -351,6 +351,8 @@ impl Thread {
                 self.file_type = r.value;
                 self.counts.file_types |= r.value;
                 self.filtering = r.value & file_type::BIMODAL_FILTERED_WARMUP != 0;
+                // Instructions of another file, which may not have been looked at, tell nothing.
+                self.upper = false;
                 self.set_slow();
             }
             marker::INSTRUCTION_COUNT => {

@@ -113,6 +113,12 @@ fn the_whole_systems_kernel_is_told_by_its_address_too() {
         of_runs(&runs, &controls).kernel
     };
     assert_eq!((kernel(0x40040), kernel(0x40)), (2, 0));
+    // What was in the kernel's half before the file type says nothing of what is behind it.
+    let before = [instruction(0x8000_8000_0000_1000, 4), instruction(0xffff_8000_0000_1004, 4)];
+    let behind = [typed(0x40040), load(0x6000), instruction(0x40_1000, 4), footer()].concat();
+    let bytes = [typed(0x40), before.concat(), behind].concat();
+    let (runs, controls, _) = read(&bytes, 12);
+    assert_eq!(of_runs(&runs, &controls).kernel, 0);
     // A program of AArch64 lies in the upper part of its own half.
     let program = [instruction(0xaaaa_0000_1000, 4), load(0xffff_0000_1000), footer()].concat();
     let (runs, controls, _) = read(&[typed(0x40008), program].concat(), 12);

@@ -99,6 +99,7 @@ pub(super) fn of_records(bytes: &[u8], size: usize) -> Naive {
                     arm = value & 8 != 0;
                     whole_system = value & 0x40000 != 0;
                     bimodal = bimodal || value & 0x2000 != 0;
+                    upper = false;
                 }
                 23 => ended = true,
                 27 => syscall = true,
