@@ -27,6 +27,7 @@ mod check;
 mod experiment;
 mod fleet;
 mod guest;
+pub mod results;
 pub mod scheme;
 mod session;
 mod settings;

@@ -4,9 +4,7 @@
 
 mod args;
 mod commands;
-mod fields;
 mod formats;
-mod outcome;
 mod processor_events;
 mod progress;
 mod screen;
@@ -18,6 +16,7 @@ mod tell;
 
 use args::{Args, Command};
 use clap::Parser;
+use nestwalk_lab::results::{fields, outcome};
 use std::process::ExitCode;
 
 /// 0: done. 1: done, but the command that was run in a guest or traced failed. 2: something was wrong;
