@@ -16,6 +16,7 @@ mod tell;
 
 use args::{Args, Command};
 use clap::Parser;
+use nestwalk_lab::describe;
 use nestwalk_lab::results::{fields, outcome};
 use std::process::ExitCode;
 
@@ -63,40 +64,9 @@ fn main() -> ExitCode {
     }
 }
 
-/// The error and its causes, outermost first. Many errors end with the text of their cause, which
-/// is then not said again.
-fn describe(error: &anyhow::Error) -> String {
-    let mut text = String::new();
-    for cause in error.chain().map(|c| c.to_string()) {
-        let cause = cause.trim_end();
-        if !text.ends_with(cause) {
-            if !text.is_empty() {
-                text += ": ";
-            }
-            text += cause;
-        }
-    }
-    text
-}
-
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error
         .chain()
         .filter_map(|c| c.downcast_ref::<std::io::Error>())
         .any(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::describe;
-    use nestwalk_hw::Profile;
-
-    #[test]
-    fn what_an_error_says_of_its_cause_is_not_said_again() {
-        let error = anyhow::Error::from(Profile::load("./none.toml").unwrap_err());
-        let text = describe(&error.context("--profile"));
-        assert_eq!(text.matches("os error 2").count(), 1, "{text}");
-        assert!(text.starts_with("--profile: profile ./none.toml: "), "{text}");
-        assert_eq!(describe(&anyhow::anyhow!("a").context("b")), "b: a");
-    }
 }
