@@ -14,8 +14,8 @@ mod show;
 mod signals;
 mod tell;
 
-use args::{Args, Command};
-use clap::Parser;
+use args::{Args, Command, groups};
+use clap::FromArgMatches;
 use nestwalk_lab::describe;
 use nestwalk_lab::results::{fields, outcome};
 use std::process::ExitCode;
@@ -23,7 +23,8 @@ use std::process::ExitCode;
 /// 0: done. 1: done, but the command that was run in a guest or traced failed. 2: something was wrong;
 /// the message says what, where, and what would be right.
 fn main() -> ExitCode {
-    let args = Args::parse();
+    let args = groups::command().get_matches();
+    let args = Args::from_arg_matches(&args).unwrap_or_else(|error| error.exit());
     let result = match args.command {
         Command::Capture(options) => match commands::capture::capture(&options) {
             Ok(status) => return status,
