@@ -218,6 +218,7 @@ class Errors(unittest.TestCase):
             dashes = f"--{key.replace('_', '-')}"
             self.assertEqual(str(caught.exception), said.replace(dashes, key))
             self.assertIsInstance(caught.exception, ValueError)
+            self.assertIsNone(caught.exception.results)
 
     def test_no_such_source(self):
         with self.assertRaises(nestwalk.Error) as caught:

@@ -142,7 +142,7 @@ mod tests {
     #[test]
     fn every_access_comes_once_and_in_order() {
         let n = 3 * PIECE as u64 + 5;
-        let page = |i: u64| 0x10_0000 + (i * 7919 % n << 12);
+        let page = |i: u64| 0x10_0000 + ((i * 7919 % n) << 12);
         let all = (0..n).map(|i| Access { address: page(i), is_store: i % 3 == 0 });
         let mut source = source("array:x", Box::new(Some64(all.collect())));
         let (mut batch, mut at) = (Batch::default(), 0);

@@ -10,4 +10,6 @@ from ._nestwalk import Error, version
 from ._results import Results
 
 __version__ = version()
+# Results of the accesses before, where there are any.
+Error.results = None
 __all__ = ["Array", "Error", "Interrupted", "Results", "compare"]
