@@ -76,7 +76,7 @@ fn number(row: &Value, key: &str) -> f64 {
 
 /// A simulated number below the published one, as shares of that; nothing if there is none.
 fn beside(name: &str, published: f64, simulated: f64) -> Rows {
-    if !(published > 0.0) {
+    if published.is_nan() || published <= 0.0 {
         return Rows::new();
     }
     let simulated = 100.0 * simulated / published;
