@@ -195,9 +195,11 @@ fn table(fleet: &Fleet) -> Sortable {
 
 fn about(fleet: &Fleet) -> Vec<String> {
     let of = |key: &str| number(&fleet.host, key);
+    let cores = of("cores");
     let mut notes = vec![format!(
-        "A host with {} cores and {} MiB of memory, of which the VMs touch {} MiB with their tables.",
-        figure::number(of("cores")),
+        "A host with {} core{} and {} MiB of memory, of which the VMs touch {} MiB with their tables.",
+        figure::number(cores),
+        if cores > 1.0 { "s" } else { "" },
         figure::number(of("bytes") / MIB),
         figure::number(of("touched_bytes") / MIB)
     )];
