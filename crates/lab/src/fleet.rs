@@ -2,7 +2,7 @@
 
 use crate::experiment::{Experiment, VERSION};
 use crate::session::{self, Work};
-use crate::{Lab, Settings};
+use crate::{Given, Lab, Settings};
 use anyhow::{Context, Result, anyhow, bail};
 use nestwalk_capture::Step;
 use nestwalk_report::{parse_bytes, parse_count};
@@ -231,8 +231,9 @@ impl Lab {
         let mut vms = Vec::new();
         for vm in &fleet.vm {
             let work = Work { threads: 1, series: None };
-            let opened = session::open(&vm.experiment, self.catalogue(), &work, say)
-                .with_context(|| format!("VM {}", vm.name))?;
+            let opened =
+                session::open(&vm.experiment, self.catalogue(), Given::default(), &work, say)
+                    .with_context(|| format!("VM {}", vm.name))?;
             let (plan, source) = opened.into_parts();
             let pinned = vm.core.map(|core| core as usize);
             vms.push(Vm { name: vm.name.clone(), plan, source, pinned });

@@ -23,10 +23,12 @@
 //! alone. [`scheme`] has everything that a scheme of one's own is written with;
 //! `examples/own-scheme` in the repository is one.
 
+mod by_name;
 mod check;
 mod experiment;
 mod fleet;
 mod guest;
+pub mod results;
 pub mod scheme;
 mod session;
 mod settings;
@@ -34,6 +36,7 @@ mod sources;
 pub mod words;
 
 pub use anyhow::{Error, Result};
+pub use by_name::NAMES;
 pub use experiment::{Experiment, VERSION};
 pub use fleet::{Fleet, VM_KEYS, VmExperiment, parse_vm};
 pub use guest::RealGuest;
@@ -46,6 +49,7 @@ pub use nestwalk_sim::{
 pub use nestwalk_types::SourceInfo;
 pub use session::{Opened, Session, Work};
 pub use settings::{PageTablesFile, Settings};
+pub use sources::memory::{self, Given};
 pub use sources::samples::{LMBENCH, SAMPLES, Sample, by_name as sample};
 pub use sources::{Kind, PHASES, kind, trace_format};
 
@@ -89,6 +93,13 @@ impl Lab {
     #[must_use]
     pub const fn for_command_line(mut self, note: fn(&str)) -> Self {
         self.origin = Origin::Arguments;
+        self.note = note;
+        self
+    }
+
+    /// The same with somebody who gets what a user should know before it runs.
+    #[must_use]
+    pub const fn with_notes(mut self, note: fn(&str)) -> Self {
         self.note = note;
         self
     }
@@ -149,7 +160,21 @@ impl Lab {
         work: &Work,
         say: &mut dyn FnMut(Step<'_>),
     ) -> Result<Opened> {
-        session::open(experiment, &self.catalogue, work, say)
+        self.open_given(experiment, Given::default(), work, say)
+    }
+
+    /// The same of an experiment some of whose sources are in memory: `given` has them.
+    ///
+    /// # Errors
+    /// As [`Lab::open`], or one of them is not there.
+    pub fn open_given(
+        &self,
+        experiment: &Experiment,
+        given: Given,
+        work: &Work,
+        say: &mut dyn FnMut(Step<'_>),
+    ) -> Result<Opened> {
+        session::open(experiment, &self.catalogue, given, work, say)
     }
 
     /// All of it at once, on all cores: what came of what is asked for, if it came to its end and can be
@@ -160,5 +185,36 @@ impl Lab {
     pub fn compare(&self, settings: &Settings) -> Result<Session> {
         let opened = self.open(&self.experiment(settings)?, &Work::default(), &mut |_| ())?;
         opened.run(&AtomicBool::new(false), &mut |_| ())?.complete()
+    }
+}
+
+/// An error and its causes, outermost first. Many errors end with the text of their cause, which is then
+/// not said again.
+pub fn describe(error: &Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(|c| c.to_string()) {
+        let cause = cause.trim_end();
+        if !text.ends_with(cause) {
+            if !text.is_empty() {
+                text += ": ";
+            }
+            text += cause;
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::describe;
+    use nestwalk_hw::Profile;
+
+    #[test]
+    fn what_an_error_says_of_its_cause_is_not_said_again() {
+        let error = anyhow::Error::from(Profile::load("./none.toml").unwrap_err());
+        let text = describe(&error.context("--profile"));
+        assert_eq!(text.matches("os error 2").count(), 1, "{text}");
+        assert!(text.starts_with("--profile: profile ./none.toml: "), "{text}");
+        assert_eq!(describe(&anyhow::anyhow!("a").context("b")), "b: a");
     }
 }

@@ -2,6 +2,7 @@
 //! given back.
 
 use crate::experiment::{Experiment, in_memory};
+use crate::sources::memory::Given;
 use crate::{sources, words};
 use anyhow::{Result, anyhow, bail};
 use nestwalk_capture::Step;
@@ -54,12 +55,13 @@ pub struct Opened {
 pub fn open(
     experiment: &Experiment,
     catalogue: &Catalogue,
+    given: Given,
     work: &Work,
     say: &mut dyn FnMut(Step<'_>),
 ) -> Result<Opened> {
     let mut plan = plan(experiment, catalogue, work.threads)?;
     plan.series = work.series;
-    let source = sources::open(experiment, say)?;
+    let source = sources::open(experiment, given, say)?;
     let guest = source.info().guest;
     if let (Some(guest), [path]) = (&guest, experiment.sources.as_slice())
         && experiment.has_modelled_guest(catalogue)
@@ -171,25 +173,32 @@ impl Session {
     /// # Errors
     /// It ended early, the referee found violations, or the source made no access.
     pub fn complete(self) -> Result<Self> {
+        match self.ended() {
+            Some(error) => Err(error),
+            None => Ok(self),
+        }
+    }
+
+    /// Why the results are not those of all that was asked for, or cannot be trusted; `None` if neither
+    /// is so.
+    pub fn ended(&self) -> Option<anyhow::Error> {
         let machines = &self.outcome.machines;
         let counted = machines.first().map_or(0, |m| m.accesses);
         let verdicts = || machines.iter().filter_map(|m| m.referee.as_ref());
         let violations: u64 = verdicts().map(|v| v.violations).sum();
         let first = verdicts().flat_map(|v| &v.told).next().cloned().unwrap_or_default();
         let kept = || format!("the results are those of the first {} accesses", count(counted));
-        match self.outcome.error {
-            Some(CompareError::Interrupted) => bail!("interrupted: {}", kept()),
-            Some(error) => Err(anyhow!(error).context(format!("ended early; {}", kept()))),
-            None if violations > 0 => {
-                bail!(
-                    "the referee found {violations} violations: the results cannot be trusted; the \
-                     first is: {first}"
-                )
-            }
+        match &self.outcome.error {
+            Some(CompareError::Interrupted) => Some(anyhow!("interrupted: {}", kept())),
+            Some(error) => Some(anyhow!("{error}").context(format!("ended early; {}", kept()))),
+            None if violations > 0 => Some(anyhow!(
+                "the referee found {violations} violations: the results cannot be trusted; the first is: \
+                 {first}"
+            )),
             None if counted == 0 => {
-                bail!("the source made no access: there is nothing to compare")
+                Some(anyhow!("the source made no access: there is nothing to compare"))
             }
-            None => Ok(self),
+            None => None,
         }
     }
 }

@@ -216,7 +216,7 @@ impl Settings {
             Some(bytes) => bytes,
             None => (guest_memory / 4 * 5 + 8 * GIB).max(self.listed_end()?).next_multiple_of(GIB),
         };
-        let trace = |s: &String| sources::kind(s) == Some(Kind::File);
+        let trace = |s: &String| matches!(sources::kind(s), Some(Kind::File | Kind::Memory));
         let traces =
             recorded.is_some() || !self.lackey.is_empty() || self.sources.iter().any(trace);
         let (guest_fragmentation, guest_free_blocks) = as_written(&self.guest_fragmentation);

@@ -1,7 +1,7 @@
 //! Words for paging modes and page sizes, and what goes together.
 
 use anyhow::{Context, Result, anyhow, bail};
-use nestwalk_mm::PagePolicy;
+use nestwalk_mm::{FREE_BLOCKS, Fragmentation, FreeBlocks, PagePolicy};
 use nestwalk_sim::compare::spec::{Defaults, GuestSpec, MachineSpec, PAGES};
 use nestwalk_sim::schemes::Catalogue;
 use nestwalk_tables::{MODES, Mode};
@@ -87,6 +87,46 @@ pub fn expand(
 pub fn pages(option: &str, name: &str) -> Result<PagePolicy> {
     PagePolicy::by_name(name).ok_or_else(|| {
         anyhow!("{option} {name}: no such page size; there are: {}", PAGES.join(", "))
+    })
+}
+
+/// What an option of fragmentation says: a degree, or free blocks by order. `option` is for messages.
+///
+/// # Errors
+/// It is no degree, no name, and no file that can be read.
+pub fn fragmentation(option: &str, text: &str) -> Result<Fragmentation> {
+    if let Ok(degree) = text.parse() {
+        return Ok(Fragmentation::Degree(degree));
+    }
+    if let Some(blocks) = FreeBlocks::by_name(text) {
+        return Ok(Fragmentation::Blocks(blocks));
+    }
+    let contents = std::fs::read_to_string(text).with_context(|| {
+        let names: Vec<&str> = FREE_BLOCKS.iter().map(|f| f.0).collect();
+        let names = names.join(", ");
+        format!("{option} {text}: no degree, none of {names}, and no file that can be read")
+    })?;
+    let blocks = FreeBlocks::parse(&contents).map_err(|e| anyhow!("{option} {text}: {e}"))?;
+    Ok(Fragmentation::Blocks(blocks))
+}
+
+/// Numbers of frames with `+` between them; none of an empty text. `option` is for messages.
+///
+/// # Errors
+/// One is no number.
+pub fn frames(option: &str, text: &str) -> Result<Vec<u64>> {
+    if text.is_empty() {
+        return Ok(Vec::new());
+    }
+    let number = |word: &str| match word.strip_prefix("0x") {
+        Some(digits) => u64::from_str_radix(digits, 16),
+        None => word.parse(),
+    };
+    text.split('+').map(number).collect::<Result<Vec<u64>, _>>().map_err(|_| {
+        anyhow!(
+            "{option} {text}: write numbers of frames (gPA / 4096) with `+` between them, as in \
+             0x1000+0x1001"
+        )
     })
 }
 

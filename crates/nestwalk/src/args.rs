@@ -5,6 +5,7 @@ mod evaluate;
 mod examples;
 mod fleet;
 mod govern;
+pub mod groups;
 mod guest;
 mod habits;
 mod inspect;

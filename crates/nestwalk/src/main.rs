@@ -4,9 +4,7 @@
 
 mod args;
 mod commands;
-mod fields;
 mod formats;
-mod outcome;
 mod processor_events;
 mod progress;
 mod screen;
@@ -16,14 +14,17 @@ mod show;
 mod signals;
 mod tell;
 
-use args::{Args, Command};
-use clap::Parser;
+use args::{Args, Command, groups};
+use clap::FromArgMatches;
+use nestwalk_lab::describe;
+use nestwalk_lab::results::{fields, outcome};
 use std::process::ExitCode;
 
 /// 0: done. 1: done, but the command that was run in a guest or traced failed. 2: something was wrong;
 /// the message says what, where, and what would be right.
 fn main() -> ExitCode {
-    let args = Args::parse();
+    let args = groups::command().get_matches();
+    let args = Args::from_arg_matches(&args).unwrap_or_else(|error| error.exit());
     let result = match args.command {
         Command::Capture(options) => match commands::capture::capture(&options) {
             Ok(status) => return status,
@@ -64,40 +65,9 @@ fn main() -> ExitCode {
     }
 }
 
-/// The error and its causes, outermost first. Many errors end with the text of their cause, which
-/// is then not said again.
-fn describe(error: &anyhow::Error) -> String {
-    let mut text = String::new();
-    for cause in error.chain().map(|c| c.to_string()) {
-        let cause = cause.trim_end();
-        if !text.ends_with(cause) {
-            if !text.is_empty() {
-                text += ": ";
-            }
-            text += cause;
-        }
-    }
-    text
-}
-
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error
         .chain()
         .filter_map(|c| c.downcast_ref::<std::io::Error>())
         .any(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::describe;
-    use nestwalk_hw::Profile;
-
-    #[test]
-    fn what_an_error_says_of_its_cause_is_not_said_again() {
-        let error = anyhow::Error::from(Profile::load("./none.toml").unwrap_err());
-        let text = describe(&error.context("--profile"));
-        assert_eq!(text.matches("os error 2").count(), 1, "{text}");
-        assert!(text.starts_with("--profile: profile ./none.toml: "), "{text}");
-        assert_eq!(describe(&anyhow::anyhow!("a").context("b")), "b: a");
-    }
 }

@@ -4,7 +4,7 @@ use crate::args::{CompareArgs, GapArg, GuestArgs, PopulateArg, ThpArg};
 use anyhow::{Context, Result, anyhow, bail};
 use nestwalk_capture::Thp;
 use nestwalk_lab::{Experiment, Lab, PageTablesFile, RealGuest, Settings, words};
-use nestwalk_mm::{FREE_BLOCKS, Fragmentation, FreeBlocks, LOW_MEMORY_BYTES};
+use nestwalk_mm::LOW_MEMORY_BYTES;
 use nestwalk_report::{parse_bytes, parse_count};
 use nestwalk_sim::DaemonTimes;
 use std::ffi::OsString;
@@ -64,10 +64,16 @@ pub fn settings(args: &CompareArgs) -> Result<Settings> {
         low_memory: low_memory(args)?,
         guest_paging: args.guest_paging.clone(),
         host_paging: args.host_paging.clone(),
-        guest_fragmentation: fragmentation("--guest-fragmentation", &args.guest_fragmentation)?,
-        host_fragmentation: fragmentation("--host-fragmentation", &args.host_fragmentation)?,
+        guest_fragmentation: words::fragmentation(
+            "--guest-fragmentation",
+            &args.guest_fragmentation,
+        )?,
+        host_fragmentation: words::fragmentation("--host-fragmentation", &args.host_fragmentation)?,
         guest_bad: args.guest_bad,
-        guest_bad_at: frames(args.guest_bad_at.as_deref())?,
+        guest_bad_at: words::frames(
+            "--guest-bad-at",
+            args.guest_bad_at.as_deref().unwrap_or_default(),
+        )?,
         daemons: daemons(args.daemons.as_deref())?,
         pcids: !args.no_pcids,
         approximate: args.approximate,
@@ -139,42 +145,9 @@ fn times(option: &'static str, text: Option<&str>) -> Result<Option<u64>> {
     text.map(parse_count).transpose().context(option)
 }
 
-/// What `--guest-fragmentation` says: a degree, or free blocks by order.
-fn fragmentation(option: &str, text: &str) -> Result<Fragmentation> {
-    if let Ok(degree) = text.parse() {
-        return Ok(Fragmentation::Degree(degree));
-    }
-    if let Some(blocks) = FreeBlocks::by_name(text) {
-        return Ok(Fragmentation::Blocks(blocks));
-    }
-    let contents = std::fs::read_to_string(text).with_context(|| {
-        let names: Vec<&str> = FREE_BLOCKS.iter().map(|f| f.0).collect();
-        let names = names.join(", ");
-        format!("{option} {text}: no degree, none of {names}, and no file that can be read")
-    })?;
-    let blocks = FreeBlocks::parse(&contents).map_err(|e| anyhow!("{option} {text}: {e}"))?;
-    Ok(Fragmentation::Blocks(blocks))
-}
-
 /// What `--daemons` says.
 fn daemons(text: Option<&str>) -> Result<DaemonTimes> {
     DaemonTimes::parse(text.unwrap_or_default()).map_err(|e| anyhow!(e)).context("--daemons")
-}
-
-/// Numbers of frames with `+` between them.
-fn frames(text: Option<&str>) -> Result<Vec<u64>> {
-    let Some(text) = text else { return Ok(Vec::new()) };
-    let number = |word: &str| match word.strip_prefix("0x") {
-        Some(digits) => u64::from_str_radix(digits, 16),
-        None => word.parse(),
-    };
-    let found = text.split('+').map(number).collect::<Result<Vec<u64>, _>>().map_err(|_| {
-        anyhow!(
-            "--guest-bad-at {text}: write numbers of frames (gPA / 4096) with `+` between them, as in \
-             0x1000+0x1001"
-        )
-    })?;
-    Ok(found)
 }
 
 fn low_memory(args: &CompareArgs) -> Result<Option<u64>> {

@@ -9,8 +9,9 @@ use std::collections::BTreeMap;
 /// Names of the commands, as `--help` lists them.
 fn commands(lab: &Lab) -> Vec<String> {
     let help = lab.ok("--help");
-    let lines = help.lines().skip_while(|line| *line != "Commands:").skip(1);
-    let indented = lines.take_while(|line| line.starts_with("  "));
+    // Under headings, up to those of options.
+    let indented =
+        help.lines().take_while(|line| *line != "Options:").filter(|line| line.starts_with("  "));
     // Names stand where all begin, their further lines do not.
     let names = indented.filter(|line| !line.starts_with("   "));
     names.filter_map(|line| line.split_whitespace().next()).map(String::from).collect()
@@ -159,11 +160,22 @@ fn the_doctor_says_a_line_for_each_piece() {
 fn help_is_grouped() {
     let lab = Lab::new();
     for (command, groups) in [
-        ("compare", &["Source", "Machines", "Memory", "Real guests", "Tables", "Output"][..]),
+        (
+            "",
+            &[
+                "Compare",
+                "Teach",
+                "Live machines",
+                "Recordings and traces",
+                "About nestwalk",
+                "Options",
+            ][..],
+        ),
+        ("compare", &["Source", "Machines", "Memory", "Real guests", "Tables", "Output"]),
         ("run", &["Tables", "Output"]),
         ("reproduce", &["The thesis", "Output"]),
     ] {
-        let help = lab.ok(&format!("{command} --help"));
+        let help = lab.ok(format!("{command} --help").trim());
         let mut from = 0;
         for group in groups {
             let at = help[from..].find(&format!("\n{group}:\n"));

@@ -235,6 +235,152 @@ fn samples_are_drawn_over_time() {
 }
 
 #[test]
+fn a_fleet_is_drawn_by_what_neighbours_add_and_where_memory_is() {
+    let lab = Lab::new();
+    let fleet = "compare --vm a=uniform;machine=nested --vm b=zipf;machine=shadow --footprint 16MiB \
+                 --accesses 60k --turn 20k --host-memory 24MiB --quiet --output fleet";
+    lab.ok(fleet);
+    lab.ok("report fleet --figures f -o fleet.html");
+    let results = parse(&lab.read("fleet/results.json"));
+    let read = |name: &str| picture(&lab.read(&format!("f/{name}.svg")));
+    let [overhead, memory, tables] = ["interference", "memory", "tables"].map(read);
+    let mut taken = 0.0;
+    for vm in results["vms"].as_array().unwrap() {
+        let name = format!(
+            "{} ({})",
+            vm["name"].as_str().unwrap(),
+            vm["together"]["name"].as_str().unwrap()
+        );
+        let parts = &vm["interference"];
+        for (part, key) in [
+            ("alone", "own"),
+            ("shared TLBs", "tlbs"),
+            ("shared caches", "caches"),
+            ("scarce memory", "memory"),
+        ] {
+            overhead.assert_part(&name, part, parts[key].as_f64().unwrap().max(0.0));
+        }
+        let mib = |value: &Value| value.as_f64().unwrap() / 1048576.0;
+        let (touched, resident) = (mib(&vm["touched_bytes"]), mib(&vm["resident_bytes"]));
+        memory.assert_part(&name, "in memory", resident);
+        memory.assert_part(&name, "taken back", touched - resident);
+        memory.assert_stacked(&name);
+        tables.assert_part(&name, "nested", mib(&vm["together"]["page_table_bytes"]["nested"]));
+        taken += vm["swap"]["taken_back"].as_f64().unwrap();
+    }
+    assert!(taken > 0.0, "memory is not scarce");
+    assert!(lab.path("f/swapping.pgf").exists());
+    let html = lab.read("fleet.html");
+    assert_alone(&html);
+    assert_eq!(html.matches("<tr>").count(), 3);
+    lab.ok("compare gups --footprint 8MiB --accesses 2k --quiet --output one");
+    assert!(lab.refused("report fleet one").contains("one/results.json: not of several VMs"));
+    assert!(lab.refused("report fleet --samples s").contains("--samples"));
+}
+
+/// What a script finds in a page that a real browser has loaded; nothing where there is none.
+fn browsed(lab: &Lab, page: &str, script: &str) -> Option<Value> {
+    let watch = "<head><script>addEventListener('error', \
+                 (e) => document.documentElement.dataset.error = e.message)</script>";
+    let probe = format!(
+        "<script>document.body.dataset.found = JSON.stringify((() => {{{script}}})())</script></body>"
+    );
+    let html = lab.read(page).replace("<head>", watch).replace("</body>", &probe);
+    lab.write("probe.html", html);
+    let profile = format!("--user-data-dir={}", lab.path("browser").display());
+    let file = format!("file://{}", lab.path("probe.html").display());
+    let mut browser = std::process::Command::new("chromium");
+    browser.args(["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"]);
+    // Narrow as a telephone.
+    let Ok(ran) = browser.args(["--window-size=400,800", &profile, "--dump-dom", &file]).output()
+    else {
+        eprintln!("chromium is not installed: the page was not looked at in a browser");
+        return None;
+    };
+    let said = String::from_utf8_lossy(&ran.stderr);
+    assert!(!said.contains("CONSOLE"), "{said}");
+    let page = String::from_utf8(ran.stdout).unwrap();
+    assert!(!page.contains("data-error="), "{}", &page[..page.len().min(2000)]);
+    let found = page.split("data-found=\"").nth(1).and_then(|rest| rest.split('"').next());
+    let found = found.unwrap_or_else(|| panic!("the script did not run: {said}"));
+    Some(parse(
+        &found
+            .replace("&quot;", "\"")
+            .replace("&lt;", "<")
+            .replace("&gt;", ">")
+            .replace("&amp;", "&"),
+    ))
+}
+
+#[test]
+fn a_browser_shows_walks_as_the_simulator_makes_them_and_sorts_tables() {
+    let lab = Lab::new();
+    lab.ok("compare gups --footprint 8MiB --accesses 20k --quiet --output d \
+            --machines native,shadow,nested,nested:2m+4k");
+    lab.ok("report d");
+    let script = r#"
+        const explorer = document.querySelector(".explorer");
+        const [machine, pages, , address] = explorer.querySelectorAll("select");
+        const options = (select) => [...select.options].map((option) => option.value);
+        const rows = (body) => [...body.rows].map((row) => [...row.cells].map((cell) => cell.textContent));
+        const choose = (select, value) => {
+          select.value = value;
+          select.dispatchEvent(new Event("change"));
+        };
+        const walks = [];
+        for (const m of options(machine)) {
+          choose(machine, m);
+          for (const p of options(pages)) {
+            choose(pages, p);
+            for (const a of options(address)) {
+              choose(address, a);
+              walks.push([`${m}:${p}`, a, rows(explorer.querySelector("tbody"))]);
+            }
+          }
+        }
+        const table = document.querySelector("section > .wide > table");
+        const names = () => rows(table.tBodies[0]).map((cells) => cells[0]);
+        const walked = [...table.tHead.rows[0].cells].find((c) => c.textContent.startsWith("walks"));
+        walked.firstElementChild.click();
+        const up = names();
+        walked.firstElementChild.click();
+        const figure = document.querySelector("figure svg").getBoundingClientRect();
+        const { scrollWidth, clientWidth } = document.documentElement;
+        return { walks, up, down: names(), figure: figure.width * figure.height, scrollWidth, clientWidth };
+    "#;
+    let Some(found) = browsed(&lab, "report.html", script) else { return };
+    let walks = found["walks"].as_array().unwrap();
+    // Controls are among them: native with both page sizes.
+    assert_eq!(walks.len(), 5 * 3, "machines and addresses");
+    for walk in walks {
+        let (name, address) = (walk[0].as_str().unwrap(), walk[1].as_str().unwrap());
+        let real = lab.json(&format!("walk {name} --address {address}"));
+        let shown = walk[2].as_array().unwrap();
+        let steps = real["steps"].as_array().unwrap();
+        assert_eq!(shown.len(), steps.len(), "{name} {address}");
+        for (i, (cells, step)) in shown.iter().zip(steps).enumerate() {
+            assert_eq!(cells[0], (i + 1).to_string());
+            let told = [&cells[1], &cells[2], &cells[4], &cells[6]];
+            let are =
+                ["reference", "dimension", "served", "host_physical_address"].map(|k| &step[k]);
+            assert_eq!(told, are, "{name} {address}");
+            assert_eq!(cells[3], step["level"].to_string());
+        }
+    }
+    let lengths = |name: &str| {
+        let of = walks.iter().find(|walk| walk[0] == name).unwrap();
+        of[2].as_array().unwrap().len()
+    };
+    assert_eq!(["nested:4k+4k", "shadow:4k+4k", "nested:2m+4k"].map(lengths), [24, 4, 19]);
+    let names = |key: &str| found[key].as_array().unwrap().clone();
+    let reversed: Vec<Value> = names("down").into_iter().rev().collect();
+    assert_eq!(names("up").first(), reversed.first());
+    assert_eq!(names("up").len(), 7);
+    assert!(found["figure"].as_f64().unwrap() > 10_000.0);
+    assert!(found["scrollWidth"].as_f64() <= found["clientWidth"].as_f64(), "{found}");
+}
+
+#[test]
 fn what_is_no_result_is_refused_by_name() {
     let lab = Lab::new();
     std::fs::create_dir(lab.path("folder")).unwrap();

@@ -56,8 +56,16 @@ fn the_thesis_has_its_figures() {
 #[test]
 fn agile_paging_has_its_bars_beside_the_published_ones() {
     let lab = Lab::new();
-    let results = lab.json("reproduce agile --programs gcc --quiet");
+    let results = lab.json("reproduce agile --programs gcc --quiet --figures f --as svg");
     let program = &results["programs"][0];
+    let figure = lab.read("f/1-gcc.csv");
+    // Two page sizes with four bars each, and those of the paper.
+    assert_eq!(figure.lines().count(), 1 + 2 * 4 * 2, "{figure}");
+    assert!(figure.contains("\n\"4k, S, published\",3.6,6.6\n"), "{figure}");
+    let ours = &program["pages_4k"][2];
+    let line = format!("\n\"4k, S\",{},{}\n", ours["walk_percent"], ours["vmm_percent"]);
+    assert!(figure.contains(&line), "{line}{figure}");
+    assert!(lab.read("f/1-gcc.svg").contains("4k, S, published"));
     for pages in ["pages_4k", "pages_2m"] {
         let letters: Vec<&str> =
             program[pages].as_array().unwrap().iter().map(|b| b["bar"].as_str().unwrap()).collect();

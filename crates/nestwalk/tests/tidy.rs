@@ -376,6 +376,26 @@ fn links_between_documents_lead_somewhere() {
     }
 }
 
+/// What mdbook makes a site of has every page once, and nothing leads out of it.
+#[test]
+fn the_site_has_every_page_of_the_documentation() {
+    let docs = workspace().join("docs");
+    let mut listed = links(&fs::read_to_string(docs.join("SUMMARY.md")).unwrap());
+    let pages = files(".md").into_iter().filter(|p| p.parent() == Some(docs.as_path()));
+    let name = |p: PathBuf| p.file_name().unwrap().to_string_lossy().into_owned();
+    let mut pages: Vec<String> = pages.map(name).filter(|page| page != "SUMMARY.md").collect();
+    for page in &pages {
+        let text = fs::read_to_string(docs.join(page)).unwrap();
+        let out = links(&text).into_iter().find(|link| link.starts_with(".."));
+        assert_eq!(out, None, "docs/{page}: a site has no place for it");
+    }
+    listed.sort();
+    pages.sort();
+    assert_eq!(listed, pages, "docs/SUMMARY.md");
+    let book = fs::read_to_string(workspace().join("book.toml")).unwrap();
+    assert_eq!(book.parse::<toml::Table>().unwrap()["book"]["src"].as_str(), Some("docs"));
+}
+
 /// Who runs them: CI (`sh ci`), the longer campaign (`sh long`), or nobody (`sh shown`).
 #[test]
 fn every_command_of_the_readme_says_whether_it_is_run() {
@@ -406,6 +426,7 @@ fn scripts_can_be_run() {
         "scripts/check-long",
         "scripts/cold-build",
         "scripts/own-scheme",
+        "scripts/python",
         "scripts/fresh-machine",
         "scripts/guest",
         "scripts/readme",

@@ -16,6 +16,7 @@ mod input;
 mod limit;
 mod lines;
 mod lz4;
+pub mod memory;
 mod multiplex;
 mod page_tables;
 mod patterns;

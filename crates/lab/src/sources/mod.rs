@@ -1,10 +1,12 @@
 //! From what was typed to an event stream.
 
+pub mod memory;
 mod recorded;
 pub mod samples;
 
 use crate::experiment::Experiment;
 use anyhow::{Context, Result, anyhow, bail};
+use memory::Given;
 use nestwalk_adapt as adapt;
 use nestwalk_capture::Step;
 use nestwalk_capture::live::Live;
@@ -31,12 +33,16 @@ pub enum Kind {
     Pattern,
     /// The path of a trace.
     File,
+    /// Accesses in the memory of the program that runs the experiment.
+    Memory,
 }
 
 /// What the source is; `None` if nothing of that name exists.
 pub fn kind(source: &str) -> Option<Kind> {
     let word = source.split(':').next().unwrap_or(source);
-    if samples::by_name(source).is_some() {
+    if source.starts_with(memory::PREFIX) {
+        Some(Kind::Memory)
+    } else if samples::by_name(source).is_some() {
         Some(Kind::Sample)
     } else if WORKLOADS.iter().any(|w| w.name == word) {
         Some(Kind::Workload)
@@ -58,12 +64,16 @@ pub fn trace_format(name: &str) -> Result<Option<Format>> {
     }
 }
 
-/// Opens everything that the experiment asks for, as one stream. `say` hears the steps by which a
-/// real guest is made ready.
+/// Opens everything that the experiment asks for, as one stream, of which `given` has what is in memory.
+/// `say` hears the steps by which a real guest is made ready.
 ///
 /// # Errors
 /// A source cannot be opened.
-pub fn open(experiment: &Experiment, say: &mut dyn FnMut(Step<'_>)) -> Result<Box<dyn Source>> {
+pub fn open(
+    experiment: &Experiment,
+    mut given: Given,
+    say: &mut dyn FnMut(Step<'_>),
+) -> Result<Box<dyn Source>> {
     let source: Box<dyn Source> = if let Some(guest) = &experiment.guest {
         // Standard output is for the results.
         let output = Box::new(std::io::stderr());
@@ -72,7 +82,7 @@ pub fn open(experiment: &Experiment, say: &mut dyn FnMut(Step<'_>)) -> Result<Bo
         let format = trace_format(&experiment.trace_format)?;
         Box::new(mapped(&experiment.sources, format, &experiment.page_tables)?)
     } else if experiment.lackey.is_empty() {
-        open_sources(experiment)?
+        open_sources(experiment, &mut given)?
     } else {
         let command: Vec<OsString> = experiment.lackey.iter().map(OsString::from).collect();
         let (vcpus, quantum) = (experiment.vcpus, experiment.quantum);
@@ -112,20 +122,23 @@ pub fn programs(sources: &[String], format: &str) -> u64 {
 }
 
 /// The sources: one, several as processes, or the files of one trace.
-fn open_sources(experiment: &Experiment) -> Result<Box<dyn Source>> {
+fn open_sources(experiment: &Experiment, given: &mut Given) -> Result<Box<dyn Source>> {
     if let [only] = experiment.sources.as_slice() {
-        return open_one(only, experiment);
+        return open_one(only, experiment, given);
     }
     if let Some(paths) = one_trace(&experiment.sources, &experiment.trace_format) {
         return Ok(Box::new(Drmemtrace::open_files(&paths, experiment.vcpus)?));
     }
-    let sources = experiment.sources.iter().map(|name| open_one(name, experiment));
+    let sources = experiment.sources.iter().map(|name| open_one(name, experiment, given));
     let sources = sources.collect::<Result<Vec<_>>>()?;
     Ok(Box::new(Multiplex::new(sources, experiment.vcpus, experiment.quantum)))
 }
 
-fn open_one(name: &str, experiment: &Experiment) -> Result<Box<dyn Source>> {
+fn open_one(name: &str, experiment: &Experiment, given: &mut Given) -> Result<Box<dyn Source>> {
     match kind(name) {
+        Some(Kind::Memory) => given.take(name).ok_or_else(|| {
+            anyhow!("{name}: is an array in the memory of the program that made it, which alone can run it")
+        }),
         Some(Kind::Sample) => {
             let sample = samples::by_name(name).ok_or_else(|| anyhow!("no sample `{name}`"))?;
             Ok(Box::new(sample.open()?))

@@ -1,6 +1,6 @@
 //! Arguments of `reproduce`, `explain` and `bench`.
 
-use super::OutputArgs;
+use super::{Drawing, OutputArgs};
 use crate::formats::Format;
 use clap::{Args as ClapArgs, ValueEnum};
 use std::path::PathBuf;
@@ -89,6 +89,20 @@ pub struct ReproduceArgs {
     /// What VMs have behind them
     #[arg(long, value_enum, default_value_t, help_heading = "The thesis")]
     pub lived: LivedArg,
+    /// Write each figure into DIR, published bars beside ours, with its numbers as CSV
+    #[arg(long, value_name = "DIR", help_heading = "Figures")]
+    pub figures: Option<PathBuf>,
+    /// Formats of --figures
+    #[arg(
+        long = "as",
+        value_name = "FORMATS",
+        value_enum,
+        value_delimiter = ',',
+        default_value = "svg,pgf,vega",
+        requires = "figures",
+        help_heading = "Figures"
+    )]
+    pub drawings: Vec<Drawing>,
     /// The prices of a profile's software section are fitted again
     #[arg(long, help_heading = "LMbench")]
     pub fit: bool,

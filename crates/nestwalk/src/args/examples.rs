@@ -31,6 +31,7 @@ Examples:
   nestwalk reproduce thesis --programs seasons,btree --keep nested --lived long
   nestwalk reproduce thesis --recordings DIR --format json
   nestwalk reproduce agile
+  nestwalk reproduce agile --programs gcc --figures figures --as svg,pgf
 
 samples/thesis/record DIR records programs of the thesis: gcc, perl, sqlite, xalan, redis, x264, vips.";
 

@@ -9,17 +9,15 @@ use crate::screen::Screen;
 use crate::show::baseline::Baseline;
 use crate::show::columns::{self, Chosen, Context as Shown};
 use crate::show::repeats::Repeats;
-use crate::show::verdict::{About, Verdict};
 use crate::signals::stop_on_signals;
 use crate::{outcome, sensitivity, settings, show};
 use anyhow::{Context, Result, anyhow, bail};
 use nestwalk_capture::live::NOT_STARTED;
-use nestwalk_lab::{
-    Experiment, Fleet, Kind, MachineResult, Opened, Outcome, Session, VERSION, Work,
-};
+use nestwalk_lab::results::Compared;
+use nestwalk_lab::{Experiment, Fleet, MachineResult, Opened, Outcome, Session, Work};
 use nestwalk_report::{Table, count, paragraph, parse_count};
 use nestwalk_types::SourceInfo;
-use serde_json::{Value, json};
+use serde_json::Value;
 use std::io::{ErrorKind, Write};
 use std::path::Path;
 use std::process::ExitCode;
@@ -231,15 +229,9 @@ impl<'a> Results<'a> {
         Self { experiment, tables, info, outcome, runs, base, repeats }
     }
 
-    fn verdict(&self) -> Option<Verdict> {
-        let kinds = self.experiment.sources.iter().filter_map(|s| nestwalk_lab::kind(s));
-        let about = About {
-            base: self.base?,
-            machines: &self.outcome.machines,
-            repeats: self.repeats.as_ref(),
-            random: kinds.into_iter().any(|k| matches!(k, Kind::Workload | Kind::Pattern)),
-        };
-        about.verdict()
+    fn compared(&self) -> Compared<'_> {
+        let Self { experiment, info, outcome, base, .. } = *self;
+        Compared { experiment, info, outcome, base, repeats: self.repeats.as_ref() }
     }
 
     /// What ran, and what is to be known about it.
@@ -289,28 +281,8 @@ impl<'a> Results<'a> {
 }
 
 impl Found for Results<'_> {
-    /// Documented in `fields::RESULTS` and `nestwalk_sim::FIELDS`.
     fn json(&self) -> Result<Value> {
-        let profile = &self.experiment.profile;
-        let guests = self.outcome.guests.iter();
-        let guests: serde_json::Map<String, Value> =
-            guests.map(|(name, g)| (name.clone(), outcome::json(g, profile))).collect();
-        let mut all = json!({
-            "version": VERSION,
-            "source": self.info.name,
-            "description": self.info.description,
-            "approximations": self.info.approximations,
-            "profile": self.experiment.profile.name,
-            "complete": self.outcome.error.is_none(),
-            "error": self.outcome.error.as_ref().map(ToString::to_string),
-            "guests": guests,
-            "machines": serde_json::to_value(&self.outcome.machines)?,
-            "verdict": self.verdict().map(|v| v.json()),
-        });
-        if let Some(repeats) = &self.repeats {
-            all["repeats"] = repeats.json();
-        }
-        Ok(all)
+        self.compared().json()
     }
 
     fn rows(&self) -> Result<Vec<Value>> {
@@ -321,7 +293,7 @@ impl Found for Results<'_> {
     }
 
     fn table(&self, screen: Screen) -> String {
-        let verdict = self.verdict();
+        let verdict = self.compared().verdict();
         let best = verdict.as_ref().map(|v| v.fastest.as_str());
         let mut tables = self
             .tables()

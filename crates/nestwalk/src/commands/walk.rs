@@ -40,7 +40,7 @@ pub fn walk(args: &WalkArgs) -> Result<()> {
     let profile = Profile::load(&args.profile).context("--profile")?;
     let profile = if args.caches { profile } else { without_walk_caches(profile) };
     let steps = steps(&spec, profile, (guest_mode, host_mode), address)?;
-    let walk = Walk { machine: &spec.name, mode: guest_mode, address, steps };
+    let walk = Cold { machine: &spec.name, mode: guest_mode, address, steps };
     if let Some(file) = &args.svg {
         let scene = walk_picture::picture(&walk.title(), guest_mode, address, &walk.steps);
         formats::write_file("--svg", file, &svg(&scene))?;
@@ -112,7 +112,8 @@ fn address(args: &WalkArgs, mode: &Mode) -> Result<u64> {
     Ok(address)
 }
 
-fn purpose(step: &Step) -> String {
+/// What a reference is for.
+pub fn purpose(step: &Step) -> String {
     match (step.dimension, step.on_behalf) {
         (Dimension::Nested, 0) => "where is the page".into(),
         (Dimension::Nested, level) => format!("where is the guest's level-{level} table"),
@@ -120,17 +121,21 @@ fn purpose(step: &Step) -> String {
     }
 }
 
-/// One translation.
-struct Walk<'a> {
-    machine: &'a str,
+/// One translation from cold.
+pub struct Cold<'a> {
+    /// The machine's name.
+    pub machine: &'a str,
     /// Paging mode of the guest.
-    mode: &'static Mode,
-    address: u64,
-    steps: Vec<Step>,
+    pub mode: &'static Mode,
+    /// What is translated.
+    pub address: u64,
+    /// References, in order.
+    pub steps: Vec<Step>,
 }
 
-impl Walk<'_> {
-    fn title(&self) -> String {
+impl Cold<'_> {
+    /// What it is.
+    pub fn title(&self) -> String {
         let references = match self.steps.len() {
             1 => "1 reference".into(),
             n => format!("{n} references"),
@@ -139,14 +144,14 @@ impl Walk<'_> {
     }
 
     /// The address cut into indexes: `L4 255, L3 511, ..., offset 0x234`.
-    fn split(&self) -> String {
+    pub fn split(&self) -> String {
         let levels = entries::split(self.mode, self.address).into_iter();
         let levels = levels.map(|(level, index, _)| format!("L{level} {index}"));
         format!("{}, offset {:#x}", levels.collect::<Vec<_>>().join(", "), self.address & 0xfff)
     }
 }
 
-impl Found for Walk<'_> {
+impl Found for Cold<'_> {
     fn json(&self) -> Result<Value> {
         let index = |(level, index, shift): (u8, u64, u32)| json!({ "level": level, "index": index, "lowest_bit": shift });
         let indexes = entries::split(self.mode, self.address).into_iter().map(index);

@@ -7,6 +7,7 @@ use super::repeats::Repeats;
 use super::{NONE, or_none, per_walk, rate, ratio};
 use crate::fields;
 use anyhow::{Result, bail};
+use nestwalk_lab::results::translation_cycles;
 use nestwalk_report::{Align, Cells, Table, bytes, count, to_cells};
 use nestwalk_sim::FIELDS;
 use nestwalk_sim::report::results::MachineResult;
@@ -52,11 +53,6 @@ fn share(cycles: f64, m: &MachineResult) -> String {
     } else {
         NONE.into()
     }
-}
-
-/// Cycles of a machine above the ideal one with the same guest that are not the hypervisor's.
-pub fn translation_cycles(m: &MachineResult) -> f64 {
-    m.total_cycles - m.vmm_cycles - m.ideal_cycles
 }
 
 /// All tables of a machine and of those below it.

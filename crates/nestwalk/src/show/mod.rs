@@ -1,22 +1,17 @@
 //! Results as tables for people.
 
-pub mod baseline;
 pub mod columns;
 pub mod headings;
-pub mod long;
-pub mod repeats;
-pub mod verdict;
+
+pub use nestwalk_lab::results::{baseline, long, repeats};
 
 use headings::table;
+use nestwalk_lab::results::ratio;
 use nestwalk_report::{Table, bytes, count};
 use nestwalk_sim::report::results::MachineResult;
 use std::fmt::Write;
 
 const NONE: &str = "-";
-
-fn ratio(a: u64, b: u64) -> f64 {
-    if b == 0 { 0.0 } else { a as f64 / b as f64 }
-}
 
 fn per_walk(refs: u64, walks: u64) -> String {
     if refs == 0 { NONE.into() } else { format!("{:.2}", ratio(refs, walks)) }

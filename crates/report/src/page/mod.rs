@@ -1,11 +1,16 @@
 //! A page of tables and figures: one HTML file that needs nothing else and asks no network.
 
+mod explorer;
+
+pub use explorer::{Explored, Explorer};
+
 use crate::figure::{Figure, escape, svg};
 use crate::flat::CsvError;
 use std::fmt::Write;
 
 const STYLE: &str = include_str!("page.css");
 const SCRIPT: &str = include_str!("page.js");
+const EXPLORER: &str = include_str!("explorer.js");
 
 /// A cell: what it shows, and the number by which it is sorted, if it is one.
 pub type Cell = (String, Option<f64>);
@@ -28,6 +33,8 @@ pub struct Section {
     pub notes: Vec<String>,
     /// Its table.
     pub table: Option<Sortable>,
+    /// Tables to choose from.
+    pub explorer: Option<Explorer>,
     /// Its figures.
     pub figures: Vec<Figure>,
 }
@@ -117,15 +124,20 @@ impl Page {
             if let Some(it) = &section.table {
                 table(&mut out, it);
             }
+            if let Some(it) = &section.explorer {
+                it.html(&mut out);
+            }
             for it in &section.figures {
                 figure(&mut out, &format!("s{i}-{}", it.id), it)?;
             }
             out.push_str("</section>\n");
         }
         let made_by = escape(&self.made_by);
+        let explores = self.sections.iter().any(|s| s.explorer.is_some());
+        let explorer = if explores { EXPLORER } else { "" };
         let _ = write!(
             out,
-            "<footer>{made_by}</footer>\n<script>\n{SCRIPT}</script>\n</body>\n</html>\n"
+            "<footer>{made_by}</footer>\n<script>\n{SCRIPT}{explorer}</script>\n</body>\n</html>\n"
         );
         Ok(out)
     }
@@ -148,11 +160,23 @@ mod tests {
             columns: vec![(evil.into(), evil.into())],
             rows: vec![vec![(evil.into(), None)]],
         };
-        let section =
-            Section { title: evil.into(), notes: vec![evil.into()], table: Some(table), figures };
+        let one = || vec![evil.to_owned()];
+        let explorer = Explorer {
+            choices: one(),
+            columns: one(),
+            tables: vec![Explored { words: one(), notes: one(), rows: vec![(0, one())] }],
+        };
+        let explored = Section { explorer: Some(explorer), ..Section::default() };
+        let section = Section {
+            title: evil.into(),
+            notes: vec![evil.into()],
+            table: Some(table),
+            figures,
+            ..explored
+        };
         let page = Page { title: evil.into(), sections: vec![section], ..Page::default() };
         let html = page.html().unwrap();
         assert!(!html.contains("<script>alert"), "{html}");
-        assert_eq!(html.matches("</script>").count(), 2, "the data's and our own");
+        assert_eq!(html.matches("</script>").count(), 3, "the data's and our own");
     }
 }

@@ -1,5 +1,5 @@
 "use strict";
-for (const table of document.querySelectorAll("table")) {
+for (const table of document.querySelectorAll("section > .wide > table")) {
   const heads = [...table.tHead.rows[0].cells];
   heads.forEach((head, column) => {
     head.firstElementChild.addEventListener("click", () => {

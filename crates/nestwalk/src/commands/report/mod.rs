@@ -2,9 +2,11 @@
 
 mod across;
 mod figures;
+mod fleet;
 mod heat;
 mod numbers;
 mod read;
+mod walks;
 
 use crate::args::{Drawing, ReportArgs};
 use crate::formats::{self, Found};
@@ -24,15 +26,14 @@ const PAGE: &str = "report.html";
 
 /// `nestwalk report`.
 pub fn report(args: &ReportArgs) -> Result<()> {
-    let runs = read::runs(&args.results)?;
-    let mut together: Vec<Figure> = across::footprints(&runs);
-    together.extend(across::overheads(&runs));
-    if let Some(folder) = &args.samples {
-        together.extend(across::samples(folder)?);
-    }
-    let each: Vec<Vec<Figure>> = runs.iter().map(figures::of).collect();
-    let mut made =
-        Made { runs: runs.len(), named: named(&runs, &together, &each), written: Vec::new() };
+    let Drawn { runs, named, page: drawn } = match fleet::drawn(&args.results)? {
+        Some(_) if args.samples.is_some() => {
+            bail!("--samples: of one VM only, and these are fleets")
+        }
+        Some(fleets) => fleets,
+        None => drawn(args)?,
+    };
+    let mut made = Made { runs, named, written: Vec::new() };
     // A place that cannot be written to is found out before anything is.
     if let Some(folder) = &args.figures {
         std::fs::create_dir_all(folder)
@@ -47,27 +48,49 @@ pub fn report(args: &ReportArgs) -> Result<()> {
         if args.results.iter().any(|path| path.join("results.json") == file || *path == file) {
             bail!("-o {}: the results are there", file.display());
         }
-        let html = page_of(&runs, together, each).html()?;
+        let html = drawn.html()?;
         made.write(&file, &html)?;
     }
     if let Some(folder) = &args.figures {
-        made.write_figures(folder, &args.drawings)?;
+        made.written.extend(write_figures(folder, &made.named, &args.drawings)?);
     }
     let out = args.format.render(&made)?;
     std::io::stdout().lock().write_all(out.as_bytes())?;
     Ok(())
 }
 
-/// All figures by the names of their files.
-fn named(runs: &[Run], together: &[Figure], each: &[Vec<Figure>]) -> Vec<(String, Figure)> {
+/// What is drawn of results.
+struct Drawn {
+    runs: usize,
+    /// Figures by the names of their files.
+    named: Vec<(String, Figure)>,
+    page: Page,
+}
+
+/// What is drawn of results of machines.
+fn drawn(args: &ReportArgs) -> Result<Drawn> {
+    let runs = read::runs(&args.results)?;
+    let mut together: Vec<Figure> = across::footprints(&runs);
+    together.extend(across::overheads(&runs));
+    if let Some(folder) = &args.samples {
+        together.extend(across::samples(folder)?);
+    }
+    let each: Vec<Vec<Figure>> = runs.iter().map(figures::of).collect();
+    let labels: Vec<&str> = runs.iter().map(|run| run.label.as_str()).collect();
+    let named = named(&labels, &together, &each);
+    Ok(Drawn { runs: runs.len(), named, page: page_of(&runs, together, each) })
+}
+
+/// All figures by the names of their files, of runs with these labels.
+fn named(labels: &[&str], together: &[Figure], each: &[Vec<Figure>]) -> Vec<(String, Figure)> {
     let mut all: Vec<(String, Figure)> =
         together.iter().map(|figure| (figure.id.clone(), figure.clone())).collect();
-    for (i, (run, figures)) in runs.iter().zip(each).enumerate() {
+    for (i, (label, figures)) in labels.iter().zip(each).enumerate() {
         // Two labels may be the same word among files.
-        let word = word(&run.label);
-        let twice = runs[..i].iter().any(|other| self::word(&other.label) == word);
+        let word = word(label);
+        let twice = labels[..i].iter().any(|other| self::word(other) == word);
         for figure in figures {
-            let name = match (runs.len(), twice) {
+            let name = match (labels.len(), twice) {
                 (1, _) => figure.id.clone(),
                 (_, false) => format!("{word}-{}", figure.id),
                 (_, true) => format!("{word}-{}-{}", i + 1, figure.id),
@@ -96,6 +119,7 @@ fn page_of(runs: &[Run], together: Vec<Figure>, each: Vec<Vec<Figure>>) -> Page 
         notes: vec!["A heading sorts the table; it says what it means if pointed at.".into()],
         table: Some(numbers::table(runs)),
         figures: together,
+        ..Section::default()
     }];
     let mut notes = Vec::new();
     match runs {
@@ -107,13 +131,47 @@ fn page_of(runs: &[Run], together: Vec<Figure>, each: Vec<Vec<Figure>>) -> Page 
             1 => ("Figures".to_owned(), Vec::new()),
             _ => (run.label.clone(), about(run)),
         };
-        sections.push(Section { title, notes, table: None, figures });
+        sections.push(Section { title, notes, figures, ..Section::default() });
     }
+    sections.extend(walks::section(runs));
     let title = match runs {
         [run] => format!("{} on {}", run.source, run.profile),
         _ => "Comparison of runs".into(),
     };
     Page { title, notes, sections, made_by: format!("nestwalk {VERSION}") }
+}
+
+/// Writes figures by the names of their files, each with its numbers: the files and their lengths.
+///
+/// # Errors
+/// One cannot be written.
+pub fn write_figures(
+    folder: &Path,
+    named: &[(String, Figure)],
+    drawings: &[Drawing],
+) -> Result<Vec<(PathBuf, usize)>> {
+    let mut written = Vec::new();
+    for (name, figure) in named {
+        let scene = figure.scene();
+        let mut files = vec![("csv", figure.csv()?)];
+        for drawing in drawings {
+            match drawing {
+                Drawing::Svg => files.push(("svg", svg(&scene))),
+                Drawing::Pgf => files.push(("pgf", pgf(&scene))),
+                Drawing::Vega => {
+                    if let Some(value) = figure.vega() {
+                        files.push(("vl.json", serde_json::to_string_pretty(&value)? + "\n"));
+                    }
+                }
+            }
+        }
+        for (ending, text) in files {
+            let file = folder.join(format!("{name}.{ending}"));
+            formats::write_file("--figures", &file, &text)?;
+            written.push((file, text.len()));
+        }
+    }
+    Ok(written)
 }
 
 /// What was made.
@@ -129,29 +187,6 @@ impl Made {
     fn write(&mut self, file: &Path, text: &str) -> Result<()> {
         formats::write_file("-o", file, text)?;
         self.written.push((file.into(), text.len()));
-        Ok(())
-    }
-
-    fn write_figures(&mut self, folder: &Path, drawings: &[Drawing]) -> Result<()> {
-        for (name, figure) in std::mem::take(&mut self.named) {
-            let scene = figure.scene();
-            let mut files = vec![("csv", figure.csv()?)];
-            for drawing in drawings {
-                match drawing {
-                    Drawing::Svg => files.push(("svg", svg(&scene))),
-                    Drawing::Pgf => files.push(("pgf", pgf(&scene))),
-                    Drawing::Vega => {
-                        if let Some(value) = figure.vega() {
-                            files.push(("vl.json", serde_json::to_string_pretty(&value)? + "\n"));
-                        }
-                    }
-                }
-            }
-            for (ending, text) in files {
-                self.write(&folder.join(format!("{name}.{ending}")), &text)?;
-            }
-            self.named.push((name, figure));
-        }
         Ok(())
     }
 }

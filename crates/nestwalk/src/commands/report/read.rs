@@ -27,6 +27,8 @@ pub struct Run {
     pub notes: Vec<String>,
     /// Memory that its processes used, if a kernel was modelled.
     pub footprint: Option<f64>,
+    /// The configuration beside it, if there is one.
+    pub config: Option<PathBuf>,
     /// An object each.
     pub machines: Vec<Value>,
 }
@@ -69,7 +71,11 @@ fn file_of(path: &Path) -> Result<PathBuf> {
     Ok(file)
 }
 
-fn run(path: &Path) -> Result<Run> {
+/// What a file has, and which file that is.
+///
+/// # Errors
+/// It cannot be read, or is no JSON.
+pub fn value(path: &Path) -> Result<(PathBuf, Value)> {
     let file = file_of(path)?;
     let at = file.display();
     let text = std::fs::read_to_string(&file).with_context(|| format!("{at}: cannot be read"))?;
@@ -79,8 +85,11 @@ fn run(path: &Path) -> Result<Run> {
     let value: Value = serde_json::from_str(&text).with_context(|| {
         format!("{at}: it is no JSON; the {FILE} of `nestwalk compare --output DIR` is expected")
     })?;
-    let machines = machines(&value).with_context(|| at.to_string())?;
-    let word = |key: &str| value[key].as_str().unwrap_or_default().to_owned();
+    Ok((file, value))
+}
+
+/// What of the results is not as in the real program, and if they ended early, why.
+pub fn notes(value: &Value) -> Vec<String> {
     let strings = |v: &Value| v.as_str().map(String::from);
     let mut notes: Vec<String> =
         value["approximations"].as_array().into_iter().flatten().filter_map(strings).collect();
@@ -88,14 +97,22 @@ fn run(path: &Path) -> Result<Run> {
         let why = value["error"].as_str().unwrap_or("it was interrupted");
         notes.insert(0, format!("the run ended early, and numbers are of what came before: {why}"));
     }
+    notes
+}
+
+fn run(path: &Path) -> Result<Run> {
+    let (file, value) = value(path)?;
+    let machines = machines(&value).with_context(|| file.display().to_string())?;
+    let word = |key: &str| value[key].as_str().unwrap_or_default().to_owned();
     let guests = value["guests"].as_object().into_iter().flat_map(|guests| guests.values());
     let resident = guests.filter_map(|guest| guest["peak_resident_bytes"].as_f64());
     Ok(Run {
         label: label(&file),
+        config: Some(file.with_file_name("config.toml")).filter(|config| config.exists()),
         source: word("source"),
         description: word("description"),
         profile: word("profile"),
-        notes,
+        notes: notes(&value),
         // The least: larger pages hold memory that nothing uses.
         footprint: resident.filter(|bytes| *bytes > 0.0).reduce(f64::min),
         machines,
@@ -103,7 +120,7 @@ fn run(path: &Path) -> Result<Run> {
 }
 
 /// The folder's name, or the file's if that is not the usual one.
-fn label(file: &Path) -> String {
+pub fn label(file: &Path) -> String {
     let name = |path: &Path| path.file_stem().map(|n| n.to_string_lossy().into_owned());
     let usual = file.file_name().is_some_and(|name| name == FILE);
     let folder = file.parent().and_then(|folder| folder.canonicalize().ok());
@@ -112,21 +129,27 @@ fn label(file: &Path) -> String {
     if usual { folder } else { name(file) }.unwrap_or_else(|| "results".into())
 }
 
-/// The machines, once it is certain that they are understood.
-fn machines(value: &Value) -> Result<Vec<Value>> {
-    let (Some(version), Some(list)) = (value["version"].as_str(), value["machines"].as_array())
-    else {
-        if value["vms"].is_array() {
-            bail!("results of several VMs (`compare --vm`), of which there is no report yet");
-        }
-        bail!("no results of `nestwalk compare`: `version` or `machines` is missing");
-    };
+/// Whether results of this version are understood.
+///
+/// # Errors
+/// They are not.
+pub fn check_version(version: &str) -> Result<()> {
     if version != VERSION {
         bail!(
             "results of nestwalk {version}, but this is nestwalk {VERSION}, whose numbers may mean \
              something else; make the report with that version, or the results anew"
         );
     }
+    Ok(())
+}
+
+/// The machines, once it is certain that they are understood.
+fn machines(value: &Value) -> Result<Vec<Value>> {
+    let (Some(version), Some(list)) = (value["version"].as_str(), value["machines"].as_array())
+    else {
+        bail!("no results of `nestwalk compare`: `version` or `machines` is missing");
+    };
+    check_version(version)?;
     if list.is_empty() {
         bail!("no machine in the results: the run ended before any");
     }

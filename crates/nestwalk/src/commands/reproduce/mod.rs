@@ -3,6 +3,7 @@
 
 mod agile;
 mod bars;
+mod figures;
 mod isca20;
 mod lectures;
 mod lmbench;
@@ -14,6 +15,7 @@ mod vmitosis;
 mod why;
 
 use crate::args::{Publication, ReproduceArgs};
+use crate::commands::report;
 use crate::formats::{self, Found};
 use anyhow::{Context, Result};
 use std::io::Write;
@@ -24,6 +26,10 @@ pub fn reproduce(args: &ReproduceArgs) -> Result<()> {
     if let Some(folder) = &output.output {
         std::fs::create_dir_all(folder)
             .with_context(|| format!("--output {}: cannot be made", folder.display()))?;
+    }
+    if let Some(folder) = &args.figures {
+        std::fs::create_dir_all(folder)
+            .with_context(|| format!("--figures {}: cannot be made", folder.display()))?;
     }
     let (found, stopped): (Box<dyn Found>, _) = match args.publication {
         Publication::Thesis => boxed(thesis::run(args)?),
@@ -36,6 +42,11 @@ pub fn reproduce(args: &ReproduceArgs) -> Result<()> {
     };
     if let Some(folder) = &output.output {
         formats::save(folder, found.as_ref())?;
+    }
+    if let Some(folder) = &args.figures {
+        let figures = figures::figures(&found.rows()?).into_iter();
+        let named: Vec<_> = figures.map(|figure| (figure.id.clone(), figure)).collect();
+        report::write_figures(folder, &named, &args.drawings)?;
     }
     let text = output.format.render(found.as_ref())?;
     let mut out = std::io::stdout().lock();

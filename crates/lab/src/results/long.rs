@@ -1,9 +1,9 @@
 //! Results as a row per machine and number, with the same columns whatever the machines: what many runs
 //! gave is one table by putting the files behind each other.
 
-use crate::fields::parts_of;
+use super::fields::parts_of;
+use crate::{Experiment, Kind, MachineResult, VERSION, kind};
 use anyhow::{Context, Result};
-use nestwalk_lab::{Experiment, Kind, MachineResult, VERSION, kind};
 use nestwalk_report::to_cells;
 use nestwalk_sim::FIELDS;
 use serde_json::{Value, json};

@@ -2,9 +2,8 @@
 //! depends on a run is made of its counts.
 
 use super::baseline::Baseline;
-use super::columns::translation_cycles;
-use super::ratio;
 use super::repeats::Repeats;
+use super::{ratio, translation_cycles};
 use nestwalk_report::count;
 use nestwalk_sim::SCHEMES;
 use nestwalk_sim::report::results::MachineResult;

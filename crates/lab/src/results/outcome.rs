@@ -224,7 +224,7 @@ fn of_observed(name: &str, s: &ObservedStats, examples: &[DroppedRun]) -> String
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fields::{Field, GUEST, OBSERVED, REMAPPED};
+    use crate::results::fields::{Field, GUEST, OBSERVED, REMAPPED};
 
     fn is_documented(outcome: &GuestOutcome, fields: &[&[Field]]) {
         let value = json(outcome, &Profile::load("cascade-lake-6252").unwrap());
