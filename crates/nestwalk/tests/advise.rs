@@ -224,6 +224,63 @@ fn a_virtual_machine_is_known_and_its_memory_told_apart() {
     assert!(assumptions.contains("not visible from outside"), "{assumptions}");
 }
 
+/// A VM of KVM made of files, with 64 MiB at 4 GiB, of which `used` KiB were used.
+fn kvm(lab: &Lab, used: u64) {
+    fs::create_dir_all(lab.path("proc/9/fd")).unwrap();
+    lab.write(
+        "proc/9/stat",
+        "9 (qemu-system-x86) S 1 1 1 0 -1 64 1 0 0 0 1 1 0 0 20 0 9 0 777 1 1",
+    );
+    lab.write("proc/9/comm", "qemu-system-x86\n");
+    lab.write("proc/9/cmdline", "/usr/bin/qemu-system-x86_64\0-m\x0064\0");
+    let smaps = format!(
+        "1000-5000 rw-p 0 00:00 0 [heap]\nRss: 16 kB\nReferenced: 16 kB\n\
+         100000000-104000000 rw-p 0 00:00 0 \nRss: 65536 kB\nReferenced: {used} kB\n\
+         AnonHugePages: 65536 kB\n"
+    );
+    lab.write("proc/9/smaps", smaps);
+    lab.write("proc/9/clear_refs", "");
+    std::os::unix::fs::symlink("anon_inode:kvm-vm", lab.path("proc/9/fd/7")).unwrap();
+    fs::create_dir_all(lab.path("sys/kernel/debug/kvm/9-7")).unwrap();
+    lab.write("sys/kernel/debug/kvm/9-7/exits", "1000\n");
+}
+
+#[test]
+fn a_vm_of_kvm_is_known_by_its_files() {
+    let lab = Lab::new();
+    kvm(&lab, 8192);
+    let roots =
+        format!("--proc {} --sys {}", lab.path("proc").display(), lab.path("sys").display());
+    let advice = lab.json(&format!("advise 9 {QUICK} {roots}"));
+    let seen = &advice["seen"];
+    assert_eq!(seen["kind"], "kvm");
+    // Guest RAM, without the VMM's own memory.
+    assert_eq!(
+        (count(seen, "resident_bytes"), count(seen, "large_page_bytes")),
+        (64 << 20, 64 << 20)
+    );
+    assert!((used(&advice) - 8_388_608.0).abs() < 1.0, "{seen}");
+    assert!(number(seen, "exits_per_second").abs() < 1e-9, "{seen}");
+    assert_eq!(advice["advice"]["today"], serde_json::json!(["4k+thp", "thp+thp"]));
+    let told = advice["advice"]["sentences"].to_string();
+    assert!(told.contains("the host has them already"), "{told}");
+    let assumptions = advice["assumptions"].to_string();
+    assert!(assumptions.contains("does not see what a guest of KVM uses"), "{assumptions}");
+    assert!(advice["narrower"].to_string().contains("perf kvm stat"));
+    // Its memory is there and nobody uses it: no advice, and why.
+    kvm_idle(&lab, &roots);
+}
+
+fn kvm_idle(lab: &Lab, roots: &str) {
+    fs::remove_dir_all(lab.path("proc")).unwrap();
+    fs::remove_dir_all(lab.path("sys")).unwrap();
+    kvm(lab, 0);
+    let refused = lab.run(&format!("advise 9 {QUICK} {roots}"));
+    assert_eq!(refused.code, 2);
+    assert!(refused.err.contains("used no memory while it was sampled"), "{}", refused.err);
+    assert!(refused.out.contains("100 % in large pages"), "{}", refused.out);
+}
+
 #[test]
 fn what_cannot_be_seen_is_said_by_its_own_reason() {
     let lab = Lab::new();

@@ -213,12 +213,18 @@ impl Advice {
     /// The answer, a sentence for each question.
     pub fn sentences(&self) -> Vec<String> {
         let mut out = vec![self.pages()];
-        let alone: Vec<String> = self
-            .alone
-            .iter()
-            .map(|(pages, gain)| format!("{} {} %", pages.places(), gain.text(1)))
-            .collect();
-        out.push(format!("Large pages gain {}.", alone.join(", ")));
+        // What is there already gains nothing, and both is then the other.
+        let new = |(pages, _): &&(Pages, Range)| self.today.iter().any(|t| t.with(*pages) != *t);
+        let there = |f: fn(&Pages) -> bool| self.today.iter().all(f);
+        let one = there(|p| p.guest) || there(|p| p.host);
+        let told = self.alone.iter().filter(new).filter(|(p, _)| !(one && p.guest && p.host));
+        let alone: Vec<String> =
+            told.map(|(pages, gain)| format!("{} {} %", pages.places(), gain.text(1))).collect();
+        let mut text = format!("Large pages gain {}", alone.join(", "));
+        for (is, place) in [(there(|p| p.guest), "guest"), (there(|p| p.host), "host")] {
+            text += &if is { format!("; the {place} has them already") } else { String::new() };
+        }
+        out.push(text + ".");
         out.push(self.paging());
         let hardware: Vec<String> =
             self.hardware.iter().map(|(what, gain)| format!("{what} {} %", gain.text(1))).collect();

@@ -11,9 +11,9 @@ use super::{ACCESSES, print, settings, work};
 use crate::args::AdviseArgs;
 use crate::progress::{Amount, Meter, Phase, Phases};
 use crate::settings::lab;
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Result, anyhow, bail};
 use nestwalk_host::{Cut, Missing, ProcessMemory, Roots, SAMPLERS, Sampling, Snapshot, sample};
-use nestwalk_lab::{Experiment, Settings};
+use nestwalk_lab::{Experiment, Fragmentation, Settings};
 use nestwalk_report::{bytes, count};
 use serde_json::json;
 use std::sync::Arc;
@@ -48,13 +48,15 @@ pub fn advise(args: &AdviseArgs, pid: u32, stop: &Arc<AtomicBool>) -> Result<()>
             process.name
         );
     }
+    let begin = Instant::now();
     let sampled = samples(args, &roots, &process, &snapshot, stop, &mut report);
+    seen.tell_exits(&roots, begin.elapsed().as_secs_f64(), &mut report);
     let Some((sampling, busy)) = sampled else {
         report.cut = Some("no sampler saw accesses".into());
         print(args, report, &[], Vec::new())?;
         bail!("no sampler saw accesses of process {pid} ({}): see \"not seen\"", process.name);
     };
-    let experiment = experiment(args, 0, args.seed)?;
+    let experiment = experiment(args, &seen, 0, args.seed)?;
     report.profile.clone_from(&experiment.profile.description);
     let hertz = experiment.profile.core.frequency_mhz.value * 1e6;
     let model = Model::new(&snapshot, &sampling, &seen.ranges, busy, hertz);
@@ -69,7 +71,7 @@ pub fn advise(args: &AdviseArgs, pid: u32, stop: &Arc<AtomicBool>) -> Result<()>
         let idle = format!("process {pid} ({}) used no memory while it was sampled", process.name);
         bail!("{}: sample for longer (--seconds 30), or when it works", gone.unwrap_or(idle));
     }
-    let (runs, failed) = simulate(args, &model, &process.name, stop);
+    let (runs, failed) = simulate(args, &seen, &model, &process.name, stop);
     if let Some(error) = &failed {
         report.cut = Some(format!("{error:#}"));
     }
@@ -197,13 +199,16 @@ fn tell_samples(report: &mut Report, sampling: &Sampling, model: &Model, busy: f
 }
 
 /// What the machines of a stand-in are asked for.
-fn experiment(args: &AdviseArgs, footprint: u64, seed: u64) -> Result<Experiment> {
+fn experiment(args: &AdviseArgs, seen: &Seen, footprint: u64, seed: u64) -> Result<Experiment> {
     let asked = settings(args)?;
+    let lies = |here| if here { seen.fragmentation } else { Fragmentation::default() };
     lab().experiment(&Settings {
         sources: vec!["uniform".into()],
         footprint: Some(footprint.max(1 << 20)),
         accesses: asked.accesses.filter(|n| *n > 0).or(Some(ACCESSES)),
         populate: Some(true),
+        guest_fragmentation: lies(seen.is_guest()),
+        host_fragmentation: lies(!seen.is_guest()),
         seed,
         ..asked
     })
@@ -213,6 +218,7 @@ fn experiment(args: &AdviseArgs, footprint: u64, seed: u64) -> Result<Experiment
 /// not.
 fn simulate(
     args: &AdviseArgs,
+    seen: &Seen,
     model: &Model,
     name: &str,
     stop: &Arc<AtomicBool>,
@@ -225,7 +231,9 @@ fn simulate(
                 None | Some(1) => what.to_owned(),
                 Some(_) => format!("{what} (seed {seed})"),
             };
-            match one(args, model, &format!("{name}, {label}"), order, seed, stop) {
+            let experiment = experiment(args, seen, model.bytes(), seed);
+            let name = format!("{name}, {label}");
+            match experiment.and_then(|e| one(args, &e, model, &name, order, stop)) {
                 Ok(machines) => runs.push(Run { label, machines }),
                 Err(error) => return (runs, Some(error.context(label))),
             }
@@ -236,17 +244,16 @@ fn simulate(
 
 fn one(
     args: &AdviseArgs,
+    experiment: &Experiment,
     model: &Model,
     name: &str,
     order: Order,
-    seed: u64,
     stop: &Arc<AtomicBool>,
 ) -> Result<Vec<nestwalk_lab::MachineResult>> {
-    let experiment = experiment(args, model.bytes(), seed).context("stand-in")?;
     let source = model.stand_in(name, order, experiment.accesses);
     let source = source.ok_or_else(|| anyhow!("no page is used"))?;
-    let opened = lab().open_with(&experiment, &work(), Box::new(source))?;
-    let session = Meter::run(&experiment, opened, args.quiet, stop)?.complete()?;
+    let opened = lab().open_with(experiment, &work(), Box::new(source))?;
+    let session = Meter::run(experiment, opened, args.quiet, stop)?.complete()?;
     Ok(session.outcome.machines)
 }
 

@@ -8,9 +8,11 @@ use nestwalk_host::{
     Cpu, Missing, PAGE_BYTES, ProcessCounters, ProcessMemory, Roots, Sampling, Snapshot,
     VmDirectory, guest_ram, remedy_of_counters,
 };
+use nestwalk_lab::{Fragmentation, FreeBlocks};
 use nestwalk_report::{bytes, count};
 use serde_json::json;
 use std::fs;
+use std::io::ErrorKind;
 
 /// What could not be counted, by name.
 const COUNTERS: &str = "the processor's counters";
@@ -46,8 +48,10 @@ pub struct Seen {
     setting: String,
     /// Runs of frames, and pages of the longest; none if frames are hidden.
     contiguity: Option<(u64, u64)>,
-    /// Exits of the VM so far.
+    /// Exits of the VM so far, if it is one of KVM.
     exits: Option<u64>,
+    /// Free memory of this system by the size of blocks.
+    pub fragmentation: Fragmentation,
     missing: Vec<Missing>,
 }
 
@@ -95,36 +99,50 @@ impl Seen {
                 (snapshot.runs.len() as u64, longest.unwrap_or(0))
             }),
             exits: None,
+            fragmentation: Fragmentation::default(),
             missing,
         };
         if kind == Kind::KvmVm {
-            seen.exits(roots);
+            match exits(roots, seen.pid) {
+                Ok(exits) => seen.exits = exits,
+                Err(missing) => seen.missing.push(missing),
+            }
         }
+        seen.read_fragmentation(roots);
         seen
     }
 
-    /// KVM's statistics, in debugfs.
-    fn exits(&mut self, roots: &Roots) {
-        let found = VmDirectory::find(&roots.kvm, self.pid);
-        let error = match found {
-            Ok(Some(directory)) => match directory.statistic("exits") {
-                Ok(exits) => {
-                    self.exits = exits;
-                    return;
-                }
-                Err(error) => error.to_string(),
-            },
-            Ok(None) => format!("no folder {}-* there", self.pid),
-            Err(error) => error.to_string(),
-        };
-        self.missing.push(Missing {
-            what: "KVM's statistics".into(),
-            why: format!("{}: {error}", roots.kvm.display()),
-            remedy: "debugfs is root's, and is mounted with `mount -t debugfs none /sys/kernel/debug`; a \
-                     kernel locked down hides it from root, too"
-                .into(),
-            fatal: false,
-        });
+    /// How free memory lies, which decides whether large pages can be had.
+    fn read_fragmentation(&mut self, roots: &Roots) {
+        let path = roots.proc.join("buddyinfo");
+        let text = fs::read_to_string(&path).map_err(|error| error.to_string());
+        match text.and_then(|text| FreeBlocks::parse(&text).map_err(|error| error.to_string())) {
+            Ok(blocks) => self.fragmentation = Fragmentation::Blocks(blocks),
+            Err(why) => self.missing.push(Missing {
+                what: "how free memory lies".into(),
+                why: format!("{}: {why}", path.display()),
+                remedy: "memory is taken for one that is not fragmented".into(),
+                fatal: false,
+            }),
+        }
+    }
+
+    /// Whether this system's memory is the guest's of what is modelled.
+    pub fn is_guest(&self) -> bool {
+        self.kind == Kind::Program
+    }
+
+    /// Exits of a VM since [`Seen::of`].
+    pub fn tell_exits(&self, roots: &Roots, seconds: f64, report: &mut Report) {
+        if let Some(before) = self.exits
+            && let Ok(Some(after)) = exits(roots, self.pid)
+        {
+            let per = after.saturating_sub(before) as f64 / seconds;
+            report
+                .facts
+                .push(("exits", format!("{per:.0} a second, of all kinds, by KVM's statistics")));
+            report.seen.insert("exits_per_second".into(), json!(per));
+        }
     }
 
     /// Lines, and numbers for programs.
@@ -143,9 +161,6 @@ impl Seen {
             let runs = count(runs);
             report.facts.push(("frames", format!("{runs} contiguous runs, the longest {longest}")));
         }
-        if let Some(exits) = self.exits {
-            report.facts.push(("exits", format!("{} since the VM began", count(exits))));
-        }
         let kind = match self.kind {
             Kind::Program => "program",
             Kind::KvmVm => "kvm",
@@ -160,7 +175,6 @@ impl Seen {
             ("transparent_hugepage", json!(self.setting)),
             ("contiguous_runs", json!(self.contiguity.map(|c| c.0))),
             ("longest_run_pages", json!(self.contiguity.map(|c| c.1))),
-            ("exits", json!(self.exits)),
         ];
         report.seen.extend(numbers.map(|(name, value)| (name.to_owned(), value)));
         report.missing.extend(self.missing.clone());
@@ -249,6 +263,13 @@ impl Seen {
                 self.pid
             ));
         }
+        if self.kind == Kind::KvmVm {
+            all.push(format!(
+                "exits by reason tell what shadow paging or first touches cost: perf kvm stat live -p {}, \
+                 where there are tracepoints",
+                self.pid
+            ));
+        }
         match self.kind {
             Kind::Program => all.push(
                 "a recording of the program has its real accesses: nestwalk advise --guest -- COMMAND".into(),
@@ -259,6 +280,33 @@ impl Seen {
         }
         all
     }
+}
+
+/// Exits of a VM so far, by KVM's statistics in debugfs; none if the kernel does not count them.
+fn exits(roots: &Roots, pid: u32) -> Result<Option<u64>, Missing> {
+    let why = match VmDirectory::find(&roots.kvm, pid) {
+        Ok(Some(directory)) => match directory.statistic("exits") {
+            Ok(exits) => return Ok(exits),
+            Err(error) => (error.kind(), error.to_string()),
+        },
+        Ok(None) => (ErrorKind::Other, format!("no folder {pid}-* there")),
+        Err(error) => (error.kind(), error.to_string()),
+    };
+    let remedy = match why.0 {
+        ErrorKind::PermissionDenied => {
+            "debugfs is root's, and closed where the kernel is locked down"
+        }
+        ErrorKind::NotFound => {
+            "mount debugfs (mount -t debugfs none /sys/kernel/debug), with kvm loaded"
+        }
+        _ => "the rest is told without them",
+    };
+    Err(Missing {
+        what: "KVM's statistics".into(),
+        why: format!("{}: {}", roots.kvm.display(), why.1),
+        remedy: remedy.into(),
+        fatal: false,
+    })
 }
 
 /// Memory that looks like a file.
