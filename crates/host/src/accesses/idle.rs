@@ -6,7 +6,7 @@
 use super::soft_dirty::add;
 use super::{Job, SamplerKind, Touched, Window};
 use crate::probe::Missing;
-use nestwalk_contiguity::MappedRun;
+use nestwalk_contiguity::{MappedRun, RunSet};
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -46,7 +46,7 @@ fn run(job: &Job<'_>) -> Result<Vec<Window>, Missing> {
     };
     clear().map_err(|e| missing(&e))?;
     let has_bit = marked.clone();
-    let mut look = || Ok(used(job, &has_bit, &bits(job, &file)?));
+    let mut look = || Ok(used(&job.snapshot.runs, &has_bit, &bits(job, &file)?));
     let mut again = || mark(job, &file);
     job.windows(&mut again, &mut look).map_err(|error| missing(&error))
 }
@@ -87,10 +87,10 @@ fn bits(job: &Job<'_>, file: &File) -> io::Result<Vec<bool>> {
 }
 
 /// Runs of pages that were used, by the bits that were set and those that stayed.
-fn used(job: &Job<'_>, has_bit: &[bool], stayed: &[bool]) -> Vec<Touched> {
+fn used(runs: &RunSet, has_bit: &[bool], stayed: &[bool]) -> Vec<Touched> {
     let mut found = Vec::new();
     let mut each = has_bit.iter().zip(stayed);
-    for run in job.snapshot.runs.iter() {
+    for run in runs.iter() {
         // The answer of the head of the large page that it is in.
         let mut head = (u64::MAX, false);
         for (i, (has, stays)) in (0..run.pages).zip(&mut each) {
@@ -104,4 +104,31 @@ fn used(job: &Job<'_>, has_bit: &[bool], stayed: &[bool]) -> Vec<Touched> {
         }
     }
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_large_page_is_used_as_its_first_frame_is() {
+        let mut runs = RunSet::new();
+        // Two small pages, and the large ones of frames 512 and 1024.
+        runs.map(10, 100, 2, 0);
+        runs.map(2048, 512, 1024, 0);
+        let mut has_bit = vec![false; 2 + 1024];
+        for i in [0, 1, 2, 2 + 512] {
+            has_bit[i] = true;
+        }
+        let mut stayed = has_bit.clone();
+        stayed[1] = false;
+        stayed[2 + 512] = false;
+        let found = used(&runs, &has_bit, &stayed);
+        let page = |start: u64, pages: u64| Touched {
+            start: start << 12,
+            end: (start + pages) << 12,
+            pages: pages as f64,
+        };
+        assert_eq!(found, [page(11, 1), page(2048 + 512, 512)]);
+    }
 }
