@@ -125,7 +125,9 @@ fn the_table_fits_eighty_columns_and_csv_has_its_rows() {
     assert_eq!(text.matches("choice  ").count(), 1, "one table: {text}");
     let csv = lab.ok(&format!("{line} --format csv"));
     assert_eq!(csv.lines().count(), 1 + 12, "{csv}");
-    for word in ["choice", "gain %", "walks /1000 instr.", "stand-in", "narrower"] {
+    for word in
+        ["choice", "sampled", "busy", "gain %", "walks /1000 instr.", "stand-in", "narrower"]
+    {
         let told = lab.run_with(["explain", word]);
         assert!(
             told.code == 0 && told.out.contains("advise") || word == "stand-in",

@@ -174,19 +174,20 @@ impl Job<'_> {
         Missing {
             what: what.to_owned(),
             why: format!("{}: {error}", path.display()),
-            remedy: remedy(error, option),
+            remedy: remedy(error, option, path.starts_with(&self.roots.sys)),
             fatal: false,
         }
     }
 }
 
 /// What to do, by the system's error: what is forbidden is no option of the kernel, nor the reverse.
-fn remedy(error: &io::Error, option: &str) -> String {
+fn remedy(error: &io::Error, option: &str, of_system: bool) -> String {
     const EPERM: i32 = 1;
     const EACCES: i32 = 13;
     const EBUSY: i32 = 16;
     match error.raw_os_error() {
         Some(EPERM) => "the kernel forbids it: it takes CAP_SYS_ADMIN, and no lockdown".into(),
+        Some(EACCES) if of_system => "no permission: it is root's".into(),
         Some(EACCES) => {
             "no permission: run as root, or as the user to whom the process belongs".into()
         }
@@ -243,7 +244,7 @@ mod tests {
 
     #[test]
     fn what_is_forbidden_is_not_said_to_be_missing() {
-        let of = |n| remedy(&io::Error::from_raw_os_error(n), "CONFIG_X");
+        let of = |n| remedy(&io::Error::from_raw_os_error(n), "CONFIG_X", false);
         assert!(of(1).contains("CAP_SYS_ADMIN") && !of(1).contains("CONFIG_X"));
         assert!(of(2).contains("built without CONFIG_X"));
         assert!(of(13).contains("no permission"));

@@ -225,8 +225,20 @@ pub static ADVICE: [Heading; 4] = [
 ];
 
 /// Words of the lines around the tables, and in cells.
-pub static WORDS: [(&str, &str); 30] = [
+pub static WORDS: [(&str, &str); 36] = [
     ("advises", "line of advise: what the advice is on"),
+    ("pages", "line of advise: what is resident, and how much of it large pages map"),
+    ("frames", "line of advise: contiguous ranges of frames behind a process's pages"),
+    ("exits", "line of advise: exits of a VM of KVM, by its statistics"),
+    (
+        "sampled",
+        "line of advise: by what accesses were seen, and how much was used in windows of time",
+    ),
+    (
+        "busy",
+        "line of advise: processors that a process had in use; how fast its pages follow at least",
+    ),
+    ("faults", "line of advise: page faults of the guest that the runs counted"),
     ("ranges", "line of advise: the runs over which ranges are: seeds, or stand-ins of a process"),
     ("advice", "lines of advise: the answers, from the table"),
     ("assumes", "lines of advise: what the answer depends on and nobody has checked"),

@@ -81,7 +81,26 @@ pub struct Advice {
     pub translation: Range,
     /// The same of the hypervisor.
     pub vmm: Range,
+    /// Percent that what is wanted gains, by the TLB misses that the processor counted.
+    pub counted: Option<f64>,
     pub choices: Vec<Choice>,
+}
+
+/// What a stand-in says: walks per 1000 instructions today, and its times of today and of what is
+/// wanted.
+#[derive(Clone, Copy)]
+struct Extreme {
+    walks: f64,
+    today: f64,
+    wanted: f64,
+}
+
+/// Percent that is gained by what lies between two stand-ins where so many walks were counted.
+fn between(counted: f64, low: Extreme, high: Extreme) -> Option<f64> {
+    let width = high.walks - low.walks;
+    let part = ((counted - low.walks) / width).clamp(0.0, 1.0);
+    let mix = |low: f64, high: f64| low + part * (high - low);
+    (width > 0.0).then(|| less(mix(low.today, high.today), mix(low.wanted, high.wanted)))
 }
 
 /// Time of a machine's work: per instruction, or per access if instructions are not known.
@@ -203,6 +222,7 @@ impl Advice {
             alone,
             shadow: beyond(&|pages| machine("shadow", pages))?,
             hardware: hardware.collect(),
+            counted: None,
             translation: spent(translation)?,
             vmm: spent(|m| share(m, m.vmm_cycles))?,
             choices: names().iter().filter_map(|name| choice(runs, first, name)).collect(),
@@ -210,9 +230,30 @@ impl Advice {
         })
     }
 
+    /// The same, where the processor has counted walks per 1000 instructions of what the first two runs
+    /// stand in for.
+    #[must_use]
+    pub fn with_counted(mut self, runs: &[Run], counted: f64) -> Self {
+        let extreme = |run: &Run| {
+            let from = *self.today.first()?;
+            let m = find(&run.machines, &machine("nested", from))?;
+            let walks = 1000.0 * m.walks as f64 / m.instructions.max(1) as f64;
+            let (today, wanted) = (nested(run, from)?, nested(run, from.with(self.wanted))?);
+            Some(Extreme { walks, today, wanted })
+        };
+        if let [low, high, ..] = runs {
+            self.counted =
+                extreme(low).zip(extreme(high)).and_then(|(l, h)| between(counted, l, h));
+        }
+        self
+    }
+
     /// The answer, a sentence for each question.
     pub fn sentences(&self) -> Vec<String> {
         let mut out = vec![self.pages()];
+        out.extend(self.counted.map(|gain| {
+            format!("By the TLB misses that the processor counted it is about {gain:.1} %.")
+        }));
         // What is there already gains nothing, and both is then the other.
         let new = |(pages, _): &&(Pages, Range)| self.today.iter().any(|t| t.with(*pages) != *t);
         let there = |f: fn(&Pages) -> bool| self.today.iter().all(f);
@@ -243,14 +284,18 @@ impl Advice {
 
     fn pages(&self) -> String {
         let gain = self.gain.text(1);
+        let change = Range { low: -self.gain.high, high: -self.gain.low }.text(1);
         match (self.agreed, self.wanted) {
             (true, Pages::SMALL) => {
                 format!(
                     "Leave pages as they are: nothing gains more than {WORTH:.0} % of the run time."
                 )
             }
-            (true, pages) => {
+            (true, pages) if self.gain.low >= 0.0 => {
                 format!("Use large pages {}: the run time falls by {gain} %.", pages.places())
+            }
+            (true, pages) => {
+                format!("Use large pages {}: the run time changes by {change} %.", pages.places())
             }
             (false, Pages::SMALL) => {
                 "What is known does not decide it: large pages gain in some cases and lose in others; \
@@ -259,9 +304,8 @@ impl Advice {
             }
             (false, pages) => format!(
                 "What is known does not decide it; large pages {} lose least at worst: the run time \
-                 changes by {} %.",
-                pages.places(),
-                Range { low: -self.gain.high, high: -self.gain.low }.text(1)
+                 changes by {change} %.",
+                pages.places()
             ),
         }
     }
@@ -299,6 +343,7 @@ impl Advice {
             "large_pages_in_host": self.wanted.host,
             "agreed": self.agreed,
             "gain_percent": self.gain.json(),
+            "gain_by_counters_percent": self.counted,
             "gain_of_pages": self.alone.iter().map(alone).collect::<Vec<_>>(),
             "gain_of_shadow_percent": self.shadow.json(),
             "gain_of_hardware": self.hardware.iter().map(hardware).collect::<Vec<_>>(),
@@ -320,5 +365,31 @@ impl Choice {
             "translation_percent": self.translation.json(),
             "vmm_percent": self.vmm.json(),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_counted_lies_between_the_stand_ins() {
+        let low = Extreme { walks: 1.0, today: 1.0, wanted: 1.0 };
+        let high = Extreme { walks: 101.0, today: 3.0, wanted: 1.5 };
+        let gain = |counted| between(counted, low, high).unwrap();
+        // Half of each: 2 before, 1.25 after.
+        assert!((gain(51.0) - 37.5).abs() < 1e-9);
+        assert!(gain(0.0).abs() < 1e-9 && (gain(1000.0) - 50.0).abs() < 1e-9);
+        assert!(between(1.0, low, low).is_none());
+    }
+
+    #[test]
+    fn ranges_read_well() {
+        let text = |low, high, n| Range { low, high }.text(n);
+        assert_eq!(text(1.04, 1.01, 1), "1.0");
+        assert_eq!(text(-0.01, 2.0, 1), "0.0 to 2.0");
+        assert_eq!(text(-12.0, -0.5, 1), "-12.0 to -0.5");
+        assert_eq!(Range::of([2.0, f64::NAN, 1.0]), Some(Range { low: 1.0, high: 2.0 }));
+        assert_eq!(Range::of([f64::NAN]), None);
     }
 }

@@ -156,7 +156,11 @@ fn narrower_of_source(runs: &[Run], kind: Option<Kind>) -> Vec<String> {
 /// Prints the answer of the runs.
 fn print(args: &AdviseArgs, mut report: Report, runs: &[Run], today: Vec<Pages>) -> Result<()> {
     report.runs = runs.iter().map(|run| run.label.clone()).collect();
-    report.advice = Advice::of(runs, today);
+    let advice = Advice::of(runs, today);
+    report.advice = match report.counted {
+        Some(counted) => advice.map(|a| a.with_counted(runs, counted)),
+        None => advice,
+    };
     if report.advice.is_none() && !runs.is_empty() {
         bail!("the runs counted nothing: there is nothing to advise on");
     }

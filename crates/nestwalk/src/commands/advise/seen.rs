@@ -222,6 +222,14 @@ impl Seen {
                 model.one_of
             ));
         }
+        let share = self.share();
+        if (0.05..0.95).contains(&share) {
+            all.push(format!(
+                "{:.0} % of the memory is in large pages already, which is taken for {} of it",
+                100.0 * share,
+                if share >= MOSTLY { "all" } else { "none" }
+            ));
+        }
         if self.of_files > 0 {
             all.push(format!(
                 "all memory can have large pages; {} of files cannot with most file systems",
@@ -368,13 +376,9 @@ pub fn tell_counters(counters: &mut ProcessCounters, report: &mut Report) {
     match counters.read() {
         Ok(counts) if counts.instructions > 0 => {
             let per = 1000.0 * counts.tlb_misses as f64 / counts.instructions as f64;
-            report.facts.push((
-                "counted",
-                format!(
-                    "{per:.2} loads per 1000 instructions missed the TLBs, to be held against the column of \
-                     walks: the nearer end of each range is the likelier"
-                ),
-            ));
+            let text = format!("{per:.2} loads per 1000 instructions missed the TLBs");
+            report.facts.push(("counted", text));
+            report.counted = Some(per);
             report.seen.insert("tlb_misses_per_1000_instructions".into(), json!(per));
         }
         Ok(_) => {}

@@ -29,6 +29,8 @@ pub struct Report {
     pub missing: Vec<Missing>,
     /// What would narrow the answer.
     pub narrower: Vec<String>,
+    /// TLB misses per 1000 instructions, if the processor counted them.
+    pub counted: Option<f64>,
     /// Why it is not whole.
     pub cut: Option<String>,
 }
