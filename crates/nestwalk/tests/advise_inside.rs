@@ -73,3 +73,23 @@ fn a_program_in_a_guest_is_sampled_by_what_its_kernel_has() {
     assert!(missing("idle pages"), "{}", found[0]);
     found.iter().skip(1).for_each(|advice| sees(advice, "soft-dirty"));
 }
+
+#[test]
+fn a_command_is_recorded_and_advised_on() {
+    let lab = Lab::new();
+    let finite = PROGRAM.replace("for (;;) for", "for").replace("16 << 20", "2 << 20");
+    lab.write("touch.c", finite.replace("p[i]++;", "p[i]++;\n    return 3;"));
+    lab.tool("gcc", &["-O1", "-static", "-o", "touch", "touch.c"]);
+    let ran = lab.run("advise --guest --quiet --json --repeat 1 --memory 512MiB -- ./touch");
+    // As of other commands that run one: its failure is told, and is no error of ours.
+    assert_eq!(ran.code, 1, "{}", ran.err);
+    assert!(ran.err.contains("exit status 3") && !ran.err.contains("interruption"), "{}", ran.err);
+    let advice = parse(&ran.out);
+    assert_eq!(advice["target"], "./touch in a guest");
+    // 512 pages are first touched, each of which faults in the host if its pages are small.
+    let choices = advice["choices"].as_array().unwrap();
+    let of = |name: &str| choices.iter().find(|c| c["machine"] == name).unwrap();
+    let vmm = |name: &str| number(&of(name)["vmm_percent"], "low");
+    assert!(vmm("nested:4k+4k") > vmm("nested:4k+thp"), "{advice}");
+    assert!(advice["advice"]["large_pages_in_host"] == true, "{advice}");
+}
