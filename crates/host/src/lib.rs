@@ -6,6 +6,7 @@
 //! exchanged ([`PerfEvents`], [`Actuator`], [`Clock`], [`Roots`]), so that the whole loop is tested
 //! where there is neither KVM nor a hardware counter.
 
+mod accesses;
 mod actuator;
 mod clock;
 mod counters;
@@ -20,6 +21,9 @@ mod probe;
 mod process;
 mod replay;
 
+pub use accesses::{
+    Counts, ProcessCounters, SAMPLERS, SamplerKind, Sampling, Touched, Window, sample,
+};
 pub use actuator::{Actuator, ActuatorError, ModuleParameter, PmsFile};
 pub use clock::{Clock, SystemClock};
 pub use counters::{CounterError, OpenCounter, PerfEvents, Reading, Role, Wanted};
@@ -33,7 +37,7 @@ pub use memory::{
     Region, Snapshot, guest_ram, host_runs,
 };
 pub use perf::HostPerf;
-pub use probe::Missing;
+pub use probe::{Missing, remedy_of_counters};
 pub use process::{ProcessError, QemuProcess, Vcpu, find_vms};
 pub use replay::{ReplayVm, TwinVm};
 

@@ -192,29 +192,11 @@ impl Probe<'_> {
 
     /// What to do about a counter that cannot be opened, by the system's error.
     fn remedy(&self, error: &io::Error, virtual_machine: bool) -> String {
-        const EPERM: i32 = 1;
-        const EACCES: i32 = 13;
-        const ESRCH: i32 = 3;
-        match error.raw_os_error() {
-            Some(EPERM | EACCES) => {
-                let file = self.roots.proc.join("sys/kernel/perf_event_paranoid");
-                let level = fs::read_to_string(file).unwrap_or_default();
-                format!(
-                    "kernel.perf_event_paranoid is {}: run as root, give CAP_PERFMON, or \
-                     `sysctl kernel.perf_event_paranoid=-1`",
-                    if level.trim().is_empty() { "not known" } else { level.trim() }
-                )
-            }
-            Some(ESRCH) => "the vCPU's thread has just ended; try again".into(),
-            _ if virtual_machine => {
-                "this host is a virtual machine without that hardware counter: \
-                                     give it one (QEMU: -cpu host,pmu=on) or use bare metal"
-                    .into()
-            }
-            _ => "this processor or kernel does not count it; name raw events with --walk-events \
-                  and --miss-events"
-                .into(),
-        }
+        remedy_of_counters(&self.roots.proc, error, virtual_machine).unwrap_or_else(|| {
+            "this processor or kernel does not count it; name raw events with --walk-events and \
+             --miss-events"
+                .into()
+        })
     }
 
     /// Statistics that the policy needs and nobody keeps.
@@ -249,6 +231,32 @@ impl Probe<'_> {
                 fatal: true,
             });
         }
+    }
+}
+
+/// What to do about a counter that cannot be opened, by the system's error; none if the processor or
+/// kernel does not count it.
+pub fn remedy_of_counters(proc: &Path, error: &io::Error, virtual_machine: bool) -> Option<String> {
+    const EPERM: i32 = 1;
+    const EACCES: i32 = 13;
+    const ESRCH: i32 = 3;
+    match error.raw_os_error() {
+        Some(EPERM | EACCES) => {
+            let level = fs::read_to_string(proc.join("sys/kernel/perf_event_paranoid"));
+            let level = level.unwrap_or_default();
+            Some(format!(
+                "kernel.perf_event_paranoid is {}: run as root, give CAP_PERFMON, or \
+                 `sysctl kernel.perf_event_paranoid=-1`",
+                if level.trim().is_empty() { "not known" } else { level.trim() }
+            ))
+        }
+        Some(ESRCH) => Some("the thread has just ended; try again".into()),
+        _ if virtual_machine => Some(
+            "this host is a virtual machine without that hardware counter: give it one \
+             (QEMU: -cpu host,pmu=on) or use bare metal"
+                .into(),
+        ),
+        _ => None,
     }
 }
 

@@ -177,6 +177,20 @@ impl Lab {
         session::open(experiment, &self.catalogue, given, work, say)
     }
 
+    /// The same with a source of the caller's own in place of the experiment's: a stream of accesses of
+    /// processes. The experiment's sources are only names then; warm-up and accesses hold.
+    ///
+    /// # Errors
+    /// The source is a recorded guest, or a name has no meaning.
+    pub fn open_with(
+        &self,
+        experiment: &Experiment,
+        work: &Work,
+        source: Box<dyn nestwalk_types::Source>,
+    ) -> Result<Opened> {
+        session::open_with(experiment, self.catalogue(), work, source)
+    }
+
     /// All of it at once, on all cores: what came of what is asked for, if it came to its end and can be
     /// trusted.
     ///

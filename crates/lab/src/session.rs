@@ -79,6 +79,25 @@ pub fn open(
     Ok(Opened { plan, source, guest })
 }
 
+/// The same with a source of the caller's in place of the experiment's, which speaks of processes.
+///
+/// # Errors
+/// A name has no meaning, or the source is a recorded guest.
+pub fn open_with(
+    experiment: &Experiment,
+    catalogue: &Catalogue,
+    work: &Work,
+    source: Box<dyn Source>,
+) -> Result<Opened> {
+    let info = source.info();
+    if info.guest.is_some() {
+        bail!("{}: a recorded guest; this takes sources that speak of processes", info.name);
+    }
+    let mut plan = plan(experiment, catalogue, work.threads)?;
+    plan.series = work.series;
+    Ok(Opened { plan, source: sources::cut(source, experiment), guest: None })
+}
+
 /// The machines and their memory.
 fn plan(experiment: &Experiment, catalogue: &Catalogue, threads: usize) -> Result<Plan> {
     let e = experiment;

@@ -1,5 +1,6 @@
 //! What can be typed. Parsing has no effects; what it means is decided in `experiment`.
 
+mod advise;
 mod class;
 mod evaluate;
 mod examples;
@@ -15,6 +16,7 @@ mod tables;
 mod trace;
 pub mod trace_formats;
 
+pub use advise::AdviseArgs;
 pub use class::{ReachArgs, SceneArg, StepArgs};
 pub use evaluate::{BenchArgs, ExplainArgs, KeepArg, LivedArg, Publication, ReproduceArgs};
 pub use fleet::FleetArgs;
@@ -87,6 +89,9 @@ pub enum Command {
     /// Watch a VM, live or recorded, and change its paging mode when a policy says so
     #[command(after_help = GOVERN_EXAMPLES)]
     Govern(Box<GovernArgs>),
+    /// Say whether a program or VM should have larger pages and where, and shadow or nested paging
+    #[command(after_help = advise::EXAMPLES)]
+    Advise(Box<AdviseArgs>),
     /// Look at the memory of a live process or VM: contiguous runs, and how many entries cover them
     #[command(after_help = inspect::EXAMPLES)]
     Inspect(Box<InspectArgs>),

@@ -30,6 +30,10 @@ fn main() -> ExitCode {
             Ok(status) => return status,
             Err(error) => Err(error),
         },
+        Command::Advise(options) => match commands::advise::advise(&options) {
+            Ok(status) => return status,
+            Err(error) => Err(error),
+        },
         Command::Compare(options) => match commands::compare::compare(&options) {
             Ok(status) => return status,
             Err(error) => Err(error),

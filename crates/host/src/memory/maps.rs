@@ -26,6 +26,8 @@ pub struct Region {
     pub measured: bool,
     /// Resident, without hugetlbfs.
     pub rss: u64,
+    /// Of what is resident, used since references were cleared last, if ever.
+    pub referenced: u64,
     /// Swapped out.
     pub swap: u64,
     /// Of what is resident, mapped by entries of the middle level: anonymous, shared or of a file.
@@ -113,6 +115,7 @@ fn field(region: &mut Region, key: &str, value: &str) {
     let bytes = bytes().unwrap_or(0);
     match key {
         "Rss" => (region.rss, region.measured) = (bytes, true),
+        "Referenced" => region.referenced = bytes,
         "Swap" => region.swap = bytes,
         "AnonHugePages" | "ShmemPmdMapped" | "FilePmdMapped" => region.huge += bytes,
         "Private_Hugetlb" | "Shared_Hugetlb" => region.hugetlb += bytes,
@@ -138,6 +141,7 @@ mod tests {
 Size:               4096 kB
 KernelPageSize:        4 kB
 Rss:                4092 kB
+Referenced:          400 kB
 AnonHugePages:      2048 kB
 Swap:                  4 kB
 THPeligible:           1
@@ -152,6 +156,7 @@ VmFlags: rd wr mr mw me ac sd hg
         assert_eq!(regions.len(), 2);
         let r = &regions[0];
         assert_eq!((r.bytes(), r.rss, r.huge, r.swap), (4 << 20, 4092 << 10, 2 << 20, 4096));
+        assert_eq!(r.referenced, 400 << 10);
         assert_eq!((r.advice, r.tag(), r.measured), (Some(Advice::Huge), 0b0011, true));
         let r = &regions[1];
         assert_eq!((r.name.as_str(), r.offset), ("/tmp/a file: b", 0x1000));
@@ -171,6 +176,6 @@ VmFlags: rd wr mr mw me ac sd hg
         ] {
             assert_eq!(parse(&format!("{bad}\n")), Err((1, bad.to_owned())));
         }
-        assert_eq!(parse(&format!("{TEXT}nonsense")).unwrap_err().0, 11);
+        assert_eq!(parse(&format!("{TEXT}nonsense")).unwrap_err().0, 12);
     }
 }

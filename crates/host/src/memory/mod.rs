@@ -132,7 +132,8 @@ impl ProcessMemory {
         Ok(Self { proc: proc.to_owned(), pid, name, started })
     }
 
-    fn file(&self, name: &str) -> PathBuf {
+    /// A file below its folder in `/proc`.
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
         self.proc.join(self.pid.to_string()).join(name)
     }
 
@@ -157,6 +158,23 @@ impl ProcessMemory {
         let bytes = fs::read(self.file("cmdline")).unwrap_or_default();
         let words = bytes.split(|b| *b == 0).filter(|w| !w.is_empty());
         words.map(|w| String::from_utf8_lossy(w).into_owned()).collect()
+    }
+
+    /// Processor time of all its threads so far, that of guests included; in hundredths of a second.
+    pub fn processor_seconds(&self) -> Option<f64> {
+        let ticks = |index| self.stat_field(index)?.parse::<f64>().ok();
+        // USER_HZ of x86.
+        Some((ticks(11)? + ticks(12)?) / 100.0)
+    }
+
+    /// Whether it has a VM of KVM open.
+    ///
+    /// # Errors
+    /// Its files cannot be listed.
+    pub fn has_kvm_vm(&self) -> io::Result<bool> {
+        let links = fs::read_dir(self.file("fd"))?.flatten();
+        let mut targets = links.filter_map(|entry| fs::read_link(entry.path()).ok());
+        Ok(targets.any(|to| to.as_os_str() == "anon_inode:kvm-vm"))
     }
 
     /// Its mappings.

@@ -89,6 +89,11 @@ pub fn open(
         let options = RunOptions { vcpus, quantum, ..RunOptions::default() };
         Box::new(Lackey::run(&command, &options)?)
     };
+    Ok(cut(source, experiment))
+}
+
+/// The source as machines are driven with it: region of interest, warm-up, number of accesses.
+pub fn cut(source: Box<dyn Source>, experiment: &Experiment) -> Box<dyn Source> {
     let source: Box<dyn Source> = if source.info().guest.is_none() {
         adapt::first_touch(source)
     } else if !experiment.page_tables.is_empty()
@@ -102,10 +107,10 @@ pub fn open(
         0 => source,
         n => adapt::warmup(source, n),
     };
-    Ok(match experiment.accesses {
+    match experiment.accesses {
         0 => source,
         n => adapt::limit(source, n),
-    })
+    }
 }
 
 /// The files of the sources, if they are several that are one trace.

@@ -38,6 +38,27 @@ pub fn capture(args: &CaptureArgs) -> Result<ExitCode> {
     if args.command.is_empty() {
         bail!("no command: write it after `--`, as in: capture --save x.nwt -- gcc -O2 -c x.c");
     }
+    let stop = crate::signals::stop_on_signals();
+    let failed = run(args, output_of_command(args), &stop, &|report| print(args, report))?;
+    Ok(of_command(failed.as_deref()))
+}
+
+/// Records a command without a word about it but its own output, on standard error; how it failed, if it
+/// did.
+///
+/// # Errors
+/// As [`capture`].
+pub fn save(args: &CaptureArgs, stop: &AtomicBool) -> Result<Option<String>> {
+    run(args, Box::new(std::io::stderr()), stop, &|_| Ok(()))
+}
+
+/// Records a command; how it failed, if it did.
+fn run(
+    args: &CaptureArgs,
+    output: Box<dyn Write + Send>,
+    stop: &AtomicBool,
+    tell: &dyn Fn(&Report) -> Result<()>,
+) -> Result<Option<String>> {
     let guest = real_guest(&args.guest, &args.command, Some(args.vcpus), args.seed)?;
     let phases = Phases::new(args.quiet);
     let boot = guest.boot(&mut |step| phases.listen(step))?;
@@ -48,14 +69,12 @@ pub fn capture(args: &CaptureArgs) -> Result<ExitCode> {
     let header = header(&boot, &guest);
     let create = |path: &PathBuf| TraceWriter::create(path, &header, WriteOptions::LIVE);
     let mut writer = args.save.as_ref().map(create).transpose()?;
-    let output = output_of_command(args);
-    let stop = crate::signals::stop_on_signals();
     let begin = Instant::now();
     let mut live = Live::start(boot, guest.options(), output)?;
     let beginning = if guest.interest { Beginning::BootToMark } else { Beginning::Boot };
     let course = Course { beginning, ..Course::reading("recording", None) };
     let meter = Meter::new(course, args.quiet);
-    let result = record(&mut live, writer.as_mut(), &stop, &meter);
+    let result = record(&mut live, writer.as_mut(), stop, &meter);
     drop(meter);
     let (summary, agreement) = (live.summary().clone(), live.agreement().cloned());
     let outcome = live.outcome().cloned();
@@ -87,14 +106,14 @@ pub fn capture(args: &CaptureArgs) -> Result<ExitCode> {
         seconds: begin.elapsed().as_secs_f64(),
         processor: processor.map(|p| p.as_secs_f64()),
     };
-    print(args, &report)?;
+    tell(&report)?;
     result?;
     if let Some(a) = &report.agreement
         && a.different + if args.vcpus == 1 { a.not_mapped } else { 0 } > 0
     {
         bail!("the check found disagreements with QEMU: the recording cannot be trusted");
     }
-    Ok(of_command(failed.as_deref()))
+    Ok(failed)
 }
 
 /// The command's output is this command's output, but for what a program shall read.

@@ -1,5 +1,6 @@
 //! One file per command.
 
+pub mod advise;
 pub mod bench;
 pub mod capture;
 pub mod compare;

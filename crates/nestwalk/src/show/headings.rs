@@ -199,8 +199,57 @@ pub static SENSITIVITY: [Heading; 1] = [word(
      section is halved and doubled, with --sensitivity",
 )];
 
+/// The table of `advise`, whose numbers are ranges over its runs.
+pub static ADVICE: [Heading; 4] = [
+    word(
+        "choice",
+        "choices[].machine",
+        "advise: what could be there in place of what is, as a machine",
+    ),
+    number(
+        "gain %",
+        "choices[].gain_percent",
+        "advise: by how many percent it takes less than the first of what may be there today; below 0 it \
+         takes more",
+    ),
+    number(
+        "walks\n/1000 instr.",
+        "choices[].walks_per_1000_instructions",
+        "advise: page walks per thousand instructions",
+    ),
+    number(
+        "transl.\n% of it",
+        "choices[].translation_percent",
+        "advise: share of its own run time that translation takes",
+    ),
+];
+
 /// Words of the lines around the tables, and in cells.
-pub static WORDS: [(&str, &str); 21] = [
+pub static WORDS: [(&str, &str); 36] = [
+    ("advises", "line of advise: what the advice is on"),
+    ("pages", "line of advise: what is resident, and how much of it large pages map"),
+    ("frames", "line of advise: contiguous ranges of frames behind a process's pages"),
+    ("exits", "line of advise: exits of a VM of KVM, by its statistics"),
+    (
+        "sampled",
+        "line of advise: by what accesses were seen, and how much was used in windows of time",
+    ),
+    (
+        "busy",
+        "line of advise: processors that a process had in use; how fast its pages follow at least",
+    ),
+    ("faults", "line of advise: page faults of the guest that the runs counted"),
+    ("ranges", "line of advise: the runs over which ranges are: seeds, or stand-ins of a process"),
+    ("advice", "lines of advise: the answers, from the table"),
+    ("assumes", "lines of advise: what the answer depends on and nobody has checked"),
+    ("not seen", "lines of advise: what the kernel did not show, why, and what to do"),
+    ("narrower", "lines of advise: which measurements would make the ranges narrower"),
+    ("stand-in", "a made-up stream of accesses that is consistent with the samples of a process"),
+    (
+        "in order",
+        "stand-in: each page that was used is visited once per shortest window: fewest misses",
+    ),
+    ("at random", "stand-in: every access goes to any page that was used: most misses"),
     ("source", "line: what drives the machines"),
     ("profile", "line: the hardware; `nestwalk explain NAME` tells a built-in one whole"),
     ("counted", "line: accesses and instructions behind all numbers; set-up and warm-up are not"),

@@ -21,6 +21,7 @@ fn all() -> impl Iterator<Item = &'static Heading> {
         .chain(&headings::COVERAGE)
         .chain(&headings::OVER_TIME)
         .chain(&headings::SENSITIVITY)
+        .chain(&headings::ADVICE)
 }
 
 /// Columns with this heading.
