@@ -10,6 +10,7 @@ mod habits;
 mod inspect;
 mod report;
 mod setup;
+mod sweep;
 mod tables;
 mod trace;
 pub mod trace_formats;
@@ -23,6 +24,7 @@ pub use habits::{CompletionsArgs, DoctorArgs, ManArgs};
 pub use inspect::InspectArgs;
 pub use report::{Drawing, ReportArgs};
 pub use setup::SetupArgs;
+pub use sweep::SweepArgs;
 pub use tables::TableArgs;
 pub use trace::{TraceCommand, TraceConvertArgs, TraceInfoArgs, TraceVerifyArgs};
 
@@ -72,6 +74,9 @@ pub enum Command {
     Capture(Box<CaptureArgs>),
     /// Repeat an experiment from its configuration file (`compare --output DIR` writes one)
     Run(RunArgs),
+    /// Run an experiment at many points: sizes, seeds, machines, anything of its configuration
+    #[command(after_help = sweep::EXAMPLES)]
+    Sweep(Box<SweepArgs>),
     /// Show one translation, reference by reference
     Walk(WalkArgs),
     /// Go through a fault, a flush or a mode switch: every change of tables and TLBs, in order

@@ -38,6 +38,10 @@ fn main() -> ExitCode {
             Err(error) => Err(error),
         },
         Command::Setup(options) => commands::setup::setup(&options),
+        Command::Sweep(options) => match commands::sweep::sweep(&options) {
+            Ok(status) => return status,
+            Err(error) => Err(error),
+        },
         Command::Walk(options) => commands::walk::walk(&options),
         Command::Step(options) => commands::step::step(&options),
         Command::Reach(options) => commands::reach::reach(&options),

@@ -16,6 +16,7 @@ pub mod reproduce;
 pub mod samples;
 pub mod setup;
 pub mod step;
+pub mod sweep;
 pub mod trace;
 pub mod walk;
 mod walk_picture;
