@@ -18,7 +18,7 @@ const TOLD: usize = 5;
 pub struct Tally {
     /// Points that there are.
     pub points: usize,
-    /// Of these, done before.
+    /// Of these, done before, or by another process meanwhile.
     pub before: usize,
     /// Run now.
     pub ran: usize,
@@ -61,6 +61,7 @@ pub fn run(points: &[&Point], store: &Store, how: &How) -> Result<Tally> {
             let mut tally = tally.lock().unwrap_or_else(PoisonError::into_inner);
             match became {
                 Became::Done => tally.ran += 1,
+                Became::FoundDone => tally.before += 1,
                 Became::Elsewhere => tally.elsewhere += 1,
                 Became::Failed(_) if stop.load(Ordering::Relaxed) => {}
                 Became::Failed(error) => {
@@ -86,6 +87,8 @@ pub fn run(points: &[&Point], store: &Store, how: &How) -> Result<Tally> {
 /// What became of a point.
 enum Became {
     Done,
+    /// Another process did it since this one began.
+    FoundDone,
     /// Another process is at it.
     Elsewhere,
     Failed(anyhow::Error),
@@ -99,7 +102,8 @@ fn one(point: &Point, store: &Store, how: &How, stop: &AtomicBool) -> Result<Bec
     let Some(claim) = store.claim(point)? else { return Ok(Became::Elsewhere) };
     // Whoever had the claim before may have done it.
     if store.has(point) {
-        return Ok(Became::Done);
+        store.settle(point);
+        return Ok(Became::FoundDone);
     }
     match session(point, how, stop) {
         Ok(session) => store.save(point, &claim, &session).map(|()| Became::Done),

@@ -87,9 +87,13 @@ impl Store {
         });
         let file = self.file(point);
         write_whole(&claim.unfinished, &file, serde_json::to_string(&value)?.as_bytes())?;
-        // Whoever waits for it looks for the result next.
-        let _ = std::fs::remove_file(self.0.join(format!("{}.lock", point.key)));
+        self.settle(point);
         Ok(())
+    }
+
+    /// Nobody needs the lock of a point that is done: whoever gets it looks for the result next.
+    pub fn settle(&self, point: &Point) {
+        let _ = std::fs::remove_file(self.0.join(format!("{}.lock", point.key)));
     }
 
     /// The result of a point. One that cannot be read is put aside, so that the point is run again.
