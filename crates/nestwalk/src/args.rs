@@ -9,6 +9,7 @@ mod guest;
 mod habits;
 mod inspect;
 mod report;
+mod schema;
 mod setup;
 mod sweep;
 mod tables;
@@ -23,6 +24,7 @@ pub use guest::{CaptureArgs, GuestArgs, ThpArg};
 pub use habits::{CompletionsArgs, DoctorArgs, ManArgs};
 pub use inspect::InspectArgs;
 pub use report::{Drawing, ReportArgs};
+pub use schema::{SchemaArgs, SchemaOf};
 pub use setup::SetupArgs;
 pub use sweep::SweepArgs;
 pub use tables::TableArgs;
@@ -104,6 +106,9 @@ pub enum Command {
     Schemes,
     /// Explain a scheme, a policy, a profile, a workload, or a field of the results
     Explain(ExplainArgs),
+    /// Print the JSON schema of results
+    #[command(after_help = schema::EXAMPLES)]
+    Schema(SchemaArgs),
     /// Measure the simulator itself: accesses per second of each scheme
     Bench(BenchArgs),
     /// Say what is installed, what is missing, what needs it, and how to get it

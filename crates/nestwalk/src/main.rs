@@ -52,6 +52,7 @@ fn main() -> ExitCode {
         Command::Reproduce(options) => commands::reproduce::reproduce(&options),
         Command::Schemes => commands::explain::schemes(),
         Command::Explain(options) => commands::explain::explain(&options),
+        Command::Schema(options) => commands::schema::schema(&options),
         Command::Bench(options) => commands::bench::bench(&options),
         Command::Doctor(options) => commands::doctor::doctor(&options),
         Command::Completions(options) => commands::habits::completions(&options),

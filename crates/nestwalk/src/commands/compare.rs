@@ -3,7 +3,7 @@
 use crate::args::{CompareArgs, OutputArgs, RunArgs, TableArgs};
 use crate::commands::fleet;
 use crate::commands::samples::Samples;
-use crate::formats::{self, Found};
+use crate::formats::{self, Found, RESULTS_FORMAT};
 use crate::progress::{Meter, Phases};
 use crate::screen::Screen;
 use crate::show::baseline::Baseline;
@@ -305,6 +305,7 @@ impl Found for Results<'_> {
         let guests: serde_json::Map<String, Value> =
             guests.map(|(name, g)| (name.clone(), outcome::json(g, profile))).collect();
         let mut all = json!({
+            "format_version": RESULTS_FORMAT,
             "version": VERSION,
             "source": self.info.name,
             "description": self.info.description,

@@ -14,6 +14,7 @@ pub mod reach;
 pub mod report;
 pub mod reproduce;
 pub mod samples;
+pub mod schema;
 pub mod setup;
 pub mod step;
 pub mod sweep;

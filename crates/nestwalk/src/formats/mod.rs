@@ -8,6 +8,12 @@ use clap::builder::PossibleValue;
 use serde_json::Value;
 use std::path::Path;
 
+/// Version of the format of results. It grows if a field goes or means something else, and not if one is
+/// new: docs/formats.md.
+pub const RESULTS_FORMAT: u64 = 1;
+/// The same of the results of sweeps.
+pub const SWEEP_FORMAT: u64 = 1;
+
 /// What a command found. Formats make their text of it.
 pub trait Found {
     /// All of it.

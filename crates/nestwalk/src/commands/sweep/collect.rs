@@ -4,7 +4,7 @@ use super::file::Values;
 use super::keys;
 use super::point::Point;
 use super::store::{Store, write_whole};
-use crate::formats::Found;
+use crate::formats::{Found, SWEEP_FORMAT};
 use crate::screen::Screen;
 use crate::show::long;
 use anyhow::Result;
@@ -13,9 +13,6 @@ use nestwalk_report::figure::number;
 use nestwalk_report::{Align, Table, count, to_csv};
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
-
-/// Version of the format of the table, in JSON.
-const FORMAT: u64 = 1;
 
 /// What is there of a sweep.
 pub struct Collected {
@@ -132,7 +129,7 @@ impl Found for Collected {
             Ok(point)
         };
         Ok(json!({
-            "format_version": FORMAT,
+            "format_version": SWEEP_FORMAT,
             "version": VERSION,
             "axes": self.axes,
             "complete": self.missing.is_empty(),

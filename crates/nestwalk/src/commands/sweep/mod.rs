@@ -1,6 +1,7 @@
 //! `sweep`: an experiment at many points, each of them once.
 
 mod collect;
+mod exact;
 mod file;
 mod keys;
 mod point;
@@ -36,8 +37,7 @@ pub fn sweep(args: &SweepArgs) -> Result<ExitCode> {
         return list(args, &points, &store);
     }
     if args.slurm {
-        let missing = points.iter().map(|point| !store.has(point)).collect::<Vec<_>>();
-        let submitted = slurm::submit(args, &missing)?;
+        let submitted = slurm::submit(args, &points, &store)?;
         if !args.wait {
             print(args, &submitted)?;
             return Ok(ExitCode::SUCCESS);

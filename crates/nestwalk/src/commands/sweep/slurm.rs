@@ -1,6 +1,7 @@
 //! A job array of Slurm, each of whose tasks runs a share of the points.
 
-use super::store::write_whole;
+use super::point::Point;
+use super::store::{Store, write_whole};
 use crate::args::SweepArgs;
 use crate::formats::Found;
 use crate::progress::{Amount, Phase, Phases};
@@ -9,14 +10,15 @@ use crate::signals::stop_on_signals;
 use crate::tell;
 use anyhow::{Context, Result, anyhow, bail};
 use serde_json::{Value, json};
-use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How often it is looked what has come, while the array runs.
 const LOOK: Duration = Duration::from_millis(500);
+/// How often Slurm is asked whether the job is still there.
+const ASK: Duration = Duration::from_secs(5);
 
 /// What was submitted.
 pub struct Submitted {
@@ -34,11 +36,12 @@ pub fn logs(args: &SweepArgs) -> PathBuf {
     args.output.join("slurm")
 }
 
-/// Submits what is missing: `missing` says it for each point. Waits for its end if that is asked for.
+/// Submits what is missing. Waits for its end if that is asked for.
 ///
 /// # Errors
 /// There is no sbatch, or it refuses.
-pub fn submit(args: &SweepArgs, missing: &[bool]) -> Result<Submitted> {
+pub fn submit(args: &SweepArgs, points: &[Point], store: &Store) -> Result<Submitted> {
+    let missing: Vec<bool> = points.iter().map(|point| !store.has(point)).collect();
     let folder = logs(args);
     std::fs::create_dir_all(&folder)
         .with_context(|| format!("{}: cannot be made", folder.display()))?;
@@ -61,15 +64,15 @@ pub fn submit(args: &SweepArgs, missing: &[bool]) -> Result<Submitted> {
     }
     let unfinished = folder.join("job.sh.unfinished");
     write_whole(&unfinished, &submitted.file, submitted.script.as_bytes())?;
-    let mut child = start(args)?;
-    let job = number_of(&mut child, missing, &submitted)?;
+    let done = format!("{} of {} points are done", points.len() - submitted.missing, points.len());
+    let job = start(args, &submitted, &done)?;
     if args.wait {
         if !args.quiet {
             let file = submitted.file.display();
             tell::tell(format_args!("{file}:\n{}", submitted.script));
             tell::note(&format!("job {job}: {} tasks", submitted.tasks));
         }
-        wait(args, child, &job, missing)?;
+        wait(args, &job, points, store)?;
     }
     submitted.job = Some(job);
     Ok(submitted)
@@ -128,70 +131,70 @@ fn list(numbers: &[usize]) -> String {
     ranges.iter().map(range).collect::<Vec<_>>().join(",")
 }
 
-fn start(args: &SweepArgs) -> Result<Child> {
+/// Gives the script to sbatch, and gets the number of the job.
+fn start(args: &SweepArgs, submitted: &Submitted, done: &str) -> Result<String> {
     let mut command = Command::new("sbatch");
-    command.arg("--parsable").args(args.wait.then_some("--wait")).arg("slurm/job.sh");
-    command.current_dir(&args.output).stdin(Stdio::null());
-    command.stdout(Stdio::piped()).stderr(Stdio::piped());
-    command.spawn().map_err(|error| {
+    command.arg("--parsable").arg("slurm/job.sh").current_dir(&args.output).stdin(Stdio::null());
+    let said = command.output().map_err(|error| {
         anyhow!(
             "--slurm: sbatch cannot be started: {error}; Slurm's commands are needed here (on Debian the \
              package slurm-client), or run shares by --shard"
         )
-    })
-}
-
-/// The number that sbatch gives the job.
-fn number_of(child: &mut Child, missing: &[bool], submitted: &Submitted) -> Result<String> {
-    let mut line = String::new();
-    if let Some(out) = child.stdout.take() {
-        BufReader::new(out).read_line(&mut line).context("sbatch")?;
-    }
+    })?;
     // JOB, or JOB;CLUSTER where there are several.
-    let job = line.trim().split(';').next().unwrap_or_default().to_owned();
-    if !job.is_empty() && job.chars().all(|c| c.is_ascii_digit()) {
-        return Ok(job);
+    let out = String::from_utf8_lossy(&said.stdout);
+    let job = out.trim().split(';').next().unwrap_or_default();
+    if said.status.success() && !job.is_empty() && job.chars().all(|c| c.is_ascii_digit()) {
+        return Ok(job.to_owned());
     }
-    let mut said = line;
-    if let Some(mut err) = child.stderr.take() {
-        err.read_to_string(&mut said).context("sbatch")?;
-    }
-    let status = child.wait().context("sbatch")?;
-    let done = missing.iter().filter(|missing| !**missing).count();
     bail!(
-        "--slurm: sbatch refused {} ({status}): {}\nnothing is lost: {done} of {} points are done",
+        "--slurm: sbatch refused {} ({}): {}{}\nnothing is lost: {done}",
         submitted.file.display(),
-        said.trim(),
-        missing.len()
+        said.status,
+        out.trim(),
+        String::from_utf8_lossy(&said.stderr).trim()
     )
 }
 
-/// Waits until sbatch has seen the end of the array, and tells how far it is.
-fn wait(args: &SweepArgs, mut child: Child, job: &str, missing: &[bool]) -> Result<()> {
-    let (stop, points) = (stop_on_signals(), args.output.join("points"));
+/// Waits until all points are there or the job has gone, and tells how far it is. `sbatch --wait` looks
+/// ever less often, and is late by most of a minute soon.
+fn wait(args: &SweepArgs, job: &str, points: &[Point], store: &Store) -> Result<()> {
+    let stop = stop_on_signals();
     let phases = Phases::new(args.quiet);
-    let total = missing.len() as u64;
-    let done = || -> u64 {
-        let files = std::fs::read_dir(&points).into_iter().flatten().flatten();
-        let is_result = |e: &std::fs::DirEntry| e.path().extension().is_some_and(|e| e == "json");
-        // Results of other sweeps may lie there, too.
-        (files.filter(is_result).count() as u64).min(total)
-    };
+    let total = points.len() as u64;
+    let done = || points.iter().filter(|point| store.has(point)).count() as u64;
     phases.begin(Phase::of("waiting for Slurm", Amount::Items { done: done(), total }));
+    let mut asked = Instant::now();
     loop {
-        let ended = child.try_wait().context("sbatch")?;
+        // Asked before the points are looked for: what has gone has written all that it will.
+        let asks = asked.elapsed() >= ASK;
+        let gone = asks && !is_there(job);
+        let now = done();
+        phases.at(Amount::Items { done: now, total });
+        if now == total || gone {
+            return Ok(());
+        }
         if stop.load(Ordering::Relaxed) {
             bail!(
                 "interrupted: job {job} goes on; scancel {job} ends it, --collect makes the table"
             );
         }
-        // It fails if a task did; what is missing then is told from the results.
-        if ended.is_some() {
-            return Ok(());
+        if asks {
+            asked = Instant::now();
         }
-        phases.at(Amount::Items { done: done(), total });
         std::thread::sleep(LOOK);
     }
+}
+
+/// Whether a job waits or runs. If Slurm does not answer, it may.
+fn is_there(job: &str) -> bool {
+    let said = Command::new("squeue").args(["--noheader", "--jobs", job]).output();
+    let Ok(said) = said else { return true };
+    if said.status.success() {
+        return !said.stdout.trim_ascii().is_empty();
+    }
+    // Slurm forgets jobs some minutes after their end.
+    !String::from_utf8_lossy(&said.stderr).contains("Invalid job id")
 }
 
 impl Found for Submitted {

@@ -1,5 +1,6 @@
 //! Results of points, a file each. A file that is there is whole, whatever ended who wrote it.
 
+use super::exact;
 use super::point::Point;
 use crate::commands::compare;
 use crate::show::long::COMMIT;
@@ -108,7 +109,7 @@ impl Store {
             text => text.with_context(at)?,
         };
         let config = point.experiment.to_toml()?;
-        let value = serde_json::from_str::<Value>(&text).ok();
+        let value = exact::parse(&text).ok();
         let whole = value.filter(|v| v["config"] == *config && v["results"]["machines"].is_array());
         if whole.is_none() {
             let aside = file.with_extension("damaged");
