@@ -24,7 +24,9 @@ pub use guest::{CaptureArgs, GuestArgs, ThpArg};
 pub use habits::{CompletionsArgs, DoctorArgs, ManArgs};
 pub use inspect::InspectArgs;
 pub use report::{Drawing, ReportArgs};
-pub use schema::{SchemaArgs, SchemaOf};
+pub use schema::SchemaArgs;
+#[cfg(feature = "schema")]
+pub use schema::SchemaOf;
 pub use setup::SetupArgs;
 pub use sweep::SweepArgs;
 pub use tables::TableArgs;
