@@ -102,9 +102,17 @@ impl Experiment {
     pub(crate) fn read(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path)
             .context("cannot be read; give a config.toml as `compare --output DIR` writes it")?;
-        let experiment: Self = toml::from_str(&text).map_err(|error| {
+        Self::parse(&text)
+    }
+
+    /// As [`Experiment::read`], of the text of a configuration.
+    ///
+    /// # Errors
+    /// It is no experiment, or is one of another version.
+    pub(crate) fn parse(text: &str) -> Result<Self> {
+        let experiment: Self = toml::from_str(text).map_err(|error| {
             // What another version wrote may have other keys: that is the better explanation.
-            match version_of(&text) {
+            match version_of(text) {
                 Some(version) if version != VERSION => anyhow!(other_version(&version)),
                 _ => anyhow!(error),
             }

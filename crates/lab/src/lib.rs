@@ -132,6 +132,16 @@ impl Lab {
         Ok(experiment)
     }
 
+    /// As [`Lab::read`], of the text of a configuration, of which a part may have been set since.
+    ///
+    /// # Errors
+    /// It is no experiment, one of another version, or something in it does not go together.
+    pub fn parse(&self, text: &str) -> Result<Experiment> {
+        let experiment = Experiment::parse(text)?;
+        self.check(&experiment)?;
+        Ok(experiment)
+    }
+
     const fn catalogue(&self) -> &Catalogue {
         &self.catalogue
     }

@@ -11,7 +11,9 @@ mod guest;
 mod habits;
 mod inspect;
 mod report;
+mod schema;
 mod setup;
+mod sweep;
 mod tables;
 mod trace;
 pub mod trace_formats;
@@ -25,7 +27,11 @@ pub use guest::{CaptureArgs, GuestArgs, ThpArg};
 pub use habits::{CompletionsArgs, DoctorArgs, ManArgs};
 pub use inspect::InspectArgs;
 pub use report::{Drawing, ReportArgs};
+pub use schema::SchemaArgs;
+#[cfg(feature = "schema")]
+pub use schema::SchemaOf;
 pub use setup::SetupArgs;
+pub use sweep::SweepArgs;
 pub use tables::TableArgs;
 pub use trace::{TraceCommand, TraceConvertArgs, TraceInfoArgs, TraceVerifyArgs};
 
@@ -75,6 +81,9 @@ pub enum Command {
     Capture(Box<CaptureArgs>),
     /// Repeat an experiment from its configuration file (`compare --output DIR` writes one)
     Run(RunArgs),
+    /// Run an experiment at many points: sizes, seeds, machines, anything of its configuration
+    #[command(after_help = sweep::EXAMPLES)]
+    Sweep(Box<SweepArgs>),
     /// Show one translation, reference by reference
     Walk(WalkArgs),
     /// Go through a fault, a flush or a mode switch: every change of tables and TLBs, in order
@@ -105,6 +114,9 @@ pub enum Command {
     Schemes,
     /// Explain a scheme, a policy, a profile, a workload, or a field of the results
     Explain(ExplainArgs),
+    /// Print the JSON schema of results
+    #[command(after_help = schema::EXAMPLES)]
+    Schema(SchemaArgs),
     /// Measure the simulator itself: accesses per second of each scheme
     Bench(BenchArgs),
     /// Say what is installed, what is missing, what needs it, and how to get it

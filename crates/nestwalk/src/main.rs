@@ -43,6 +43,10 @@ fn main() -> ExitCode {
             Err(error) => Err(error),
         },
         Command::Setup(options) => commands::setup::setup(&options),
+        Command::Sweep(options) => match commands::sweep::sweep(&options) {
+            Ok(status) => return status,
+            Err(error) => Err(error),
+        },
         Command::Walk(options) => commands::walk::walk(&options),
         Command::Step(options) => commands::step::step(&options),
         Command::Reach(options) => commands::reach::reach(&options),
@@ -53,6 +57,7 @@ fn main() -> ExitCode {
         Command::Reproduce(options) => commands::reproduce::reproduce(&options),
         Command::Schemes => commands::explain::schemes(),
         Command::Explain(options) => commands::explain::explain(&options),
+        Command::Schema(options) => commands::schema::schema(&options),
         Command::Bench(options) => commands::bench::bench(&options),
         Command::Doctor(options) => commands::doctor::doctor(&options),
         Command::Completions(options) => commands::habits::completions(&options),

@@ -33,6 +33,8 @@ pub enum Amount {
     Time,
     /// Bytes, and how many they will be.
     Bytes { done: u64, total: Option<u64> },
+    /// Things of which each takes about as long: points of a sweep.
+    Items { done: u64, total: u64 },
     /// Accesses, and the place in what is read or made, with its length.
     Accesses { done: u64, of: Option<(u64, u64)> },
 }
@@ -61,7 +63,9 @@ impl Phase {
     /// How much is done, of how much; `None` if one of them is not known.
     const fn share(&self) -> Option<(u64, u64)> {
         match self.amount {
-            Amount::Bytes { done, total: Some(total) } => Some((done, total)),
+            Amount::Bytes { done, total: Some(total) } | Amount::Items { done, total } => {
+                Some((done, total))
+            }
             Amount::Accesses { of, .. } => of,
             _ => None,
         }
@@ -95,6 +99,7 @@ impl Phase {
             (Amount::Bytes { done, total: None }, _) if done > 0 => {
                 text += &format!(": {}", bytes(done));
             }
+            (Amount::Items { done, total }, _) => text += &format!(": {done} of {total}"),
             (Amount::Accesses { done, of }, Amount::Accesses { done: before, .. }) if !early => {
                 let rate = done.saturating_sub(before) as f64 / elapsed.as_secs_f64() / 1e6;
                 text += &format!(": {} accesses at {rate:.1} M/s", count(done));

@@ -389,6 +389,13 @@ fn what_is_no_result_is_refused_by_name() {
     lab.write("list.json", "[1, 2]");
     lab.write("other.json", r#"{"program": "x", "bars": []}"#);
     lab.write("old.json", r#"{"version": "0.0.1", "machines": [{"name": "nested"}]}"#);
+    let numbered = |format: &str| {
+        format!(
+            r#"{{"format_version": {format}, "version": "9.1.0", "machines": [{{"name": "nested"}}]}}"#
+        )
+    };
+    lab.write("later.json", numbered("2"));
+    lab.write("word.json", numbered("\"one\""));
     let of = |machines: &str| format!(r#"{{"version": "0.1.0", "machines": {machines}}}"#);
     lab.write("none.json", of("[]"));
     lab.write("nameless.json", of("[{}]"));
@@ -401,6 +408,11 @@ fn what_is_no_result_is_refused_by_name() {
         ("list.json", "no results of `nestwalk compare`"),
         ("other.json", "no results of `nestwalk compare`"),
         ("old.json", "results of nestwalk 0.0.1, but this is nestwalk 0.1.0"),
+        (
+            "later.json",
+            "results of nestwalk 9.1.0 in format 2, but this is nestwalk 0.1.0, which reads format 1",
+        ),
+        ("word.json", "`format_version` is no number"),
         ("none.json", "no machine in the results"),
         ("nameless.json", "machine 1: no `name`"),
         ("lacking.json", "machine 1 (`nested`): no number `walks`"),
@@ -410,6 +422,26 @@ fn what_is_no_result_is_refused_by_name() {
         assert!(message.contains(words), "{file}: {message}");
         assert!(!lab.path("report.html").exists(), "{file}");
     }
+}
+
+/// Results of before there were numbers of formats, and of a later version in the same format.
+#[test]
+fn results_of_other_versions_in_a_known_format_are_read() {
+    let lab = Lab::new();
+    let old = include_str!("results/before-format-versions.json");
+    assert!(!old.contains("format_version"));
+    lab.write("old.json", old);
+    let told = lab.json("report old.json -o old.html --figures old");
+    assert!(told["figures"].as_array().unwrap().len() >= 6, "{told}");
+    // What a later version adds is passed over.
+    let mut later = parse(old);
+    later["format_version"] = json!(1);
+    later["version"] = json!("9.1.0");
+    later["added"] = json!({ "since": "9.0.0" });
+    later["machines"][1]["added"] = json!(1);
+    lab.write("later.json", later.to_string());
+    lab.ok("report later.json -o later.html --figures later");
+    assert_eq!(lab.read("old/time.svg"), lab.read("later/time.svg"));
 }
 
 #[test]

@@ -25,8 +25,8 @@ const LETTERS: &str = "µ→↔…×·≤≥–öüäéñ";
 
 /// Dependencies that several crates may name: derive macros, errors, and data formats without behaviour
 /// of their own. Every other has one crate that wraps it.
-const SHARED: [&str; 7] =
-    ["anyhow", "thiserror", "serde", "serde_json", "toml", "rustc-hash", "lz4_flex"];
+const SHARED: [&str; 8] =
+    ["anyhow", "thiserror", "serde", "serde_json", "schemars", "toml", "rustc-hash", "lz4_flex"];
 
 /// Every file of the repository with this ending.
 fn files(ending: &str) -> Vec<PathBuf> {

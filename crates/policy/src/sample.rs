@@ -7,6 +7,7 @@ use thiserror::Error;
 
 /// How a VM's memory is virtualized.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
     /// Shadow page tables, kept by the VMM. The kernel patch of the thesis calls it 0.
@@ -104,6 +105,7 @@ impl fmt::Display for Counter {
 
 /// What was counted of a VM in an interval, over all its vCPUs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Sample {
     /// End of the interval, nanoseconds since any fixed moment.
     pub time_ns: u64,

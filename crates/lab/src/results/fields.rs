@@ -8,6 +8,7 @@ use std::sync::LazyLock;
 
 /// The results as a whole.
 pub static RESULTS: &[Field] = &[
+    ("format_version", "", "grows if a field goes or means something else: docs/formats.md"),
     ("version", "", "the nestwalk that computed the results"),
     ("source", "", "the source as it was asked for"),
     ("description", "", "what the source is, and what was fixed about it"),

@@ -7,12 +7,15 @@ use anyhow::{Context, Result};
 use nestwalk_report::to_cells;
 use nestwalk_sim::FIELDS;
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::hash::Hasher;
 use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use twox_hash::XxHash64;
 
 /// The commit that the program was built from, if whoever built it said so.
-const COMMIT: &str = match option_env!("NESTWALK_COMMIT") {
+pub const COMMIT: &str = match option_env!("NESTWALK_COMMIT") {
     Some(commit) => commit,
     None => "release",
 };
@@ -37,7 +40,7 @@ pub fn unit(path: &str) -> &'static str {
 }
 
 /// XXH64 of all that decides the results but the seed and the version: the configuration, and the
-/// contents of trace files.
+/// contents of its files.
 ///
 /// # Errors
 /// A file cannot be read, or the configuration cannot be written.
@@ -45,18 +48,98 @@ pub fn input_hash(experiment: &Experiment) -> Result<String> {
     let same = Experiment { seed: 0, version: String::new(), ..experiment.clone() };
     let mut hash = XxHash64::with_seed(0);
     hash.write(same.to_toml()?.as_bytes());
-    let mut chunk = vec![0; CHUNK];
-    let files = experiment.sources.iter().filter(|s| kind(s) == Some(Kind::File));
-    for name in files.filter(|name| std::path::Path::new(name).is_file()) {
-        let mut file = std::fs::File::open(name).with_context(|| name.clone())?;
+    for file in files(experiment) {
+        hash.write_u64(contents(&file)?);
+    }
+    Ok(format!("{:016x}", hash.finish()))
+}
+
+/// The files whose contents decide the results: traces, page tables, pieces of a real guest. Those that
+/// the configuration names and that are not there are for whoever opens them to complain of.
+fn files(experiment: &Experiment) -> Vec<PathBuf> {
+    let traces = experiment.sources.iter().filter(|s| kind(s) == Some(Kind::File));
+    let tables = [&experiment.page_tables, &experiment.host_page_tables];
+    let mut files: Vec<PathBuf> = traces.chain(tables).map(PathBuf::from).collect();
+    if let Some(guest) = &experiment.guest {
+        files.extend([PathBuf::from(&guest.kernel), guest.rootfs.clone(), guest.include.clone()]);
+    }
+    files.retain(|file| file.exists());
+    files
+}
+
+/// XXH64 of a file's contents, or of the names and contents of all that is in a folder, read once.
+fn contents(path: &Path) -> Result<u64> {
+    static KNOWN: Mutex<BTreeMap<PathBuf, u64>> = Mutex::new(BTreeMap::new());
+    let known = || KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(hash) = known().get(path) {
+        return Ok(*hash);
+    }
+    let mut hash = XxHash64::with_seed(0);
+    let at = || path.display().to_string();
+    if path.is_dir() {
+        let entries = std::fs::read_dir(path).with_context(at)?;
+        let mut inside =
+            entries.map(|e| Ok(e?.path())).collect::<Result<Vec<_>>>().with_context(at)?;
+        inside.sort();
+        // Links may lead in circles, and devices have no end.
+        inside.retain(|p| p.symlink_metadata().is_ok_and(|m| m.is_dir() || m.is_file()));
+        for entry in inside {
+            let name = entry.file_name().unwrap_or_default();
+            hash.write(name.as_encoded_bytes());
+            hash.write_u64(contents(&entry)?);
+        }
+    } else if path.is_file() {
+        let mut file = std::fs::File::open(path).with_context(at)?;
+        let mut chunk = vec![0; CHUNK];
         loop {
-            match file.read(&mut chunk).with_context(|| name.clone())? {
+            match file.read(&mut chunk).with_context(at)? {
                 0 => break,
                 n => hash.write(&chunk[..n]),
             }
         }
     }
-    Ok(format!("{:016x}", hash.finish()))
+    let found = hash.finish();
+    known().insert(path.into(), found);
+    Ok(found)
+}
+
+/// What all rows of a run have alike.
+pub struct About<'a> {
+    /// The source, by its name.
+    pub source: &'a str,
+    /// Name of the profile.
+    pub profile: &'a str,
+    /// Seed.
+    pub seed: u64,
+    /// [`input_hash`].
+    pub input_hash: &'a str,
+}
+
+impl About<'_> {
+    /// The rows of a machine, which is an object of the results.
+    pub fn rows(&self, machine: &Value) -> Vec<Value> {
+        let name = machine["name"].as_str().unwrap_or_default();
+        let cells = to_cells(std::slice::from_ref(machine));
+        let (_, rest) = name.split_once(':').unwrap_or((name, ""));
+        let pages = rest.split('@').next().unwrap_or_default();
+        let values = cells.columns.iter().zip(cells.rows.iter().flatten());
+        let row = |(key, value): (&String, &String)| {
+            json!({
+                "machine": name,
+                "key": key,
+                "value": value,
+                "unit": unit(key),
+                "source": self.source,
+                "profile": self.profile,
+                "pages": pages,
+                "seed": self.seed,
+                "version": VERSION,
+                "commit": COMMIT,
+                "input_hash": self.input_hash,
+            })
+        };
+        values.filter(|(key, _)| *key != "name").map(row).collect()
+    }
 }
 
 /// The rows of the runs, each with its seed.
@@ -68,27 +151,12 @@ pub fn rows(
     experiment: &Experiment,
     runs: &[(u64, &[MachineResult])],
 ) -> Result<Vec<Value>> {
-    let hash = input_hash(experiment)?;
+    let (input_hash, profile) = (input_hash(experiment)?, &experiment.profile.name);
     let mut rows = Vec::new();
-    for (seed, m) in runs.iter().flat_map(|(seed, run)| run.iter().map(move |m| (seed, m))) {
-        let cells = to_cells(&[serde_json::to_value(m)?]);
-        let (_, rest) = m.name.split_once(':').unwrap_or((&m.name, ""));
-        let pages = rest.split('@').next().unwrap_or_default();
-        let values = cells.columns.iter().zip(cells.rows.iter().flatten());
-        for (key, value) in values.filter(|(key, _)| *key != "name") {
-            rows.push(json!({
-                "machine": m.name,
-                "key": key,
-                "value": value,
-                "unit": unit(key),
-                "source": source,
-                "profile": experiment.profile.name,
-                "pages": pages,
-                "seed": seed,
-                "version": VERSION,
-                "commit": COMMIT,
-                "input_hash": hash,
-            }));
+    for (seed, machines) in runs {
+        let about = About { source, profile, seed: *seed, input_hash: &input_hash };
+        for machine in *machines {
+            rows.extend(about.rows(&serde_json::to_value(machine)?));
         }
     }
     Ok(rows)

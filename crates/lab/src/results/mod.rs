@@ -16,6 +16,10 @@ use repeats::Repeats;
 use serde_json::{Map, Value, json};
 use verdict::{About, Verdict};
 
+/// Version of the format of results. It grows if a field goes or means something else, and not if one is
+/// new: docs/formats.md.
+pub const FORMAT: u64 = 1;
+
 /// `a` of each `b`; 0 if there is no `b`.
 pub fn ratio(a: u64, b: u64) -> f64 {
     if b == 0 { 0.0 } else { a as f64 / b as f64 }
@@ -70,6 +74,7 @@ impl<'a> Compared<'a> {
         let guests: Map<String, Value> =
             guests.map(|(name, g)| (name.clone(), outcome::json(g, profile))).collect();
         let mut all = json!({
+            "format_version": FORMAT,
             "version": VERSION,
             "source": self.info.name,
             "description": self.info.description,

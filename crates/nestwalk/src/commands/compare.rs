@@ -23,6 +23,14 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::atomic::AtomicBool;
 
+/// The results of one run as `--output` writes them into results.json.
+///
+/// # Errors
+/// A part cannot be written as JSON.
+pub fn results(experiment: &Experiment, session: &Session) -> Result<Value> {
+    Results::new(experiment, &Tables::default(), session, &[]).json()
+}
+
 /// Where the rest is.
 const MORE: &str = "more     --wide: misses, references, exits by reason; --columns NAME,...; nestwalk explain WORD\n";
 
@@ -47,6 +55,7 @@ pub fn run(args: &RunArgs) -> Result<ExitCode> {
 }
 
 /// What is told beside the counts.
+#[derive(Default)]
 struct Tables {
     wide: bool,
     /// Columns in place of the first table's.

@@ -115,6 +115,12 @@ fn checks(root: &Path) -> Vec<Check> {
         "a Debian or Ubuntu system; elsewhere --rootfs and --kernel name files",
         first_line("apt-get", "--version"),
     ));
+    all.push(check(
+        "Slurm",
+        "sweep --slurm",
+        "apt-get install slurm-client, and a cluster's slurm.conf; sweep --shard needs neither",
+        first_line("sbatch", "--version"),
+    ));
     all.extend(of_host(root));
     all
 }

@@ -5,8 +5,12 @@ use crate::screen::Screen;
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 use clap::builder::PossibleValue;
+pub use nestwalk_lab::results::FORMAT as RESULTS_FORMAT;
 use serde_json::Value;
 use std::path::Path;
+
+/// Version of the format of results of sweeps, as [`RESULTS_FORMAT`] is of comparisons.
+pub const SWEEP_FORMAT: u64 = 1;
 
 /// What a command found. Formats make their text of it.
 pub trait Found {

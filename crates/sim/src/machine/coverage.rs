@@ -15,6 +15,7 @@ use std::collections::BTreeMap;
 
 /// Of one machine. Meanings: [`COVERAGE_FIELDS`].
 #[derive(Clone, PartialEq, Debug, Default, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[allow(missing_docs, reason = "documented in COVERAGE_FIELDS, which a test compares with this")]
 pub struct CoverageResult {
     pub processes: u64,
@@ -29,6 +30,7 @@ pub struct CoverageResult {
 
 /// What it was at a moment. Meanings: [`POINT_FIELDS`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[allow(missing_docs, reason = "documented in POINT_FIELDS, which a test compares with this")]
 pub struct CoveragePoint {
     pub instructions: u64,
@@ -98,6 +100,7 @@ impl CoveragePoint {
 
 /// Of one dimension. Meanings: [`DIMENSION_FIELDS`].
 #[derive(Clone, PartialEq, Debug, Default, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[allow(missing_docs, reason = "documented in DIMENSION_FIELDS, which a test compares with this")]
 pub struct DimensionResult {
     pub pages: u64,

@@ -24,6 +24,7 @@ const TOLD: usize = 10;
 
 /// What the referee found.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Verdict {
     /// Runs checked.
     pub checked: u64,

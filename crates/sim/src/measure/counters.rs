@@ -11,6 +11,7 @@ use serde::Serialize;
 
 /// Whose table a walker's reference read.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Dimension {
     /// The guest's tables (native: the only ones).

@@ -28,6 +28,7 @@ use serde::Serialize;
 
 /// Energy of one machine, by cause, in nanojoules.
 #[derive(Clone, Copy, PartialEq, Debug, Default, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Energy {
     /// Look-ups and fills of the first-level TLBs, look-ups of the buffer of runs beside them.
     pub l1_tlb: f64,
@@ -143,6 +144,7 @@ fn references(served: &[u64; ServedBy::COUNT], e: &EnergyProfile) -> f64 {
 
 /// Energy of one machine in results. Units and meanings: [`ENERGY_FIELDS`].
 #[derive(Clone, Copy, PartialEq, Debug, Default, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[allow(missing_docs, reason = "documented in ENERGY_FIELDS, which a test compares with this")]
 pub struct EnergyResult {
     #[serde(flatten)]
@@ -151,6 +153,7 @@ pub struct EnergyResult {
     pub dynamic: f64,
     pub total: f64,
     pub ideal_total: f64,
+    #[cfg_attr(feature = "schema", schemars(with = "Option<f64>"))]
     pub translation_pj_per_instruction: f64,
     pub dynamic_overhead_percent: f64,
     pub static_overhead_percent: f64,

@@ -14,6 +14,7 @@ pub struct WalkMap([[[[u64; ServedBy::COUNT]; LEVELS]; LEVELS]; Dimension::COUNT
 
 /// References to one kind of entry. Meanings: [`WALK_MAP_FIELDS`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[allow(missing_docs, reason = "documented in WALK_MAP_FIELDS, which a test compares with this")]
 pub struct WalkPlace {
     pub dimension: Dimension,

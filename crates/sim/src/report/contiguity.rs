@@ -10,8 +10,10 @@ use std::sync::LazyLock;
 
 /// Counts of schemes that use contiguity, and the contiguity at the end.
 #[derive(Clone, Debug, PartialEq, Eq, Default, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ContiguityResult {
     #[serde(flatten, serialize_with = "by_name")]
+    #[cfg_attr(feature = "schema", schemars(with = "crate::report::schema::ContiguityCounters"))]
     counters: Counters,
     /// References that nothing waited for, by where they were served.
     pub background_refs: BTreeMap<&'static str, u64>,

@@ -3,3 +3,5 @@
 pub mod contiguity;
 pub mod placement;
 pub mod results;
+#[cfg(feature = "schema")]
+pub mod schema;

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 /// How pages were placed, what is held and not used, how fragmented memory is. See [`PLACEMENT_FIELDS`].
 #[derive(Clone, Copy, PartialEq, Debug, Default, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[allow(missing_docs, reason = "PLACEMENT_FIELDS has unit and meaning of each")]
 pub struct PlacementResult {
     pub at_target: u64,

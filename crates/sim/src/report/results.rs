@@ -90,6 +90,30 @@ macro_rules! results {
             }
         }
 
+        #[cfg(feature = "schema")]
+        impl schemars::JsonSchema for MachineResult {
+            fn schema_name() -> std::borrow::Cow<'static, str> {
+                "Machine".into()
+            }
+            fn json_schema(generator: &mut schemars::SchemaGenerator) -> schemars::Schema {
+                let mut all = crate::report::schema::Object::default();
+                for field in &NAMES {
+                    all.always::<String>(generator, field);
+                }
+                for row in Counters::ROWS.iter().filter(|row| row.section == Section::Machine) {
+                    all.always::<u64>(generator, &row.field());
+                    match row.name {
+                        $(stringify!($after) => {
+                            $(all.always::<$type>(generator, &(stringify!($name), $unit, $meaning));)*
+                        })*
+                        _ => {}
+                    }
+                }
+                $(all.sometimes::<$of>(generator, &(stringify!($part), "", $what));)*
+                all.schema()
+            }
+        }
+
         /// What follows from counters, behind which counter each group stands.
         const GROUPS: &[(&str, &[Field])] =
             &[$((stringify!($after), &[$((stringify!($name), $unit, $meaning)),*])),*];
@@ -218,12 +242,13 @@ results! {
     }
 }
 
+/// What comes before the counters.
+const NAMES: [Field; 2] =
+    [("name", "", "the machine: scheme:guest pages+host pages"), ("scheme", "", "the scheme")];
+
 /// Every field of [`MachineResult`], in its order.
 pub static FIELDS: LazyLock<Vec<Field>> = LazyLock::new(|| {
-    let mut fields = vec![
-        ("name", "", "the machine: scheme:guest pages+host pages"),
-        ("scheme", "", "the scheme"),
-    ];
+    let mut fields = NAMES.to_vec();
     for row in Counters::ROWS.iter().filter(|row| row.section == Section::Machine) {
         fields.push(row.field());
         fields.extend(GROUPS.iter().filter(|g| g.0 == row.name).flat_map(|g| g.1));

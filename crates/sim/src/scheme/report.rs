@@ -8,6 +8,7 @@ use serde::Serialize;
 
 /// One segment and its escape filter, as hardware has them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct SegmentInfo {
     /// First address; 0 if there is none.
     pub base: u64,
@@ -35,6 +36,7 @@ impl SegmentInfo {
 
 /// The segments of a machine. Of guest segments the largest that was loaded so far.
 #[derive(Clone, Copy, PartialEq, Debug, Default, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct SegmentState {
     /// The guest's, from gVA to gPA.
     pub guest: SegmentInfo,
@@ -46,6 +48,7 @@ pub struct SegmentState {
 
 /// Contiguity as a machine's index has it, and what software keeps for its hardware.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ContiguityState {
     /// Pages of 4 KiB that user mode may access, all address spaces.
     pub guest_pages: u64,
@@ -63,6 +66,7 @@ pub struct ContiguityState {
 
 /// Bytes of page tables by owner.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct PageTableBytes {
     /// The guest's own tables.
     pub guest: u64,
@@ -104,6 +108,7 @@ pub struct Report {
 
 /// One change of the paging mode.
 #[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Switched {
     /// Simulated milliseconds since the region of interest began.
     pub time_ms: f64,
@@ -119,6 +124,7 @@ pub struct Switched {
 
 /// What came of a machine whose paging mode changes, since its region of interest began.
 #[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct SwitchingResult {
     /// The mode at the beginning.
     pub start: Mode,

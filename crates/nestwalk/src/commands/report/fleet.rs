@@ -61,8 +61,7 @@ pub fn drawn(paths: &[PathBuf]) -> Result<Option<Drawn>> {
 }
 
 fn fleet(label: String, value: Value) -> Result<Fleet> {
-    let version = value["version"].as_str().unwrap_or_default();
-    read::check_version(version)?;
+    read::check_version(&value)?;
     let vms = value["vms"].as_array().cloned().unwrap_or_default();
     if vms.is_empty() {
         bail!("no VM in the results");

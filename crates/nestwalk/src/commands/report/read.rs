@@ -1,5 +1,6 @@
 //! Results as `compare --output` wrote them.
 
+use crate::formats::RESULTS_FORMAT;
 use anyhow::{Context, Result, anyhow, bail};
 use nestwalk_lab::VERSION;
 use serde_json::Value;
@@ -129,15 +130,27 @@ pub fn label(file: &Path) -> String {
     if usual { folder } else { name(file) }.unwrap_or_else(|| "results".into())
 }
 
-/// Whether results of this version are understood.
+/// The version whose results may have no number of their format.
+const FIRST: &str = "0.1.0";
+
+/// Whether results are understood.
 ///
 /// # Errors
 /// They are not.
-pub fn check_version(version: &str) -> Result<()> {
-    if version != VERSION {
+pub fn check_version(value: &Value) -> Result<()> {
+    let version = value["version"].as_str().unwrap_or_default();
+    // Results have had a number of their format since 0.1.0, and are those of format 1 without.
+    let format = value.get("format_version");
+    let readable = match format.map(Value::as_u64) {
+        Some(Some(format)) => format <= RESULTS_FORMAT,
+        Some(None) => bail!("`format_version` is no number"),
+        None => version == FIRST,
+    };
+    if !readable {
+        let format = format.map_or_else(String::new, |format| format!(" in format {format}"));
         bail!(
-            "results of nestwalk {version}, but this is nestwalk {VERSION}, whose numbers may mean \
-             something else; make the report with that version, or the results anew"
+            "results of nestwalk {version}{format}, but this is nestwalk {VERSION}, which reads format \
+             {RESULTS_FORMAT} and those before; make the report with that version, or the results anew"
         );
     }
     Ok(())
@@ -145,11 +158,10 @@ pub fn check_version(version: &str) -> Result<()> {
 
 /// The machines, once it is certain that they are understood.
 fn machines(value: &Value) -> Result<Vec<Value>> {
-    let (Some(version), Some(list)) = (value["version"].as_str(), value["machines"].as_array())
-    else {
+    let (Some(_), Some(list)) = (value["version"].as_str(), value["machines"].as_array()) else {
         bail!("no results of `nestwalk compare`: `version` or `machines` is missing");
     };
-    check_version(version)?;
+    check_version(value)?;
     if list.is_empty() {
         bail!("no machine in the results: the run ended before any");
     }
