@@ -53,7 +53,7 @@ fn cold_walks_have_the_published_lengths() {
         ("xen-pv", long, S2M, "4k", 4),
         ("xen-pv", long, S1G, "4k", 4),
         ("xen-pv", five, S4K, "4k", 5),
-        // The guest's handler loads 4 entries; the hypervisor translates their addresses, and the page's.
+        // The handler loads 4 entries; the hypervisor translates their addresses, and the page's.
         ("soft-tlb", long, S4K, "4k", 9),
         ("soft-tlb", long, S2M, "2m", 7),
         ("soft-tlb", five, S4K, "4k", 11),
