@@ -73,7 +73,7 @@ fn json_has_the_documented_fields_and_no_others() {
         format!("compare forkstorm {SMALL} --verify --walk-map"),
         format!(
             "compare forkstorm {SMALL} --verify \
-             --machines switching/dsp/interval=0.01,agile/interval=1000,xen-pv"
+             --machines switching/dsp/interval=0.01,agile/interval=1000,xen-pv,soft-tlb"
         ),
         "compare gups forkstorm --footprint 8MiB --accesses 200k --quiet --populate no --vcpus 2 \
          --verify"

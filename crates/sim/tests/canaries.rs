@@ -13,6 +13,7 @@ use nestwalk_sim::hypervisor::bare_metal::Native;
 use nestwalk_sim::hypervisor::nested::Nested;
 use nestwalk_sim::scheme::{Event, Handled, MachineError, Platform, Processor, Scheme, Software};
 use nestwalk_sim::schemes::shadow::Shadow;
+use nestwalk_sim::schemes::soft_tlb::SoftTlb;
 use nestwalk_sim::schemes::xen_pv::XenPv;
 use nestwalk_sim::{DynMachine, Machine};
 use nestwalk_tables::{LONG4, Permissions, look_up};
@@ -147,6 +148,10 @@ fn spoilt(scheme: &str, wrong: Wrong, host_pages: &'static str) -> Box<dyn DynMa
             let inner = Nested::new(&mut build).unwrap();
             Box::new(Machine::new(Spoilt { inner, wrong }, build).unwrap())
         }
+        "soft-tlb" => {
+            let inner = SoftTlb::new(&mut build).unwrap();
+            Box::new(Machine::new(Spoilt { inner, wrong }, build).unwrap())
+        }
         "xen-pv" => {
             let inner = XenPv::new(&build).unwrap();
             Box::new(Machine::new(Spoilt { inner, wrong }, build).unwrap())
@@ -231,6 +236,10 @@ fn a_random_life_gives_each_wrong_scheme_away() {
         (Wrong::PermissionsDropped, ("4k", "4k")),
     ] {
         caught_in_a_life("xen-pv", wrong, pages);
+    }
+    // What a copy of the TLB keeps wrongly comes back into the TLB.
+    for wrong in [Wrong::InvlpgIgnored, Wrong::ShootdownLost, Wrong::Cr3Kept] {
+        caught_in_a_life("soft-tlb", wrong, ("4k", "4k"));
     }
     caught_in_a_life("nested", Wrong::GuestSize, ("2m", "4k"));
     caught_in_a_life("nested", Wrong::GuestSize, ("thp", "4k"));

@@ -53,6 +53,11 @@ fn cold_walks_have_the_published_lengths() {
         ("xen-pv", long, S2M, "4k", 4),
         ("xen-pv", long, S1G, "4k", 4),
         ("xen-pv", five, S4K, "4k", 5),
+        // The handler loads 4 entries; the hypervisor translates their addresses, and the page's.
+        ("soft-tlb", long, S4K, "4k", 9),
+        ("soft-tlb", long, S2M, "2m", 7),
+        ("soft-tlb", five, S4K, "4k", 11),
+        ("soft-tlb", (&LEGACY32, &LONG4), S4K, "4k", 5),
         ("sie", long, S4K, "4k", 14),
         ("sie", long, S2M, "2m", 11),
         ("sie", (&LEGACY32, &LONG4), S4K, "4k", 8),

@@ -247,6 +247,12 @@ impl Hardware {
         }
     }
 
+    /// The walk is one that is shown: it begins from cold, whatever there is.
+    #[inline]
+    pub const fn is_shown(&self) -> bool {
+        matches!(self.watcher, Watcher::Steps(_))
+    }
+
     /// Empties the data caches, and returns them as they were.
     pub fn take_caches(&mut self) -> Caches {
         let cold = Caches::new(&self.profile.caches, self.cores.len());

@@ -13,6 +13,7 @@ use nestwalk_sim::scheme::vmm_options::VmmOptions;
 use nestwalk_sim::schemes::agile::Agile;
 use nestwalk_sim::schemes::ds::DirectSegment;
 use nestwalk_sim::schemes::shadow::Shadow;
+use nestwalk_sim::schemes::soft_tlb::SoftTlb;
 use nestwalk_sim::schemes::xen_pv::XenPv;
 use nestwalk_sim::{Counters, DynMachine, ExitReason, Machine};
 use nestwalk_tables::{LONG4, Mode};
@@ -90,6 +91,10 @@ impl Setup {
     pub fn xen_pv(&self, variant: &str) -> Machine<XenPv> {
         let build = MachineConfig { variant: variant.into(), ..self.build("xen-pv", true) };
         Machine::new(XenPv::new(&build).unwrap(), build).unwrap()
+    }
+    pub fn soft_tlb(&self, variant: &str) -> Machine<SoftTlb> {
+        let build = MachineConfig { variant: variant.into(), ..self.build("soft-tlb", true) };
+        SoftTlb::machine(build).unwrap()
     }
     pub fn ds(&self, variant: &str) -> Machine<DirectSegment> {
         let build = MachineConfig { variant: variant.into(), ..self.build("ds", false) };

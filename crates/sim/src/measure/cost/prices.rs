@@ -141,6 +141,8 @@ prices! {
     Locked sync_entry_ns 1 (contiguity_updates);
     // The hypervisor of a guest that asks it: system calls and faults, no exits of the processor's.
     Hypervisor hypercall_ns 1 (exits Hypercall);
+    // An exception comes in and goes back as a system call does.
+    Hypervisor hypercall_ns 1 (exits Answered);
     Hypervisor fault_bounce_ns 1 (exits Trap);
     Hypervisor hypercall_operation_ns 1 (hypercall_operations);
     Hypervisor validate_entry_ns 1 (entries_validated);

@@ -8,8 +8,10 @@ pub enum ExitClass {
     /// A system call into the hypervisor of a guest that runs without hardware's help: no exit of the
     /// processor's.
     Hypercall,
-    /// A fault that comes to the hypervisor of such a guest.
+    /// A fault that comes to the hypervisor of such a guest, and is handed on to its kernel.
     Trap,
+    /// An exception or a privileged instruction of such a guest that the hypervisor answers by itself.
+    Answered,
 }
 
 impl ExitClass {
@@ -19,6 +21,7 @@ impl ExitClass {
             Self::Exit => "exits of the processor's",
             Self::Hypercall => "hypercalls",
             Self::Trap => "traps",
+            Self::Answered => "traps answered by the hypervisor",
         }
     }
 }
@@ -74,6 +77,14 @@ exit_reasons! {
     FaultBounce "fault_bounce" Trap "direct paging: page fault handed on to the guest kernel";
     TableEmulation "table_emulation" Trap
         "direct paging: store to a table by a user mapping, emulated";
+    TlbRefill "tlb_refill" Trap
+        "software-managed TLB: a miss that the guest's refill handler is told of";
+    TlbCopy "tlb_copy" Answered
+        "software-managed TLB: a miss that is answered from the hypervisor's copy";
+    TlbSegment "tlb_segment" Answered
+        "software-managed TLB: a miss of the guest kernel's view of guest-physical memory";
+    TlbInstruction "tlb_instruction" Answered
+        "software-managed TLB: an instruction of the guest on the TLB or its registers, emulated";
 }
 
 impl ExitReason {
@@ -89,8 +100,8 @@ impl ExitReason {
     pub const fn is_hypercall(self) -> bool {
         matches!(self.class(), ExitClass::Hypercall)
     }
-    /// A fault that comes to the hypervisor of such a guest.
+    /// A fault, exception or privileged instruction that comes to the hypervisor of such a guest.
     pub const fn is_trap(self) -> bool {
-        matches!(self.class(), ExitClass::Trap)
+        matches!(self.class(), ExitClass::Trap | ExitClass::Answered)
     }
 }
