@@ -1,6 +1,7 @@
 //! Several VMs on one host: what is asked for, and the fleet that it means.
 
 use crate::experiment::{Experiment, VERSION};
+use crate::migration::MigrationExperiment;
 use crate::session::{self, Work};
 use crate::{Lab, Settings};
 use anyhow::{Context, Result, anyhow, bail};
@@ -64,6 +65,9 @@ pub struct Fleet {
     /// What TLBs and what caches cost is told apart.
     #[serde(default = "yes")]
     pub apart: bool,
+    /// VMs that move to other hosts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub migration: Vec<MigrationExperiment>,
     /// The VMs.
     pub vm: Vec<VmExperiment>,
 }
@@ -92,6 +96,7 @@ impl Default for Fleet {
             replacement: replacement(),
             swap: device(),
             apart: true,
+            migration: Vec::new(),
             vm: Vec::new(),
         }
     }
@@ -132,6 +137,11 @@ impl Fleet {
             host_bytes: (self.host_memory > 0).then_some(self.host_memory),
             replacement,
             device,
+            migrations: self
+                .migration
+                .iter()
+                .map(MigrationExperiment::plan)
+                .collect::<Result<_>>()?,
             apart: self.apart,
             threads,
         })

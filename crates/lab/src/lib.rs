@@ -27,6 +27,7 @@ mod check;
 mod experiment;
 mod fleet;
 mod guest;
+mod migration;
 pub mod scheme;
 mod session;
 mod settings;
@@ -37,8 +38,10 @@ pub use anyhow::{Error, Result};
 pub use experiment::{Experiment, VERSION};
 pub use fleet::{Fleet, VM_KEYS, VmExperiment, parse_vm};
 pub use guest::RealGuest;
+pub use migration::{MIGRATION_KEYS, MigrationExperiment};
 pub use nestwalk_capture::Step;
 pub use nestwalk_mm::{Fragmentation, FreeBlocks, PagePolicy};
+pub use nestwalk_sim::fleet::migration::{Progress as MigrationProgress, Round as MigrationRound};
 pub use nestwalk_sim::fleet::{FleetOutcome, FleetProgress};
 pub use nestwalk_sim::{
     CompareError, Cut, DaemonTimes, GuestOutcome, MachineResult, Outcome, Progress, Verdict,

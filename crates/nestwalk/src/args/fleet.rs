@@ -1,7 +1,7 @@
 //! Several VMs on one host.
 
 use clap::Args as ClapArgs;
-use nestwalk_lab::Fleet;
+use nestwalk_lab::{Fleet, MIGRATION_KEYS};
 use nestwalk_sim::fleet::device::Device;
 use nestwalk_sim::fleet::replacement::Kind;
 
@@ -29,9 +29,21 @@ pub struct FleetArgs {
     /// Where such pages go
     #[arg(long, value_name = "DEVICE", requires = "vms", help = devices())]
     pub swap: Option<String>,
+    /// A VM that moves to another host while it runs, given once for each
+    #[arg(long = "migrate", value_name = "MOVE", requires = "vms", help = migrations())]
+    pub migrations: Vec<String>,
     /// Do not tell apart what TLBs and what caches cost: half the work
     #[arg(long, requires = "vms")]
     pub not_apart: bool,
+}
+
+fn migrations() -> String {
+    let keys = MIGRATION_KEYS.map(|(key, meaning)| format!("{key}, {meaning}"));
+    format!(
+        "A VM that moves to another host while it runs: 'NAME; at=20M; link=10Gbit/s; tracking=pml; \
+         max-downtime=1ms', given once for each. Keys: {}",
+        keys.join("; ")
+    )
 }
 
 fn replacements() -> String {

@@ -1,5 +1,7 @@
 //! `compare --vm`: several VMs on one host, and what neighbours cost each.
 
+mod migrations;
+
 use crate::args::{CompareArgs, OutputArgs};
 use crate::formats::{self, Found};
 use crate::progress::{Amount, Phase, Phases};
@@ -7,7 +9,7 @@ use crate::screen::Screen;
 use crate::settings;
 use crate::signals::stop_on_signals;
 use anyhow::{Context, Result, anyhow, bail};
-use nestwalk_lab::{Fleet, FleetOutcome, FleetProgress, Settings, VERSION};
+use nestwalk_lab::{Fleet, FleetOutcome, FleetProgress, MigrationExperiment, Settings, VERSION};
 use nestwalk_report::{Align, Table, bytes, count, parse_bytes, parse_count};
 use serde_json::{Value, json};
 use std::cell::Cell;
@@ -39,6 +41,9 @@ pub fn compare(args: &CompareArgs, base: &Settings) -> Result<()> {
     }
     fleet.replacement = given.replacement.clone().unwrap_or(fleet.replacement);
     fleet.swap = given.swap.clone().unwrap_or(fleet.swap);
+    for text in &given.migrations {
+        fleet.migration.push(MigrationExperiment::parse(text).context("--migrate")?);
+    }
     let base = Settings { host_memory: None, ..base.clone() };
     for vm in &given.vms {
         fleet.vm.push(lab.vm(vm, &base).context("--vm")?);
@@ -130,6 +135,13 @@ fn complete(outcome: FleetOutcome) -> Result<()> {
             told.unwrap_or_default()
         );
     }
+    let lost: u64 =
+        outcome.vms.iter().filter_map(|v| v.migration.as_ref()).map(|m| m.lost_pages).sum();
+    if lost > 0 {
+        bail!(
+            "{lost} pages were not as their VM had left them on its new host: the results cannot be trusted"
+        );
+    }
     match outcome.host.frames_given_twice {
         0 => Ok(()),
         n => bail!("{n} frames are behind pages of two VMs: the results cannot be trusted"),
@@ -180,6 +192,9 @@ impl Found for Results<'_> {
         out.push('\n');
         out += &self.interference(screen);
         out += &self.memory(screen);
+        if !self.fleet.migration.is_empty() {
+            out += &migrations::table(self.outcome, screen);
+        }
         out
     }
 }
@@ -221,7 +236,11 @@ impl Results<'_> {
         } else {
             table = table.column("shared\ncores", right);
         }
-        table = table.column("scarce\nmemory", right).column("total", right);
+        table = table.column("scarce\nmemory", right);
+        if !self.fleet.migration.is_empty() {
+            table = table.column("migration", right);
+        }
+        table = table.column("total", right);
         for vm in &self.outcome.vms {
             let i = &vm.interference;
             let percent = |x: f64| format!("{x:.1}");
@@ -238,6 +257,9 @@ impl Results<'_> {
             }
             row.push(percent(i.caches));
             row.push(if self.fleet.host_memory > 0 { percent(i.memory) } else { "-".into() });
+            if !self.fleet.migration.is_empty() {
+                row.push(percent(i.migration));
+            }
             row.push(percent(i.total));
             table.row(row);
         }

@@ -96,6 +96,11 @@ impl Memory {
         self.spaces[vm].counts
     }
 
+    /// Numbers of the VM's pages that are on the device alone.
+    pub(super) fn pages_away(&self, vm: usize) -> impl Iterator<Item = u64> {
+        self.away.iter().filter(move |page| page.0 == vm as u32).map(|page| page.1)
+    }
+
     /// Counting begins.
     pub(super) fn counting_begins(&mut self) {
         self.spaces.iter_mut().for_each(|space| space.counts = SwapCounts::default());

@@ -1,6 +1,7 @@
 //! What came of a fleet.
 
 use super::memory::SwapCounts;
+use super::migration::MigrationOutcome;
 use super::stage::Stage;
 use super::{FleetError, FleetPlan, Member};
 use crate::compare::guests::GuestOutcome;
@@ -23,6 +24,9 @@ pub struct Interference {
     pub caches: f64,
     /// What a host that is short of memory adds.
     pub memory: f64,
+    /// What moving VMs to other hosts adds: to log their stores, and to begin there with empty TLBs
+    /// and tables.
+    pub migration: f64,
     /// All together.
     pub total: f64,
 }
@@ -46,6 +50,9 @@ pub struct VmOutcome {
     pub resident_bytes: u64,
     /// What it and its host's swap did to each other.
     pub swap: SwapCounts,
+    /// What came of its move to another host, if it was to move.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub migration: Option<MigrationOutcome>,
     /// How long it waited for the device, in percent of its ideal run alone. It is no part of the
     /// overhead, which is work.
     pub waited_percent: f64,
@@ -131,7 +138,7 @@ const fn tables(result: &MachineResult) -> u64 {
 
 fn result(member: &Member, stage: &mut Stage, vm: usize) -> Result<MachineResult, FleetError> {
     let (profile, ideal) = (&member.plan.profile, member.ideal());
-    let made = stage.look(vm, |machine| {
+    let mut made = stage.look(vm, |machine| {
         let report = machine.report();
         let names = (machine.name(), member.spec.scheme.name);
         let mut made =
@@ -146,8 +153,15 @@ fn result(member: &Member, stage: &mut Stage, vm: usize) -> Result<MachineResult
         made.contiguity = report.contiguity.map(|s| ContiguityResult::new(machine.counters(), s));
         made.switching = report.switching;
         made
-    });
-    Ok(made?)
+    })?;
+    // The referee has watched on both hosts.
+    let before = stage.migrations.as_ref().and_then(|all| all.verdict(vm));
+    if let (Some(verdict), Some(before)) = (&mut made.referee, before) {
+        verdict.checked += before.checked;
+        verdict.violations += before.violations;
+        verdict.told.splice(0..0, before.told.iter().cloned());
+    }
+    Ok(made)
 }
 
 fn vm_outcome(
@@ -160,15 +174,17 @@ fn vm_outcome(
     let last = results.len() - 1;
     let own = percent(0);
     // The stages are: alone; TLBs, if they are told apart; caches as well; short of memory, if it
-    // is.
+    // is; with VMs that move, if any does.
     let caches = if fleet.apart { 2 } else { 1 };
+    let memory = caches + usize::from(fleet.host_bytes.is_some());
     let tlbs = if fleet.apart { percent(1) - own } else { 0.0 };
     let neighbours = percent(caches) - own;
     let interference = Interference {
         own,
         tlbs,
         caches: neighbours - tlbs,
-        memory: percent(last) - percent(caches),
+        memory: percent(memory) - percent(caches),
+        migration: percent(last) - percent(memory),
         total: percent(last),
     };
     let touched = stages[0].look(vm, touched_bytes)?;
@@ -188,6 +204,7 @@ fn vm_outcome(
         touched_bytes: touched,
         resident_bytes: resident,
         swap,
+        migration: stages[last].migrations.as_ref().and_then(|all| all.outcome(vm)),
         waited_percent: if ideal > 0.0 { 100.0 * waited / ideal } else { 0.0 },
         alone: results[0].clone(),
         together: results[last].clone(),

@@ -1,6 +1,7 @@
 //! All VMs of a fleet on hosts that share more or less.
 
 use super::memory::Memory;
+use super::migration::Migrations;
 use crate::hardware::Hardware;
 use crate::hardware::exchange::{Shared, VPIDS};
 use crate::machine::{DynMachine, Tenant};
@@ -93,6 +94,10 @@ pub(super) struct Stage {
     pub host: Option<Host>,
     /// The VM whose turn it is.
     current: Option<usize>,
+    /// VMs that have moved to hosts of their own.
+    pub departed: Vec<bool>,
+    /// VMs that move, if any does.
+    pub migrations: Option<Box<Migrations>>,
 }
 
 /// Whether the region of interest begins in it.
@@ -101,7 +106,7 @@ pub(super) fn begins_region(slice: &GuestBatch) -> bool {
 }
 
 /// Reaches a machine that was checked to be virtual.
-fn tenant(machine: &mut Box<dyn DynMachine>) -> Result<Tenant<'_>, MachineError> {
+pub(super) fn tenant(machine: &mut Box<dyn DynMachine>) -> Result<Tenant<'_>, MachineError> {
     let name = machine.name().to_owned();
     machine.tenant().ok_or(MachineError::NoTenant { machine: name })
 }
@@ -112,7 +117,8 @@ impl Stage {
         places: Vec<Place>,
         host: Option<Host>,
     ) -> Self {
-        Self { machines, places, host, current: None }
+        let departed = vec![false; machines.len()];
+        Self { machines, places, host, current: None, departed, migrations: None }
     }
 
     /// A turn of the VM begins.
@@ -120,7 +126,9 @@ impl Stage {
     /// # Errors
     /// It is no virtual machine.
     pub(super) fn begin_turn(&mut self, vm: usize) -> Result<(), MachineError> {
-        if let Some(host) = &mut self.host {
+        if let Some(host) = &mut self.host
+            && !self.departed[vm]
+        {
             let mut tenant = tenant(&mut self.machines[vm])?;
             host.exchange(&mut tenant, self.places[vm]);
             host.enter(vm, &mut tenant, self.places[vm]);
@@ -129,17 +137,18 @@ impl Stage {
         Ok(())
     }
 
-    /// Its turn ends; `preempted` if it would go on and another VM has its cores next.
+    /// Its turn ends, and others of `rivals` have its cores next, if it would go on.
     ///
     /// # Errors
     /// It is no virtual machine.
-    pub(super) fn end_turn(&mut self, vm: usize, preempted: bool) -> Result<(), MachineError> {
+    pub(super) fn end_turn(&mut self, vm: usize, rivals: &[usize]) -> Result<(), MachineError> {
+        self.turn_took(vm);
         if let Some(host) = &mut self.host
             && self.current.take() == Some(vm)
         {
             let mut tenant = tenant(&mut self.machines[vm])?;
             host.exchange(&mut tenant, self.places[vm]);
-            if preempted {
+            if rivals.iter().any(|rival| !self.departed[*rival]) {
                 tenant.exits(ExitReason::Preempted);
             }
         }
@@ -151,16 +160,45 @@ impl Stage {
     /// # Errors
     /// The machine cannot go on, or the host has not enough memory.
     pub(super) fn run(&mut self, vm: usize, slice: &GuestBatch) -> Result<(), MachineError> {
-        let reclaims = self.host.as_ref().is_some_and(|h| h.memory.is_some());
-        if reclaims {
+        if !self.departed[vm] {
             self.make_room(vm)?;
         }
         self.machines[vm].run(slice)?;
         let memory = self.host.as_mut().and_then(|h| h.memory.as_mut());
-        if let Some(memory) = memory {
+        if let Some(memory) = memory
+            && !self.departed[vm]
+        {
             memory.ran(vm, slice, tenant(&mut self.machines[vm])?);
         }
+        self.migrate(vm, slice)
+    }
+
+    /// The VM, whose turn it is and whose memory here is free, goes on on this machine, on a host of
+    /// its own.
+    ///
+    /// # Errors
+    /// It is no virtual machine.
+    pub(super) fn departs(
+        &mut self,
+        vm: usize,
+        there: Box<dyn DynMachine>,
+    ) -> Result<(), MachineError> {
+        let mut here = std::mem::replace(&mut self.machines[vm], there);
+        if let Some(host) = &mut self.host {
+            host.exchange(&mut tenant(&mut here)?, self.places[vm]);
+        }
+        self.current = None;
+        self.departed[vm] = true;
         Ok(())
+    }
+
+    /// Whether entries of the VM's TLBs are of a page each.
+    ///
+    /// # Errors
+    /// It is no virtual machine.
+    pub(super) fn knows_base_pages(&mut self, vm: usize) -> Result<bool, MachineError> {
+        let mut tenant = tenant(&mut self.machines[vm])?;
+        Ok(tenant.hardware().cores.iter().all(|core| core.coalesced.is_none()))
     }
 
     /// What was counted of these VMs so far.
@@ -184,15 +222,19 @@ impl Stage {
         if let Some(memory) = self.host.as_mut().and_then(|h| h.memory.as_mut()) {
             memory.counting_begins();
         }
+        self.migrations_count();
     }
 
     fn make_room(&mut self, vm: usize) -> Result<(), MachineError> {
         let Some(host) = &mut self.host else { return Ok(()) };
         let Some(mut memory) = host.memory.take() else { return Ok(()) };
-        let (machines, places) = (&mut self.machines, &self.places);
+        let (machines, places, departed) = (&mut self.machines, &self.places, &self.departed);
         let free = tenant(&mut machines[vm])?.host().map_or(0, |h| h.physical().free_frames());
         let done = memory.make_room(vm as u32, free, &mut |other, act| {
             let other = other as usize;
+            if departed[other] {
+                return Ok(());
+            }
             if other == vm {
                 return act(tenant(&mut machines[vm])?);
             }
@@ -217,7 +259,9 @@ impl Stage {
         vm: usize,
         look: impl FnOnce(&mut Box<dyn DynMachine>) -> R,
     ) -> Result<R, MachineError> {
-        let Some(host) = &mut self.host else { return Ok(look(&mut self.machines[vm])) };
+        let Some(host) = self.host.as_mut().filter(|_| !self.departed[vm]) else {
+            return Ok(look(&mut self.machines[vm]));
+        };
         host.exchange(&mut tenant(&mut self.machines[vm])?, self.places[vm]);
         let seen = look(&mut self.machines[vm]);
         host.exchange(&mut tenant(&mut self.machines[vm])?, self.places[vm]);
@@ -234,6 +278,9 @@ impl Stage {
         let mut owner: rustc_hash::FxHashMap<u64, usize> = rustc_hash::FxHashMap::default();
         let mut twice = Vec::new();
         for (vm, machine) in self.machines.iter_mut().enumerate() {
+            if self.departed[vm] {
+                continue;
+            }
             let mut tenant = tenant(machine)?;
             let Some(memory) = tenant.host() else { continue };
             HostMemory::each_page(memory, &mut |_, frame, bytes| {
