@@ -173,7 +173,7 @@ fn bits_per_s(text: &str) -> Result<u64> {
     scaled(text, &units, "10Gbit/s")
 }
 
-fn nanoseconds(text: &str) -> Result<u64> {
+pub(crate) fn nanoseconds(text: &str) -> Result<u64> {
     scaled(text, &[("ns", 1.0), ("us", 1e3), ("ms", 1e6), ("s", 1e9)], "300ms")
 }
 

@@ -2,6 +2,7 @@
 
 pub(crate) mod compaction;
 pub(crate) mod daemons;
+mod merging;
 pub(crate) mod segment;
 mod shared;
 
@@ -83,6 +84,8 @@ pub struct HostMemory {
     split: bool,
     /// Numbers of the frames that hold tables of the VMM.
     vmm_tables: BTreeSet<u64>,
+    /// Numbers of the guest's pages that are merged with others.
+    merged: BTreeSet<u64>,
 }
 
 impl HostMemory {
@@ -199,6 +202,7 @@ impl HostMemory {
             touches: None,
             split: false,
             vmm_tables: BTreeSet::new(),
+            merged: BTreeSet::new(),
         })
     }
 
@@ -271,6 +275,9 @@ impl HostMemory {
     /// # Errors
     /// An address outside of every slot; no free frame.
     pub fn ensure(&mut self, gpa: Gpa) -> Result<HostPage, MmError> {
+        if let Some(page) = self.merged_page(gpa) {
+            return Ok(page);
+        }
         let hva = self.hva(gpa).ok_or_else(|| self.no_slot(gpa))?;
         let joined = self.memory.counters.promotions;
         let mapped = self.space.fault(&mut self.memory, hva, Access::WRITE, &mut Unobserved)?;
@@ -363,6 +370,7 @@ impl HostMemory {
         let size = page.size.min(self.largest_page());
         let frame = page.frame.offset_by(gpa.offset_in(page.size)).align_down(size);
         let page = HostPage { frame, size, ..page };
+        self.merged.remove(&gpa.page_number());
         let (start, bytes) = (hva.align_down(size), size.bytes());
         self.space.unmap(&mut self.memory, start, bytes, &mut Unobserved)?;
         self.space.stays_mapped(start, bytes, Protection::READ_WRITE)?;

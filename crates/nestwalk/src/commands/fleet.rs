@@ -1,5 +1,6 @@
 //! `compare --vm`: several VMs on one host, and what neighbours cost each.
 
+mod merging;
 mod migrations;
 
 use crate::args::{CompareArgs, OutputArgs};
@@ -9,7 +10,9 @@ use crate::screen::Screen;
 use crate::settings;
 use crate::signals::stop_on_signals;
 use anyhow::{Context, Result, anyhow, bail};
-use nestwalk_lab::{Fleet, FleetOutcome, FleetProgress, MigrationExperiment, Settings, VERSION};
+use nestwalk_lab::{
+    Fleet, FleetOutcome, FleetProgress, MergeExperiment, MigrationExperiment, Settings, VERSION,
+};
 use nestwalk_report::{Align, Table, bytes, count, parse_bytes, parse_count};
 use serde_json::{Value, json};
 use std::cell::Cell;
@@ -41,6 +44,9 @@ pub fn compare(args: &CompareArgs, base: &Settings) -> Result<()> {
     }
     fleet.replacement = given.replacement.clone().unwrap_or(fleet.replacement);
     fleet.swap = given.swap.clone().unwrap_or(fleet.swap);
+    if let Some(text) = &given.merge {
+        fleet.merge = Some(MergeExperiment::parse(text).context("--merge")?);
+    }
     for text in &given.migrations {
         fleet.migration.push(MigrationExperiment::parse(text).context("--migrate")?);
     }
@@ -185,6 +191,9 @@ impl Found for Results<'_> {
                 host.device, host.replacement
             );
         }
+        if let Some(merging) = &host.merging {
+            out += &merging::line(merging);
+        }
         for line in self.approximations() {
             out += &format!("note     {line}\n");
         }
@@ -192,6 +201,9 @@ impl Found for Results<'_> {
         out.push('\n');
         out += &self.interference(screen);
         out += &self.memory(screen);
+        if self.fleet.merge.is_some() {
+            out += &merging::table(self.outcome, screen);
+        }
         if !self.fleet.migration.is_empty() {
             out += &migrations::table(self.outcome, screen);
         }
@@ -237,6 +249,9 @@ impl Results<'_> {
             table = table.column("shared\ncores", right);
         }
         table = table.column("scarce\nmemory", right);
+        if self.fleet.merge.is_some() {
+            table = table.column("merging", right);
+        }
         if !self.fleet.migration.is_empty() {
             table = table.column("migration", right);
         }
@@ -257,6 +272,9 @@ impl Results<'_> {
             }
             row.push(percent(i.caches));
             row.push(if self.fleet.host_memory > 0 { percent(i.memory) } else { "-".into() });
+            if self.fleet.merge.is_some() {
+                row.push(percent(i.merging));
+            }
             if !self.fleet.migration.is_empty() {
                 row.push(percent(i.migration));
             }

@@ -11,6 +11,7 @@
 pub mod device;
 mod feed;
 mod memory;
+pub mod merging;
 pub mod migration;
 mod outcome;
 mod pass;
@@ -29,6 +30,7 @@ use device::Device;
 use feed::Feed;
 use memory::Memory;
 pub use memory::SwapCounts;
+use merging::{MergePlan, Merging};
 use migration::{MigrationPlan, Migrations};
 use nestwalk_mm::{HostMemory, PagePolicy, PhysicalMemory, PlacementKind};
 use nestwalk_types::{Hpa, Source};
@@ -72,6 +74,8 @@ pub struct FleetPlan {
     pub replacement: Kind,
     /// Where to.
     pub device: Device,
+    /// Pages of the same contents are merged.
+    pub merging: Option<MergePlan>,
     /// VMs that move to hosts of their own.
     pub migrations: Vec<MigrationPlan>,
     /// VMs also run with TLBs shared and caches of their own, to tell what each costs.
@@ -94,6 +98,7 @@ impl Default for FleetPlan {
             host_bytes: None,
             replacement: Kind::default(),
             device: Device::default(),
+            merging: None,
             migrations: Vec::new(),
             apart: true,
             threads: 1,
@@ -291,12 +296,29 @@ fn stages(
     if scarce {
         stages.push(together(fleet, members, places, (all, bytes, true))?);
     }
+    if fleet.merging.is_some() {
+        let mut last = together(fleet, members, places, (all, bytes, scarce))?;
+        last.merging = merging(fleet, members, &mut last)?;
+        stages.push(last);
+    }
     if !fleet.migrations.is_empty() {
         let mut last = together(fleet, members, places, (all, bytes, scarce))?;
+        last.merging = merging(fleet, members, &mut last)?;
         last.migrations = Some(migrations(fleet, members, &mut last)?);
         stages.push(last);
     }
     Ok(stages)
+}
+
+/// Same-page merging, if it is asked for.
+fn merging(
+    fleet: &FleetPlan,
+    members: &[Member],
+    stage: &mut Stage,
+) -> Result<Option<Box<Merging>>, FleetError> {
+    let Some(plan) = &fleet.merging else { return Ok(None) };
+    let shares = plan.check(members, stage)?;
+    Ok(Some(Box::new(Merging::new(plan.clone(), shares))))
 }
 
 /// The VMs that move, each with a machine on the host that it moves to.

@@ -1,6 +1,7 @@
 //! What came of a fleet.
 
 use super::memory::SwapCounts;
+use super::merging::{MergedCounts, MergingOutcome};
 use super::migration::MigrationOutcome;
 use super::stage::Stage;
 use super::{FleetError, FleetPlan, Member};
@@ -24,6 +25,9 @@ pub struct Interference {
     pub caches: f64,
     /// What a host that is short of memory adds.
     pub memory: f64,
+    /// What same-page merging adds: looking at pages, and frames of their own for those that are stored
+    /// to. Less if memory is scarce, since merged pages leave more of it.
+    pub merging: f64,
     /// What moving VMs to other hosts adds: to log their stores, and to begin there with empty TLBs
     /// and tables.
     pub migration: f64,
@@ -50,6 +54,9 @@ pub struct VmOutcome {
     pub resident_bytes: u64,
     /// What it and its host's swap did to each other.
     pub swap: SwapCounts,
+    /// What same-page merging did to it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub merging: Option<MergedCounts>,
     /// What came of its move to another host, if it was to move.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub migration: Option<MigrationOutcome>,
@@ -80,6 +87,9 @@ pub struct HostOutcome {
     pub replacement: String,
     /// Device to swap to; empty likewise.
     pub device: String,
+    /// What same-page merging came to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub merging: Option<MergingOutcome>,
     /// Frames that were behind pages of two VMs, or free and behind a page. It must be 0.
     pub frames_given_twice: u64,
 }
@@ -125,6 +135,8 @@ pub(super) fn outcome(
         host.cores = last.places.iter().map(|p| p.cores().end).max().unwrap_or(0);
         host.cores = fleet.cores.unwrap_or(host.cores);
         host.bytes = last.host.as_ref().map_or(0, |h| h.physical.bytes());
+        let merged = last.merged_pages()?;
+        host.merging = last.merging.as_ref().map(|merging| merging.outcome(&merged));
         host.frames_given_twice = last.frames_given_twice()?.len() as u64;
     }
     Ok(FleetOutcome { vms, host, error })
@@ -174,9 +186,10 @@ fn vm_outcome(
     let last = results.len() - 1;
     let own = percent(0);
     // The stages are: alone; TLBs, if they are told apart; caches as well; short of memory, if it
-    // is; with VMs that move, if any does.
+    // is; with merging; with VMs that move, if any does.
     let caches = if fleet.apart { 2 } else { 1 };
     let memory = caches + usize::from(fleet.host_bytes.is_some());
+    let merging = memory + usize::from(fleet.merging.is_some());
     let tlbs = if fleet.apart { percent(1) - own } else { 0.0 };
     let neighbours = percent(caches) - own;
     let interference = Interference {
@@ -184,7 +197,8 @@ fn vm_outcome(
         tlbs,
         caches: neighbours - tlbs,
         memory: percent(memory) - percent(caches),
-        migration: percent(last) - percent(memory),
+        merging: percent(merging) - percent(memory),
+        migration: percent(last) - percent(merging),
         total: percent(last),
     };
     let touched = stages[0].look(vm, touched_bytes)?;
@@ -204,12 +218,23 @@ fn vm_outcome(
         touched_bytes: touched,
         resident_bytes: resident,
         swap,
+        merging: merged(stages, vm)?,
         migration: stages[last].migrations.as_ref().and_then(|all| all.outcome(vm)),
         waited_percent: if ideal > 0.0 { 100.0 * waited / ideal } else { 0.0 },
         alone: results[0].clone(),
         together: results[last].clone(),
         guest: member.feed.outcome(),
     })
+}
+
+/// What merging did to a VM, in the last stage.
+fn merged(stages: &mut [Stage], vm: usize) -> Result<Option<MergedCounts>, FleetError> {
+    let Some(last) = stages.last_mut().filter(|last| last.merging.is_some()) else {
+        return Ok(None);
+    };
+    let pages = last.merged_pages()?;
+    let broken = last.machines[vm].tenant().map_or(0, |tenant| tenant.broken());
+    Ok(last.merging.as_ref().map(|merging| merging.counts((vm, broken), &pages)))
 }
 
 fn touched_bytes(machine: &mut Box<dyn crate::machine::DynMachine>) -> u64 {

@@ -1,6 +1,7 @@
 //! All VMs of a fleet on hosts that share more or less.
 
 use super::memory::Memory;
+use super::merging::{Merging, Token};
 use super::migration::Migrations;
 use crate::hardware::Hardware;
 use crate::hardware::exchange::{Shared, VPIDS};
@@ -8,7 +9,7 @@ use crate::machine::{DynMachine, Tenant};
 use crate::measure::counters::{Counters, ExitReason};
 use crate::scheme::MachineError;
 use nestwalk_mm::{HostMemory, PhysicalMemory};
-use nestwalk_types::{Address, Control, GuestBatch, Hpa};
+use nestwalk_types::{Address, Control, Gpa, GuestBatch, Hpa};
 
 /// Where a VM runs.
 #[derive(Clone, Copy, Debug)]
@@ -98,6 +99,10 @@ pub(super) struct Stage {
     pub departed: Vec<bool>,
     /// VMs that move, if any does.
     pub migrations: Option<Box<Migrations>>,
+    /// Same-page merging, if there is any.
+    pub merging: Option<Box<Merging>>,
+    /// Instructions of the VM when its turn began.
+    began: u64,
 }
 
 /// Whether the region of interest begins in it.
@@ -118,7 +123,16 @@ impl Stage {
         host: Option<Host>,
     ) -> Self {
         let departed = vec![false; machines.len()];
-        Self { machines, places, host, current: None, departed, migrations: None }
+        Self {
+            machines,
+            places,
+            host,
+            current: None,
+            departed,
+            migrations: None,
+            merging: None,
+            began: 0,
+        }
     }
 
     /// A turn of the VM begins.
@@ -126,6 +140,7 @@ impl Stage {
     /// # Errors
     /// It is no virtual machine.
     pub(super) fn begin_turn(&mut self, vm: usize) -> Result<(), MachineError> {
+        self.began = self.machines[vm].counters().instructions;
         if let Some(host) = &mut self.host
             && !self.departed[vm]
         {
@@ -152,7 +167,8 @@ impl Stage {
                 tenant.exits(ExitReason::Preempted);
             }
         }
-        Ok(())
+        let ended = self.machines[vm].counters().instructions;
+        self.merge_pages(vm, ended.saturating_sub(self.began))
     }
 
     /// The VM whose turn it is does this.
@@ -170,6 +186,7 @@ impl Stage {
         {
             memory.ran(vm, slice, tenant(&mut self.machines[vm])?);
         }
+        self.stores_change_contents(vm, slice);
         self.migrate(vm, slice)
     }
 
@@ -223,6 +240,7 @@ impl Stage {
             memory.counting_begins();
         }
         self.migrations_count();
+        self.merging_counts();
     }
 
     fn make_room(&mut self, vm: usize) -> Result<(), MachineError> {
@@ -269,13 +287,16 @@ impl Stage {
     }
 
     /// Frames that are behind pages of two VMs, or free and behind a page: each with a VM. None may
-    /// be.
+    /// be, but for merged pages of the same contents.
     ///
     /// # Errors
     /// A VM is none.
     pub(super) fn frames_given_twice(&mut self) -> Result<Vec<(usize, Hpa)>, MachineError> {
         let Some(host) = &self.host else { return Ok(Vec::new()) };
-        let mut owner: rustc_hash::FxHashMap<u64, usize> = rustc_hash::FxHashMap::default();
+        let merged = |vm: usize, gpa: Gpa| {
+            self.merging.as_ref().map(|m| m.contents.of(vm, gpa.page_number()))
+        };
+        let mut owner: rustc_hash::FxHashMap<u64, Option<Token>> = rustc_hash::FxHashMap::default();
         let mut twice = Vec::new();
         for (vm, machine) in self.machines.iter_mut().enumerate() {
             if self.departed[vm] {
@@ -283,10 +304,13 @@ impl Stage {
             }
             let mut tenant = tenant(machine)?;
             let Some(memory) = tenant.host() else { continue };
-            HostMemory::each_page(memory, &mut |_, frame, bytes| {
+            HostMemory::each_page(memory, &mut |gpa, frame, bytes| {
+                let token = if memory.is_merged(gpa) { merged(vm, gpa) } else { None };
                 for n in frame.page_number()..frame.page_number() + (bytes >> 12) {
                     let at = Hpa::new(n << 12);
-                    if owner.insert(n, vm).is_some() || host.physical.is_free(at) {
+                    let other = owner.insert(n, token);
+                    let apart = other.is_some_and(|other| token.is_none() || other != token);
+                    if apart || host.physical.is_free(at) {
                         twice.push((vm, at));
                     }
                 }

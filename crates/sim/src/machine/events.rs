@@ -346,7 +346,7 @@ impl Events<'_> {
 
     fn control(&mut self, control: &Control) -> Result<(), MachineError> {
         if self.platform.guard.is_some() {
-            self.kernel_stores(control);
+            self.kernel_stores(control)?;
         }
         match *control {
             Control::RegionOfInterest => self.region_of_interest(),

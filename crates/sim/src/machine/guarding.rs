@@ -8,7 +8,7 @@ use crate::scheme::{Event, MachineError};
 use nestwalk_hw::Translation;
 use nestwalk_policy::Mode as PagingMode;
 use nestwalk_tables::look_up;
-use nestwalk_types::{Address, Control, Gpa, PageSize, VcpuId};
+use nestwalk_types::{Address, Control, Gpa, Hpa, PageSize, VcpuId};
 
 impl Events<'_> {
     fn nested(&self) -> bool {
@@ -28,6 +28,9 @@ impl Events<'_> {
         let (Some(guard), Some(gpa)) = (&mut self.platform.guard, gpa) else { return found };
         let page = gpa.page_number();
         let mut found = found;
+        if self.platform.host.as_ref().is_some_and(|host| host.is_merged(gpa)) {
+            found = found.read_only();
+        }
         if let Some(log) = &mut guard.log {
             if found.size() != PageSize::SIZE_4K {
                 found = found.part(request.gva, PageSize::SIZE_4K);
@@ -47,14 +50,69 @@ impl Events<'_> {
 
     /// The guest's kernel stores to pages through a mapping of its own that the stream does not show.
     #[cold]
-    pub(super) fn kernel_stores(&mut self, control: &Control) {
-        let Some((vcpu, first, pages)) = stores_of(control) else { return };
+    pub(super) fn kernel_stores(&mut self, control: &Control) -> Result<(), MachineError> {
+        let Some((vcpu, first, pages)) = stores_of(control) else { return Ok(()) };
+        for page in first.page_number()..first.page_number() + pages {
+            self.unmerge(Gpa::new(page << 12))?;
+        }
         let nested = self.nested();
         let counters = &mut self.platform.cpu.counters;
-        let Some(log) = self.platform.guard.as_mut().and_then(|g| g.log.as_mut()) else { return };
-        for page in first.page_number()..first.page_number() + pages {
-            log.stored(page, vcpu, nested, counters);
+        if let Some(log) = self.platform.guard.as_mut().and_then(|g| g.log.as_mut()) {
+            for page in first.page_number()..first.page_number() + pages {
+                log.stored(page, vcpu, nested, counters);
+            }
         }
+        Ok(())
+    }
+
+    /// A store is about to walk: a merged page has a frame of its own from now on. The walk finds
+    /// nothing mapped, and exits.
+    #[cold]
+    pub(super) fn before_store(&mut self, request: &Request) -> Result<(), MachineError> {
+        match self.page_of(request) {
+            Some(gpa) => self.unmerge(gpa),
+            None => Ok(()),
+        }
+    }
+
+    fn unmerge(&mut self, gpa: Gpa) -> Result<(), MachineError> {
+        let Some(host) = self.platform.host.as_mut().filter(|h| h.is_merged(gpa)) else {
+            return Ok(());
+        };
+        let copied = host.unmerge(gpa)?;
+        let counters = &mut self.platform.cpu.counters;
+        counters.host_faults += 1;
+        counters.pages_moved += u64::from(copied);
+        if let Some(guard) = &mut self.platform.guard {
+            guard.broken += 1;
+        }
+        self.page_changed(gpa)?;
+        self.platform.flush_remote_nested();
+        Ok(())
+    }
+
+    /// The page behind `gpa` is merged: see [`nestwalk_mm::HostMemory::merge`].
+    pub(super) fn merge(
+        &mut self,
+        gpa: Gpa,
+        with: Option<Hpa>,
+    ) -> Result<Option<Hpa>, MachineError> {
+        let merged = self.platform.host.as_mut().and_then(|host| host.merge(gpa, with));
+        if merged.is_some() {
+            self.platform.guard.get_or_insert_default();
+            self.platform.cpu.counters.host_pages_unmapped += 1;
+            self.page_changed(gpa)?;
+        }
+        Ok(merged)
+    }
+
+    /// Another frame is behind a page, or it may be stored to no more.
+    fn page_changed(&mut self, gpa: Gpa) -> Result<(), MachineError> {
+        let (at, size) = (gpa.align_down(PageSize::SIZE_4K), PageSize::SIZE_4K);
+        if let Some(referee) = &mut self.drive.referee {
+            referee.exchanged(at, size.bytes());
+        }
+        self.tell(Event::HostChanged { at, size, promoted: false })
     }
 
     /// The host logs from now on which pages are stored to, or no longer. All pages are clean at first.

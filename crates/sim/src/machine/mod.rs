@@ -335,6 +335,9 @@ impl<S: Scheme, T: TlbFamily> Machine<S, T> {
         if self.platform.deferred {
             self.events().tell(Event::AccessMissed { request })?;
         }
+        if request.write && self.platform.guard.is_some() {
+            self.events().before_store(request)?;
+        }
         Ok(())
     }
 

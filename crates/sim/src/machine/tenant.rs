@@ -4,10 +4,10 @@ use super::events::Events;
 use crate::hardware::Hardware;
 use crate::hardware::world::World;
 use crate::measure::counters::{Counters, ExitReason};
-use crate::scheme::guard::Tracking;
+use crate::scheme::guard::{Guard, Tracking};
 use crate::scheme::{Event, MachineError};
 use nestwalk_mm::HostMemory;
-use nestwalk_types::{Address, Gpa, PageSize, VcpuId};
+use nestwalk_types::{Address, Gpa, Hpa, PageSize, VcpuId};
 
 /// What of a virtual machine goes from host to host, beside its memory.
 pub struct Life {
@@ -17,6 +17,8 @@ pub struct Life {
     pcids: Vec<u16>,
     before: Option<Box<Counters>>,
     fresh: Vec<bool>,
+    /// Merged pages that were stored to.
+    broken: u64,
 }
 
 /// A virtual machine as its host sees it.
@@ -86,6 +88,20 @@ impl<'a> Tenant<'a> {
         self.events.take_dirty()
     }
 
+    /// The page behind `gpa` is merged with others of its contents: it has the frame `with` in place of
+    /// its own, if one is given. Returns the frame; `None` if no page of 4 KiB is there.
+    ///
+    /// # Errors
+    /// The machine cannot go on.
+    pub fn merge(&mut self, gpa: Gpa, with: Option<Hpa>) -> Result<Option<Hpa>, MachineError> {
+        self.events.merge(gpa, with)
+    }
+
+    /// Merged pages that were stored to so far, and have frames of their own since.
+    pub fn broken(&self) -> u64 {
+        self.events.platform.guard.as_ref().map_or(0, |guard| guard.broken)
+    }
+
     /// The guest's state leaves this machine, which runs no more.
     pub fn take_life(&mut self) -> Life {
         let Events { platform, drive, .. } = &mut self.events;
@@ -97,6 +113,7 @@ impl<'a> Tenant<'a> {
             pcids: platform.cpu.hardware.cores.iter().map(|core| core.pcid).collect(),
             before: drive.before.take(),
             fresh: std::mem::take(&mut drive.fresh),
+            broken: platform.guard.take().map_or(0, |guard| guard.broken),
         }
     }
 
@@ -106,9 +123,10 @@ impl<'a> Tenant<'a> {
     /// The machine cannot go on.
     pub fn give_life(&mut self, life: Life) -> Result<(), MachineError> {
         let Events { platform, drive, .. } = &mut self.events;
-        let Life { world, counters, instructions, pcids, before, fresh } = life;
+        let Life { world, counters, instructions, pcids, before, fresh, broken } = life;
         platform.cpu.world = world;
         platform.instructions = instructions;
+        platform.guard = (broken > 0).then(|| Box::new(Guard { broken, log: None }));
         (drive.before, drive.fresh) = (before, fresh);
         for (vcpu, pcid) in pcids.into_iter().enumerate() {
             let vcpu = VcpuId(vcpu as u8);

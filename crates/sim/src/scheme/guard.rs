@@ -168,6 +168,8 @@ impl DirtyLog {
 pub struct Guard {
     /// The log of pages that were stored to, while there is one.
     pub log: Option<DirtyLog>,
+    /// Merged pages that were stored to, and have frames of their own since.
+    pub broken: u64,
 }
 
 #[cfg(test)]
