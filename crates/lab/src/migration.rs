@@ -159,7 +159,7 @@ fn scaled(text: &str, units: &[(&str, f64)], like: &str) -> Result<u64> {
         let (unit, scale) = units.iter().find(|u| text.ends_with(u.0))?;
         let number: f64 = text.strip_suffix(unit)?.trim().parse().ok()?;
         let value = number * scale;
-        (value >= 0.0 && value < 9e18).then_some(value.round() as u64)
+        (0.0..9e18).contains(&value).then_some(value.round() as u64)
     };
     read().ok_or_else(|| {
         let known: Vec<&str> = units.iter().map(|u| u.0).collect();

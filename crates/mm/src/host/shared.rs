@@ -105,7 +105,9 @@ mod tests {
             let free = physical.free_frames();
             let slots = [(Gpa::new(0), 64 << 20)];
             let mut host = HostMemory::on(physical, &config, &slots, None).unwrap();
-            (0..2000u64).for_each(|page| drop(host.ensure(Gpa::new(page * 3 << 12)).unwrap()));
+            for page in 0..2000u64 {
+                host.ensure(Gpa::new(page * (3 << 12))).unwrap();
+            }
             let tables = [host.alloc_table().unwrap(), host.alloc_tables(2).unwrap()];
             host.free_table(tables[1].offset_by(4096));
             host.discard(Gpa::new(0)).unwrap();

@@ -89,9 +89,8 @@ impl MigrationPlan {
                 "a link of no bandwidth carries nothing; give it some, as in link=10Gbit/s".into(),
             ));
         }
-        if !(self.latency_ns.is_finite() && self.latency_ns >= 0.0)
-            || !positive(self.max_downtime_ns)
-        {
+        let latency = self.latency_ns.is_finite() && self.latency_ns >= 0.0;
+        if !latency || !positive(self.max_downtime_ns) {
             return Err(plan("latency and down time are times, the latter more than none".into()));
         }
         if self.max_rounds == 0 {
