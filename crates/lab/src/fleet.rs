@@ -1,12 +1,15 @@
 //! Several VMs on one host: what is asked for, and the fleet that it means.
 
 use crate::experiment::{Experiment, VERSION};
+use crate::merging::{Contents, MergeExperiment};
+use crate::migration::MigrationExperiment;
 use crate::session::{self, Work};
 use crate::{Given, Lab, Settings};
 use anyhow::{Context, Result, anyhow, bail};
 use nestwalk_capture::Step;
 use nestwalk_report::{parse_bytes, parse_count};
 use nestwalk_sim::fleet::device::Device;
+use nestwalk_sim::fleet::merging::MergePlan;
 use nestwalk_sim::fleet::replacement::Kind;
 use nestwalk_sim::fleet::{self, FleetOutcome, FleetPlan, FleetProgress, TURN, Vm};
 use serde::{Deserialize, Serialize};
@@ -14,7 +17,7 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 /// Keys of one VM and what they mean, in order.
-pub const VM_KEYS: [(&str, &str); 7] = [
+pub const VM_KEYS: [(&str, &str); 9] = [
     ("machine", "as in --machines; nested unless given"),
     ("memory", "guest memory, as in 4GiB"),
     ("vcpus", "vCPUs, each on a core of its own while the VM runs"),
@@ -22,6 +25,8 @@ pub const VM_KEYS: [(&str, &str); 7] = [
     ("footprint", "memory that a workload or pattern works on"),
     ("accesses", "accesses after set-up; 0 for all"),
     ("seed", "decides every random choice"),
+    ("zero", "pages of zeros, for --merge: a share, as in 10%"),
+    ("common", "pages that other VMs with such pages have, too, for --merge: a share"),
 ];
 
 /// One VM of a fleet.
@@ -33,6 +38,9 @@ pub struct VmExperiment {
     /// Its first core, if it has cores of its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub core: Option<u32>,
+    /// What its pages contain, for same-page merging.
+    #[serde(default, skip_serializing_if = "Contents::is_nothing")]
+    pub contents: Contents,
     /// What runs in it; of its machines the one that is no control.
     pub experiment: Experiment,
 }
@@ -64,6 +72,12 @@ pub struct Fleet {
     /// What TLBs and what caches cost is told apart.
     #[serde(default = "yes")]
     pub apart: bool,
+    /// Pages of the same contents are merged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub merge: Option<MergeExperiment>,
+    /// VMs that move to other hosts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub migration: Vec<MigrationExperiment>,
     /// The VMs.
     pub vm: Vec<VmExperiment>,
 }
@@ -92,6 +106,8 @@ impl Default for Fleet {
             replacement: replacement(),
             swap: device(),
             apart: true,
+            merge: None,
+            migration: Vec::new(),
             vm: Vec::new(),
         }
     }
@@ -132,6 +148,16 @@ impl Fleet {
             host_bytes: (self.host_memory > 0).then_some(self.host_memory),
             replacement,
             device,
+            merging: self.merge.map(|merge| MergePlan {
+                pages: merge.pages,
+                sleep_ns: merge.sleep_ns as f64,
+                shares: self.vm.iter().map(|vm| (vm.name.clone(), vm.contents.shares())).collect(),
+            }),
+            migrations: self
+                .migration
+                .iter()
+                .map(MigrationExperiment::plan)
+                .collect::<Result<_>>()?,
             apart: self.apart,
             threads,
         })
@@ -189,9 +215,10 @@ impl Lab {
     /// # Errors
     /// See [`parse_vm`] and [`Lab::experiment`].
     pub fn vm(&self, text: &str, base: &Settings) -> Result<VmExperiment> {
-        let (name, core, settings) = parse_vm(text, base)?;
+        let (text, contents) = Contents::take(text)?;
+        let (name, core, settings) = parse_vm(&text, base)?;
         let experiment = self.experiment(&settings).with_context(|| format!("VM {name}"))?;
-        Ok(VmExperiment { name, core, experiment })
+        Ok(VmExperiment { name, core, contents, experiment })
     }
 
     /// The fleet of a configuration file.

@@ -28,6 +28,8 @@ mod check;
 mod experiment;
 mod fleet;
 mod guest;
+mod merging;
+mod migration;
 pub mod results;
 pub mod scheme;
 mod session;
@@ -40,8 +42,12 @@ pub use by_name::NAMES;
 pub use experiment::{Experiment, VERSION};
 pub use fleet::{Fleet, VM_KEYS, VmExperiment, parse_vm};
 pub use guest::RealGuest;
+pub use merging::{Contents, MERGE_KEYS, MergeExperiment};
+pub use migration::{MIGRATION_KEYS, MigrationExperiment};
 pub use nestwalk_capture::Step;
 pub use nestwalk_mm::{Fragmentation, FreeBlocks, PagePolicy};
+pub use nestwalk_sim::fleet::merging::MergingOutcome;
+pub use nestwalk_sim::fleet::migration::{Progress as MigrationProgress, Round as MigrationRound};
 pub use nestwalk_sim::fleet::{FleetOutcome, FleetProgress};
 pub use nestwalk_sim::{
     CompareError, Cut, DaemonTimes, GuestOutcome, MachineResult, Outcome, Progress, Verdict,

@@ -70,6 +70,14 @@ fn what_cannot_be_is_refused() {
         ("--vm a=uniform;vcpus=2 --cores 1", "the host has 1"),
         ("--vm a=uniform --replacement best", "there are lru, fifo, clock, two-lists"),
         ("--vm a=uniform --swap tape", "there are ssd, disk, zswap"),
+        ("--vm a=uniform --migrate b", "there is no such VM; there are a"),
+        ("--vm a=uniform --migrate a;link=0Gbit/s", "a link of no bandwidth"),
+        ("--vm a=uniform --migrate a;tracking=best", "there are write-protect"),
+        ("--vm a=uniform;machine=shadow --migrate a;tracking=pml", "tracking=write-protect"),
+        ("--vm a=uniform;zero=10", "from 0% to 100%"),
+        ("--vm a=uniform;zero=60%;common=60% --merge ksm", "100 % together"),
+        ("--vm a=uniform --merge uksm", "write ksm"),
+        ("--vm a=uniform;machine=colt --merge ksm", "take another machine"),
         ("--vm a=uniform --turn 0", "a turn has 1 instruction at least"),
         ("--vm a=uniform --host-memory 0", "a host has memory"),
         ("uniform --vm a=zipf", "each source stands in its VM"),
@@ -88,6 +96,69 @@ fn what_cannot_be_is_refused() {
     assert_eq!(ran.code, 2, "{}", ran.err);
     assert!(ran.err.contains("smaller than what cannot be taken back"), "{}", ran.err);
     assert_eq!(parse(&ran.out)["complete"], false);
+}
+
+/// A VM that moves is told in table and results, and the saved configuration repeats it.
+#[test]
+fn a_move_is_told_and_repeats() {
+    let lab = Lab::new();
+    let line = format!(
+        "compare {TWO} --not-apart --verify --migrate a;at=40k;link=2Tbit/s;latency=1us;max-downtime=20us;tracking=pml \
+         --migrate b;at=40k;link=2Tbit/s;mode=post-copy;latency=1us"
+    );
+    let table = lab.ok(&line);
+    for word in ["migration", "pre-copy", "post-copy", "pml", "completed", "down, ms"] {
+        assert!(table.contains(word), "{word}: {table}");
+    }
+    let first = lab.ok(&format!("{line} --output out --format json"));
+    let results = parse(&first);
+    for name in ["a", "b"] {
+        let vm = vm(&results, name);
+        assert_eq!(vm["migration"]["progress"], "completed");
+        assert_eq!(count(&vm["migration"], "lost_pages"), 0);
+        let part = |key| number(&vm["interference"], key);
+        let sum = ["own", "tlbs", "caches", "memory", "migration"].map(part).iter().sum::<f64>();
+        assert!((sum - part("total")).abs() < 1e-6 && part("migration") > 0.0);
+    }
+    let rounds = vm(&results, "a")["migration"]["rounds"].as_array().unwrap().len();
+    assert!(rounds >= 2, "{rounds}");
+    assert_eq!(lab.ok("run out/config.toml --format json --threads 3"), first);
+    // Without a move all else is as it is.
+    let without = lab.json(&format!("compare {TWO} --not-apart --verify"));
+    assert_eq!(vm(&without, "a")["alone"], vm(&results, "a")["alone"]);
+    assert!(vm(&without, "a").get("migration").is_none());
+}
+
+/// What merging saves is told in table and results, and the saved configuration repeats it.
+#[test]
+fn merging_is_told_and_repeats() {
+    let lab = Lab::new();
+    let vm_of = |name: &str, machine: &str| {
+        format!(
+            "--vm {name}=uniform:reads=0.99;machine={machine};footprint=8MiB;accesses=100k;zero=10%;common=50%"
+        )
+    };
+    let line = format!(
+        "compare {} {} --turn 50k --not-apart --verify --merge ksm;pages=200;sleep=1us",
+        vm_of("a", "nested"),
+        vm_of("b", "shadow")
+    );
+    let table = lab.ok(&line);
+    for word in ["merging  ", "frames are shared, which saves", "of these"] {
+        assert!(table.contains(word), "{word}: {table}");
+    }
+    let first = lab.ok(&format!("{line} --output out --format json"));
+    let results = parse(&first);
+    let host = &results["host"];
+    assert!(count(&host["merging"], "saved_bytes") > 1 << 20, "{host}");
+    assert_eq!(count(host, "frames_given_twice"), 0);
+    for name in ["a", "b"] {
+        let vm = vm(&results, name);
+        assert!(
+            count(&vm["merging"], "broken") > 10 && number(&vm["interference"], "merging") > 0.0
+        );
+    }
+    assert_eq!(lab.ok("run out/config.toml --format json --threads 2"), first);
 }
 
 /// The lectures' questions have the answers that closed forms give, where there are any.

@@ -190,6 +190,8 @@ fn exits_add_up_in_any_life() {
         ExitReason::ModeSwitch,
         ExitReason::HostMigration,
         ExitReason::Preempted,
+        ExitReason::WriteProtected,
+        ExitReason::PmlFull,
         // The profile's processor delivers interrupts without one.
         ExitReason::InterruptReceived,
     ];

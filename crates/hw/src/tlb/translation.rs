@@ -93,6 +93,18 @@ impl Translation {
     pub const fn is_dirty(self) -> bool {
         self.0 & Self::DIRTY != 0
     }
+    /// The same translation, of a page that may not be stored to.
+    #[inline]
+    #[must_use]
+    pub const fn read_only(self) -> Self {
+        Self(self.0 & !Self::WRITE)
+    }
+    /// The same translation, whose dirty bit is clear in the tables: a store walks to set it.
+    #[inline]
+    #[must_use]
+    pub const fn clean(self) -> Self {
+        Self(self.0 & !Self::DIRTY)
+    }
     /// Whether it stays when CR3 is loaded.
     #[inline]
     pub const fn is_global(self) -> bool {

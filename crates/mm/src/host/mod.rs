@@ -2,6 +2,7 @@
 
 pub(crate) mod compaction;
 pub(crate) mod daemons;
+mod merging;
 pub(crate) mod segment;
 mod shared;
 
@@ -15,6 +16,7 @@ use crate::placement_stats::PlacementStats;
 use crate::space::{Access, AddressSpace, Counters, Memory, SpaceConfig, Unobserved};
 use nestwalk_tables::Mode;
 use nestwalk_types::{Address, Gpa, Hpa, Hva, PageSize, Protection};
+use std::collections::BTreeSet;
 
 const GIB: u64 = 1 << 30;
 
@@ -78,6 +80,12 @@ pub struct HostMemory {
     pub(crate) daemons: Daemons,
     /// What is touched, if somebody reclaims.
     touches: Option<Box<shared::Touches>>,
+    /// What is mapped is mapped by base pages, whatever is behind it.
+    split: bool,
+    /// Numbers of the frames that hold tables of the VMM.
+    vmm_tables: BTreeSet<u64>,
+    /// Numbers of the guest's pages that are merged with others.
+    merged: BTreeSet<u64>,
 }
 
 impl HostMemory {
@@ -184,8 +192,18 @@ impl HostMemory {
         }
         placed.sort_by_key(|s| s.gpa);
         let daemons = Daemons::new(&config.daemons, policy, placement);
-        let (joined, touches) = (Vec::new(), None);
-        Ok(Self { memory, space, slots: placed, joined, compaction: None, daemons, touches })
+        Ok(Self {
+            memory,
+            space,
+            slots: placed,
+            joined: Vec::new(),
+            compaction: None,
+            daemons,
+            touches: None,
+            split: false,
+            vmm_tables: BTreeSet::new(),
+            merged: BTreeSet::new(),
+        })
     }
 
     /// The guest has new memory at `start`: its last memslot grows if it ends there, else there is
@@ -257,6 +275,9 @@ impl HostMemory {
     /// # Errors
     /// An address outside of every slot; no free frame.
     pub fn ensure(&mut self, gpa: Gpa) -> Result<HostPage, MmError> {
+        if let Some(page) = self.merged_page(gpa) {
+            return Ok(page);
+        }
         let hva = self.hva(gpa).ok_or_else(|| self.no_slot(gpa))?;
         let joined = self.memory.counters.promotions;
         let mapped = self.space.fault(&mut self.memory, hva, Access::WRITE, &mut Unobserved)?;
@@ -267,7 +288,7 @@ impl HostMemory {
         if let Some(touches) = &mut self.touches {
             touches.mapped(gpa, &page);
         }
-        Ok(self.as_known(gpa, page))
+        Ok(if self.split { shared::base_page(gpa, page) } else { self.as_known(gpa, page) })
     }
 
     /// The page as its users know it: of one that has just become larger, the 4 KiB that it was.
@@ -276,8 +297,7 @@ impl HostMemory {
         if self.joined.is_empty() || !self.joined.iter().any(known) {
             return page;
         }
-        let frame = page.frame.offset_by(gpa.offset_in(page.size)).align_down(PageSize::SIZE_4K);
-        HostPage { frame, size: PageSize::SIZE_4K, ..page }
+        shared::base_page(gpa, page)
     }
 
     /// The pages that have become larger since this was last asked, with their sizes. Their
@@ -350,6 +370,7 @@ impl HostMemory {
         let size = page.size.min(self.largest_page());
         let frame = page.frame.offset_by(gpa.offset_in(page.size)).align_down(size);
         let page = HostPage { frame, size, ..page };
+        self.merged.remove(&gpa.page_number());
         let (start, bytes) = (hva.align_down(size), size.bytes());
         self.space.unmap(&mut self.memory, start, bytes, &mut Unobserved)?;
         self.space.stays_mapped(start, bytes, Protection::READ_WRITE)?;
@@ -365,19 +386,24 @@ impl HostMemory {
     pub fn alloc_table(&mut self) -> Option<Hpa> {
         let table = self.memory.physical.alloc(0)?;
         self.memory.counters.add_table();
+        self.vmm_tables.insert(table.page_number());
         Some(table)
     }
     /// `2^order` contiguous frames for a table of the VMM that is longer than a page. Each may be
     /// given back by itself.
     pub fn alloc_tables(&mut self, order: u32) -> Option<Hpa> {
         let first = self.memory.physical.alloc(order)?;
-        (0..1u64 << order).for_each(|_| self.memory.counters.add_table());
+        for page in 0..1u64 << order {
+            self.memory.counters.add_table();
+            self.vmm_tables.insert(first.page_number() + page);
+        }
         Some(first)
     }
     /// Gives a frame of [`HostMemory::alloc_table`] back.
     pub fn free_table(&mut self, table: Hpa) {
         self.memory.physical.free(table, 0);
         self.memory.counters.table_frames -= 1;
+        self.vmm_tables.remove(&table.page_number());
     }
 }
 

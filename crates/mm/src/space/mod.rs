@@ -18,6 +18,7 @@ mod collapse;
 mod fault;
 mod fork;
 mod gather;
+mod merge;
 mod migrate;
 mod promote;
 mod region;
@@ -239,7 +240,9 @@ impl<O: Address> Memory<O> {
     }
     pub(crate) fn release(&mut self, frame: O, size: PageSize) {
         if self.zero_frame != Some(frame) {
-            self.counters.data_frames -= self.physical.release(frame, size.order());
+            // A frame that several VMs share is counted by the one that had it first.
+            let freed = self.physical.release(frame, size.order());
+            self.counters.data_frames = self.counters.data_frames.saturating_sub(freed);
         }
     }
     fn share(&mut self, frame: O, size: PageSize) {

@@ -1,7 +1,7 @@
 //! Several VMs on one host.
 
 use clap::Args as ClapArgs;
-use nestwalk_lab::Fleet;
+use nestwalk_lab::{Fleet, MERGE_KEYS, MIGRATION_KEYS};
 use nestwalk_sim::fleet::device::Device;
 use nestwalk_sim::fleet::replacement::Kind;
 
@@ -10,8 +10,8 @@ use nestwalk_sim::fleet::replacement::Kind;
 #[command(next_help_heading = "Several VMs on one host")]
 pub struct FleetArgs {
     /// A VM: 'NAME=SOURCE; machine=shadow:4k+4k; memory=4GiB; vcpus=2', given once for each; other
-    /// keys: core, footprint, accesses, seed. With it --host-memory is the memory that all of them
-    /// share
+    /// keys: core, footprint, accesses, seed, zero, common. With it --host-memory is the memory that
+    /// all of them share
     #[arg(long = "vm", value_name = "VM")]
     pub vms: Vec<String>,
     /// Cores of the host [default: as many as the VMs need]
@@ -29,9 +29,33 @@ pub struct FleetArgs {
     /// Where such pages go
     #[arg(long, value_name = "DEVICE", requires = "vms", help = devices())]
     pub swap: Option<String>,
+    /// Pages of the same contents are merged
+    #[arg(long, value_name = "HOW", requires = "vms", help = merging())]
+    pub merge: Option<String>,
+    /// A VM that moves to another host while it runs, given once for each
+    #[arg(long = "migrate", value_name = "MOVE", requires = "vms", help = migrations())]
+    pub migrations: Vec<String>,
     /// Do not tell apart what TLBs and what caches cost: half the work
     #[arg(long, requires = "vms")]
     pub not_apart: bool,
+}
+
+fn merging() -> String {
+    let keys = MERGE_KEYS.map(|(key, meaning)| format!("{key}, {meaning}"));
+    format!(
+        "Pages of the same contents are merged as Linux's KSM does it: 'ksm; pages=1000; sleep=1ms'. Keys: \
+         {}. What VMs' pages contain their keys `zero` and `common` state",
+        keys.join("; ")
+    )
+}
+
+fn migrations() -> String {
+    let keys = MIGRATION_KEYS.map(|(key, meaning)| format!("{key}, {meaning}"));
+    format!(
+        "A VM that moves to another host while it runs: 'NAME; at=20M; link=10Gbit/s; tracking=pml; \
+         max-downtime=1ms', given once for each. Keys: {}",
+        keys.join("; ")
+    )
 }
 
 fn replacements() -> String {

@@ -1,5 +1,8 @@
 //! `compare --vm`: several VMs on one host, and what neighbours cost each.
 
+mod merging;
+mod migrations;
+
 use crate::args::{CompareArgs, OutputArgs};
 use crate::formats::{self, Found};
 use crate::progress::{Amount, Phase, Phases};
@@ -7,7 +10,9 @@ use crate::screen::Screen;
 use crate::settings;
 use crate::signals::stop_on_signals;
 use anyhow::{Context, Result, anyhow, bail};
-use nestwalk_lab::{Fleet, FleetOutcome, FleetProgress, Settings, VERSION};
+use nestwalk_lab::{
+    Fleet, FleetOutcome, FleetProgress, MergeExperiment, MigrationExperiment, Settings, VERSION,
+};
 use nestwalk_report::{Align, Table, bytes, count, parse_bytes, parse_count};
 use serde_json::{Value, json};
 use std::cell::Cell;
@@ -39,6 +44,12 @@ pub fn compare(args: &CompareArgs, base: &Settings) -> Result<()> {
     }
     fleet.replacement = given.replacement.clone().unwrap_or(fleet.replacement);
     fleet.swap = given.swap.clone().unwrap_or(fleet.swap);
+    if let Some(text) = &given.merge {
+        fleet.merge = Some(MergeExperiment::parse(text).context("--merge")?);
+    }
+    for text in &given.migrations {
+        fleet.migration.push(MigrationExperiment::parse(text).context("--migrate")?);
+    }
     let base = Settings { host_memory: None, ..base.clone() };
     for vm in &given.vms {
         fleet.vm.push(lab.vm(vm, &base).context("--vm")?);
@@ -130,6 +141,13 @@ fn complete(outcome: FleetOutcome) -> Result<()> {
             told.unwrap_or_default()
         );
     }
+    let lost: u64 =
+        outcome.vms.iter().filter_map(|v| v.migration.as_ref()).map(|m| m.lost_pages).sum();
+    if lost > 0 {
+        bail!(
+            "{lost} pages were not as their VM had left them on its new host: the results cannot be trusted"
+        );
+    }
     match outcome.host.frames_given_twice {
         0 => Ok(()),
         n => bail!("{n} frames are behind pages of two VMs: the results cannot be trusted"),
@@ -173,6 +191,9 @@ impl Found for Results<'_> {
                 host.device, host.replacement
             );
         }
+        if let Some(merging) = &host.merging {
+            out += &merging::line(merging);
+        }
         for line in self.approximations() {
             out += &format!("note     {line}\n");
         }
@@ -180,6 +201,12 @@ impl Found for Results<'_> {
         out.push('\n');
         out += &self.interference(screen);
         out += &self.memory(screen);
+        if self.fleet.merge.is_some() {
+            out += &merging::table(self.outcome, screen);
+        }
+        if !self.fleet.migration.is_empty() {
+            out += &migrations::table(self.outcome, screen);
+        }
         out
     }
 }
@@ -221,7 +248,14 @@ impl Results<'_> {
         } else {
             table = table.column("shared\ncores", right);
         }
-        table = table.column("scarce\nmemory", right).column("total", right);
+        table = table.column("scarce\nmemory", right);
+        if self.fleet.merge.is_some() {
+            table = table.column("merging", right);
+        }
+        if !self.fleet.migration.is_empty() {
+            table = table.column("migration", right);
+        }
+        table = table.column("total", right);
         for vm in &self.outcome.vms {
             let i = &vm.interference;
             let percent = |x: f64| format!("{x:.1}");
@@ -238,6 +272,12 @@ impl Results<'_> {
             }
             row.push(percent(i.caches));
             row.push(if self.fleet.host_memory > 0 { percent(i.memory) } else { "-".into() });
+            if self.fleet.merge.is_some() {
+                row.push(percent(i.merging));
+            }
+            if !self.fleet.migration.is_empty() {
+                row.push(percent(i.migration));
+            }
             row.push(percent(i.total));
             table.row(row);
         }

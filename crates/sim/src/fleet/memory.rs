@@ -5,6 +5,7 @@ use super::replacement::{Page, Replacement};
 use crate::machine::Tenant;
 use crate::measure::counters::ExitReason;
 use crate::scheme::MachineError;
+use nestwalk_mm::HostMemory;
 use nestwalk_types::{Address, Control, Gpa, GuestBatch, PageSize};
 use rustc_hash::FxHashSet;
 use serde::Serialize;
@@ -96,6 +97,11 @@ impl Memory {
         self.spaces[vm].counts
     }
 
+    /// Numbers of the VM's pages that are on the device alone.
+    pub(super) fn pages_away(&self, vm: usize) -> impl Iterator<Item = u64> {
+        self.away.iter().filter(move |page| page.0 == vm as u32).map(|page| page.1)
+    }
+
     /// Counting begins.
     pub(super) fn counting_begins(&mut self) {
         self.spaces.iter_mut().for_each(|space| space.counts = SwapCounts::default());
@@ -140,19 +146,24 @@ impl Memory {
                 needed: (self.frames + self.high) << 12,
             });
         };
-        let mut taken = None;
+        let (mut taken, mut freed) = (None, None);
         reach(vm, &mut |mut tenant| {
             if let Some(page) = tenant.page(Gpa::new(gfn << 12)) {
+                // Others may have a merged page's frame.
+                let free = |host: &mut HostMemory| host.physical().free_frames();
+                let merged = tenant.host().filter(|h| h.is_merged(page.0)).map(free);
                 tenant.counters().host_pages_unmapped += 1;
                 if vm == running {
                     tenant.exits(ExitReason::HostMigration);
                 }
                 tenant.take_back(page.0)?;
                 taken = Some(page);
+                freed = merged.and_then(|before| Some(free(tenant.host()?) - before));
             }
             Ok(())
         })?;
-        Ok(taken.map_or(0, |(at, size)| self.swap_out(vm, at, size)))
+        let frames = taken.map_or(0, |(at, size)| self.swap_out(vm, at, size));
+        Ok(freed.unwrap_or(frames))
     }
 
     fn swap_out(&mut self, vm: u32, at: Gpa, size: PageSize) -> u64 {

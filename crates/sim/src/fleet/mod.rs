@@ -11,6 +11,8 @@
 pub mod device;
 mod feed;
 mod memory;
+pub mod merging;
+pub mod migration;
 mod outcome;
 mod pass;
 pub mod replacement;
@@ -28,6 +30,8 @@ use device::Device;
 use feed::Feed;
 use memory::Memory;
 pub use memory::SwapCounts;
+use merging::{MergePlan, Merging};
+use migration::{MigrationPlan, Migrations};
 use nestwalk_mm::{HostMemory, PagePolicy, PhysicalMemory, PlacementKind};
 use nestwalk_types::{Hpa, Source};
 pub use outcome::{FleetOutcome, HostOutcome, Interference, VmOutcome};
@@ -70,6 +74,10 @@ pub struct FleetPlan {
     pub replacement: Kind,
     /// Where to.
     pub device: Device,
+    /// Pages of the same contents are merged.
+    pub merging: Option<MergePlan>,
+    /// VMs that move to hosts of their own.
+    pub migrations: Vec<MigrationPlan>,
     /// VMs also run with TLBs shared and caches of their own, to tell what each costs.
     pub apart: bool,
     /// Worker threads.
@@ -90,6 +98,8 @@ impl Default for FleetPlan {
             host_bytes: None,
             replacement: Kind::default(),
             device: Device::default(),
+            merging: None,
+            migrations: Vec::new(),
             apart: true,
             threads: 1,
         }
@@ -282,10 +292,59 @@ fn stages(
         stages.push(together(fleet, members, places, (tlbs, plenty, false))?);
     }
     stages.push(together(fleet, members, places, (all, plenty, false))?);
-    if let Some(bytes) = fleet.host_bytes {
+    let (bytes, scarce) = (fleet.host_bytes.unwrap_or(plenty), fleet.host_bytes.is_some());
+    if scarce {
         stages.push(together(fleet, members, places, (all, bytes, true))?);
     }
+    if fleet.merging.is_some() {
+        let mut last = together(fleet, members, places, (all, bytes, scarce))?;
+        last.merging = merging(fleet, members, &mut last)?;
+        stages.push(last);
+    }
+    if !fleet.migrations.is_empty() {
+        let mut last = together(fleet, members, places, (all, bytes, scarce))?;
+        last.merging = merging(fleet, members, &mut last)?;
+        last.migrations = Some(migrations(fleet, members, &mut last)?);
+        stages.push(last);
+    }
     Ok(stages)
+}
+
+/// Same-page merging, if it is asked for.
+fn merging(
+    fleet: &FleetPlan,
+    members: &[Member],
+    stage: &mut Stage,
+) -> Result<Option<Box<Merging>>, FleetError> {
+    let Some(plan) = &fleet.merging else { return Ok(None) };
+    let shares = plan.check(members, stage)?;
+    Ok(Some(Box::new(Merging::new(plan.clone(), shares))))
+}
+
+/// The VMs that move, each with a machine on the host that it moves to.
+fn migrations(
+    fleet: &FleetPlan,
+    members: &[Member],
+    stage: &mut Stage,
+) -> Result<Box<Migrations>, FleetError> {
+    let mut all: Vec<(MigrationPlan, usize, Box<dyn DynMachine>)> = Vec::new();
+    for plan in &fleet.migrations {
+        let vm = plan.check(members)?;
+        let refuse = |why: &str| FleetError::Plan(format!("migration of {}: {why}", plan.vm));
+        if all.iter().any(|other| other.1 == vm) {
+            return Err(refuse("it is asked for twice; a VM moves once"));
+        }
+        if !stage.knows_base_pages(vm)? {
+            return Err(refuse(
+                "its TLBs hold several pages in an entry, which cannot tell which of them was stored \
+                 to; take another machine",
+            ));
+        }
+        all.push((plan.clone(), vm, machine(&members[vm], None)?));
+    }
+    let cores = stage.places.iter().map(|p| p.cores().end).max().unwrap_or(0);
+    let size = (members.len(), cores);
+    Ok(Box::new(Migrations::new(all, &members[0].plan.profile, size)))
 }
 
 fn machine(

@@ -1,6 +1,8 @@
 //! What came of a fleet.
 
 use super::memory::SwapCounts;
+use super::merging::{MergedCounts, MergingOutcome};
+use super::migration::MigrationOutcome;
 use super::stage::Stage;
 use super::{FleetError, FleetPlan, Member};
 use crate::compare::guests::GuestOutcome;
@@ -23,6 +25,12 @@ pub struct Interference {
     pub caches: f64,
     /// What a host that is short of memory adds.
     pub memory: f64,
+    /// What same-page merging adds: looking at pages, and frames of their own for those that are stored
+    /// to. Less if memory is scarce, since merged pages leave more of it.
+    pub merging: f64,
+    /// What moving VMs to other hosts adds: to log their stores, and to begin there with empty TLBs
+    /// and tables.
+    pub migration: f64,
     /// All together.
     pub total: f64,
 }
@@ -46,6 +54,12 @@ pub struct VmOutcome {
     pub resident_bytes: u64,
     /// What it and its host's swap did to each other.
     pub swap: SwapCounts,
+    /// What same-page merging did to it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub merging: Option<MergedCounts>,
+    /// What came of its move to another host, if it was to move.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub migration: Option<MigrationOutcome>,
     /// How long it waited for the device, in percent of its ideal run alone. It is no part of the
     /// overhead, which is work.
     pub waited_percent: f64,
@@ -73,6 +87,9 @@ pub struct HostOutcome {
     pub replacement: String,
     /// Device to swap to; empty likewise.
     pub device: String,
+    /// What same-page merging came to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub merging: Option<MergingOutcome>,
     /// Frames that were behind pages of two VMs, or free and behind a page. It must be 0.
     pub frames_given_twice: u64,
 }
@@ -118,6 +135,8 @@ pub(super) fn outcome(
         host.cores = last.places.iter().map(|p| p.cores().end).max().unwrap_or(0);
         host.cores = fleet.cores.unwrap_or(host.cores);
         host.bytes = last.host.as_ref().map_or(0, |h| h.physical.bytes());
+        let merged = last.merged_pages()?;
+        host.merging = last.merging.as_ref().map(|merging| merging.outcome(&merged));
         host.frames_given_twice = last.frames_given_twice()?.len() as u64;
     }
     Ok(FleetOutcome { vms, host, error })
@@ -131,7 +150,7 @@ const fn tables(result: &MachineResult) -> u64 {
 
 fn result(member: &Member, stage: &mut Stage, vm: usize) -> Result<MachineResult, FleetError> {
     let (profile, ideal) = (&member.plan.profile, member.ideal());
-    let made = stage.look(vm, |machine| {
+    let mut made = stage.look(vm, |machine| {
         let report = machine.report();
         let names = (machine.name(), member.spec.scheme.name);
         let mut made =
@@ -146,8 +165,15 @@ fn result(member: &Member, stage: &mut Stage, vm: usize) -> Result<MachineResult
         made.contiguity = report.contiguity.map(|s| ContiguityResult::new(machine.counters(), s));
         made.switching = report.switching;
         made
-    });
-    Ok(made?)
+    })?;
+    // The referee has watched on both hosts.
+    let before = stage.migrations.as_ref().and_then(|all| all.verdict(vm));
+    if let (Some(verdict), Some(before)) = (&mut made.referee, before) {
+        verdict.checked += before.checked;
+        verdict.violations += before.violations;
+        verdict.told.splice(0..0, before.told.iter().cloned());
+    }
+    Ok(made)
 }
 
 fn vm_outcome(
@@ -160,15 +186,19 @@ fn vm_outcome(
     let last = results.len() - 1;
     let own = percent(0);
     // The stages are: alone; TLBs, if they are told apart; caches as well; short of memory, if it
-    // is.
+    // is; with merging; with VMs that move, if any does.
     let caches = if fleet.apart { 2 } else { 1 };
+    let memory = caches + usize::from(fleet.host_bytes.is_some());
+    let merging = memory + usize::from(fleet.merging.is_some());
     let tlbs = if fleet.apart { percent(1) - own } else { 0.0 };
     let neighbours = percent(caches) - own;
     let interference = Interference {
         own,
         tlbs,
         caches: neighbours - tlbs,
-        memory: percent(last) - percent(caches),
+        memory: percent(memory) - percent(caches),
+        merging: percent(merging) - percent(memory),
+        migration: percent(last) - percent(merging),
         total: percent(last),
     };
     let touched = stages[0].look(vm, touched_bytes)?;
@@ -188,11 +218,23 @@ fn vm_outcome(
         touched_bytes: touched,
         resident_bytes: resident,
         swap,
+        merging: merged(stages, vm)?,
+        migration: stages[last].migrations.as_ref().and_then(|all| all.outcome(vm)),
         waited_percent: if ideal > 0.0 { 100.0 * waited / ideal } else { 0.0 },
         alone: results[0].clone(),
         together: results[last].clone(),
         guest: member.feed.outcome(),
     })
+}
+
+/// What merging did to a VM, in the last stage.
+fn merged(stages: &mut [Stage], vm: usize) -> Result<Option<MergedCounts>, FleetError> {
+    let Some(last) = stages.last_mut().filter(|last| last.merging.is_some()) else {
+        return Ok(None);
+    };
+    let pages = last.merged_pages()?;
+    let broken = last.machines[vm].tenant().map_or(0, |tenant| tenant.broken());
+    Ok(last.merging.as_ref().map(|merging| merging.counts((vm, broken), &pages)))
 }
 
 fn touched_bytes(machine: &mut Box<dyn crate::machine::DynMachine>) -> u64 {

@@ -65,10 +65,13 @@ impl<'a> Pass<'a> {
         let (slices, failed) = self.take(&mut members[vm], setting_up);
         let cores = self.places[vm].cores();
         let meets = |p: &Place| p.first < cores.end && cores.start < p.cores().end;
-        let contested = (0..members.len())
-            .any(|other| other != vm && !members[other].ended && meets(&self.places[other]));
+        let mut rivals: Vec<usize> = (0..members.len())
+            .filter(|other| *other != vm && !members[*other].ended && meets(&self.places[*other]))
+            .collect();
         let member = &mut members[vm];
-        let preempted = contested && !member.ended;
+        if member.ended {
+            rivals.clear();
+        }
         member.turns += u64::from(!setting_up);
         let name = member.name.clone();
         let wrong =
@@ -80,7 +83,7 @@ impl<'a> Pass<'a> {
             let counted = stage.counted(&begun);
             stage.begin_turn(vm)?;
             let done = slices.iter().try_for_each(|slice| stage.run(vm, slice));
-            stage.end_turn(vm, preempted)?;
+            stage.end_turn(vm, &rivals)?;
             stage.restore(counted)?;
             done
         })

@@ -1,13 +1,15 @@
 //! All VMs of a fleet on hosts that share more or less.
 
 use super::memory::Memory;
+use super::merging::{Merging, Token};
+use super::migration::Migrations;
 use crate::hardware::Hardware;
 use crate::hardware::exchange::{Shared, VPIDS};
 use crate::machine::{DynMachine, Tenant};
 use crate::measure::counters::{Counters, ExitReason};
 use crate::scheme::MachineError;
 use nestwalk_mm::{HostMemory, PhysicalMemory};
-use nestwalk_types::{Address, Control, GuestBatch, Hpa};
+use nestwalk_types::{Address, Control, Gpa, GuestBatch, Hpa};
 
 /// Where a VM runs.
 #[derive(Clone, Copy, Debug)]
@@ -93,6 +95,14 @@ pub(super) struct Stage {
     pub host: Option<Host>,
     /// The VM whose turn it is.
     current: Option<usize>,
+    /// VMs that have moved to hosts of their own.
+    pub departed: Vec<bool>,
+    /// VMs that move, if any does.
+    pub migrations: Option<Box<Migrations>>,
+    /// Same-page merging, if there is any.
+    pub merging: Option<Box<Merging>>,
+    /// Instructions of the VM when its turn began.
+    began: u64,
 }
 
 /// Whether the region of interest begins in it.
@@ -101,7 +111,7 @@ pub(super) fn begins_region(slice: &GuestBatch) -> bool {
 }
 
 /// Reaches a machine that was checked to be virtual.
-fn tenant(machine: &mut Box<dyn DynMachine>) -> Result<Tenant<'_>, MachineError> {
+pub(super) fn tenant(machine: &mut Box<dyn DynMachine>) -> Result<Tenant<'_>, MachineError> {
     let name = machine.name().to_owned();
     machine.tenant().ok_or(MachineError::NoTenant { machine: name })
 }
@@ -112,7 +122,17 @@ impl Stage {
         places: Vec<Place>,
         host: Option<Host>,
     ) -> Self {
-        Self { machines, places, host, current: None }
+        let departed = vec![false; machines.len()];
+        Self {
+            machines,
+            places,
+            host,
+            current: None,
+            departed,
+            migrations: None,
+            merging: None,
+            began: 0,
+        }
     }
 
     /// A turn of the VM begins.
@@ -120,7 +140,10 @@ impl Stage {
     /// # Errors
     /// It is no virtual machine.
     pub(super) fn begin_turn(&mut self, vm: usize) -> Result<(), MachineError> {
-        if let Some(host) = &mut self.host {
+        self.began = self.machines[vm].counters().instructions;
+        if let Some(host) = &mut self.host
+            && !self.departed[vm]
+        {
             let mut tenant = tenant(&mut self.machines[vm])?;
             host.exchange(&mut tenant, self.places[vm]);
             host.enter(vm, &mut tenant, self.places[vm]);
@@ -129,21 +152,23 @@ impl Stage {
         Ok(())
     }
 
-    /// Its turn ends; `preempted` if it would go on and another VM has its cores next.
+    /// Its turn ends, and others of `rivals` have its cores next, if it would go on.
     ///
     /// # Errors
     /// It is no virtual machine.
-    pub(super) fn end_turn(&mut self, vm: usize, preempted: bool) -> Result<(), MachineError> {
+    pub(super) fn end_turn(&mut self, vm: usize, rivals: &[usize]) -> Result<(), MachineError> {
+        self.turn_took(vm);
         if let Some(host) = &mut self.host
             && self.current.take() == Some(vm)
         {
             let mut tenant = tenant(&mut self.machines[vm])?;
             host.exchange(&mut tenant, self.places[vm]);
-            if preempted {
+            if rivals.iter().any(|rival| !self.departed[*rival]) {
                 tenant.exits(ExitReason::Preempted);
             }
         }
-        Ok(())
+        let ended = self.machines[vm].counters().instructions;
+        self.merge_pages(vm, ended.saturating_sub(self.began))
     }
 
     /// The VM whose turn it is does this.
@@ -151,16 +176,46 @@ impl Stage {
     /// # Errors
     /// The machine cannot go on, or the host has not enough memory.
     pub(super) fn run(&mut self, vm: usize, slice: &GuestBatch) -> Result<(), MachineError> {
-        let reclaims = self.host.as_ref().is_some_and(|h| h.memory.is_some());
-        if reclaims {
+        if !self.departed[vm] {
             self.make_room(vm)?;
         }
         self.machines[vm].run(slice)?;
         let memory = self.host.as_mut().and_then(|h| h.memory.as_mut());
-        if let Some(memory) = memory {
+        if let Some(memory) = memory
+            && !self.departed[vm]
+        {
             memory.ran(vm, slice, tenant(&mut self.machines[vm])?);
         }
+        self.stores_change_contents(vm, slice);
+        self.migrate(vm, slice)
+    }
+
+    /// The VM, whose turn it is and whose memory here is free, goes on on this machine, on a host of
+    /// its own.
+    ///
+    /// # Errors
+    /// It is no virtual machine.
+    pub(super) fn departs(
+        &mut self,
+        vm: usize,
+        there: Box<dyn DynMachine>,
+    ) -> Result<(), MachineError> {
+        let mut here = std::mem::replace(&mut self.machines[vm], there);
+        if let Some(host) = &mut self.host {
+            host.exchange(&mut tenant(&mut here)?, self.places[vm]);
+        }
+        self.current = None;
+        self.departed[vm] = true;
         Ok(())
+    }
+
+    /// Whether entries of the VM's TLBs are of a page each.
+    ///
+    /// # Errors
+    /// It is no virtual machine.
+    pub(super) fn knows_base_pages(&mut self, vm: usize) -> Result<bool, MachineError> {
+        let mut tenant = tenant(&mut self.machines[vm])?;
+        Ok(tenant.hardware().cores.iter().all(|core| core.coalesced.is_none()))
     }
 
     /// What was counted of these VMs so far.
@@ -184,15 +239,20 @@ impl Stage {
         if let Some(memory) = self.host.as_mut().and_then(|h| h.memory.as_mut()) {
             memory.counting_begins();
         }
+        self.migrations_count();
+        self.merging_counts();
     }
 
     fn make_room(&mut self, vm: usize) -> Result<(), MachineError> {
         let Some(host) = &mut self.host else { return Ok(()) };
         let Some(mut memory) = host.memory.take() else { return Ok(()) };
-        let (machines, places) = (&mut self.machines, &self.places);
+        let (machines, places, departed) = (&mut self.machines, &self.places, &self.departed);
         let free = tenant(&mut machines[vm])?.host().map_or(0, |h| h.physical().free_frames());
         let done = memory.make_room(vm as u32, free, &mut |other, act| {
             let other = other as usize;
+            if departed[other] {
+                return Ok(());
+            }
             if other == vm {
                 return act(tenant(&mut machines[vm])?);
             }
@@ -217,7 +277,9 @@ impl Stage {
         vm: usize,
         look: impl FnOnce(&mut Box<dyn DynMachine>) -> R,
     ) -> Result<R, MachineError> {
-        let Some(host) = &mut self.host else { return Ok(look(&mut self.machines[vm])) };
+        let Some(host) = self.host.as_mut().filter(|_| !self.departed[vm]) else {
+            return Ok(look(&mut self.machines[vm]));
+        };
         host.exchange(&mut tenant(&mut self.machines[vm])?, self.places[vm]);
         let seen = look(&mut self.machines[vm]);
         host.exchange(&mut tenant(&mut self.machines[vm])?, self.places[vm]);
@@ -225,21 +287,30 @@ impl Stage {
     }
 
     /// Frames that are behind pages of two VMs, or free and behind a page: each with a VM. None may
-    /// be.
+    /// be, but for merged pages of the same contents.
     ///
     /// # Errors
     /// A VM is none.
     pub(super) fn frames_given_twice(&mut self) -> Result<Vec<(usize, Hpa)>, MachineError> {
         let Some(host) = &self.host else { return Ok(Vec::new()) };
-        let mut owner: rustc_hash::FxHashMap<u64, usize> = rustc_hash::FxHashMap::default();
+        let merged = |vm: usize, gpa: Gpa| {
+            self.merging.as_ref().map(|m| m.contents.of(vm, gpa.page_number()))
+        };
+        let mut owner: rustc_hash::FxHashMap<u64, Option<Token>> = rustc_hash::FxHashMap::default();
         let mut twice = Vec::new();
         for (vm, machine) in self.machines.iter_mut().enumerate() {
+            if self.departed[vm] {
+                continue;
+            }
             let mut tenant = tenant(machine)?;
             let Some(memory) = tenant.host() else { continue };
-            HostMemory::each_page(memory, &mut |_, frame, bytes| {
+            HostMemory::each_page(memory, &mut |gpa, frame, bytes| {
+                let token = if memory.is_merged(gpa) { merged(vm, gpa) } else { None };
                 for n in frame.page_number()..frame.page_number() + (bytes >> 12) {
                     let at = Hpa::new(n << 12);
-                    if owner.insert(n, vm).is_some() || host.physical.is_free(at) {
+                    let other = owner.insert(n, token);
+                    let apart = other.is_some_and(|other| token.is_none() || other != token);
+                    if apart || host.physical.is_free(at) {
                         twice.push((vm, at));
                     }
                 }

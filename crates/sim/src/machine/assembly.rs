@@ -193,6 +193,7 @@ fn parts(build: MachineConfig) -> (String, Platform, Drive) {
         vcpu: VcpuId(0),
         interrupt_exits: build.profile.interrupts.exits(),
         deferred: false,
+        guard: None,
     };
     let drive = Drive::new(build.verify.then_some(build.name.as_str()));
     (build.name, platform, drive)

@@ -20,12 +20,12 @@ pub(super) struct Drive {
     pub(super) referee: Option<Referee>,
     /// By vCPU: the guest ran before the stream began, and the vCPU has loaded no root yet. Empty for
     /// guests that begin with it.
-    fresh: Vec<bool>,
+    pub(super) fresh: Vec<bool>,
     series: Series,
     looks: Snapshots,
     recorder: Option<Box<Recorder>>,
     /// What was counted before the region of interest.
-    before: Option<Box<Counters>>,
+    pub(super) before: Option<Box<Counters>>,
 }
 
 impl Drive {
@@ -345,6 +345,9 @@ impl Events<'_> {
     }
 
     fn control(&mut self, control: &Control) -> Result<(), MachineError> {
+        if self.platform.guard.is_some() {
+            self.kernel_stores(control)?;
+        }
         match *control {
             Control::RegionOfInterest => self.region_of_interest(),
             Control::OsWork { work, count } => {

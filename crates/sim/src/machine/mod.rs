@@ -8,6 +8,7 @@
 mod assembly;
 pub mod coverage;
 mod events;
+mod guarding;
 pub mod referee;
 mod tenant;
 
@@ -25,7 +26,7 @@ pub use assembly::Machine;
 use nestwalk_hw::{Caches, Profile, Translation};
 use nestwalk_mm::PlacementStats;
 use nestwalk_types::{Address, Gpa, GuestBatch, Hpa, Run};
-pub use tenant::Tenant;
+pub use tenant::{Life, Tenant};
 
 /// Walks that one access may need: each handled fault maps one more page, and a nested walk meets at
 /// most one fault for each of 5 guest tables and the page, each with a few more for the VMM's own
@@ -298,13 +299,18 @@ impl<S: Scheme, T: TlbFamily> Machine<S, T> {
     #[inline]
     fn resolve(&mut self, request: &Request) -> Result<Translation, MachineError> {
         self.before_walk(request)?;
-        match self.walk(request, false) {
-            Ok(translation) => Ok(translation),
+        let found = match self.walk(request, false) {
+            Ok(translation) => translation,
             Err(fault) => match self.after_fault(request, fault, false)? {
-                Some(translation) => Ok(translation),
-                None => Err(self.events().not_mapped(request)),
+                Some(translation) => translation,
+                None => return Err(self.events().not_mapped(request)),
             },
-        }
+        };
+        Ok(if self.platform.guard.is_some() {
+            self.events().guarded(request, found)
+        } else {
+            found
+        })
     }
 
     /// As [`Machine::resolve`], where no time is lost: one copy for all who ask. `None`: the access
@@ -328,6 +334,9 @@ impl<S: Scheme, T: TlbFamily> Machine<S, T> {
     fn before_walk(&mut self, request: &Request) -> Result<(), MachineError> {
         if self.platform.deferred {
             self.events().tell(Event::AccessMissed { request })?;
+        }
+        if request.write && self.platform.guard.is_some() {
+            self.events().before_store(request)?;
         }
         Ok(())
     }

@@ -7,7 +7,8 @@
 //! - the address used equals the composition (so no stale translation survives an invalidation that
 //!   the guest asked for),
 //! - the guest's tables permit the access, and the translation permits no more than they do,
-//! - the host gives no frame to two guest pages, and none that holds a table,
+//! - the host gives no frame to two guest pages that are not merged, and none that holds a table; merged
+//!   pages are not stored to,
 //! - the stream's own annotation agrees with the tables,
 //! - the counters add up.
 
@@ -122,6 +123,11 @@ impl Referee {
             None => self.violation(run, &format!("nothing is behind {gpa:?}")),
             Some(truth) if truth != used => {
                 self.violation(run, &format!("{gpa:?} is at {truth:?}, the machine used {used:?}"));
+            }
+            Some(_) if platform.host.as_ref().is_some_and(|h| h.is_merged(gpa)) => {
+                if flags.is_store() || given.write {
+                    self.violation(run, &format!("merged page {gpa:?} is, or may be, stored to"));
+                }
             }
             Some(truth) => self.own(run, gpa, truth),
         }

@@ -263,7 +263,8 @@ counters! {
         vmm_segment_loads: "count",
             "segments: loads of the VMM segment's registers, one for each entry into the VM";
         pages_moved: "4 KiB pages",
-            "pages that the host copied to make memory contiguous, or pages large";
+            "pages that the host copied to make memory contiguous, or pages large, or for stores to \
+             merged pages";
         balloon_pages: "4 KiB pages",
             "self-ballooning: pages that the guest gave to the VMM for contiguous memory";
         host_pages_scanned: "4 KiB pages", "daemons of the host: pages looked at";

@@ -3,6 +3,7 @@
 pub mod build;
 mod error;
 mod event;
+pub mod guard;
 pub mod options;
 mod platform;
 mod report;

@@ -1,5 +1,6 @@
 //! What hardware and software of a machine have in reach.
 
+use super::guard::Guard;
 use super::{Event, MachineError};
 use crate::hardware::Processor;
 use crate::measure::counters::ExitReason;
@@ -26,6 +27,8 @@ pub struct Platform {
     /// The guest's kernel has deferred updates of its tables: accesses that miss are an
     /// [`Event::AccessMissed`] until it has sent them.
     pub deferred: bool,
+    /// The host listens for stores.
+    pub guard: Option<Box<Guard>>,
 }
 
 impl Platform {

@@ -66,6 +66,9 @@ exit_reasons! {
         "another running vCPU called out of the guest to have its TLBs flushed";
     Preempted "preempted" Exit
         "a vCPU whose turn on its core is over: another VM of the host runs there";
+    WriteProtected "write_protected" Exit
+        "first store to a page that is write-protected to log which pages are stored to";
+    PmlFull "pml_full" Exit "a page-modification log is full: 512 pages were stored to";
     InterruptSent "interrupt_sent" Exit
         "a vCPU's store to the interrupt controller to interrupt another";
     InterruptReceived "interrupt_received" Exit
