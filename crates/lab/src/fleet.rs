@@ -14,7 +14,7 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 /// Keys of one VM and what they mean, in order.
-pub const VM_KEYS: [(&str, &str); 7] = [
+pub const VM_KEYS: [(&str, &str); 8] = [
     ("machine", "as in --machines; nested unless given"),
     ("memory", "guest memory, as in 4GiB"),
     ("vcpus", "vCPUs, each on a core of its own while the VM runs"),
@@ -22,6 +22,7 @@ pub const VM_KEYS: [(&str, &str); 7] = [
     ("footprint", "memory that a workload or pattern works on"),
     ("accesses", "accesses after set-up; 0 for all"),
     ("seed", "decides every random choice"),
+    ("async-faults", "on or off: the guest is told of pages that its host reads"),
 ];
 
 /// One VM of a fleet.
@@ -33,6 +34,9 @@ pub struct VmExperiment {
     /// Its first core, if it has cores of its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub core: Option<u32>,
+    /// Its guest is told of pages that its host reads, and runs another process meanwhile.
+    #[serde(default = "yes")]
+    pub async_faults: bool,
     /// What runs in it; of its machines the one that is no control.
     pub experiment: Experiment,
 }
@@ -138,12 +142,24 @@ impl Fleet {
     }
 }
 
-/// What one `NAME=SOURCE; key=value; ...` asks for, with all else as `base` has it: name, first
-/// core, settings.
+/// What one `NAME=SOURCE; key=value; ...` asks for.
+#[derive(Clone, Debug)]
+pub struct VmText {
+    /// Its name.
+    pub name: String,
+    /// Its first core.
+    pub core: Option<u32>,
+    /// As in [`VmExperiment`].
+    pub async_faults: bool,
+    /// What runs in it.
+    pub settings: Settings,
+}
+
+/// Reads one `NAME=SOURCE; key=value; ...`, with all else as `base` has it.
 ///
 /// # Errors
 /// It has no name or no source, or a key or value has no meaning.
-pub fn parse_vm(text: &str, base: &Settings) -> Result<(String, Option<u32>, Settings)> {
+pub fn parse_vm(text: &str, base: &Settings) -> Result<VmText> {
     let mut parts = text.split(';').map(str::trim);
     let first = parts.next().unwrap_or_default();
     let form = || {
@@ -158,7 +174,7 @@ pub fn parse_vm(text: &str, base: &Settings) -> Result<(String, Option<u32>, Set
         return Err(form());
     }
     let mut settings = Settings { sources, machines: "nested".into(), ..base.clone() };
-    let mut core = None;
+    let (mut core, mut async_faults) = (None, true);
     for part in parts.filter(|p| !p.is_empty()) {
         let (key, value) = part.split_once('=').ok_or_else(form)?;
         let (key, value) = (key.trim(), value.trim());
@@ -170,6 +186,7 @@ pub fn parse_vm(text: &str, base: &Settings) -> Result<(String, Option<u32>, Set
             "accesses" => settings.accesses = Some(parse_count(value).with_context(wrong)?),
             "vcpus" => settings.vcpus = Some(value.parse().with_context(wrong)?),
             "core" => core = Some(value.parse().with_context(wrong)?),
+            "async-faults" => async_faults = switch(value).with_context(wrong)?,
             "seed" => settings.seed = value.parse().with_context(wrong)?,
             _ => {
                 let known: Vec<&str> = VM_KEYS.iter().map(|k| k.0).collect();
@@ -180,7 +197,15 @@ pub fn parse_vm(text: &str, base: &Settings) -> Result<(String, Option<u32>, Set
     if settings.machines.contains(',') {
         bail!("VM {name}: machine {}: a VM is one machine", settings.machines);
     }
-    Ok((name.into(), core, settings))
+    Ok(VmText { name: name.into(), core, async_faults, settings })
+}
+
+fn switch(value: &str) -> Result<bool> {
+    match value {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => bail!("`{value}` is neither on nor off"),
+    }
 }
 
 impl Lab {
@@ -189,9 +214,9 @@ impl Lab {
     /// # Errors
     /// See [`parse_vm`] and [`Lab::experiment`].
     pub fn vm(&self, text: &str, base: &Settings) -> Result<VmExperiment> {
-        let (name, core, settings) = parse_vm(text, base)?;
+        let VmText { name, core, async_faults, settings } = parse_vm(text, base)?;
         let experiment = self.experiment(&settings).with_context(|| format!("VM {name}"))?;
-        Ok(VmExperiment { name, core, experiment })
+        Ok(VmExperiment { name, core, async_faults, experiment })
     }
 
     /// The fleet of a configuration file.
@@ -235,7 +260,8 @@ impl Lab {
                 .with_context(|| format!("VM {}", vm.name))?;
             let (plan, source) = opened.into_parts();
             let pinned = vm.core.map(|core| core as usize);
-            vms.push(Vm { name: vm.name.clone(), plan, source, pinned });
+            let (name, async_faults) = (vm.name.clone(), vm.async_faults);
+            vms.push(Vm { name, plan, source, pinned, async_faults });
         }
         Ok(fleet::run(&plan, vms, stop, progress)?)
     }
@@ -245,16 +271,16 @@ impl Lab {
 mod tests {
     use super::*;
 
-    fn parse(text: &str) -> Result<(String, Option<u32>, Settings)> {
+    fn parse(text: &str) -> Result<VmText> {
         parse_vm(text, &Settings::default())
     }
 
     #[test]
     fn a_vm_is_a_name_sources_and_keys() {
-        let (name, core, s) =
-            parse("db = gups zipf ; machine=shadow:4k+2m; memory=4GiB;vcpus=2; core=1; seed=7")
-                .unwrap();
-        assert_eq!((name.as_str(), core), ("db", Some(1)));
+        let text = "db = gups zipf ; machine=shadow:4k+2m; memory=4GiB;vcpus=2; core=1; seed=7";
+        let VmText { name, core, async_faults, settings: s } = parse(text).unwrap();
+        assert_eq!((name.as_str(), core, async_faults), ("db", Some(1), true));
+        assert!(!parse("a=gups; async-faults=off").unwrap().async_faults);
         assert_eq!(
             (s.sources, s.machines.as_str()),
             (vec!["gups".into(), "zipf".into()], "shadow:4k+2m")
@@ -270,6 +296,7 @@ mod tests {
             ("a=", "write NAME=SOURCE"),
             ("a=gups; memroy=1GiB", "no key `memroy`; there are machine, memory, vcpus"),
             ("a=gups; memory=x", "VM a: memory"),
+            ("a=gups; async-faults=maybe", "VM a: async-faults: `maybe` is neither on nor off"),
             ("a=gups; machine=nested,shadow", "a VM is one machine"),
         ] {
             let error = format!("{:#}", parse(text).unwrap_err());

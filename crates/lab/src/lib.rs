@@ -35,7 +35,7 @@ pub mod words;
 
 pub use anyhow::{Error, Result};
 pub use experiment::{Experiment, VERSION};
-pub use fleet::{Fleet, VM_KEYS, VmExperiment, parse_vm};
+pub use fleet::{Fleet, VM_KEYS, VmExperiment, VmText, parse_vm};
 pub use guest::RealGuest;
 pub use nestwalk_capture::Step;
 pub use nestwalk_mm::{Fragmentation, FreeBlocks, PagePolicy};

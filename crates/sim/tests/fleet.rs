@@ -44,7 +44,7 @@ fn workload(name: &str, vcpus: u8, seed: u64) -> Box<dyn Source> {
 }
 
 fn vm(name: &str, machine: &str, source: Box<dyn Source>) -> Vm {
-    Vm { name: name.into(), plan: plan(machine, 1), source, pinned: None }
+    Vm { name: name.into(), plan: plan(machine, 1), source, pinned: None, async_faults: true }
 }
 
 /// Turns so short that many fit.
@@ -206,6 +206,7 @@ fn the_referee_holds_while_pages_go_and_come_back() {
                 plan: Plan { pcids: random.below(2) == 0, ..plan(&machine, usize::from(vcpus)) },
                 source: workload(name, vcpus, random.below(1000)),
                 pinned: None,
+                async_faults: !(round + i).is_multiple_of(3),
             }
         };
         let vms: Vec<Vm> = (0..3u64).map(draw).collect();

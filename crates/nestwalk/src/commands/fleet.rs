@@ -255,12 +255,16 @@ impl Results<'_> {
             .column("pages\ntaken back", right)
             .column("written", right)
             .column("came\nback", right)
-            .column("waited, %", right);
+            .column("async\nfaults", right)
+            .column("waited, %", right)
+            .column("idle, %", right);
         let reclaims = self.fleet.host_memory > 0;
         for vm in &self.outcome.vms {
             let t = &vm.together.page_table_bytes;
             let of_swap = |n: u64| if reclaims { count(n) } else { "-".into() };
-            let waited = if reclaims { format!("{:.1}", vm.waited_percent) } else { "-".into() };
+            let share = |ns: f64| ns / vm.swap.halted_ns.max(f64::MIN_POSITIVE);
+            let idle = vm.waited_percent * share(vm.swap.idle_ns);
+            let percent = |x: f64| if reclaims { format!("{x:.1}") } else { "-".into() };
             table.row(vec![
                 vm.name.clone(),
                 bytes(vm.touched_bytes),
@@ -269,7 +273,9 @@ impl Results<'_> {
                 of_swap(vm.swap.taken_back),
                 of_swap(vm.swap.written),
                 of_swap(vm.swap.swapped_in),
-                waited,
+                of_swap(vm.swap.async_faults),
+                percent(vm.waited_percent),
+                percent(idle),
             ]);
         }
         table.drop_columns_from(0, "-");

@@ -1,5 +1,6 @@
 //! A host that is short of memory: what is touched, what goes, what comes back.
 
+use super::asynchronous::{Asynchronous, Came};
 use super::device::Device;
 use super::replacement::{Page, Replacement};
 use crate::machine::Tenant;
@@ -21,8 +22,18 @@ pub struct SwapCounts {
     pub stores: u64,
     /// Pages of 4 KiB that came back.
     pub swapped_in: u64,
-    /// How long the VM waited for them, in nanoseconds.
+    /// How long the device took for them, one after the other, in nanoseconds.
     pub waited_ns: f64,
+    /// Times that the guest was told that a page is away, so that it could run another process.
+    pub async_faults: u64,
+    /// Of these, those during which another process ran.
+    pub overtaken: u64,
+    /// Time of waits in which another process of the VM ran, in nanoseconds.
+    pub hidden_ns: f64,
+    /// Time of waits in which nothing of the VM ran on its core, in nanoseconds.
+    pub halted_ns: f64,
+    /// Of this, the time in which no other VM ran there either.
+    pub idle_ns: f64,
 }
 
 /// What one VM has in memory and on the device.
@@ -54,6 +65,8 @@ pub(super) struct Memory {
     away: FxHashSet<Page>,
     /// Frames that can be had for guests and tables.
     frames: u64,
+    /// Who waits, and what runs meanwhile.
+    pub waiting: Asynchronous,
 }
 
 fn set(bits: &mut Vec<u64>, n: u64) {
@@ -80,6 +93,7 @@ impl Memory {
         policy: Box<dyn Replacement<MachineError>>,
         device: Device,
         (vms, frames, slice): (usize, u64, u64),
+        waiting: Asynchronous,
     ) -> Self {
         Self {
             policy,
@@ -89,16 +103,20 @@ impl Memory {
             spaces: (0..vms).map(|_| Space::default()).collect(),
             away: FxHashSet::default(),
             frames,
+            waiting,
         }
     }
 
     pub(super) fn counts(&self, vm: usize) -> SwapCounts {
-        self.spaces[vm].counts
+        let mut counts = self.spaces[vm].counts;
+        self.waiting.count(vm, &mut counts);
+        counts
     }
 
     /// Counting begins.
     pub(super) fn counting_begins(&mut self) {
         self.spaces.iter_mut().for_each(|space| space.counts = SwapCounts::default());
+        self.waiting.counting_begins();
     }
 
     /// Takes pages back if fewer than enough frames are free for the next slice.
@@ -173,23 +191,26 @@ impl Memory {
     pub(super) fn ran(&mut self, vm: usize, slice: &GuestBatch, mut tenant: Tenant<'_>) {
         let fresh = tenant.host().map_or(Vec::new(), |h| h.take_touched());
         let largest = tenant.host().map_or(PageSize::SIZE_4K, |h| h.largest_page());
-        for (at, size) in fresh {
-            self.came(vm, at, size);
-        }
+        let came: Vec<Came> =
+            fresh.into_iter().filter_map(|(at, size)| self.came(vm, at, size)).collect();
         self.uses(vm, slice, largest);
+        self.waiting.ran(vm, slice, &came, &mut tenant);
     }
 
-    fn came(&mut self, vm: usize, at: Gpa, size: PageSize) {
+    /// Returns the page and how long it was waited for, if it was away.
+    fn came(&mut self, vm: usize, at: Gpa, size: PageSize) -> Option<Came> {
         let mut came = 0;
         for gfn in at.page_number()..at.page_number() + size.base_pages() {
             came += u64::from(self.away.remove(&(vm as u32, gfn)));
         }
-        let space = &mut self.spaces[vm];
-        if came > 0 {
-            space.counts.swapped_in += came;
-            space.counts.waited_ns += self.device.read(came << 12);
-        }
         self.policy.touched((vm as u32, at.page_number()));
+        let ns = self.device.read(came << 12);
+        let counts = &mut self.spaces[vm].counts;
+        (came > 0).then(|| {
+            counts.swapped_in += came;
+            counts.waited_ns += ns;
+            (at, size, ns)
+        })
     }
 
     /// Stores make pages dirty; an exact policy hears of all uses.

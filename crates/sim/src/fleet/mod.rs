@@ -8,6 +8,7 @@
 //! While a VM runs it has what is shared to itself ([`crate::hardware::exchange`]): one machine's
 //! hot path is that of a machine alone.
 
+mod asynchronous;
 pub mod device;
 mod feed;
 mod memory;
@@ -15,6 +16,7 @@ mod outcome;
 mod pass;
 pub mod replacement;
 mod stage;
+pub mod timeline;
 
 use crate::compare::guests::Guest;
 use crate::compare::spec::MachineSpec;
@@ -24,6 +26,7 @@ use crate::hardware::exchange::{Shared, VPIDS};
 use crate::machine::DynMachine;
 use crate::measure::counters::Counters;
 use crate::scheme::MachineError;
+use asynchronous::Asynchronous;
 use device::Device;
 use feed::Feed;
 use memory::Memory;
@@ -53,6 +56,8 @@ pub struct Vm {
     pub source: Box<dyn Source>,
     /// Its first core, if it has cores of its own; `None` to share the first ones with others.
     pub pinned: Option<usize>,
+    /// Its guest asks to be told of pages that its host reads, and runs another process meanwhile.
+    pub async_faults: bool,
 }
 
 /// How a host runs its VMs.
@@ -135,6 +140,7 @@ struct Member {
     source: String,
     feed: Feed,
     ideal: Box<dyn DynMachine>,
+    async_faults: bool,
     /// Its region of interest has begun.
     begun: bool,
     /// Its next event is an access of that.
@@ -160,7 +166,9 @@ pub fn run(
     let mut stages = stages(fleet, &members, &places)?;
     let slice = if fleet.host_bytes.is_some() { SHORT_SLICE } else { SLICE };
     let mut pass = Pass::new(fleet, &places, slice);
-    let error = pass.run(&mut members, &mut stages, stop, progress).err();
+    let ran = pass.run(&mut members, &mut stages, stop, progress);
+    let finished = stages.iter_mut().try_for_each(Stage::finish).map_err(FleetError::Host);
+    let error = ran.and(finished).err();
     outcome::outcome(fleet, &members, &mut stages, error)
 }
 
@@ -227,6 +235,7 @@ fn member(vm: Vm) -> Result<Member, FleetError> {
         plan: vm.plan,
         spec,
         ideal,
+        async_faults: vm.async_faults,
         begun: false,
         ready: false,
         ended: false,
@@ -334,7 +343,10 @@ fn together(
             .map(|h| h.pages.largest(first.plan.host_mode));
         let pages = largest.map(|size| size.base_pages()).max().unwrap_or(1);
         let slice = SHORT_SLICE as u64 * (pages + 8);
-        Memory::new(fleet.replacement.make(), fleet.device, (members.len(), frames, slice))
+        let told: Vec<bool> = members.iter().map(|m| m.async_faults).collect();
+        let waiting = Asynchronous::new(&first.plan.profile, places, &told);
+        let sizes = (members.len(), frames, slice);
+        Memory::new(fleet.replacement.make(), fleet.device, sizes, waiting)
     });
     let host = Host::new(shared, fleet.vpids, hardware, physical, memory);
     Ok(Stage::new(machines, places.to_vec(), Some(host)))

@@ -46,8 +46,8 @@ pub struct VmOutcome {
     pub resident_bytes: u64,
     /// What it and its host's swap did to each other.
     pub swap: SwapCounts,
-    /// How long it waited for the device, in percent of its ideal run alone. It is no part of the
-    /// overhead, which is work.
+    /// How long it waited for the device with nothing of it running meanwhile, in percent of its
+    /// ideal run alone. It is no part of the overhead, which is work.
     pub waited_percent: f64,
     /// Alone on the host.
     pub alone: MachineResult,
@@ -178,7 +178,7 @@ fn vm_outcome(
     let swap = memory.map_or(SwapCounts::default(), |memory| memory.counts(vm));
     let profile = &member.plan.profile;
     let ideal = Cycles::of(member.ideal(), profile).total();
-    let waited = profile.core.clock().cycles(swap.waited_ns);
+    let waited = profile.core.clock().cycles(swap.halted_ns);
     Ok(VmOutcome {
         name: member.name.clone(),
         source: member.source.clone(),

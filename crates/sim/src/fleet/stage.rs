@@ -138,6 +138,9 @@ impl Stage {
             && self.current.take() == Some(vm)
         {
             let mut tenant = tenant(&mut self.machines[vm])?;
+            if let Some(memory) = &mut host.memory {
+                memory.waiting.take_time(vm, &mut tenant);
+            }
             host.exchange(&mut tenant, self.places[vm]);
             if preempted {
                 tenant.exits(ExitReason::Preempted);
@@ -159,6 +162,31 @@ impl Stage {
         let memory = self.host.as_mut().and_then(|h| h.memory.as_mut());
         if let Some(memory) = memory {
             memory.ran(vm, slice, tenant(&mut self.machines[vm])?);
+            if let Some(loads) = memory.waiting.switches(vm, &mut tenant(&mut self.machines[vm])?) {
+                self.machines[vm].run(&loads)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// No VM goes on: what still waits has waited.
+    ///
+    /// # Errors
+    /// A VM cannot do what it owes.
+    pub(super) fn finish(&mut self) -> Result<(), MachineError> {
+        if let Some(memory) = self.host.as_mut().and_then(|h| h.memory.as_mut()) {
+            memory.waiting.finish();
+            for vm in 0..self.machines.len() {
+                self.begin_turn(vm)?;
+                let host = self.host.as_mut().and_then(|h| h.memory.as_mut());
+                let Some(memory) = host else { continue };
+                let mut tenant = tenant(&mut self.machines[vm])?;
+                let loads = memory.waiting.switches(vm, &mut tenant);
+                memory.waiting.halts(vm, &mut tenant);
+                let done = loads.map_or(Ok(()), |loads| self.machines[vm].run(&loads));
+                self.end_turn(vm, false)?;
+                done?;
+            }
         }
         Ok(())
     }

@@ -63,6 +63,12 @@ exit_reasons! {
         "another running vCPU called out of the guest to have its TLBs flushed";
     Preempted "preempted" Exit
         "a vCPU whose turn on its core is over: another VM of the host runs there";
+    PageReady "page_ready" Exit
+        "asynchronous page faults: a vCPU called out of the guest for the interrupt that a page is there";
+    PageReadyAck "page_ready_ack" Exit
+        "asynchronous page faults: the guest's store that acknowledges it";
+    Halted "halted" Exit
+        "asynchronous page faults: a vCPU with no process to run until the page is there";
     InterruptSent "interrupt_sent" Exit
         "a vCPU's store to the interrupt controller to interrupt another";
     InterruptReceived "interrupt_received" Exit
