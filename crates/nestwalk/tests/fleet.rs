@@ -41,7 +41,7 @@ fn scarce_memory_shows_and_repeats() {
     let plenty = lab.json(&format!("compare {TWO}"));
     // The host's kernel, and what the VMs touch.
     let most = ((33 << 20) + count(&plenty["host"], "touched_bytes") * 6 / 10) & !4095;
-    for policy in ["lru", "two-lists"] {
+    for policy in ["lru", "two-lists", "mglru", "working-set"] {
         let line = format!(
             "compare {TWO} --host-memory {most} --replacement {policy} --swap zswap --output out \
              --format json"
@@ -68,7 +68,10 @@ fn what_cannot_be_is_refused() {
         ("--vm a=uniform;colour=red", "no key `colour`"),
         ("--vm a=uniform --vm a=zipf", "two VMs have this name"),
         ("--vm a=uniform;vcpus=2 --cores 1", "the host has 1"),
-        ("--vm a=uniform --replacement best", "there are lru, fifo, clock, two-lists"),
+        (
+            "--vm a=uniform --replacement best",
+            "there are lru, fifo, clock, two-lists, mglru, working-set",
+        ),
         ("--vm a=uniform --swap tape", "there are ssd, disk, zswap"),
         ("--vm a=uniform --turn 0", "a turn has 1 instruction at least"),
         ("--vm a=uniform --host-memory 0", "a host has memory"),

@@ -210,7 +210,7 @@ fn the_referee_holds_while_pages_go_and_come_back() {
             }
         };
         let vms: Vec<Vm> = (0..3u64).map(draw).collect();
-        let (_, replacement, _) = Kind::ALL[round as usize % 4];
+        let (_, replacement, _) = Kind::ALL[round as usize % Kind::ALL.len()];
         let fleet = FleetPlan {
             host_bytes: Some((64 + random.below(24)) * MIB),
             replacement,

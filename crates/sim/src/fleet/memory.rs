@@ -194,6 +194,7 @@ impl Memory {
         let came: Vec<Came> =
             fresh.into_iter().filter_map(|(at, size)| self.came(vm, at, size)).collect();
         self.uses(vm, slice, largest);
+        self.policy.passed(vm as u32, slice.batch.instructions());
         self.waiting.ran(vm, slice, &came, &mut tenant);
     }
 

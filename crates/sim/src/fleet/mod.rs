@@ -346,7 +346,7 @@ fn together(
         let told: Vec<bool> = members.iter().map(|m| m.async_faults).collect();
         let waiting = Asynchronous::new(&first.plan.profile, places, &told);
         let sizes = (members.len(), frames, slice);
-        Memory::new(fleet.replacement.make(), fleet.device, sizes, waiting)
+        Memory::new(fleet.replacement.make(fleet.turn), fleet.device, sizes, waiting)
     });
     let host = Host::new(shared, fleet.vpids, hardware, physical, memory);
     Ok(Stage::new(machines, places.to_vec(), Some(host)))
