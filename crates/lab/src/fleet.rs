@@ -27,6 +27,8 @@ pub const VM_KEYS: [(&str, &str); 9] = [
     ("seed", "decides every random choice"),
     ("zero", "pages of zeros, for --merge: a share, as in 10%"),
     ("common", "pages that other VMs with such pages have, too, for --merge: a share"),
+    ("async-faults", "on or off: the guest is told of pages that its host reads"),
+    ("reporting", "on or off: the guest reports free memory to its host"),
 ];
 
 /// One VM of a fleet.
@@ -41,6 +43,12 @@ pub struct VmExperiment {
     /// What its pages contain, for same-page merging.
     #[serde(default, skip_serializing_if = "Contents::is_nothing")]
     pub contents: Contents,
+    /// Its guest is told of pages that its host reads, and runs another process meanwhile.
+    #[serde(default = "yes")]
+    pub async_faults: bool,
+    /// Its guest reports free memory to its host.
+    #[serde(default)]
+    pub reporting: bool,
     /// What runs in it; of its machines the one that is no control.
     pub experiment: Experiment,
 }
@@ -164,12 +172,26 @@ impl Fleet {
     }
 }
 
-/// What one `NAME=SOURCE; key=value; ...` asks for, with all else as `base` has it: name, first
-/// core, settings.
+/// What one `NAME=SOURCE; key=value; ...` asks for.
+#[derive(Clone, Debug)]
+pub struct VmText {
+    /// Its name.
+    pub name: String,
+    /// Its first core.
+    pub core: Option<u32>,
+    /// As in [`VmExperiment`].
+    pub async_faults: bool,
+    /// As in [`VmExperiment`].
+    pub reporting: bool,
+    /// What runs in it.
+    pub settings: Settings,
+}
+
+/// Reads one `NAME=SOURCE; key=value; ...`, with all else as `base` has it.
 ///
 /// # Errors
 /// It has no name or no source, or a key or value has no meaning.
-pub fn parse_vm(text: &str, base: &Settings) -> Result<(String, Option<u32>, Settings)> {
+pub fn parse_vm(text: &str, base: &Settings) -> Result<VmText> {
     let mut parts = text.split(';').map(str::trim);
     let first = parts.next().unwrap_or_default();
     let form = || {
@@ -184,7 +206,7 @@ pub fn parse_vm(text: &str, base: &Settings) -> Result<(String, Option<u32>, Set
         return Err(form());
     }
     let mut settings = Settings { sources, machines: "nested".into(), ..base.clone() };
-    let mut core = None;
+    let (mut core, mut async_faults, mut reporting) = (None, true, false);
     for part in parts.filter(|p| !p.is_empty()) {
         let (key, value) = part.split_once('=').ok_or_else(form)?;
         let (key, value) = (key.trim(), value.trim());
@@ -196,6 +218,8 @@ pub fn parse_vm(text: &str, base: &Settings) -> Result<(String, Option<u32>, Set
             "accesses" => settings.accesses = Some(parse_count(value).with_context(wrong)?),
             "vcpus" => settings.vcpus = Some(value.parse().with_context(wrong)?),
             "core" => core = Some(value.parse().with_context(wrong)?),
+            "async-faults" => async_faults = switch(value).with_context(wrong)?,
+            "reporting" => reporting = switch(value).with_context(wrong)?,
             "seed" => settings.seed = value.parse().with_context(wrong)?,
             _ => {
                 let known: Vec<&str> = VM_KEYS.iter().map(|k| k.0).collect();
@@ -206,7 +230,15 @@ pub fn parse_vm(text: &str, base: &Settings) -> Result<(String, Option<u32>, Set
     if settings.machines.contains(',') {
         bail!("VM {name}: machine {}: a VM is one machine", settings.machines);
     }
-    Ok((name.into(), core, settings))
+    Ok(VmText { name: name.into(), core, async_faults, reporting, settings })
+}
+
+fn switch(value: &str) -> Result<bool> {
+    match value {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => bail!("`{value}` is neither on nor off"),
+    }
 }
 
 impl Lab {
@@ -216,9 +248,9 @@ impl Lab {
     /// See [`parse_vm`] and [`Lab::experiment`].
     pub fn vm(&self, text: &str, base: &Settings) -> Result<VmExperiment> {
         let (text, contents) = Contents::take(text)?;
-        let (name, core, settings) = parse_vm(&text, base)?;
+        let VmText { name, core, async_faults, reporting, settings } = parse_vm(&text, base)?;
         let experiment = self.experiment(&settings).with_context(|| format!("VM {name}"))?;
-        Ok(VmExperiment { name, core, contents, experiment })
+        Ok(VmExperiment { name, core, contents, async_faults, reporting, experiment })
     }
 
     /// The fleet of a configuration file.
@@ -263,7 +295,8 @@ impl Lab {
                     .with_context(|| format!("VM {}", vm.name))?;
             let (plan, source) = opened.into_parts();
             let pinned = vm.core.map(|core| core as usize);
-            vms.push(Vm { name: vm.name.clone(), plan, source, pinned });
+            let VmExperiment { async_faults, reporting, .. } = *vm;
+            vms.push(Vm { name: vm.name.clone(), plan, source, pinned, async_faults, reporting });
         }
         Ok(fleet::run(&plan, vms, stop, progress)?)
     }
@@ -273,16 +306,17 @@ impl Lab {
 mod tests {
     use super::*;
 
-    fn parse(text: &str) -> Result<(String, Option<u32>, Settings)> {
+    fn parse(text: &str) -> Result<VmText> {
         parse_vm(text, &Settings::default())
     }
 
     #[test]
     fn a_vm_is_a_name_sources_and_keys() {
-        let (name, core, s) =
-            parse("db = gups zipf ; machine=shadow:4k+2m; memory=4GiB;vcpus=2; core=1; seed=7")
-                .unwrap();
-        assert_eq!((name.as_str(), core), ("db", Some(1)));
+        let text = "db = gups zipf ; machine=shadow:4k+2m; memory=4GiB;vcpus=2; core=1; seed=7";
+        let VmText { name, core, async_faults, reporting, settings: s } = parse(text).unwrap();
+        assert_eq!((name.as_str(), core, async_faults, reporting), ("db", Some(1), true, false));
+        assert!(!parse("a=gups; async-faults=off").unwrap().async_faults);
+        assert!(parse("a=gups; reporting=on").unwrap().reporting);
         assert_eq!(
             (s.sources, s.machines.as_str()),
             (vec!["gups".into(), "zipf".into()], "shadow:4k+2m")
@@ -298,6 +332,7 @@ mod tests {
             ("a=", "write NAME=SOURCE"),
             ("a=gups; memroy=1GiB", "no key `memroy`; there are machine, memory, vcpus"),
             ("a=gups; memory=x", "VM a: memory"),
+            ("a=gups; async-faults=maybe", "VM a: async-faults: `maybe` is neither on nor off"),
             ("a=gups; machine=nested,shadow", "a VM is one machine"),
         ] {
             let error = format!("{:#}", parse(text).unwrap_err());

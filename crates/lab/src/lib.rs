@@ -40,7 +40,7 @@ pub mod words;
 pub use anyhow::{Error, Result};
 pub use by_name::NAMES;
 pub use experiment::{Experiment, VERSION};
-pub use fleet::{Fleet, VM_KEYS, VmExperiment, parse_vm};
+pub use fleet::{Fleet, VM_KEYS, VmExperiment, VmText, parse_vm};
 pub use guest::RealGuest;
 pub use merging::{Contents, MERGE_KEYS, MergeExperiment};
 pub use migration::{MIGRATION_KEYS, MigrationExperiment};

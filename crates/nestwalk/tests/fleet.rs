@@ -41,7 +41,7 @@ fn scarce_memory_shows_and_repeats() {
     let plenty = lab.json(&format!("compare {TWO}"));
     // The host's kernel, and what the VMs touch.
     let most = ((33 << 20) + count(&plenty["host"], "touched_bytes") * 6 / 10) & !4095;
-    for policy in ["lru", "two-lists"] {
+    for policy in ["lru", "two-lists", "mglru", "working-set"] {
         let line = format!(
             "compare {TWO} --host-memory {most} --replacement {policy} --swap zswap --output out \
              --format json"
@@ -68,7 +68,13 @@ fn what_cannot_be_is_refused() {
         ("--vm a=uniform;colour=red", "no key `colour`"),
         ("--vm a=uniform --vm a=zipf", "two VMs have this name"),
         ("--vm a=uniform;vcpus=2 --cores 1", "the host has 1"),
-        ("--vm a=uniform --replacement best", "there are lru, fifo, clock, two-lists"),
+        ("--vm a=uniform;reporting=on", "give it --host-memory"),
+        ("--vm a=words;reporting=on --host-memory 1GiB", "name pages of a modelled guest"),
+        ("--vm a=uniform;async-faults=1", "neither on nor off"),
+        (
+            "--vm a=uniform --replacement best",
+            "there are lru, fifo, clock, two-lists, mglru, working-set",
+        ),
         ("--vm a=uniform --swap tape", "there are ssd, disk, zswap"),
         ("--vm a=uniform --migrate b", "there is no such VM; there are a"),
         ("--vm a=uniform --migrate a;link=0Gbit/s", "a link of no bandwidth"),

@@ -148,6 +148,10 @@ fn complete(outcome: FleetOutcome) -> Result<()> {
             "{lost} pages were not as their VM had left them on its new host: the results cannot be trusted"
         );
     }
+    let lost: u64 = outcome.vms.iter().map(|v| v.swap.lost).sum();
+    if lost > 0 {
+        bail!("{lost} pages were used after they were given away: the results cannot be trusted");
+    }
     match outcome.host.frames_given_twice {
         0 => Ok(()),
         n => bail!("{n} frames are behind pages of two VMs: the results cannot be trusted"),
@@ -295,12 +299,18 @@ impl Results<'_> {
             .column("pages\ntaken back", right)
             .column("written", right)
             .column("came\nback", right)
-            .column("waited, %", right);
+            .column("reported\nfree", right)
+            .column("async\nfaults", right)
+            .column("waited, %", right)
+            .column("idle, %", right);
         let reclaims = self.fleet.host_memory > 0;
+        let reports = self.fleet.vm.iter().any(|vm| vm.reporting);
         for vm in &self.outcome.vms {
             let t = &vm.together.page_table_bytes;
             let of_swap = |n: u64| if reclaims { count(n) } else { "-".into() };
-            let waited = if reclaims { format!("{:.1}", vm.waited_percent) } else { "-".into() };
+            let share = |ns: f64| ns / vm.swap.halted_ns.max(f64::MIN_POSITIVE);
+            let idle = vm.waited_percent * share(vm.swap.idle_ns);
+            let percent = |x: f64| if reclaims { format!("{x:.1}") } else { "-".into() };
             table.row(vec![
                 vm.name.clone(),
                 bytes(vm.touched_bytes),
@@ -309,7 +319,10 @@ impl Results<'_> {
                 of_swap(vm.swap.taken_back),
                 of_swap(vm.swap.written),
                 of_swap(vm.swap.swapped_in),
-                waited,
+                if reports { count(vm.swap.reported) } else { "-".into() },
+                of_swap(vm.swap.async_faults),
+                percent(vm.waited_percent),
+                percent(idle),
             ]);
         }
         table.drop_columns_from(0, "-");

@@ -8,6 +8,7 @@
 //! While a VM runs it has what is shared to itself ([`crate::hardware::exchange`]): one machine's
 //! hot path is that of a machine alone.
 
+mod asynchronous;
 pub mod device;
 mod feed;
 mod memory;
@@ -16,7 +17,9 @@ pub mod migration;
 mod outcome;
 mod pass;
 pub mod replacement;
+mod reporting;
 mod stage;
+pub mod timeline;
 
 use crate::compare::guests::Guest;
 use crate::compare::spec::MachineSpec;
@@ -26,6 +29,7 @@ use crate::hardware::exchange::{Shared, VPIDS};
 use crate::machine::DynMachine;
 use crate::measure::counters::Counters;
 use crate::scheme::MachineError;
+use asynchronous::Asynchronous;
 use device::Device;
 use feed::Feed;
 use memory::Memory;
@@ -57,6 +61,10 @@ pub struct Vm {
     pub source: Box<dyn Source>,
     /// Its first core, if it has cores of its own; `None` to share the first ones with others.
     pub pinned: Option<usize>,
+    /// Its guest asks to be told of pages that its host reads, and runs another process meanwhile.
+    pub async_faults: bool,
+    /// Its guest reports free memory to a host that is short of it.
+    pub reporting: bool,
 }
 
 /// How a host runs its VMs.
@@ -145,6 +153,7 @@ struct Member {
     source: String,
     feed: Feed,
     ideal: Box<dyn DynMachine>,
+    async_faults: bool,
     /// Its region of interest has begun.
     begun: bool,
     /// Its next event is an access of that.
@@ -170,7 +179,9 @@ pub fn run(
     let mut stages = stages(fleet, &members, &places)?;
     let slice = if fleet.host_bytes.is_some() { SHORT_SLICE } else { SLICE };
     let mut pass = Pass::new(fleet, &places, slice);
-    let error = pass.run(&mut members, &mut stages, stop, progress).err();
+    let ran = pass.run(&mut members, &mut stages, stop, progress);
+    let finished = stages.iter_mut().try_for_each(Stage::finish).map_err(FleetError::Host);
+    let error = ran.and(finished).err();
     outcome::outcome(fleet, &members, &mut stages, error)
 }
 
@@ -186,6 +197,13 @@ fn places(fleet: &FleetPlan, vms: &[Vm]) -> Result<Vec<Place>, FleetError> {
         if vms[..i].iter().any(|other| other.name == vm.name) {
             return Err(plan(format!(
                 "VM {}: two VMs have this name; each needs its own",
+                vm.name
+            )));
+        }
+        if vm.reporting && fleet.host_bytes.is_none() {
+            return Err(plan(format!(
+                "VM {}: reporting: the host takes back what is free where it is short of memory; give it \
+                 --host-memory, or leave it out",
                 vm.name
             )));
         }
@@ -229,14 +247,22 @@ fn member(vm: Vm) -> Result<Member, FleetError> {
     };
     let info = vm.source.info();
     let guest = Guest::new(&vm.plan, &spec, &info).map_err(wrong)?;
+    if vm.reporting && guest.physical().is_none() {
+        return Err(FleetError::Plan(format!(
+            "VM {}: reporting: a recording does not say what its kernel has free; name pages of a \
+             modelled guest, as in machine={}:4k+4k, or leave it out",
+            vm.name, spec.scheme.name
+        )));
+    }
     let ideal = compare::machine(&vm.plan, control).map_err(wrong)?;
     Ok(Member {
-        feed: Feed::new(vm.source, guest, spec.guest),
+        feed: Feed::new(vm.source, guest, spec.guest, vm.reporting),
         name: vm.name,
         source: info.name,
         plan: vm.plan,
         spec,
         ideal,
+        async_faults: vm.async_faults,
         begun: false,
         ready: false,
         ended: false,
@@ -393,7 +419,10 @@ fn together(
             .map(|h| h.pages.largest(first.plan.host_mode));
         let pages = largest.map(|size| size.base_pages()).max().unwrap_or(1);
         let slice = SHORT_SLICE as u64 * (pages + 8);
-        Memory::new(fleet.replacement.make(), fleet.device, (members.len(), frames, slice))
+        let told: Vec<bool> = members.iter().map(|m| m.async_faults).collect();
+        let waiting = Asynchronous::new(&first.plan.profile, places, &told);
+        let sizes = (members.len(), frames, slice);
+        Memory::new(fleet.replacement.make(fleet.turn), fleet.device, sizes, waiting)
     });
     let host = Host::new(shared, fleet.vpids, hardware, physical, memory);
     Ok(Stage::new(machines, places.to_vec(), Some(host)))

@@ -60,8 +60,8 @@ pub struct VmOutcome {
     /// What came of its move to another host, if it was to move.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub migration: Option<MigrationOutcome>,
-    /// How long it waited for the device, in percent of its ideal run alone. It is no part of the
-    /// overhead, which is work.
+    /// How long it waited for the device with nothing of it running meanwhile, in percent of its
+    /// ideal run alone. It is no part of the overhead, which is work.
     pub waited_percent: f64,
     /// Alone on the host.
     pub alone: MachineResult,
@@ -208,7 +208,7 @@ fn vm_outcome(
     let swap = memory.map_or(SwapCounts::default(), |memory| memory.counts(vm));
     let profile = &member.plan.profile;
     let ideal = Cycles::of(member.ideal(), profile).total();
-    let waited = profile.core.clock().cycles(swap.waited_ns);
+    let waited = profile.core.clock().cycles(swap.halted_ns);
     Ok(VmOutcome {
         name: member.name.clone(),
         source: member.source.clone(),

@@ -162,6 +162,9 @@ impl Stage {
             && self.current.take() == Some(vm)
         {
             let mut tenant = tenant(&mut self.machines[vm])?;
+            if let Some(memory) = &mut host.memory {
+                memory.waiting.take_time(vm, &mut tenant);
+            }
             host.exchange(&mut tenant, self.places[vm]);
             if rivals.iter().any(|rival| !self.departed[*rival]) {
                 tenant.exits(ExitReason::Preempted);
@@ -185,9 +188,48 @@ impl Stage {
             && !self.departed[vm]
         {
             memory.ran(vm, slice, tenant(&mut self.machines[vm])?);
+            if let Some(loads) = memory.waiting.switches(vm, &mut tenant(&mut self.machines[vm])?) {
+                self.machines[vm].run(&loads)?;
+            }
         }
         self.stores_change_contents(vm, slice);
         self.migrate(vm, slice)
+    }
+
+    /// The guest of the VM whose turn it is reports that these blocks of 2 MiB are free.
+    ///
+    /// # Errors
+    /// The machine cannot go on.
+    pub(super) fn reported(&mut self, vm: usize, blocks: &[Gpa]) -> Result<(), MachineError> {
+        match self.host.as_mut().and_then(|h| h.memory.as_mut()) {
+            Some(memory) if !blocks.is_empty() && !self.departed[vm] => {
+                memory.reported(vm, blocks, tenant(&mut self.machines[vm])?)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// No VM goes on: what still waits has waited.
+    ///
+    /// # Errors
+    /// A VM cannot do what it owes.
+    pub(super) fn finish(&mut self) -> Result<(), MachineError> {
+        if let Some(memory) = self.host.as_mut().and_then(|h| h.memory.as_mut()) {
+            memory.waiting.finish();
+            let departed = self.departed.clone();
+            for vm in (0..self.machines.len()).filter(|vm| !departed[*vm]) {
+                self.begin_turn(vm)?;
+                let host = self.host.as_mut().and_then(|h| h.memory.as_mut());
+                let Some(memory) = host else { continue };
+                let mut tenant = tenant(&mut self.machines[vm])?;
+                let loads = memory.waiting.switches(vm, &mut tenant);
+                memory.waiting.halts(vm, &mut tenant);
+                let done = loads.map_or(Ok(()), |loads| self.machines[vm].run(&loads));
+                self.end_turn(vm, &[])?;
+                done?;
+            }
+        }
+        Ok(())
     }
 
     /// The VM, whose turn it is and whose memory here is free, goes on on this machine, on a host of

@@ -279,6 +279,8 @@ counters! {
             "daemons of the host: large pages made of small ones where they lay (Translation \
              Ranger)";
         host_faults: "count", "page faults of the host kernel for guest RAM";
+        async_faults: "count",
+            "asynchronous page faults: times that the guest was told that its host reads a page";
         host_pages_cleared: "4 KiB pages", "memory that the host kernel cleared";
         nested_fills: "count",
             "entries that the VMM stored to nested tables, prefetched ones not included";

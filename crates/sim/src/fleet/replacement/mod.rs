@@ -6,12 +6,16 @@
 mod clock;
 mod fifo;
 mod lru;
+mod mglru;
 mod two_lists;
+mod working_set;
 
 pub use clock::Clock;
 pub use fifo::Fifo;
 pub use lru::Lru;
+pub use mglru::Mglru;
 pub use two_lists::TwoLists;
+pub use working_set::WorkingSet;
 
 /// A page of guest memory: the number of its VM, and its first guest frame number.
 pub type Page = (u32, u64);
@@ -31,6 +35,9 @@ pub trait Replacement<E>: Send {
     /// [`Replacement::is_exact`].
     fn used(&mut self, _page: Page) {}
 
+    /// A VM has run so many instructions.
+    fn passed(&mut self, _vm: u32, _instructions: u64) {}
+
     /// It must hear of every use, which no hardware tells: an ideal to hold others against.
     fn is_exact(&self) -> bool {
         false
@@ -41,6 +48,9 @@ pub trait Replacement<E>: Send {
     /// # Errors
     /// As [`Used`].
     fn victim(&mut self, used: &mut Used<'_, E>) -> Result<Option<Page>, E>;
+
+    /// Pages that are no more, of which `stays` says false, are forgotten.
+    fn retain(&mut self, stays: &mut dyn FnMut(Page) -> bool);
 
     /// Pages that it knows.
     fn len(&self) -> usize;
@@ -63,15 +73,21 @@ pub enum Kind {
     Clock,
     /// Linux's active and inactive lists.
     TwoLists,
+    /// Linux's generations.
+    Mglru,
+    /// One that is in no VM's working set, as far as sampling tells.
+    WorkingSet,
 }
 
 impl Kind {
     /// Names on the command line and what they mean, in order.
-    pub const ALL: [(&'static str, Self, &'static str); 4] = [
+    pub const ALL: [(&'static str, Self, &'static str); 6] = [
         ("lru", Self::Lru, "exactly the least recently used page, which no hardware can tell"),
         ("fifo", Self::Fifo, "the page that was touched first"),
         ("clock", Self::Clock, "second chance: the first page not used since the hand passed it"),
         ("two-lists", Self::TwoLists, "Linux's active and inactive lists (6.1)"),
+        ("mglru", Self::Mglru, "Linux's multi-generational LRU (6.1)"),
+        ("working-set", Self::WorkingSet, "WSClock: a page that its VM has not used for a turn"),
     ];
 
     /// The policy of that name.
@@ -84,13 +100,16 @@ impl Kind {
         Self::ALL.iter().find(|k| k.1 == self).map_or("", |k| k.0)
     }
 
-    /// A policy that knows no page yet.
-    pub fn make<E: 'static>(self) -> Box<dyn Replacement<E>> {
+    /// A policy that knows no page yet; the window of one that has working sets is so many
+    /// instructions.
+    pub fn make<E: 'static>(self, window: u64) -> Box<dyn Replacement<E>> {
         match self {
             Self::Lru => Box::new(Lru::default()),
             Self::Fifo => Box::new(Fifo::default()),
             Self::Clock => Box::new(Clock::default()),
             Self::TwoLists => Box::new(TwoLists::default()),
+            Self::Mglru => Box::new(Mglru::default()),
+            Self::WorkingSet => Box::new(WorkingSet::new(window)),
         }
     }
 }

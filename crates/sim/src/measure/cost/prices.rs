@@ -132,6 +132,7 @@ prices! {
     Locked shadow_entry_ns 1 (nested_prefetches);
     Locked shadow_page_ns 1 (shadow_pages);
     Hypervisor inject_fault_ns 1 (exit TrueFault);
+    Hypervisor inject_fault_ns 1 (async_faults);
     Locked emulate_write_ns 1 (exit TableWrite);
     Locked emulate_write_ns 1 (exit TableEmulation);
     Hypervisor context_exit_ns 1 (exit Cr3Load);

@@ -69,6 +69,14 @@ exit_reasons! {
     WriteProtected "write_protected" Exit
         "first store to a page that is write-protected to log which pages are stored to";
     PmlFull "pml_full" Exit "a page-modification log is full: 512 pages were stored to";
+    PageReady "page_ready" Exit
+        "asynchronous page faults: a vCPU called out of the guest for the interrupt that a page is there";
+    PageReadyAck "page_ready_ack" Exit
+        "asynchronous page faults: the guest's store that acknowledges it";
+    Halted "halted" Exit
+        "asynchronous page faults: a vCPU with no process to run until the page is there";
+    FreePages "free_pages" Exit
+        "free page reporting: a request with up to 32 free blocks of 2 MiB, which the host takes back";
     InterruptSent "interrupt_sent" Exit
         "a vCPU's store to the interrupt controller to interrupt another";
     InterruptReceived "interrupt_received" Exit
