@@ -5,7 +5,8 @@
 //! passed has been used now, as far as anybody knows; one that was not, and whose last such moment
 //! is longer ago than the window, in time of its VM, goes. If all are in working sets, the memory is
 //! too small for them, where the authors' system suspends a program; here the page goes that was
-//! used longest ago, of several the first from the hand on.
+//! used longest ago, of several the first from the hand on. So that not every page costs a look at
+//! all, the others of the oldest 32nd are next, unless they are used before.
 
 use super::{Page, Replacement, Used};
 use rustc_hash::FxHashMap;
@@ -16,14 +17,20 @@ pub struct WorkingSet {
     window: u64,
     /// By VM, instructions that it has run.
     time: FxHashMap<u32, u64>,
-    /// From the hand on, each with the time of its VM when it was last known to be used.
-    pages: VecDeque<(Page, u64)>,
+    /// From the hand on, each with the time of its VM when it was last known to be used; `None` if
+    /// it is to go for want of older ones.
+    pages: VecDeque<(Page, Option<u64>)>,
 }
 
 impl WorkingSet {
     /// With a window of so many instructions.
     pub fn new(window: u64) -> Self {
         Self { window, time: FxHashMap::default(), pages: VecDeque::new() }
+    }
+
+    /// How long ago that was.
+    fn age(&self, page: Page, last: Option<u64>) -> u64 {
+        last.map_or(u64::MAX, |last| self.now(page) - last)
     }
 
     fn now(&self, page: Page) -> u64 {
@@ -34,7 +41,7 @@ impl WorkingSet {
 impl<E> Replacement<E> for WorkingSet {
     fn touched(&mut self, page: Page) {
         // Behind the hand: it comes there last.
-        self.pages.push_back((page, self.now(page)));
+        self.pages.push_back((page, Some(self.now(page))));
     }
 
     fn passed(&mut self, vm: u32, instructions: u64) {
@@ -46,14 +53,24 @@ impl<E> Replacement<E> for WorkingSet {
             let Some((page, last)) = self.pages.pop_front() else { break };
             match used(page)? {
                 None => {}
-                Some(true) => self.pages.push_back((page, self.now(page))),
-                Some(false) if self.now(page) - last > self.window => return Ok(Some(page)),
+                Some(true) => self.pages.push_back((page, Some(self.now(page)))),
+                Some(false) if self.age(page, last) > self.window => return Ok(Some(page)),
                 Some(false) => self.pages.push_back((page, last)),
             }
         }
-        let age = |at: &usize| self.now(self.pages[*at].0) - self.pages[*at].1;
-        let oldest = (0..self.pages.len()).rev().max_by_key(age);
-        Ok(oldest.and_then(|at| self.pages.remove(at)).map(|(page, _)| page))
+        // A stable sort: of pages of one age the first from the hand on is first.
+        let mut order: Vec<usize> = (0..self.pages.len()).collect();
+        order.sort_by_key(|at| std::cmp::Reverse(self.age(self.pages[*at].0, self.pages[*at].1)));
+        order.truncate((order.len() / 32).max(1));
+        let oldest: Vec<Page> = order.iter().map(|at| self.pages[*at].0).collect();
+        order.sort_unstable_by(|a, b| b.cmp(a));
+        for at in order {
+            self.pages.remove(at);
+        }
+        for page in oldest.iter().skip(1).rev() {
+            self.pages.push_front((*page, None));
+        }
+        Ok(oldest.first().copied())
     }
 
     fn len(&self) -> usize {
