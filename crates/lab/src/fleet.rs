@@ -14,7 +14,7 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 /// Keys of one VM and what they mean, in order.
-pub const VM_KEYS: [(&str, &str); 8] = [
+pub const VM_KEYS: [(&str, &str); 9] = [
     ("machine", "as in --machines; nested unless given"),
     ("memory", "guest memory, as in 4GiB"),
     ("vcpus", "vCPUs, each on a core of its own while the VM runs"),
@@ -23,6 +23,7 @@ pub const VM_KEYS: [(&str, &str); 8] = [
     ("accesses", "accesses after set-up; 0 for all"),
     ("seed", "decides every random choice"),
     ("async-faults", "on or off: the guest is told of pages that its host reads"),
+    ("reporting", "on or off: the guest reports free memory to its host"),
 ];
 
 /// One VM of a fleet.
@@ -37,6 +38,9 @@ pub struct VmExperiment {
     /// Its guest is told of pages that its host reads, and runs another process meanwhile.
     #[serde(default = "yes")]
     pub async_faults: bool,
+    /// Its guest reports free memory to its host.
+    #[serde(default)]
+    pub reporting: bool,
     /// What runs in it; of its machines the one that is no control.
     pub experiment: Experiment,
 }
@@ -151,6 +155,8 @@ pub struct VmText {
     pub core: Option<u32>,
     /// As in [`VmExperiment`].
     pub async_faults: bool,
+    /// As in [`VmExperiment`].
+    pub reporting: bool,
     /// What runs in it.
     pub settings: Settings,
 }
@@ -174,7 +180,7 @@ pub fn parse_vm(text: &str, base: &Settings) -> Result<VmText> {
         return Err(form());
     }
     let mut settings = Settings { sources, machines: "nested".into(), ..base.clone() };
-    let (mut core, mut async_faults) = (None, true);
+    let (mut core, mut async_faults, mut reporting) = (None, true, false);
     for part in parts.filter(|p| !p.is_empty()) {
         let (key, value) = part.split_once('=').ok_or_else(form)?;
         let (key, value) = (key.trim(), value.trim());
@@ -187,6 +193,7 @@ pub fn parse_vm(text: &str, base: &Settings) -> Result<VmText> {
             "vcpus" => settings.vcpus = Some(value.parse().with_context(wrong)?),
             "core" => core = Some(value.parse().with_context(wrong)?),
             "async-faults" => async_faults = switch(value).with_context(wrong)?,
+            "reporting" => reporting = switch(value).with_context(wrong)?,
             "seed" => settings.seed = value.parse().with_context(wrong)?,
             _ => {
                 let known: Vec<&str> = VM_KEYS.iter().map(|k| k.0).collect();
@@ -197,7 +204,7 @@ pub fn parse_vm(text: &str, base: &Settings) -> Result<VmText> {
     if settings.machines.contains(',') {
         bail!("VM {name}: machine {}: a VM is one machine", settings.machines);
     }
-    Ok(VmText { name: name.into(), core, async_faults, settings })
+    Ok(VmText { name: name.into(), core, async_faults, reporting, settings })
 }
 
 fn switch(value: &str) -> Result<bool> {
@@ -214,9 +221,9 @@ impl Lab {
     /// # Errors
     /// See [`parse_vm`] and [`Lab::experiment`].
     pub fn vm(&self, text: &str, base: &Settings) -> Result<VmExperiment> {
-        let VmText { name, core, async_faults, settings } = parse_vm(text, base)?;
+        let VmText { name, core, async_faults, reporting, settings } = parse_vm(text, base)?;
         let experiment = self.experiment(&settings).with_context(|| format!("VM {name}"))?;
-        Ok(VmExperiment { name, core, async_faults, experiment })
+        Ok(VmExperiment { name, core, async_faults, reporting, experiment })
     }
 
     /// The fleet of a configuration file.
@@ -260,8 +267,8 @@ impl Lab {
                 .with_context(|| format!("VM {}", vm.name))?;
             let (plan, source) = opened.into_parts();
             let pinned = vm.core.map(|core| core as usize);
-            let (name, async_faults) = (vm.name.clone(), vm.async_faults);
-            vms.push(Vm { name, plan, source, pinned, async_faults });
+            let VmExperiment { async_faults, reporting, .. } = *vm;
+            vms.push(Vm { name: vm.name.clone(), plan, source, pinned, async_faults, reporting });
         }
         Ok(fleet::run(&plan, vms, stop, progress)?)
     }
@@ -278,9 +285,10 @@ mod tests {
     #[test]
     fn a_vm_is_a_name_sources_and_keys() {
         let text = "db = gups zipf ; machine=shadow:4k+2m; memory=4GiB;vcpus=2; core=1; seed=7";
-        let VmText { name, core, async_faults, settings: s } = parse(text).unwrap();
-        assert_eq!((name.as_str(), core, async_faults), ("db", Some(1), true));
+        let VmText { name, core, async_faults, reporting, settings: s } = parse(text).unwrap();
+        assert_eq!((name.as_str(), core, async_faults, reporting), ("db", Some(1), true, false));
         assert!(!parse("a=gups; async-faults=off").unwrap().async_faults);
+        assert!(parse("a=gups; reporting=on").unwrap().reporting);
         assert_eq!(
             (s.sources, s.machines.as_str()),
             (vec!["gups".into(), "zipf".into()], "shadow:4k+2m")

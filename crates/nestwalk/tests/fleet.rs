@@ -68,6 +68,9 @@ fn what_cannot_be_is_refused() {
         ("--vm a=uniform;colour=red", "no key `colour`"),
         ("--vm a=uniform --vm a=zipf", "two VMs have this name"),
         ("--vm a=uniform;vcpus=2 --cores 1", "the host has 1"),
+        ("--vm a=uniform;reporting=on", "give it --host-memory"),
+        ("--vm a=words;reporting=on --host-memory 1GiB", "name pages of a modelled guest"),
+        ("--vm a=uniform;async-faults=1", "neither on nor off"),
         (
             "--vm a=uniform --replacement best",
             "there are lru, fifo, clock, two-lists, mglru, working-set",

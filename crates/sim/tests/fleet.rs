@@ -44,7 +44,14 @@ fn workload(name: &str, vcpus: u8, seed: u64) -> Box<dyn Source> {
 }
 
 fn vm(name: &str, machine: &str, source: Box<dyn Source>) -> Vm {
-    Vm { name: name.into(), plan: plan(machine, 1), source, pinned: None, async_faults: true }
+    Vm {
+        name: name.into(),
+        plan: plan(machine, 1),
+        source,
+        pinned: None,
+        async_faults: true,
+        reporting: false,
+    }
 }
 
 /// Turns so short that many fit.
@@ -207,6 +214,7 @@ fn the_referee_holds_while_pages_go_and_come_back() {
                 source: workload(name, vcpus, random.below(1000)),
                 pinned: None,
                 async_faults: !(round + i).is_multiple_of(3),
+                reporting: (round + i).is_multiple_of(2),
             }
         };
         let vms: Vec<Vm> = (0..3u64).map(draw).collect();
@@ -231,6 +239,7 @@ fn the_referee_holds_while_pages_go_and_come_back() {
         for vm in &outcome.vms {
             let verdict = vm.together.referee.as_ref().unwrap();
             assert_eq!(verdict.violations, 0, "{names:?}: {:?}", verdict.told);
+            assert_eq!(vm.swap.lost, 0, "{names:?}");
             assert!(vm.resident_bytes <= 88 * MIB);
             back += vm.swap.swapped_in;
             taken += vm.swap.taken_back;
@@ -360,6 +369,9 @@ fn what_cannot_be_is_told() {
     assert!(refused(&plain, of("native")).contains("none of a virtual machine"));
     assert!(refused(&plain, of("rmm")).contains("know no VPID"));
     assert!(refused(&plain, of("nested:4k+khugepaged")).contains("no placement policy"));
+    let mut reports = of("nested");
+    reports[0].reporting = true;
+    assert!(refused(&plain, reports).contains("give it --host-memory"));
     let one_core = FleetPlan { cores: Some(1), ..plain.clone() };
     let mut second = vm("a", "nested", uniform());
     second.pinned = Some(1);

@@ -7,7 +7,9 @@ use nestwalk_sim::fleet::timeline::{Timeline, Waits, Who};
 use nestwalk_sim::fleet::{self, FleetOutcome, FleetPlan, SwapCounts, Vm};
 use nestwalk_sim::{ExitReason, MachineSpec, Plan};
 use nestwalk_source::{Multiplex, PatternSpec};
-use nestwalk_types::{OsWork, Source, SplitMix64};
+use nestwalk_types::{
+    Batch, Control, OsWork, ProcessId, Source, SourceError, SourceInfo, SplitMix64,
+};
 use std::collections::HashMap;
 use std::sync::atomic::AtomicBool;
 
@@ -273,12 +275,24 @@ fn vm(name: &str, processes: u64, async_faults: bool) -> Vm {
         source,
         pinned: None,
         async_faults,
+        reporting: false,
     }
 }
 
 fn run(vms: Vec<Vm>) -> FleetOutcome {
+    let outcome = run_with(33 + 12 + 12 * vms.len() as u64, vms);
+    for vm in &outcome.vms {
+        let SwapCounts { swapped_in, waited_ns, halted_ns, idle_ns, .. } = vm.swap;
+        assert!(swapped_in > 500 && idle_ns <= halted_ns * (1.0 + 1e-12), "{:?}", vm.swap);
+        assert!(halted_ns <= waited_ns * (1.0 + 1e-9), "{:?}", vm.swap);
+    }
+    outcome
+}
+
+/// On a host of so many MiB.
+fn run_with(mib: u64, vms: Vec<Vm>) -> FleetOutcome {
     let fleet = FleetPlan {
-        host_bytes: Some((33 + 12 + 12 * vms.len() as u64) * MIB),
+        host_bytes: Some(mib * MIB),
         replacement: Kind::Clock,
         apart: false,
         turn: 20_000,
@@ -288,9 +302,6 @@ fn run(vms: Vec<Vm>) -> FleetOutcome {
     assert!(outcome.error.is_none(), "{}", outcome.error.unwrap());
     for vm in &outcome.vms {
         assert_eq!(vm.together.referee.as_ref().unwrap().violations, 0);
-        let SwapCounts { swapped_in, waited_ns, halted_ns, idle_ns, .. } = vm.swap;
-        assert!(swapped_in > 500 && idle_ns <= halted_ns * (1.0 + 1e-12), "{:?}", vm.swap);
-        assert!(halted_ns <= waited_ns * (1.0 + 1e-9), "{:?}", vm.swap);
     }
     outcome
 }
@@ -344,4 +355,53 @@ fn another_vm_runs_while_one_waits() {
             assert!(idle_ns > 0.0 && idle_ns < 0.999 * halted_ns, "{:?}", vm.swap);
         }
     }
+}
+
+/// A process that ends.
+struct Mortal {
+    inner: Box<dyn Source>,
+    ended: bool,
+}
+
+impl Source for Mortal {
+    fn info(&self) -> SourceInfo {
+        self.inner.info()
+    }
+    fn next_batch(&mut self, batch: &mut Batch) -> Result<bool, SourceError> {
+        let more = self.inner.next_batch(batch)?;
+        if more || std::mem::replace(&mut self.ended, true) {
+            return Ok(more);
+        }
+        batch.controls.push((0, Control::Exit { process: ProcessId(1) }));
+        Ok(true)
+    }
+}
+
+/// A guest that says what it has free needs no swap for it.
+#[test]
+fn free_memory_that_is_reported_is_not_swapped() {
+    let source = |text, footprint, accesses| -> Box<dyn Source> {
+        let base = PatternSpec { footprint, accesses, ..PatternSpec::default() };
+        Box::new(PatternSpec::parse(text, &base).unwrap().source())
+    };
+    let fleet = |reporting| {
+        let mut mortal = vm("a", 1, true);
+        let first = Mortal { inner: source("uniform", 24 * MIB, 60_000), ended: false };
+        let parts = vec![Box::new(first), source("uniform", 4 * MIB, 600_000)];
+        (mortal.source, mortal.reporting) = (Box::new(Multiplex::new(parts, 1, 2_000)), reporting);
+        let mut other = vm("b", 1, true);
+        other.source = source("uniform", 24 * MIB, 300_000);
+        run_with(80, vec![mortal, other])
+    };
+    let (with, without) = (fleet(true), fleet(false));
+    let swap = |outcome: &FleetOutcome| outcome.vms.iter().map(|v| v.swap).collect::<Vec<_>>();
+    let sum = |outcome, of: fn(&SwapCounts) -> u64| swap(outcome).iter().map(of).sum::<u64>();
+    assert_eq!(sum(&without, |s| s.reported), 0);
+    assert!(sum(&with, |s| s.reported) > 512, "{:?}", swap(&with));
+    assert_eq!(sum(&with, |s| s.lost), 0);
+    let (less, more) = (sum(&with, |s| s.written), sum(&without, |s| s.written));
+    assert!(less < more, "{less} and {more} written: {:?} {:?}", swap(&with), swap(&without));
+    let exits = with.vms[0].together.counters.exits[ExitReason::FreePages as usize];
+    assert!(exits > 0, "requests");
+    assert_eq!(with.vms[0].alone.counters, without.vms[0].alone.counters);
 }

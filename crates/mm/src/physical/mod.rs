@@ -293,6 +293,10 @@ impl<O: Address> PhysicalMemory<O> {
         let frame = at.page_number();
         self.zone(frame).is_some_and(|b| b.alloc_at(frame, order))
     }
+    /// Whether the block of `2^order` frames at `at` is free as a whole.
+    pub fn is_free_block(&self, at: O, order: u32) -> bool {
+        self.zones.iter().any(|z| z.buddy.holder(at.page_number(), order).is_some())
+    }
     /// Whether the frame of `at` is free.
     pub fn is_free(&self, at: O) -> bool {
         self.zones.iter().any(|z| z.buddy.is_free(at.page_number()))

@@ -130,6 +130,10 @@ fn complete(outcome: FleetOutcome) -> Result<()> {
             told.unwrap_or_default()
         );
     }
+    let lost: u64 = outcome.vms.iter().map(|v| v.swap.lost).sum();
+    if lost > 0 {
+        bail!("{lost} pages were used after they were given away: the results cannot be trusted");
+    }
     match outcome.host.frames_given_twice {
         0 => Ok(()),
         n => bail!("{n} frames are behind pages of two VMs: the results cannot be trusted"),
@@ -255,10 +259,12 @@ impl Results<'_> {
             .column("pages\ntaken back", right)
             .column("written", right)
             .column("came\nback", right)
+            .column("reported\nfree", right)
             .column("async\nfaults", right)
             .column("waited, %", right)
             .column("idle, %", right);
         let reclaims = self.fleet.host_memory > 0;
+        let reports = self.fleet.vm.iter().any(|vm| vm.reporting);
         for vm in &self.outcome.vms {
             let t = &vm.together.page_table_bytes;
             let of_swap = |n: u64| if reclaims { count(n) } else { "-".into() };
@@ -273,6 +279,7 @@ impl Results<'_> {
                 of_swap(vm.swap.taken_back),
                 of_swap(vm.swap.written),
                 of_swap(vm.swap.swapped_in),
+                if reports { count(vm.swap.reported) } else { "-".into() },
                 of_swap(vm.swap.async_faults),
                 percent(vm.waited_percent),
                 percent(idle),

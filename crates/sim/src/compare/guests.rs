@@ -3,10 +3,10 @@
 use crate::compare::spec::{DimensionSpec, GuestSpec, MachineSpec};
 use crate::compare::{CompareError, Plan};
 use nestwalk_mm::{
-    DroppedRun, GuestConfig, GuestStats, ModelledGuest, ObservedGuest, ObservedStats, Remap,
-    RemapStats,
+    DroppedRun, GuestConfig, GuestStats, ModelledGuest, ObservedGuest, ObservedStats,
+    PhysicalMemory, Remap, RemapStats,
 };
-use nestwalk_types::{Batch, GuestBatch, GuestInfo, SourceInfo};
+use nestwalk_types::{Batch, Gpa, GuestBatch, GuestInfo, SourceInfo};
 
 /// What a guest did, whatever its kind.
 #[derive(Clone, PartialEq, Debug)]
@@ -98,6 +98,15 @@ impl Guest {
                 guest.process_in_parts(plain, output, sink).map_err(modelled)?;
                 remapped.map_err(|source| CompareError::Remap { guest: spec.name(), source })
             }
+        }
+    }
+
+    /// Its physical memory, if its kernel is modelled.
+    pub fn physical(&self) -> Option<&PhysicalMemory<Gpa>> {
+        match self {
+            Self::Modelled(guest) => Some(&guest.memory().physical),
+            Self::Remapped(inner) => Some(&inner.guest.memory().physical),
+            Self::Observed(_) => None,
         }
     }
 

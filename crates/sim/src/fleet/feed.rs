@@ -1,5 +1,6 @@
 //! What a VM of a fleet does next, in slices as small as its host wants them.
 
+use super::reporting::Reporter;
 use crate::compare::CompareError;
 use crate::compare::guests::{Guest, GuestOutcome};
 use crate::compare::spec::GuestSpec;
@@ -21,8 +22,12 @@ pub(super) struct Feed {
     guest: Guest,
     spec: GuestSpec,
     raw: Batch,
-    /// What the guest has made of the source, and is not handed on yet.
-    queue: VecDeque<GuestBatch>,
+    /// What the guest has made of the source, and is not handed on yet; with each part, blocks that
+    /// it reports to be free behind it.
+    queue: VecDeque<(GuestBatch, Vec<Gpa>)>,
+    reporter: Option<Reporter>,
+    /// Blocks that were reported at the end of the last slice.
+    reported: Vec<Gpa>,
     /// How far the first of the queue is handed on: controls and runs.
     done: (usize, usize),
     /// What is left of a long prefault.
@@ -32,17 +37,29 @@ pub(super) struct Feed {
 }
 
 impl Feed {
-    pub(super) fn new(source: Box<dyn Source>, guest: Guest, spec: GuestSpec) -> Self {
+    pub(super) fn new(
+        source: Box<dyn Source>,
+        guest: Guest,
+        spec: GuestSpec,
+        reports: bool,
+    ) -> Self {
         Self {
             source,
             guest,
             spec,
             raw: Batch::default(),
             queue: VecDeque::new(),
+            reporter: reports.then(Reporter::new),
+            reported: Vec::new(),
             done: (0, 0),
             prefault: None,
             end: None,
         }
+    }
+
+    /// Blocks of 2 MiB that the guest reports to be free once the last slice has run.
+    pub(super) fn take_reported(&mut self) -> Vec<Gpa> {
+        std::mem::take(&mut self.reported)
     }
 
     /// What the guest did so far.
@@ -107,10 +124,24 @@ impl Feed {
                 let mut sink = |part: &mut GuestBatch| parts.push(std::mem::take(part));
                 let done = self.guest.process(self.spec, &self.raw, &mut last, &mut sink);
                 parts.push(last);
-                self.queue.extend(parts.into_iter().filter(|p| !p.batch.is_empty()));
+                parts.retain(|part| !part.batch.is_empty());
+                let free = self.free(&parts);
+                self.queue.extend(parts.into_iter().map(|part| (part, Vec::new())));
+                if let Some(last) = self.queue.back_mut() {
+                    last.1.extend(free);
+                }
                 self.end = done.err().map(Err);
             }
         }
+    }
+
+    /// What the guest reports to be free behind these parts.
+    fn free(&mut self, parts: &[GuestBatch]) -> Vec<Gpa> {
+        let Some(reporter) = &mut self.reporter else { return Vec::new() };
+        parts.iter().for_each(|part| reporter.sees(part));
+        // Without a part there is no end of a slice to report at: at the next.
+        let memory = self.guest.physical().filter(|_| !parts.is_empty());
+        memory.map_or(Vec::new(), |memory| reporter.look(memory))
     }
 
     /// Takes what fits from the queue. Returns whether that was anything.
@@ -119,14 +150,9 @@ impl Feed {
         if let Some((start, bytes)) = self.prefault.take() {
             self.prefault(start, bytes, &mut room, out);
         }
-        while let Some(batch) = self.queue.front() {
+        while let Some((batch, _)) = self.queue.front() {
             let (control, run) = self.done;
             let next = batch.batch.controls.get(control);
-            if control == batch.batch.controls.len() && run == batch.batch.runs.len() {
-                self.queue.pop_front();
-                self.done = (0, 0);
-                continue;
-            }
             if room == 0 || instructions == 0 || self.prefault.is_some() {
                 break;
             }
@@ -134,6 +160,7 @@ impl Feed {
                 Some((at, event)) if *at as usize <= run => {
                     let event = event.clone();
                     self.done.0 += 1;
+                    self.pop();
                     if let Control::Prefault { start, bytes } = event {
                         self.prefault(start, bytes, &mut room, out);
                         continue;
@@ -141,7 +168,7 @@ impl Feed {
                     room = room.saturating_sub(pages(&event).max(1) as usize);
                     let begins = event == Control::RegionOfInterest;
                     push(out, event);
-                    if begins {
+                    if begins || !self.reported.is_empty() {
                         break;
                     }
                 }
@@ -158,10 +185,25 @@ impl Feed {
                     out.gpas.extend_from_slice(&batch.gpas[run..end]);
                     room -= end - run;
                     self.done.1 = end;
+                    self.pop();
+                    if !self.reported.is_empty() {
+                        break;
+                    }
                 }
             }
         }
         !out.batch.is_empty()
+    }
+
+    /// The first of the queue goes if it is handed on.
+    fn pop(&mut self) {
+        let done = |(batch, _): &mut (GuestBatch, Vec<Gpa>)| {
+            self.done == (batch.batch.controls.len(), batch.batch.runs.len())
+        };
+        if let Some((_, free)) = self.queue.pop_front_if(done) {
+            self.reported = free;
+            self.done = (0, 0);
+        }
     }
 
     /// As much of a prefault as there is room for.

@@ -3,6 +3,7 @@
 use super::asynchronous::{Asynchronous, Came};
 use super::device::Device;
 use super::replacement::{Page, Replacement};
+use super::reporting::CAPACITY;
 use crate::machine::Tenant;
 use crate::measure::counters::ExitReason;
 use crate::scheme::MachineError;
@@ -24,6 +25,13 @@ pub struct SwapCounts {
     pub swapped_in: u64,
     /// How long the device took for them, one after the other, in nanoseconds.
     pub waited_ns: f64,
+    /// Pages of 4 KiB in memory that the host has back since the guest reported them to be free.
+    pub reported: u64,
+    /// Pages of 4 KiB on the device that nobody wants any more for the same reason.
+    pub dropped: u64,
+    /// Pages of 4 KiB that the guest used after it had reported them to be free, and before its
+    /// kernel filled them. Their contents are lost: it must be 0.
+    pub lost: u64,
     /// Times that the guest was told that a page is away, so that it could run another process.
     pub async_faults: u64,
     /// Of these, those during which another process ran.
@@ -63,6 +71,8 @@ pub(super) struct Memory {
     spaces: Vec<Space>,
     /// Pages of 4 KiB that are on the device and not in memory.
     away: FxHashSet<Page>,
+    /// Pages of 4 KiB that their guests have reported to be free and not filled since.
+    given: FxHashSet<Page>,
     /// Frames that can be had for guests and tables.
     frames: u64,
     /// Who waits, and what runs meanwhile.
@@ -102,6 +112,7 @@ impl Memory {
             high: slice + slice.max(frames / 64),
             spaces: (0..vms).map(|_| Space::default()).collect(),
             away: FxHashSet::default(),
+            given: FxHashSet::default(),
             frames,
             waiting,
         }
@@ -187,6 +198,72 @@ impl Memory {
         size.base_pages()
     }
 
+    /// The guest has no use for what is in these blocks of 2 MiB.
+    ///
+    /// # Errors
+    /// The machine cannot go on.
+    pub(super) fn reported(
+        &mut self,
+        vm: usize,
+        blocks: &[Gpa],
+        mut tenant: Tenant<'_>,
+    ) -> Result<(), MachineError> {
+        let requests = blocks.len().div_ceil(CAPACITY) as u64;
+        tenant.counters().exits[ExitReason::FreePages as usize] += requests;
+        for &block in blocks {
+            let mut at = block;
+            let end = block.offset_by(PageSize::SIZE_2M.bytes());
+            while at < end {
+                let page = tenant.page(at);
+                at = at.offset_by(4096);
+                if let Some((first, size)) = page
+                    && size <= PageSize::SIZE_2M
+                {
+                    tenant.counters().host_pages_unmapped += 1;
+                    tenant.take_back(first)?;
+                    self.spaces[vm].counts.reported += size.base_pages();
+                    at = first.offset_by(size.bytes());
+                }
+            }
+            let space = &mut self.spaces[vm];
+            for gfn in block.page_number()..end.page_number() {
+                clear(&mut space.dirty, gfn);
+                clear(&mut space.copied, gfn);
+                space.counts.dropped += u64::from(self.away.remove(&(vm as u32, gfn)));
+                self.given.insert((vm as u32, gfn));
+            }
+        }
+        let gone: FxHashSet<u64> = blocks.iter().map(|at| at.page_number()).collect();
+        let block = |gfn: u64| gfn & !(PageSize::SIZE_2M.base_pages() - 1);
+        self.policy.retain(&mut |(of, gfn)| of as usize != vm || !gone.contains(&block(gfn)));
+        Ok(())
+    }
+
+    /// Whether the guest uses what it has reported to be free.
+    fn watch(&mut self, vm: usize, slice: &GuestBatch) {
+        let mut events = slice.batch.controls.iter().peekable();
+        for (at, gpa) in slice.gpas.iter().enumerate() {
+            while let Some((_, event)) = events.next_if(|e| e.0 as usize <= at) {
+                self.filled(vm as u32, event);
+            }
+            let page = (vm as u32, gpa.page_number());
+            self.spaces[vm].counts.lost += u64::from(self.given.contains(&page));
+        }
+        events.for_each(|(_, event)| self.filled(vm as u32, event));
+    }
+
+    /// The guest's kernel has filled a page.
+    fn filled(&mut self, vm: u32, event: &Control) {
+        let (gpa, pages) = match *event {
+            Control::PageCleared { gpa, size, .. } => (gpa, size.base_pages()),
+            Control::TableAdded { gpa, .. } => (gpa, 1),
+            _ => return,
+        };
+        for gfn in gpa.page_number()..gpa.page_number() + pages {
+            self.given.remove(&(vm, gfn));
+        }
+    }
+
     /// A slice has run on the VM: what it touched and stored to.
     pub(super) fn ran(&mut self, vm: usize, slice: &GuestBatch, mut tenant: Tenant<'_>) {
         let fresh = tenant.host().map_or(Vec::new(), |h| h.take_touched());
@@ -194,6 +271,9 @@ impl Memory {
         let came: Vec<Came> =
             fresh.into_iter().filter_map(|(at, size)| self.came(vm, at, size)).collect();
         self.uses(vm, slice, largest);
+        if !self.given.is_empty() {
+            self.watch(vm, slice);
+        }
         self.policy.passed(vm as u32, slice.batch.instructions());
         self.waiting.ran(vm, slice, &came, &mut tenant);
     }
@@ -243,5 +323,36 @@ impl Memory {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::replacement::Kind;
+    use super::*;
+    use nestwalk_hw::Profile;
+    use nestwalk_types::{Gva, Run, RunFlags, VcpuId};
+
+    /// A page that was given away and is used is found, unless the kernel filled it before.
+    #[test]
+    fn what_a_guest_uses_after_giving_it_away_is_found() {
+        let profile = Profile::load("cascade-lake-6252").unwrap();
+        let waiting = Asynchronous::new(&profile, &[], &[]);
+        let sizes = (1, 1 << 20, 64);
+        let mut memory = Memory::new(Kind::Lru.make(1), Device::default(), sizes, waiting);
+        memory.given.extend([(0, 5), (0, 6), (1, 7)]);
+        let mut slice = GuestBatch::default();
+        let size = PageSize::SIZE_4K;
+        let filled = Control::PageCleared { vcpu: VcpuId(0), gpa: Gpa::new(5 << 12), size };
+        slice.batch.controls.push((1, filled));
+        for page in [6u64, 5, 7, 5] {
+            let (gva, pc) = (Gva::new(page << 12), Gva::new(0));
+            let (vcpu, flags) = (VcpuId(0), RunFlags::STORE);
+            let run = Run { gva, pc, lines: 1, count: 1, instructions: 1, vcpu, flags };
+            slice.batch.runs.push(run);
+            slice.gpas.push(Gpa::new(page << 12));
+        }
+        memory.watch(0, &slice);
+        assert_eq!(memory.spaces[0].counts.lost, 1, "6; 5 was filled, 7 is another VM's");
     }
 }

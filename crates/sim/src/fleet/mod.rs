@@ -15,6 +15,7 @@ mod memory;
 mod outcome;
 mod pass;
 pub mod replacement;
+mod reporting;
 mod stage;
 pub mod timeline;
 
@@ -58,6 +59,8 @@ pub struct Vm {
     pub pinned: Option<usize>,
     /// Its guest asks to be told of pages that its host reads, and runs another process meanwhile.
     pub async_faults: bool,
+    /// Its guest reports free memory to a host that is short of it.
+    pub reporting: bool,
 }
 
 /// How a host runs its VMs.
@@ -187,6 +190,13 @@ fn places(fleet: &FleetPlan, vms: &[Vm]) -> Result<Vec<Place>, FleetError> {
                 vm.name
             )));
         }
+        if vm.reporting && fleet.host_bytes.is_none() {
+            return Err(plan(format!(
+                "VM {}: reporting: the host takes back what is free where it is short of memory; give it \
+                 --host-memory, or leave it out",
+                vm.name
+            )));
+        }
         let end = vm.pinned.unwrap_or(0) + vm.plan.vcpus;
         if end > cores {
             return Err(plan(format!(
@@ -227,9 +237,16 @@ fn member(vm: Vm) -> Result<Member, FleetError> {
     };
     let info = vm.source.info();
     let guest = Guest::new(&vm.plan, &spec, &info).map_err(wrong)?;
+    if vm.reporting && guest.physical().is_none() {
+        return Err(FleetError::Plan(format!(
+            "VM {}: reporting: a recording does not say what its kernel has free; name pages of a \
+             modelled guest, as in machine={}:4k+4k, or leave it out",
+            vm.name, spec.scheme.name
+        )));
+    }
     let ideal = compare::machine(&vm.plan, control).map_err(wrong)?;
     Ok(Member {
-        feed: Feed::new(vm.source, guest, spec.guest),
+        feed: Feed::new(vm.source, guest, spec.guest, vm.reporting),
         name: vm.name,
         source: info.name,
         plan: vm.plan,

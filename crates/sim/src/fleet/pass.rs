@@ -5,7 +5,7 @@ use super::stage::{self, Place, Stage};
 use super::{FleetError, FleetPlan, FleetProgress, Member};
 use crate::compare::CompareError;
 use crate::scheme::MachineError;
-use nestwalk_types::GuestBatch;
+use nestwalk_types::{Gpa, GuestBatch};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// One pass over all VMs.
@@ -73,13 +73,16 @@ impl<'a> Pass<'a> {
         let name = member.name.clone();
         let wrong =
             |e: MachineError| FleetError::Vm { vm: name.clone(), source: Box::new(e.into()) };
-        for slice in &slices {
+        for (slice, _) in &slices {
             member.ideal.run(slice).map_err(&wrong)?;
         }
         each(stages, self.fleet.threads, &|stage: &mut Stage| {
             let counted = stage.counted(&begun);
             stage.begin_turn(vm)?;
-            let done = slices.iter().try_for_each(|slice| stage.run(vm, slice));
+            let done = slices.iter().try_for_each(|(slice, free)| {
+                stage.run(vm, slice)?;
+                stage.reported(vm, free)
+            });
             stage.end_turn(vm, preempted)?;
             stage.restore(counted)?;
             done
@@ -88,12 +91,13 @@ impl<'a> Pass<'a> {
         failed.map_or(Ok(()), |source| Err(FleetError::Vm { vm: name, source: Box::new(source) }))
     }
 
-    /// What the VM does in a turn. A turn of set-up ends where the region of interest begins.
+    /// What the VM does in a turn, and what its guest reports to be free behind each slice. A turn
+    /// of set-up ends where the region of interest begins.
     fn take(
         &mut self,
         member: &mut Member,
         setting_up: bool,
-    ) -> (Vec<GuestBatch>, Option<CompareError>) {
+    ) -> (Vec<(GuestBatch, Vec<Gpa>)>, Option<CompareError>) {
         let (mut slices, mut instructions) = (Vec::new(), 0);
         let turn = self.fleet.turn.max(1);
         while instructions < turn {
@@ -120,7 +124,7 @@ impl<'a> Pass<'a> {
             let begins = stage::begins_region(&slice);
             member.begun |= begins;
             let empty = slice.batch.is_empty();
-            slices.push(slice);
+            slices.push((slice, member.feed.take_reported()));
             if empty || (begins && setting_up) {
                 break;
             }

@@ -7,7 +7,7 @@ use crate::machine::{DynMachine, Tenant};
 use crate::measure::counters::{Counters, ExitReason};
 use crate::scheme::MachineError;
 use nestwalk_mm::{HostMemory, PhysicalMemory};
-use nestwalk_types::{Address, Control, GuestBatch, Hpa};
+use nestwalk_types::{Address, Control, Gpa, GuestBatch, Hpa};
 
 /// Where a VM runs.
 #[derive(Clone, Copy, Debug)]
@@ -167,6 +167,19 @@ impl Stage {
             }
         }
         Ok(())
+    }
+
+    /// The guest of the VM whose turn it is reports that these blocks of 2 MiB are free.
+    ///
+    /// # Errors
+    /// The machine cannot go on.
+    pub(super) fn reported(&mut self, vm: usize, blocks: &[Gpa]) -> Result<(), MachineError> {
+        match self.host.as_mut().and_then(|h| h.memory.as_mut()) {
+            Some(memory) if !blocks.is_empty() => {
+                memory.reported(vm, blocks, tenant(&mut self.machines[vm])?)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// No VM goes on: what still waits has waited.

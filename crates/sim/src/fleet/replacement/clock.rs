@@ -30,6 +30,10 @@ impl<E> Replacement<E> for Clock {
         Ok(self.pages.pop_front())
     }
 
+    fn retain(&mut self, stays: &mut dyn FnMut(Page) -> bool) {
+        self.pages.retain(|page| stays(*page));
+    }
+
     fn len(&self) -> usize {
         self.pages.len()
     }

@@ -18,6 +18,10 @@ impl<E> Replacement<E> for Fifo {
         Ok(self.pages.pop_front())
     }
 
+    fn retain(&mut self, stays: &mut dyn FnMut(Page) -> bool) {
+        self.pages.retain(|page| stays(*page));
+    }
+
     fn len(&self) -> usize {
         self.pages.len()
     }

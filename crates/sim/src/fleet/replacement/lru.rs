@@ -56,6 +56,11 @@ impl<E> Replacement<E> for Lru {
         Ok(None)
     }
 
+    fn retain(&mut self, stays: &mut dyn FnMut(Page) -> bool) {
+        self.last.retain(|page, _| stays(*page));
+        self.newest = self.newest.filter(|page| self.last.contains_key(page));
+    }
+
     fn len(&self) -> usize {
         self.last.len()
     }

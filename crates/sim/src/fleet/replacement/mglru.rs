@@ -157,6 +157,17 @@ impl<E> Replacement<E> for Mglru {
         Ok(None)
     }
 
+    fn retain(&mut self, stays: &mut dyn FnMut(Page) -> bool) {
+        for list in 0..self.lists.len() {
+            for page in std::mem::take(&mut self.lists[list]) {
+                match stays(page) {
+                    true => self.lists[list].push_back(page),
+                    false => self.forget(page),
+                }
+            }
+        }
+    }
+
     fn len(&self) -> usize {
         self.seq.len()
     }

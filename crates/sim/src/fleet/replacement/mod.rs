@@ -49,6 +49,9 @@ pub trait Replacement<E>: Send {
     /// As [`Used`].
     fn victim(&mut self, used: &mut Used<'_, E>) -> Result<Option<Page>, E>;
 
+    /// Pages that are no more, of which `stays` says false, are forgotten.
+    fn retain(&mut self, stays: &mut dyn FnMut(Page) -> bool);
+
     /// Pages that it knows.
     fn len(&self) -> usize;
 

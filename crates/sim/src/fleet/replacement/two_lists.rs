@@ -65,6 +65,11 @@ impl<E> Replacement<E> for TwoLists {
         }
     }
 
+    fn retain(&mut self, stays: &mut dyn FnMut(Page) -> bool) {
+        self.inactive.retain(|(page, _)| stays(*page));
+        self.active.retain(|page| stays(*page));
+    }
+
     fn len(&self) -> usize {
         self.inactive.len() + self.active.len()
     }

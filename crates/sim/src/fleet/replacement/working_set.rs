@@ -73,6 +73,10 @@ impl<E> Replacement<E> for WorkingSet {
         Ok(oldest.first().copied())
     }
 
+    fn retain(&mut self, stays: &mut dyn FnMut(Page) -> bool) {
+        self.pages.retain(|(page, _)| stays(*page));
+    }
+
     fn len(&self) -> usize {
         self.pages.len()
     }
