@@ -209,19 +209,6 @@ impl Stage {
         }
     }
 
-    /// The guest of the VM whose turn it is reports that these blocks of 2 MiB are free.
-    ///
-    /// # Errors
-    /// The machine cannot go on.
-    pub(super) fn reported(&mut self, vm: usize, blocks: &[Gpa]) -> Result<(), MachineError> {
-        match self.host.as_mut().and_then(|h| h.memory.as_mut()) {
-            Some(memory) if !blocks.is_empty() => {
-                memory.reported(vm, blocks, tenant(&mut self.machines[vm])?)
-            }
-            _ => Ok(()),
-        }
-    }
-
     /// No VM goes on: what still waits has waited.
     ///
     /// # Errors
