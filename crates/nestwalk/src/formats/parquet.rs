@@ -233,8 +233,8 @@ mod with {
         })
     }
 
-    /// The columns of rows, in the order in which CSV has them. Of the long table a row's value is a number
-    /// or a text: each has a column.
+    /// The columns of rows, in the order in which CSV has them. Of the long table a row's value is a
+    /// number or a text: each has a column.
     fn columns(rows: &[Value]) -> Vec<Column> {
         let titles = to_cells(rows).columns;
         let is_long = ["key", "value", "unit"].iter().all(|part| titles.iter().any(|t| t == part));
