@@ -45,6 +45,9 @@ pub struct SweepArgs {
     /// Run nothing: say which points there are, and which are done
     #[arg(long, conflicts_with_all = ["slurm", "collect", "shard"])]
     pub list: bool,
+    /// Also write the long table into this file, in Parquet
+    #[arg(long, value_name = "FILE.parquet", conflicts_with_all = ["shard", "list"])]
+    pub table: Option<PathBuf>,
     /// Leave out points whose values do not go together, and say which; without it they are an error
     #[arg(long)]
     pub skip_invalid: bool,

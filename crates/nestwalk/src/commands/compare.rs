@@ -3,7 +3,7 @@
 use crate::args::{CompareArgs, OutputArgs, RunArgs, TableArgs};
 use crate::commands::fleet;
 use crate::commands::samples::Samples;
-use crate::formats::{self, Found, RESULTS_FORMAT};
+use crate::formats::{self, Found, RESULTS_FORMAT, parquet};
 use crate::progress::{Meter, Phases};
 use crate::screen::Screen;
 use crate::show::baseline::Baseline;
@@ -39,6 +39,7 @@ const MORE: &str = "more     --wide: misses, references, exits by reason; --colu
 /// `nestwalk compare`.
 pub fn compare(args: &CompareArgs) -> Result<ExitCode> {
     if !args.fleet.vms.is_empty() {
+        parquet::refuse(&args.output.output, "of several VMs")?;
         fleet::compare(args, &settings::settings(args)?)?;
         return Ok(ExitCode::SUCCESS);
     }
@@ -49,6 +50,7 @@ pub fn compare(args: &CompareArgs) -> Result<ExitCode> {
 /// `nestwalk run`.
 pub fn run(args: &RunArgs) -> Result<ExitCode> {
     if Fleet::is_in(&args.file) {
+        parquet::refuse(&args.output.output, "of several VMs")?;
         fleet::repeat(&args.file, &args.output)?;
         return Ok(ExitCode::SUCCESS);
     }
@@ -105,8 +107,11 @@ fn experiment(experiment: &Experiment, output: &OutputArgs, tables: &Tables) -> 
         opened.record_samples(samples.cut);
     }
     // A place that cannot be written to is found out before the work, not after it.
-    if let Some(folder) = &output.output {
-        prepare(folder, experiment)?;
+    if let Some(place) = &output.output {
+        match parquet::is_named(place) {
+            true => parquet::prepare("--output", place)?,
+            false => prepare(place, experiment)?,
+        }
     }
     let stop = stop_on_signals();
     let session = Meter::run(experiment, opened, output.quiet, &stop)?;
@@ -117,7 +122,11 @@ fn experiment(experiment: &Experiment, output: &OutputArgs, tables: &Tables) -> 
     let (others, ended) = repeat(experiment, output, tables, &session, &stop);
     let results = Results::new(experiment, tables, &session, &others);
     // Whatever happens to one copy of the results, the other is written.
-    let saved = output.output.as_ref().map_or(Ok(()), |folder| formats::save(folder, &results));
+    let saved = match &output.output {
+        None => Ok(()),
+        Some(file) if parquet::is_named(file) => formats::save_rows(file, &results),
+        Some(folder) => formats::save(folder, &results),
+    };
     let sampled = match &samples {
         Some(samples) => samples.save(experiment, &session.info.name, &session.outcome),
         None => Ok(Vec::new()),

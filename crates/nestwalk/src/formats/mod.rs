@@ -1,6 +1,8 @@
 //! Formats in which the command line prints and saves what a command found: a file each, and one word in
 //! the list below. `--format`, its help and the files of `--output` follow from the list.
 
+pub mod parquet;
+
 use crate::screen::Screen;
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
@@ -146,7 +148,11 @@ pub fn files() -> impl Iterator<Item = &'static str> {
 /// The help of `--output`.
 pub fn help_of_output() -> String {
     let files: Vec<&str> = files().collect();
-    format!("Also write {} and the resolved config.toml into DIR", files.join(", "))
+    let files = files.join(", ");
+    format!(
+        "Also write {files} and the resolved config.toml into DIR; of compare and run also FILE.parquet, \
+         the rows alone"
+    )
 }
 
 /// Writes what was found into `folder`, in every format. A file that cannot be written does not keep
@@ -174,6 +180,21 @@ pub fn write(folder: &Path, name: &str, text: &str) -> Result<()> {
         let _ = std::fs::remove_file(&path);
     }
     written.with_context(|| format!("{}: cannot be written", path.display()))
+}
+
+/// Writes the rows of what was found into a file of Parquet.
+///
+/// # Errors
+/// This build cannot, there are no rows, or it cannot be written; then it is not there.
+pub fn save_rows(file: &Path, found: &dyn Found) -> Result<()> {
+    let rows = found.rows()?;
+    let mut writer = parquet::Writer::new(&rows)?;
+    writer.write(&rows)?;
+    let written = std::fs::write(file, writer.finish()?);
+    if written.is_err() {
+        let _ = std::fs::remove_file(file);
+    }
+    written.with_context(|| format!("{}: cannot be written", file.display()))
 }
 
 /// Writes one file that an option names.

@@ -22,6 +22,7 @@ use std::io::Write;
 pub fn reproduce(args: &ReproduceArgs) -> Result<()> {
     let output = &args.output;
     if let Some(folder) = &output.output {
+        formats::parquet::refuse(&args.output.output, "of an evaluation")?;
         std::fs::create_dir_all(folder)
             .with_context(|| format!("--output {}: cannot be made", folder.display()))?;
     }

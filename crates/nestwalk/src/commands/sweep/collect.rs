@@ -4,7 +4,7 @@ use super::file::Values;
 use super::keys;
 use super::point::Point;
 use super::store::{Store, write_whole};
-use crate::formats::{Found, SWEEP_FORMAT};
+use crate::formats::{Found, SWEEP_FORMAT, parquet};
 use crate::screen::Screen;
 use crate::show::long;
 use anyhow::Result;
@@ -83,6 +83,23 @@ impl Collected {
             write_whole(&folder.join(format!("{name}.unfinished")), &file, text.as_bytes())?;
             self.written.push(file);
         }
+        Ok(())
+    }
+
+    /// Writes the long table as Parquet, a group of rows for each point.
+    ///
+    /// # Errors
+    /// This build cannot, or the file cannot be written.
+    pub fn write_parquet(&mut self, file: &Path) -> Result<()> {
+        let mut rows = self.done.iter().map(|point| self.rows_of(point)).peekable();
+        let Some(first) = rows.peek() else { return Ok(()) };
+        let mut writer = parquet::Writer::new(first)?;
+        for rows in rows {
+            writer.write(&rows)?;
+        }
+        let unfinished = file.with_extension("unfinished");
+        write_whole(&unfinished, file, &writer.finish()?)?;
+        self.written.push(file.into());
         Ok(())
     }
 

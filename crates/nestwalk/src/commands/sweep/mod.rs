@@ -10,7 +10,7 @@ mod slurm;
 mod store;
 
 use crate::args::SweepArgs;
-use crate::formats::Found;
+use crate::formats::{Found, parquet};
 use crate::screen::Screen;
 use anyhow::{Context, Result, anyhow, bail};
 use collect::Collected;
@@ -28,6 +28,12 @@ pub fn sweep(args: &SweepArgs) -> Result<ExitCode> {
     let shard = args.shard.as_deref().map(Shard::parse).transpose()?;
     if args.threads == Some(0) {
         bail!("--threads 0: at least 1 is needed");
+    }
+    if let Some(table) = &args.table {
+        if !parquet::is_named(table) {
+            bail!("--table {}: a name that ends with .parquet is expected", table.display());
+        }
+        parquet::check("--table", table)?;
     }
     let file = args.file.display();
     let sweep = Sweep::read(&args.file).with_context(|| file.to_string())?;
@@ -58,6 +64,9 @@ pub fn sweep(args: &SweepArgs) -> Result<ExitCode> {
     }
     let mut all = collect::collect(&points, &store)?;
     all.write(&args.output)?;
+    if let Some(table) = &args.table {
+        all.write_parquet(table)?;
+    }
     print(args, &all)?;
     tally.map_or(Ok(()), |tally| tally.complete())?;
     complete(args, &all)
