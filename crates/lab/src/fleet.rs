@@ -17,7 +17,7 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 /// Keys of one VM and what they mean, in order.
-pub const VM_KEYS: [(&str, &str); 9] = [
+pub const VM_KEYS: [(&str, &str); 11] = [
     ("machine", "as in --machines; nested unless given"),
     ("memory", "guest memory, as in 4GiB"),
     ("vcpus", "vCPUs, each on a core of its own while the VM runs"),

@@ -58,6 +58,8 @@ pub use settings::{PageTablesFile, Settings};
 pub use sources::memory::{self, Given};
 pub use sources::samples::{LMBENCH, SAMPLES, Sample, by_name as sample};
 pub use sources::{Kind, PHASES, kind, trace_format};
+/// The hash by which inputs are known.
+pub use twox_hash::XxHash64;
 
 use anyhow::Context;
 use check::Origin;

@@ -124,7 +124,7 @@ fn share(m: &MachineResult, cycles: f64) -> f64 {
 }
 
 fn translation(m: &MachineResult) -> f64 {
-    share(m, crate::show::columns::translation_cycles(m))
+    share(m, nestwalk_lab::results::translation_cycles(m))
 }
 
 /// What large pages in these places gain, for each run and each way that today may be.

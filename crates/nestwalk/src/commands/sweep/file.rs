@@ -1,6 +1,7 @@
 //! The file of a sweep: what is run, and the axes along which it changes.
 
 use anyhow::{Context, Result, anyhow, bail};
+use nestwalk_lab::XxHash64;
 use nestwalk_report::{parse_bytes, parse_count};
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -8,7 +9,6 @@ use std::hash::Hasher;
 use std::path::{Path, PathBuf};
 use toml::de::{DeTable, DeValue};
 use toml::{Table, Value};
-use twox_hash::XxHash64;
 
 /// Points of a sweep, at most.
 const MOST: u64 = 1_000_000;

@@ -8,11 +8,11 @@ use crate::show::long::{COMMIT, input_hash};
 use crate::tell;
 use anyhow::{Context, Result, anyhow, bail};
 use clap::Parser;
+use nestwalk_lab::XxHash64;
 use nestwalk_lab::{Experiment, Lab, VERSION};
 use std::collections::BTreeMap;
 use std::hash::Hasher;
 use toml::{Table, Value};
-use twox_hash::XxHash64;
 
 /// A point, ready to be run.
 pub struct Point {
