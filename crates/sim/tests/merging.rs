@@ -46,7 +46,8 @@ fn workload(name: &str, vcpus: u8, seed: u64) -> Box<dyn Source> {
 }
 
 fn vm(name: &str, machine: &str, source: Box<dyn Source>) -> Vm {
-    Vm { name: name.into(), plan: plan(machine, 1), source, pinned: None }
+    let plan = plan(machine, 1);
+    Vm { name: name.into(), plan, source, pinned: None, async_faults: false, reporting: false }
 }
 
 /// A thread that looks at so many pages in a microsecond.
@@ -223,7 +224,8 @@ fn the_referees_hold_while_pages_are_merged() {
             let machine = format!("{machine}:{}", ["4k+4k", "thp+4k"][random.below(2) as usize]);
             let source = workload(workloads[random.below(4) as usize], vcpus, random.below(1000));
             let plan = Plan { pcids: random.below(2) == 0, ..plan(&machine, usize::from(vcpus)) };
-            Vm { name: name.into(), plan, source, pinned: None }
+            let (async_faults, reporting) = (name != "b", round % 3 == 0);
+            Vm { name: name.into(), plan, source, pinned: None, async_faults, reporting }
         };
         let vms: Vec<Vm> = ["a", "b", "c"].map(&mut draw).into();
         let migration = MigrationPlan {

@@ -49,7 +49,8 @@ fn workload(name: &str, vcpus: u8, seed: u64) -> Box<dyn Source> {
 }
 
 fn vm(name: &str, machine: &str, source: Box<dyn Source>) -> Vm {
-    Vm { name: name.into(), plan: plan(machine, 1), source, pinned: None }
+    let plan = plan(machine, 1);
+    Vm { name: name.into(), plan, source, pinned: None, async_faults: false, reporting: false }
 }
 
 /// A move of `a` over a link that carries a page in so many nanoseconds.
@@ -288,7 +289,9 @@ fn the_referees_hold_while_vms_move() {
                 format!("{machine}:{}", ["4k+4k", "thp+thp", "4k+2m"][random.below(3) as usize]);
             let source = workload(workloads[random.below(4) as usize], vcpus, random.below(1000));
             let plan = Plan { pcids: random.below(2) == 0, ..plan(&machine, usize::from(vcpus)) };
-            Vm { name: ["a", "b", "c"][i as usize].into(), plan, source, pinned: None }
+            let name = ["a", "b", "c"][i as usize].into();
+            let (async_faults, reporting) = (i != 1, round % 3 == 0);
+            Vm { name, plan, source, pinned: None, async_faults, reporting }
         };
         let vms: Vec<Vm> = (0..3).map(&mut draw).collect();
         let migration = |vm: &str, random: &mut SplitMix64| MigrationPlan {
