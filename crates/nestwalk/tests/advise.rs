@@ -47,6 +47,9 @@ fn touching(all: u64, used: u64) -> Running {
 
 fn choice<'a>(advice: &'a Value, machine: &str) -> &'a Value {
     let choices = advice["choices"].as_array().unwrap();
+    // What the table's headings name.
+    let keys = ["machine", "gain_percent", "walks_per_1000_instructions", "translation_percent"];
+    assert!(choices.iter().all(|c| keys.iter().all(|key| !c[*key].is_null())), "{choices:?}");
     choices.iter().find(|c| c["machine"] == machine).unwrap()
 }
 

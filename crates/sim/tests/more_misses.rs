@@ -224,10 +224,21 @@ impl Told {
         events: &GuestBatch,
         price: Price,
     ) {
-        let whole = price(&counters(scheme, profile, events).unwrap(), profile);
+        let all = counters(scheme, profile, events).unwrap();
+        let whole = price(&all, profile);
         for (what, narrow) in narrowed(profile) {
             let Some(c) = counters(scheme, &narrow, events) else { continue };
             let cycles = price(&c, profile);
+            let first_level = what.starts_with("l1");
+            if first_level && c.l1_tlb_misses < all.l1_tlb_misses {
+                let (scheme, profile) = (scheme.name, &profile.name);
+                self.cheaper.push(format!("{scheme} on {profile}, {what}: fewer misses"));
+            }
+            // What the first level misses shows the second which pages are used, so a smaller one may
+            // have fewer misses of the second. Elsewhere those cost too little to make up for it.
+            if first_level && scheme.name == "soft-tlb" {
+                continue;
+            }
             if cycles < whole {
                 let (scheme, profile) = (scheme.name, &profile.name);
                 self.cheaper.push(format!("{scheme} on {profile}, {what}: {cycles} < {whole}"));

@@ -192,6 +192,10 @@ fn exits_add_up_in_any_life() {
         ExitReason::Preempted,
         ExitReason::WriteProtected,
         ExitReason::PmlFull,
+        ExitReason::PageReady,
+        ExitReason::PageReadyAck,
+        ExitReason::Halted,
+        ExitReason::FreePages,
         // The profile's processor delivers interrupts without one.
         ExitReason::InterruptReceived,
     ];

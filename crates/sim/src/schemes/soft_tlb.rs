@@ -109,9 +109,10 @@ fn build(request: MachineConfig) -> Result<Box<dyn DynMachine>, MachineError> {
     Ok(Box::new(SoftTlb::machine(request)?))
 }
 
-/// Where the guest's kernel sees guest-physical addresses: in the hole that Linux leaves to hypervisors
-/// (`Documentation/x86/x86_64/mm.rst`), so that no mapping of the guest's is there.
-const SEGMENT: u64 = 0xffff_8000_0000_0000;
+/// Where the guest's kernel sees guest-physical addresses, so that no mapping of the guest's is there:
+/// in the hole that Linux with tables of 5 levels leaves to hypervisors
+/// (`Documentation/x86/x86_64/mm.rst`); no address of 48 bits is.
+const SEGMENT: u64 = 0xff00_0000_0000_0000;
 
 /// What software is to do about the miss that the walk was for.
 #[derive(Clone, Copy)]
