@@ -70,10 +70,13 @@ static OPTIONS: OptionTable<Config> = OptionTable::new(&[
         values: "patched|trapped",
         meaning: "the handler's accesses to the processor's registers: patched to loads and stores \
                   (KVM_MIPS_DYN_TRANS), or 3 traps a refill: address, and an entry in two halves (patched)",
-        set: |c, value| match value {
-            "patched" => Ok(c.trapped = false),
-            "trapped" => Ok(c.trapped = true),
-            _ => Err("there are: patched, trapped".into()),
+        set: |c, value| {
+            c.trapped = match value {
+                "patched" => false,
+                "trapped" => true,
+                _ => return Err("there are: patched, trapped".into()),
+            };
+            Ok(())
         },
         get: |c| if c.trapped { "trapped" } else { "patched" }.into(),
     },
