@@ -140,7 +140,7 @@ impl<'a> Maker<'a> {
         }
     }
 
-    /// What the options mean, those of [compare] and those of axes.
+    /// What the options mean, those of `[compare]` and those of axes.
     fn of_options(&self, table: &Table, values: &Values) -> Result<Experiment> {
         let mut table: Table =
             table.iter().map(|(key, value)| (keys::plain(key), value.clone())).collect();
