@@ -1,57 +1,24 @@
 //! Several VMs on one host: what they share, and that none sees another.
 
-use nestwalk_hw::{Profile, Translation};
-use nestwalk_mm::PagePolicy;
+mod common;
+
+use common::fleets::{self, MIB, pattern, plan, run, run_well, workload};
+use nestwalk_hw::Translation;
 use nestwalk_sim::compare::CompareError;
 use nestwalk_sim::fleet::replacement::Kind;
-use nestwalk_sim::fleet::{self, FleetError, FleetOutcome, FleetPlan, Vm};
+use nestwalk_sim::fleet::{self, FleetError, FleetPlan, Vm};
 use nestwalk_sim::hardware::Request;
 use nestwalk_sim::hardware::walk::{Fault, WalkWatch};
 use nestwalk_sim::hypervisor::nested::Nested;
 use nestwalk_sim::scheme::{Event, Handled, MachineError, Platform, Processor, Scheme, Software};
 use nestwalk_sim::schemes::nested;
-use nestwalk_sim::{
-    Definition, DynMachine, ExitReason, Machine, MachineConfig, MachineSpec, Plan, compare,
-};
-use nestwalk_source::{Multiplex, PatternSpec};
+use nestwalk_sim::{Definition, DynMachine, ExitReason, Machine, MachineConfig, Plan, compare};
 use nestwalk_types::{Source, SplitMix64};
-use nestwalk_workloads::{Populate, WorkloadSpec};
 use std::sync::atomic::AtomicBool;
 
-const MIB: u64 = 1 << 20;
-const GIB: u64 = 1 << 30;
-
-fn plan(machine: &str, vcpus: usize) -> Plan {
-    let base = PagePolicy::by_name("4k").unwrap();
-    let machines = MachineSpec::parse_list(machine, base).unwrap();
-    let profile = Profile::load("cascade-lake-6252").unwrap();
-    Plan { vcpus, verify: true, ..Plan::new(machines, profile, (GIB, 3 * GIB)) }
-}
-
-fn pattern(text: &str, footprint: u64) -> Box<dyn Source> {
-    let base = PatternSpec { footprint, accesses: 60_000, ..PatternSpec::default() };
-    Box::new(PatternSpec::parse(text, &base).unwrap().source())
-}
-
-fn workload(name: &str, vcpus: u8, seed: u64) -> Box<dyn Source> {
-    let spec =
-        WorkloadSpec { footprint: 6 * MIB, accesses: Some(30_000), seed, populate: Populate::Yes };
-    let open = |name: &str| nestwalk_workloads::open(name, &spec).unwrap();
-    if vcpus == 1 {
-        return open(name);
-    }
-    Box::new(Multiplex::new(vec![open(name), open("forkstorm")], vcpus, 5_000))
-}
-
+/// A VM whose guest is told of pages that its host reads.
 fn vm(name: &str, machine: &str, source: Box<dyn Source>) -> Vm {
-    Vm {
-        name: name.into(),
-        plan: plan(machine, 1),
-        source,
-        pinned: None,
-        async_faults: true,
-        reporting: false,
-    }
+    Vm { async_faults: true, ..fleets::vm(name, machine, source) }
 }
 
 /// Turns so short that many fit.
@@ -59,28 +26,10 @@ fn turns(turn: u64) -> FleetPlan {
     FleetPlan { turn, ..FleetPlan::default() }
 }
 
-fn run(fleet: &FleetPlan, vms: Vec<Vm>) -> FleetOutcome {
-    fleet::run(fleet, vms, &AtomicBool::new(false), &mut |_| {}).unwrap()
-}
-
-/// Runs a fleet that must come to its end with nothing for the referee to say.
-fn run_well(fleet: &FleetPlan, vms: Vec<Vm>) -> FleetOutcome {
-    let outcome = run(fleet, vms);
-    assert!(outcome.error.is_none(), "{}", outcome.error.unwrap());
-    assert_eq!(outcome.host.frames_given_twice, 0);
-    for vm in &outcome.vms {
-        for machine in [&vm.alone, &vm.together] {
-            let verdict = machine.referee.as_ref().unwrap();
-            assert_eq!((verdict.violations, verdict.checked > 0), (0, true), "{:?}", verdict.told);
-        }
-    }
-    outcome
-}
-
 fn two() -> Vec<Vm> {
     vec![
-        vm("a", "nested", pattern("uniform", 24 * MIB)),
-        vm("b", "shadow", pattern("zipf:theta=0.9", 16 * MIB)),
+        vm("a", "nested", pattern("uniform", 24 * MIB, 60_000)),
+        vm("b", "shadow", pattern("zipf:theta=0.9", 16 * MIB, 60_000)),
     ]
 }
 
@@ -88,7 +37,7 @@ fn two() -> Vec<Vm> {
 #[test]
 fn alone_is_what_one_machine_is() {
     for machine in ["nested", "shadow:thp+thp", "switching", "agile"] {
-        let source = || workload("btree", 1, 3);
+        let source = || workload("btree", 1, 3, 30_000);
         let stop = AtomicBool::new(false);
         let single =
             compare(&plan(machine, 1), source().as_mut(), &stop, &mut |_| {}).unwrap().counters;
@@ -122,8 +71,8 @@ fn tags_keep_translations_over_a_neighbours_turn() {
     let fleet = |vpids| FleetPlan { vpids, ..turns(5_000) };
     let small = || {
         vec![
-            vm("a", "nested", pattern("zipf:theta=0.9", 2 * MIB)),
-            vm("b", "nested", pattern("zipf:theta=0.9", 2 * MIB)),
+            vm("a", "nested", pattern("zipf:theta=0.9", 2 * MIB, 60_000)),
+            vm("b", "nested", pattern("zipf:theta=0.9", 2 * MIB, 60_000)),
         ]
     };
     let tagged = run_well(&fleet(true), small());
@@ -164,7 +113,7 @@ fn pinned_vms_keep_their_tlbs() {
 fn tags_are_used_again() {
     let machines = ["nested", "shadow", "sie", "agile", "switching"];
     let vms = (0..33u64).map(|i| {
-        let source = workload("btree", 1, i);
+        let source = workload("btree", 1, i, 30_000);
         vm(&format!("vm{i}"), machines[i as usize % machines.len()], source)
     });
     let outcome = run_well(&FleetPlan { apart: false, ..turns(4_000) }, vms.collect());
@@ -211,7 +160,7 @@ fn the_referee_holds_while_pages_go_and_come_back() {
             Vm {
                 name: format!("vm{i}"),
                 plan: Plan { pcids: random.below(2) == 0, ..plan(&machine, usize::from(vcpus)) },
-                source: workload(name, vcpus, random.below(1000)),
+                source: workload(name, vcpus, random.below(1000), 30_000),
                 pinned: None,
                 async_faults: !(round + i).is_multiple_of(3),
                 reporting: (round + i).is_multiple_of(2),
@@ -253,8 +202,8 @@ fn the_referee_holds_while_pages_go_and_come_back() {
 fn policies_that_see_uses_keep_hot_pages() {
     let with = |replacement| {
         let vms = vec![
-            vm("hot", "nested", pattern("zipf:theta=0.99", 24 * MIB)),
-            vm("cold", "nested", pattern("sequential", 40 * MIB)),
+            vm("hot", "nested", pattern("zipf:theta=0.99", 24 * MIB, 60_000)),
+            vm("cold", "nested", pattern("sequential", 40 * MIB, 60_000)),
         ];
         let fleet =
             FleetPlan { host_bytes: Some(84 * MIB), replacement, apart: false, ..turns(10_000) };
@@ -268,7 +217,7 @@ fn policies_that_see_uses_keep_hot_pages() {
 /// Pages that nobody stores to again are on the device already.
 #[test]
 fn clean_pages_are_not_written_twice() {
-    let vms = vec![vm("a", "nested", pattern("uniform:reads=1", 64 * MIB))];
+    let vms = vec![vm("a", "nested", pattern("uniform:reads=1", 64 * MIB, 60_000))];
     let fleet = FleetPlan { host_bytes: Some(84 * MIB), apart: false, ..turns(10_000) };
     let outcome = run_well(&fleet, vms);
     let swap = outcome.vms[0].swap;
@@ -336,7 +285,7 @@ static PAGE_KEPT: Definition =
 fn what_leaks_between_vms_is_caught() {
     for (definition, host_bytes) in [(&ONE_VPID, None), (&PAGE_KEPT, Some(72 * MIB))] {
         let vms = ["a", "b"].map(|name| {
-            let mut vm = vm(name, "nested", pattern("zipf:theta=0.9", 24 * MIB));
+            let mut vm = vm(name, "nested", pattern("zipf:theta=0.9", 24 * MIB, 60_000));
             vm.plan.machines.iter_mut().filter(|m| m.scheme.virtualized).for_each(|m| {
                 m.scheme = definition;
             });
@@ -360,7 +309,7 @@ fn refused(fleet: &FleetPlan, vms: Vec<Vm>) -> String {
 
 #[test]
 fn what_cannot_be_is_told() {
-    let uniform = || pattern("uniform", 4 * MIB);
+    let uniform = || pattern("uniform", 4 * MIB, 60_000);
     let plain = turns(5_000);
     let of = |machine: &str| vec![vm("a", machine, uniform())];
     let twins = vec![vm("a", "nested", uniform()), vm("a", "nested", uniform())];

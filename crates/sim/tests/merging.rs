@@ -1,54 +1,24 @@
 //! Pages of the same contents that VMs of a fleet share: what is saved, what stores break, what is
 //! caught; and random fleets with reclaim, merging and migration under way.
 
-use nestwalk_hw::{Profile, Translation};
-use nestwalk_mm::PagePolicy;
+mod common;
+
+use common::fleets::{MIB, pattern, plan, run, run_well, vm, workload};
+use nestwalk_hw::Translation;
 use nestwalk_sim::fleet::merging::{MergePlan, Shares};
 use nestwalk_sim::fleet::migration::{MigrationPlan, Mode, PAGE_BYTES, Progress};
 use nestwalk_sim::fleet::replacement::Kind;
-use nestwalk_sim::fleet::{self, FleetError, FleetOutcome, FleetPlan, Vm};
+use nestwalk_sim::fleet::{self, FleetError, FleetPlan, Vm};
 use nestwalk_sim::hardware::Request;
 use nestwalk_sim::hardware::walk::{Fault, WalkWatch};
 use nestwalk_sim::hypervisor::nested::Nested;
 use nestwalk_sim::scheme::guard::Tracking;
 use nestwalk_sim::scheme::{Event, Handled, MachineError, Platform, Processor, Scheme, Software};
 use nestwalk_sim::schemes::nested;
-use nestwalk_sim::{Definition, DynMachine, ExitReason, Machine, MachineConfig, MachineSpec, Plan};
-use nestwalk_source::{Multiplex, PatternSpec};
-use nestwalk_types::{Address, Run, Source, SplitMix64};
-use nestwalk_workloads::{Populate, WorkloadSpec};
+use nestwalk_sim::{Definition, DynMachine, ExitReason, Machine, MachineConfig, Plan};
+use nestwalk_types::{Address, Run, SplitMix64};
 use std::collections::HashMap;
 use std::sync::atomic::AtomicBool;
-
-const MIB: u64 = 1 << 20;
-const GIB: u64 = 1 << 30;
-
-fn plan(machine: &str, vcpus: usize) -> Plan {
-    let base = PagePolicy::by_name("4k").unwrap();
-    let machines = MachineSpec::parse_list(machine, base).unwrap();
-    let profile = Profile::load("cascade-lake-6252").unwrap();
-    Plan { vcpus, verify: true, ..Plan::new(machines, profile, (GIB, 3 * GIB)) }
-}
-
-fn pattern(text: &str, footprint: u64, accesses: u64) -> Box<dyn Source> {
-    let base = PatternSpec { footprint, accesses, ..PatternSpec::default() };
-    Box::new(PatternSpec::parse(text, &base).unwrap().source())
-}
-
-fn workload(name: &str, vcpus: u8, seed: u64) -> Box<dyn Source> {
-    let spec =
-        WorkloadSpec { footprint: 6 * MIB, accesses: Some(40_000), seed, populate: Populate::Yes };
-    let open = |name: &str| nestwalk_workloads::open(name, &spec).unwrap();
-    if vcpus == 1 {
-        return open(name);
-    }
-    Box::new(Multiplex::new(vec![open(name), open("forkstorm")], vcpus, 5_000))
-}
-
-fn vm(name: &str, machine: &str, source: Box<dyn Source>) -> Vm {
-    let plan = plan(machine, 1);
-    Vm { name: name.into(), plan, source, pinned: None, async_faults: false, reporting: false }
-}
 
 /// A thread that looks at so many pages in a microsecond.
 fn merging(pages: u64, zero: f64, common: f64) -> MergePlan {
@@ -58,24 +28,6 @@ fn merging(pages: u64, zero: f64, common: f64) -> MergePlan {
 
 fn fleet(merging: MergePlan) -> FleetPlan {
     FleetPlan { turn: 20_000, apart: false, merging: Some(merging), ..FleetPlan::default() }
-}
-
-/// Runs a fleet that must come to its end with nothing for a referee to say.
-fn run_well(fleet: &FleetPlan, vms: Vec<Vm>) -> FleetOutcome {
-    let outcome = run(fleet, vms);
-    assert!(outcome.error.is_none(), "{}", outcome.error.unwrap());
-    assert_eq!(outcome.host.frames_given_twice, 0);
-    for vm in &outcome.vms {
-        for machine in [&vm.alone, &vm.together] {
-            let verdict = machine.referee.as_ref().unwrap();
-            assert_eq!((verdict.violations, verdict.checked > 0), (0, true), "{:?}", verdict.told);
-        }
-    }
-    outcome
-}
-
-fn run(fleet: &FleetPlan, vms: Vec<Vm>) -> FleetOutcome {
-    fleet::run(fleet, vms, &AtomicBool::new(false), &mut |_| {}).unwrap()
 }
 
 fn three(text: &str, machines: [&str; 3]) -> Vec<Vm> {
@@ -222,7 +174,8 @@ fn the_referees_hold_while_pages_are_merged() {
             let vcpus = 1 + 3 * (round % 2) as u8;
             let machine = machines[random.below(machines.len() as u64) as usize];
             let machine = format!("{machine}:{}", ["4k+4k", "thp+4k"][random.below(2) as usize]);
-            let source = workload(workloads[random.below(4) as usize], vcpus, random.below(1000));
+            let kind = workloads[random.below(4) as usize];
+            let source = workload(kind, vcpus, random.below(1000), 40_000);
             let plan = Plan { pcids: random.below(2) == 0, ..plan(&machine, usize::from(vcpus)) };
             let (async_faults, reporting) = (name != "b", round % 3 == 1);
             Vm { name: name.into(), plan, source, pinned: None, async_faults, reporting }
@@ -242,7 +195,7 @@ fn the_referees_hold_while_pages_are_merged() {
         let (zero, common) = (random.below(40) as f64 / 100.0, random.below(60) as f64 / 100.0);
         let fleet = FleetPlan {
             host_bytes: (round % 3 > 0).then(|| (50 + random.below(10)) * MIB),
-            replacement: Kind::ALL[round as usize % 4].1,
+            replacement: Kind::ALL[round as usize % Kind::ALL.len()].1,
             vpids: random.below(4) > 0,
             turn: 1_000 + random.below(20_000),
             migrations: if round % 2 == 0 { vec![migration] } else { Vec::new() },

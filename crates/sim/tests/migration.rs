@@ -2,10 +2,10 @@
 
 mod common;
 
+use common::fleets::{MIB, pattern, plan, run, run_well, vm, workload};
 use common::lives::Life;
 use common::machines::{Setup, exits};
 use nestwalk_hw::{Profile, Translation};
-use nestwalk_mm::PagePolicy;
 use nestwalk_sim::fleet::migration::{MigrationOutcome, MigrationPlan, Mode, PAGE_BYTES, Progress};
 use nestwalk_sim::fleet::replacement::Kind;
 use nestwalk_sim::fleet::{self, FleetError, FleetOutcome, FleetPlan, Vm};
@@ -15,43 +15,11 @@ use nestwalk_sim::hypervisor::nested::Nested;
 use nestwalk_sim::scheme::guard::Tracking;
 use nestwalk_sim::scheme::{Event, Handled, MachineError, Platform, Processor, Scheme, Software};
 use nestwalk_sim::schemes::nested;
-use nestwalk_sim::{Definition, DynMachine, ExitReason, Machine, MachineConfig, MachineSpec, Plan};
-use nestwalk_source::{Multiplex, PatternSpec};
+use nestwalk_sim::{Definition, DynMachine, ExitReason, Machine, MachineConfig, Plan};
 use nestwalk_tables::LONG4;
-use nestwalk_types::{Address, Control, GuestBatch, Run, Source, SplitMix64};
-use nestwalk_workloads::{Populate, WorkloadSpec};
+use nestwalk_types::{Address, Control, GuestBatch, Run, SplitMix64};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::AtomicBool;
-
-const MIB: u64 = 1 << 20;
-const GIB: u64 = 1 << 30;
-
-fn plan(machine: &str, vcpus: usize) -> Plan {
-    let base = PagePolicy::by_name("4k").unwrap();
-    let machines = MachineSpec::parse_list(machine, base).unwrap();
-    let profile = Profile::load("cascade-lake-6252").unwrap();
-    Plan { vcpus, verify: true, ..Plan::new(machines, profile, (GIB, 3 * GIB)) }
-}
-
-fn pattern(text: &str, footprint: u64, accesses: u64) -> Box<dyn Source> {
-    let base = PatternSpec { footprint, accesses, ..PatternSpec::default() };
-    Box::new(PatternSpec::parse(text, &base).unwrap().source())
-}
-
-fn workload(name: &str, vcpus: u8, seed: u64) -> Box<dyn Source> {
-    let spec =
-        WorkloadSpec { footprint: 6 * MIB, accesses: Some(40_000), seed, populate: Populate::Yes };
-    let open = |name: &str| nestwalk_workloads::open(name, &spec).unwrap();
-    if vcpus == 1 {
-        return open(name);
-    }
-    Box::new(Multiplex::new(vec![open(name), open("forkstorm")], vcpus, 5_000))
-}
-
-fn vm(name: &str, machine: &str, source: Box<dyn Source>) -> Vm {
-    let plan = plan(machine, 1);
-    Vm { name: name.into(), plan, source, pinned: None, async_faults: false, reporting: false }
-}
 
 /// A move of `a` over a link that carries a page in so many nanoseconds.
 fn moves(page_ns: f64) -> MigrationPlan {
@@ -70,25 +38,6 @@ fn moves(page_ns: f64) -> MigrationPlan {
 
 fn fleet(migration: MigrationPlan) -> FleetPlan {
     FleetPlan { turn: 20_000, apart: false, migrations: vec![migration], ..FleetPlan::default() }
-}
-
-/// Runs a fleet that must come to its end with nothing for a referee to say.
-fn run_well(fleet: &FleetPlan, vms: Vec<Vm>) -> FleetOutcome {
-    let outcome = run(fleet, vms);
-    assert!(outcome.error.is_none(), "{}", outcome.error.unwrap());
-    assert_eq!(outcome.host.frames_given_twice, 0);
-    for vm in &outcome.vms {
-        for machine in [&vm.alone, &vm.together] {
-            let verdict = machine.referee.as_ref().unwrap();
-            assert_eq!((verdict.violations, verdict.checked > 0), (0, true), "{:?}", verdict.told);
-        }
-        assert_eq!(vm.migration.as_ref().map_or(0, |m| m.lost_pages), 0, "{}", vm.name);
-    }
-    outcome
-}
-
-fn run(fleet: &FleetPlan, vms: Vec<Vm>) -> FleetOutcome {
-    fleet::run(fleet, vms, &AtomicBool::new(false), &mut |_| {}).unwrap()
 }
 
 fn moved(outcome: &FleetOutcome) -> &MigrationOutcome {
@@ -287,7 +236,8 @@ fn the_referees_hold_while_vms_move() {
             let machine = machines[random.below(machines.len() as u64) as usize];
             let machine =
                 format!("{machine}:{}", ["4k+4k", "thp+thp", "4k+2m"][random.below(3) as usize]);
-            let source = workload(workloads[random.below(4) as usize], vcpus, random.below(1000));
+            let kind = workloads[random.below(4) as usize];
+            let source = workload(kind, vcpus, random.below(1000), 40_000);
             let plan = Plan { pcids: random.below(2) == 0, ..plan(&machine, usize::from(vcpus)) };
             let name = ["a", "b", "c"][i as usize].into();
             let (async_faults, reporting) = (i != 1, round % 3 == 0);
@@ -304,7 +254,7 @@ fn the_referees_hold_while_vms_move() {
         let migrations = vec![migration("a", &mut random), migration("c", &mut random)];
         let fleet = FleetPlan {
             host_bytes: (round % 3 == 0).then(|| (96 + random.below(24)) * MIB),
-            replacement: Kind::ALL[round as usize % 4].1,
+            replacement: Kind::ALL[round as usize % Kind::ALL.len()].1,
             apart: false,
             turn: 1_000 + random.below(20_000),
             migrations,
