@@ -45,10 +45,10 @@ pub use guest::RealGuest;
 pub use merging::{Contents, MERGE_KEYS, MergeExperiment};
 pub use migration::{MIGRATION_KEYS, MigrationExperiment};
 pub use nestwalk_capture::Step;
+pub use nestwalk_fleet::merging::MergingOutcome;
+pub use nestwalk_fleet::migration::{Progress as MigrationProgress, Round as MigrationRound};
+pub use nestwalk_fleet::{FleetOutcome, FleetProgress};
 pub use nestwalk_mm::{Fragmentation, FreeBlocks, PagePolicy};
-pub use nestwalk_sim::fleet::merging::MergingOutcome;
-pub use nestwalk_sim::fleet::migration::{Progress as MigrationProgress, Round as MigrationRound};
-pub use nestwalk_sim::fleet::{FleetOutcome, FleetProgress};
 pub use nestwalk_sim::{
     CompareError, Cut, DaemonTimes, GuestOutcome, MachineResult, Outcome, Progress, Verdict,
 };

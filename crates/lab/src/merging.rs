@@ -2,8 +2,8 @@
 
 use crate::migration::nanoseconds;
 use anyhow::{Context, Result, anyhow, bail};
+use nestwalk_fleet::merging::{PAGES_TO_SCAN, SLEEP_NS, Shares};
 use nestwalk_report::parse_count;
-use nestwalk_sim::fleet::merging::{PAGES_TO_SCAN, SLEEP_NS, Shares};
 use serde::{Deserialize, Serialize};
 
 /// Keys of same-page merging and what they mean, in order.

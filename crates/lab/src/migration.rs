@@ -1,10 +1,10 @@
 //! Moves of VMs to other hosts: what is asked for, as one line and as a table of the configuration.
 
 use anyhow::{Context, Result, anyhow, bail};
-use nestwalk_report::parse_count;
-use nestwalk_sim::fleet::migration::{
+use nestwalk_fleet::migration::{
     LATENCY_NS, LINK_BITS, MAX_DOWNTIME_NS, MAX_ROUNDS, MigrationPlan, Mode,
 };
+use nestwalk_report::parse_count;
 use nestwalk_sim::scheme::guard::Tracking;
 use serde::{Deserialize, Serialize};
 

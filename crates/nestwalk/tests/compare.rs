@@ -132,9 +132,9 @@ fn json_has_the_documented_fields_and_no_others() {
     let missing: Vec<_> = found.difference(&documented).collect();
     assert!(missing.is_empty(), "not documented: {missing:?}");
     // A process that stores to a table of its own: `sim/tests/xen_pv.rs` has one, no workload has. The
-    // end of a VM's turn, where it shares a core with others, and its migration: `sim/tests/fleet.rs`.
+    // end of a VM's turn, where it shares a core with others, and its migration: `fleet/tests/fleet.rs`.
     // Waits for pages of a host that is short of memory, and free pages told to it:
-    // `sim/tests/fleet_waits.rs`.
+    // `fleet/tests/fleet_waits.rs`.
     let rare = ["table_emulation", "preempted", "write_protected", "pml_full"];
     let waits = ["page_ready", "page_ready_ack", "halted", "free_pages"];
     let rare: Vec<String> =

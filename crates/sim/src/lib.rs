@@ -6,7 +6,6 @@
 
 pub mod assist;
 pub mod compare;
-pub mod fleet;
 pub mod hardware;
 pub mod hypervisor;
 pub mod machine;

@@ -21,6 +21,7 @@ mod multiplex;
 mod page_tables;
 mod patterns;
 mod snappy;
+mod temporary;
 mod unpack;
 
 /// `name` is a module that defines a `FORMAT`; `name + OTHER` one that defines another one, too.

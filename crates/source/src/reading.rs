@@ -2,6 +2,7 @@
 
 use crate::bytes::Window;
 use crate::input::open;
+use crate::temporary::Folder;
 use nestwalk_types::{Batch, Source, SourceError, SplitMix64};
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
@@ -26,8 +27,8 @@ const FUNCTIONS: u64 = 400;
 ///
 /// # Errors
 /// It cannot be made.
-pub fn folder() -> io::Result<tempfile::TempDir> {
-    tempfile::tempdir()
+pub fn folder() -> io::Result<Folder> {
+    Folder::new("nestwalk-bench-")
 }
 
 /// Writes a drmemtrace of about so many records, compressed in one of [`WAYS`]; says how many it has.

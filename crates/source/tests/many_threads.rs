@@ -6,7 +6,7 @@ mod common;
 
 use nestwalk_source::Drmemtrace;
 use nestwalk_types::{Batch, Source};
-use rustix::process::{Resource, Rlimit, setrlimit};
+use nix::sys::resource::{Resource, setrlimit};
 
 const THREADS: u64 = 3000;
 /// Times that each thread runs, in turn with all others.
@@ -50,8 +50,7 @@ fn three_thousand_threads_need_few_descriptors_and_little_memory() {
         let data = common::compress(ways[tid as usize % ways.len()], &thread(tid));
         std::fs::write(dir.path().join(format!("{tid:04}.memtrace")), data).unwrap();
     }
-    let few = Rlimit { current: Some(40), maximum: Some(40) };
-    setrlimit(Resource::Nofile, few).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, 40, 40).unwrap();
     let mut source = Drmemtrace::open_directory(dir.path(), 4).unwrap();
     let (mut batch, mut accesses, mut turns, mut latest) = (Batch::default(), 0, 0, u64::MAX);
     while source.next_batch(&mut batch).unwrap() {

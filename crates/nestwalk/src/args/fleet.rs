@@ -1,9 +1,9 @@
 //! Several VMs on one host.
 
 use clap::Args as ClapArgs;
+use nestwalk_fleet::device::Device;
+use nestwalk_fleet::replacement::Kind;
 use nestwalk_lab::{Fleet, MERGE_KEYS, MIGRATION_KEYS};
-use nestwalk_sim::fleet::device::Device;
-use nestwalk_sim::fleet::replacement::Kind;
 
 /// Options of `compare` for several VMs on one host.
 #[derive(ClapArgs, Debug, Clone)]

@@ -42,14 +42,17 @@ impl GuestOutcome {
 }
 
 /// The guest of some machines.
-pub(crate) enum Guest {
+pub enum Guest {
+    /// Its kernel is a model's.
     Modelled(Box<ModelledGuest>),
+    /// A recording's processes under a model's kernel.
     Remapped(Box<Remapped>),
+    /// As it was recorded.
     Observed(Box<ObservedGuest>),
 }
 
 /// A recorded guest's processes on a modelled guest.
-pub(crate) struct Remapped {
+pub struct Remapped {
     remap: Remap,
     /// What the processes of the recording did in the current batch.
     plain: Batch,
@@ -81,6 +84,9 @@ impl Guest {
 
     /// Deals with a batch of the source. Parts of the output that are complete go to `sink`, the last
     /// one stays in `output`.
+    ///
+    /// # Errors
+    /// The source says what no guest of its kind does, or the guest has no memory left.
     pub fn process<'a>(
         &mut self,
         spec: GuestSpec,

@@ -26,7 +26,7 @@ pub fn configuration(plan: &Plan, spec: &MachineSpec) -> Result<MachineConfig, C
 }
 
 /// The host of a machine, as configured.
-pub(crate) fn host_config(plan: &Plan, host: DimensionSpec) -> HostConfig {
+pub fn host_config(plan: &Plan, host: DimensionSpec) -> HostConfig {
     HostConfig {
         bytes: plan.host_bytes,
         mode: plan.host_mode,
@@ -41,7 +41,10 @@ pub(crate) fn host_config(plan: &Plan, host: DimensionSpec) -> HostConfig {
 }
 
 /// As [`machine`], in the physical memory of a host that is there already.
-pub(crate) fn machine_in(
+///
+/// # Errors
+/// As [`machine`].
+pub fn machine_in(
     plan: &Plan,
     spec: &MachineSpec,
     physical: Option<PhysicalMemory<Hpa>>,

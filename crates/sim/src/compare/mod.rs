@@ -23,8 +23,7 @@ use crate::report::placement::PlacementResult;
 use crate::report::results::MachineResult;
 use crate::scheme::MachineError;
 use crate::switching::{Cut, Recorded};
-pub use machines::{configuration, machine};
-pub(crate) use machines::{host_config, machine_in};
+pub use machines::{configuration, host_config, machine, machine_in};
 use nestwalk_hw::Profile;
 use nestwalk_mm::{
     BadFrames, Fragmentation, GuestError, HostPages, Mappings, MmError, ObservedError, RemapError,

@@ -1,7 +1,6 @@
 //! A guest written by hand: tables made entry by entry, so that tests know every address.
 #![allow(dead_code, reason = "each test file uses a part")]
 
-pub mod fleets;
 pub mod kernel;
 pub mod lives;
 pub mod machines;

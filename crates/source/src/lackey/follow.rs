@@ -1,7 +1,8 @@
 //! The thread that watches a live program: it takes in new log files, and stops the program while
 //! too much is unread.
 
-use rustix::process::{Pid, Signal, kill_process};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -35,10 +36,11 @@ impl HostProcess {
         self.start.is_some() && running_since(self.pid) == self.start
     }
     fn signal(self, signal: Signal) {
-        let target = i32::try_from(self.pid).ok().and_then(Pid::from_raw);
+        // Numbers up to 0 name groups.
+        let target = i32::try_from(self.pid).ok().filter(|&pid| pid > 0);
         if let Some(target) = target.filter(|_| self.is_alive()) {
             // It may end between the two: then there is nobody to stop.
-            let _ = kill_process(target, signal);
+            let _ = kill(Pid::from_raw(target), signal);
         }
     }
 }
@@ -80,7 +82,7 @@ pub(crate) fn end_all(argument: &OsStr) {
         if left.is_empty() || Instant::now() > deadline {
             return;
         }
-        left.iter().for_each(|host| host.signal(Signal::KILL));
+        left.iter().for_each(|host| host.signal(Signal::SIGKILL));
         std::thread::sleep(TICK);
     }
 }
@@ -194,7 +196,7 @@ impl Follower {
         }
         if stop || self.stopped {
             // Again at each tick, for processes that were forked in the meantime.
-            let signal = if stop { Signal::STOP } else { Signal::CONT };
+            let signal = if stop { Signal::SIGSTOP } else { Signal::SIGCONT };
             for (host, _, _) in &self.known {
                 host.signal(signal);
             }

@@ -4,10 +4,11 @@ use super::command;
 use super::follow::{Found, HostProcess, Shared, end_all, follow};
 use super::text::{LackeyStats, Text, chatter};
 use crate::decoder::Decode;
+use crate::temporary::Folder;
 use nestwalk_types::{
     Batch, BatchBuilder, Control, ProcessId, Room, Source, SourceError, SourceInfo, VcpuId,
 };
-use rustix::fs::{FallocateFlags, fallocate};
+use nix::fcntl::{FallocateFlags, fallocate};
 use std::ffi::OsString;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -84,7 +85,7 @@ pub struct Live {
     shared: Arc<Shared>,
     follower: Option<JoinHandle<()>>,
     /// Holds the logs until they are seen; removed at the end.
-    dir: tempfile::TempDir,
+    dir: Folder,
     options: RunOptions,
     logs: Vec<Log>,
     turn: usize,
@@ -111,7 +112,7 @@ impl Live {
             fail("no command given; say for example `--lackey -- gcc -O2 -c file.c`".into())
         })?;
         command::check(program).map_err(&fail)?;
-        let dir = tempfile::Builder::new().prefix("nestwalk-lackey-").tempdir().map_err(|e| {
+        let dir = Folder::new("nestwalk-lackey-").map_err(|e| {
             fail(format!(
                 "no temporary directory in {}: {e}; set TMPDIR to one with room for {} MiB",
                 std::env::temp_dir().display(),
@@ -285,9 +286,12 @@ impl Live {
         if log.read - log.punched < PUNCH || self.no_holes {
             return;
         }
-        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
         let length = log.read - log.punched;
-        self.no_holes = fallocate(&*log.file, flags, log.punched, length).is_err();
+        let range = i64::try_from(log.punched).ok().zip(i64::try_from(length).ok());
+        self.no_holes = range.is_none_or(|(at, bytes)| {
+            fallocate(&*log.file, flags, at, bytes).is_err()
+        });
         log.punched = log.read;
     }
 

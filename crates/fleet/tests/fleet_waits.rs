@@ -1,10 +1,10 @@
 //! Who waits for pages that the host reads, and who runs meanwhile.
 
+use nestwalk_fleet::replacement::Kind;
+use nestwalk_fleet::timeline::{Timeline, Waits, Who};
+use nestwalk_fleet::{self as fleet, FleetOutcome, FleetPlan, SwapCounts, Vm};
 use nestwalk_hw::Profile;
 use nestwalk_mm::PagePolicy;
-use nestwalk_sim::fleet::replacement::Kind;
-use nestwalk_sim::fleet::timeline::{Timeline, Waits, Who};
-use nestwalk_sim::fleet::{self, FleetOutcome, FleetPlan, SwapCounts, Vm};
 use nestwalk_sim::{ExitReason, MachineSpec, Plan};
 use nestwalk_source::{Multiplex, PatternSpec};
 use nestwalk_types::{

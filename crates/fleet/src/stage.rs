@@ -3,12 +3,12 @@
 use super::memory::Memory;
 use super::merging::{Merging, Token};
 use super::migration::Migrations;
-use crate::hardware::Hardware;
-use crate::hardware::exchange::{Shared, VPIDS};
-use crate::machine::{DynMachine, Tenant};
-use crate::measure::counters::{Counters, ExitReason};
-use crate::scheme::MachineError;
 use nestwalk_mm::{HostMemory, PhysicalMemory};
+use nestwalk_sim::hardware::Hardware;
+use nestwalk_sim::hardware::exchange::{Shared, VPIDS};
+use nestwalk_sim::machine::{DynMachine, Tenant};
+use nestwalk_sim::measure::counters::{Counters, ExitReason};
+use nestwalk_sim::scheme::MachineError;
 use nestwalk_types::{Address, Control, Gpa, GuestBatch, Hpa};
 
 /// Where a VM runs.

@@ -3,8 +3,8 @@
 use super::feed::Most;
 use super::stage::{self, Place, Stage};
 use super::{FleetError, FleetPlan, FleetProgress, Member};
-use crate::compare::CompareError;
-use crate::scheme::MachineError;
+use nestwalk_sim::compare::CompareError;
+use nestwalk_sim::scheme::MachineError;
 use nestwalk_types::{Gpa, GuestBatch};
 use std::sync::atomic::{AtomicBool, Ordering};
 

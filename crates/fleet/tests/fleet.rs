@@ -3,10 +3,10 @@
 mod common;
 
 use common::fleets::{self, MIB, pattern, plan, run, run_well, workload};
+use nestwalk_fleet::replacement::Kind;
+use nestwalk_fleet::{self as fleet, FleetError, FleetPlan, Vm};
 use nestwalk_hw::Translation;
 use nestwalk_sim::compare::CompareError;
-use nestwalk_sim::fleet::replacement::Kind;
-use nestwalk_sim::fleet::{self, FleetError, FleetPlan, Vm};
 use nestwalk_sim::hardware::Request;
 use nestwalk_sim::hardware::walk::{Fault, WalkWatch};
 use nestwalk_sim::hypervisor::nested::Nested;

@@ -12,9 +12,9 @@ mod contents;
 use super::FleetError;
 use super::Member;
 use super::stage::{Stage, tenant};
-use crate::scheme::MachineError;
 pub use contents::Shares;
 pub(super) use contents::{Contents, Token};
+use nestwalk_sim::scheme::MachineError;
 use nestwalk_types::{Address, Gpa, GuestBatch, Hpa, PageSize};
 use rustc_hash::FxHashMap;
 use serde::Serialize;
@@ -276,7 +276,7 @@ impl Merging {
             let mut tenant = tenant(machine)?;
             let merged = tenant.merge(Gpa::new(page << 12), with)?;
             if merged.is_some() && vm == running {
-                tenant.exits(crate::measure::counters::ExitReason::HostMigration);
+                tenant.exits(nestwalk_sim::measure::counters::ExitReason::HostMigration);
             }
             Ok::<_, MachineError>(merged)
         })??;

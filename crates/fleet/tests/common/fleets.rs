@@ -1,9 +1,9 @@
 //! VMs of fleets, and what runs in them.
 
 use super::GIB;
+use nestwalk_fleet::{self as fleet, FleetOutcome, FleetPlan, Vm};
 use nestwalk_hw::Profile;
 use nestwalk_mm::PagePolicy;
-use nestwalk_sim::fleet::{self, FleetOutcome, FleetPlan, Vm};
 use nestwalk_sim::{MachineSpec, Plan};
 use nestwalk_source::{Multiplex, PatternSpec};
 use nestwalk_types::Source;

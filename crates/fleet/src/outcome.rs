@@ -5,11 +5,11 @@ use super::merging::{MergedCounts, MergingOutcome};
 use super::migration::MigrationOutcome;
 use super::stage::Stage;
 use super::{FleetError, FleetPlan, Member};
-use crate::compare::guests::GuestOutcome;
-use crate::measure::cost::Cycles;
-use crate::report::contiguity::ContiguityResult;
-use crate::report::placement::PlacementResult;
-use crate::report::results::MachineResult;
+use nestwalk_sim::compare::guests::GuestOutcome;
+use nestwalk_sim::measure::cost::Cycles;
+use nestwalk_sim::report::contiguity::ContiguityResult;
+use nestwalk_sim::report::placement::PlacementResult;
+use nestwalk_sim::report::results::MachineResult;
 use serde::Serialize;
 
 /// What a VM's overhead is made of, in percent of its ideal run alone. The parts add up to the
@@ -237,7 +237,7 @@ fn merged(stages: &mut [Stage], vm: usize) -> Result<Option<MergedCounts>, Fleet
     Ok(last.merging.as_ref().map(|merging| merging.counts((vm, broken), &pages)))
 }
 
-fn touched_bytes(machine: &mut Box<dyn crate::machine::DynMachine>) -> u64 {
+fn touched_bytes(machine: &mut Box<dyn nestwalk_sim::machine::DynMachine>) -> u64 {
     let mut bytes = 0;
     if let Some(mut tenant) = machine.tenant()
         && let Some(host) = tenant.host()

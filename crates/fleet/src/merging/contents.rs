@@ -9,7 +9,7 @@ use rustc_hash::FxHashMap;
 
 /// Contents of a page: pages of the same have the same.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub(in crate::fleet) enum Token {
+pub(crate) enum Token {
     /// Zeros.
     Zero,
     /// What the page of this number contains in several VMs.
@@ -28,7 +28,7 @@ pub struct Shares {
 }
 
 /// Contents of all VMs' pages, by what the stream stores.
-pub(in crate::fleet) struct Contents {
+pub(crate) struct Contents {
     shares: Vec<Shares>,
     stores: Vec<FxHashMap<u64, u64>>,
 }
@@ -40,7 +40,7 @@ impl Contents {
     }
 
     /// What the page contains now.
-    pub(in crate::fleet) fn of(&self, vm: usize, page: u64) -> Token {
+    pub(crate) fn of(&self, vm: usize, page: u64) -> Token {
         if let Some(stores) = self.stores[vm].get(&page) {
             return Token::Own(vm, page, *stores);
         }

@@ -13,13 +13,13 @@ mod contents;
 mod plan;
 
 use super::stage::{Stage, tenant};
-use crate::machine::DynMachine;
-use crate::machine::referee::Verdict;
-use crate::measure::cost::Cycles;
-use crate::measure::counters::{Counters, ExitReason};
-use crate::scheme::MachineError;
 use contents::Contents;
 use nestwalk_hw::Profile;
+use nestwalk_sim::machine::DynMachine;
+use nestwalk_sim::machine::referee::Verdict;
+use nestwalk_sim::measure::cost::Cycles;
+use nestwalk_sim::measure::counters::{Counters, ExitReason};
+use nestwalk_sim::scheme::MachineError;
 use nestwalk_types::{Address, Gpa, GuestBatch};
 pub use plan::{
     LATENCY_NS, LINK_BITS, MAX_DOWNTIME_NS, MAX_ROUNDS, MigrationOutcome, MigrationPlan, Mode,

@@ -1,9 +1,9 @@
 //! What a VM of a fleet does next, in slices as small as its host wants them.
 
 use super::reporting::Reporter;
-use crate::compare::CompareError;
-use crate::compare::guests::{Guest, GuestOutcome};
-use crate::compare::spec::GuestSpec;
+use nestwalk_sim::compare::CompareError;
+use nestwalk_sim::compare::guests::{Guest, GuestOutcome};
+use nestwalk_sim::compare::spec::GuestSpec;
 use nestwalk_types::{Address, Batch, Control, Gpa, GuestBatch, Source};
 use std::collections::VecDeque;
 

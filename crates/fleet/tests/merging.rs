@@ -4,11 +4,11 @@
 mod common;
 
 use common::fleets::{MIB, pattern, plan, run, run_well, vm, workload};
+use nestwalk_fleet::merging::{MergePlan, Shares};
+use nestwalk_fleet::migration::{MigrationPlan, Mode, PAGE_BYTES, Progress};
+use nestwalk_fleet::replacement::Kind;
+use nestwalk_fleet::{self as fleet, FleetError, FleetPlan, Vm};
 use nestwalk_hw::Translation;
-use nestwalk_sim::fleet::merging::{MergePlan, Shares};
-use nestwalk_sim::fleet::migration::{MigrationPlan, Mode, PAGE_BYTES, Progress};
-use nestwalk_sim::fleet::replacement::Kind;
-use nestwalk_sim::fleet::{self, FleetError, FleetPlan, Vm};
 use nestwalk_sim::hardware::Request;
 use nestwalk_sim::hardware::walk::{Fault, WalkWatch};
 use nestwalk_sim::hypervisor::nested::Nested;

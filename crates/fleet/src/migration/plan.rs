@@ -1,9 +1,9 @@
 //! What migration of a VM is asked for, and what came of it.
 
 use super::super::FleetError;
-use crate::fleet::Member;
-use crate::scheme::guard::Tracking;
-use crate::scheme::vmm_options::VmmKind;
+use crate::Member;
+use nestwalk_sim::scheme::guard::Tracking;
+use nestwalk_sim::scheme::vmm_options::VmmKind;
 use serde::Serialize;
 
 /// When the VM's run moves.
@@ -77,7 +77,7 @@ impl MigrationPlan {
     }
 
     /// Whether such a VM can move so.
-    pub(in crate::fleet) fn check(&self, members: &[Member]) -> Result<usize, FleetError> {
+    pub(crate) fn check(&self, members: &[Member]) -> Result<usize, FleetError> {
         let plan = |why: String| FleetError::Plan(format!("migration of {}: {why}", self.vm));
         let Some(vm) = members.iter().position(|m| m.name == self.vm) else {
             let known: Vec<&str> = members.iter().map(|m| m.name.as_str()).collect();

@@ -1,7 +1,7 @@
 //! Page replacement against the textbook: naive oracles, the stack property, Belady's anomaly, and
 //! the optimum as a bound.
 
-use nestwalk_sim::fleet::replacement::{Kind, Page, Replacement};
+use nestwalk_fleet::replacement::{Kind, Page, Replacement};
 use nestwalk_types::SplitMix64;
 use std::collections::HashSet;
 use std::convert::Infallible;

@@ -15,10 +15,10 @@
 use super::memory::SwapCounts;
 use super::stage::Place;
 use super::timeline::Timeline;
-use crate::machine::Tenant;
-use crate::measure::cost::Cycles;
-use crate::measure::counters::ExitReason;
 use nestwalk_hw::Profile;
+use nestwalk_sim::machine::Tenant;
+use nestwalk_sim::measure::cost::Cycles;
+use nestwalk_sim::measure::counters::ExitReason;
 use nestwalk_types::{Address, Control, Gpa, GuestBatch, OsWork, PageSize, Run, VcpuId};
 use rustc_hash::FxHashMap;
 

@@ -5,7 +5,7 @@
 //! caches, memory of which there is not enough). What a VM's overhead grows by from one to the next
 //! is what that piece of sharing costs it, so its own part and its neighbours' add up to the whole.
 //!
-//! While a VM runs it has what is shared to itself ([`crate::hardware::exchange`]): one machine's
+//! While a VM runs it has what is shared to itself ([`nestwalk_sim::hardware::exchange`]): one machine's
 //! hot path is that of a machine alone.
 
 mod asynchronous;
@@ -21,14 +21,6 @@ mod reporting;
 mod stage;
 pub mod timeline;
 
-use crate::compare::guests::Guest;
-use crate::compare::spec::MachineSpec;
-use crate::compare::{self, CompareError, Plan};
-use crate::hardware::Hardware;
-use crate::hardware::exchange::{Shared, VPIDS};
-use crate::machine::DynMachine;
-use crate::measure::counters::Counters;
-use crate::scheme::MachineError;
 use asynchronous::Asynchronous;
 use device::Device;
 use feed::Feed;
@@ -37,6 +29,14 @@ pub use memory::SwapCounts;
 use merging::{MergePlan, Merging};
 use migration::{MigrationPlan, Migrations};
 use nestwalk_mm::{HostMemory, PagePolicy, PhysicalMemory, PlacementKind};
+use nestwalk_sim::compare::guests::Guest;
+use nestwalk_sim::compare::spec::MachineSpec;
+use nestwalk_sim::compare::{self, CompareError, Plan};
+use nestwalk_sim::hardware::Hardware;
+use nestwalk_sim::hardware::exchange::{Shared, VPIDS};
+use nestwalk_sim::machine::DynMachine;
+use nestwalk_sim::measure::counters::Counters;
+use nestwalk_sim::scheme::MachineError;
 use nestwalk_types::{Hpa, Source};
 pub use outcome::{FleetOutcome, HostOutcome, Interference, VmOutcome};
 use pass::Pass;
