@@ -119,20 +119,20 @@ fn find_any<T: Tag>(lanes: &[u32], tag: T) -> Option<usize> {
 /// Most ways whose order fits one word.
 const ORDERED: usize = 16;
 /// Way 0 the most recently used, way 15 the least.
-const AT_FIRST: u64 = 0xfedc_ba98_7654_3210;
+pub(crate) const AT_FIRST: u64 = 0xfedc_ba98_7654_3210;
 /// 1 in each field of an order.
 const ONES: u64 = 0x1111_1111_1111_1111;
 
 /// Bit position of `way` in an order. Fields beyond the set's ways hold numbers that no way has.
 #[inline(always)]
-const fn place_in(order: u64, way: usize) -> u32 {
+pub(crate) const fn place_in(order: u64, way: usize) -> u32 {
     let zero_at = order ^ (ONES * way as u64);
     (zero_at.wrapping_sub(ONES) & !zero_at & ONES << 3).trailing_zeros() & !3
 }
 
 /// The order after the field at bit `place`, which is `way`'s, moved to the front.
 #[inline(always)]
-const fn used(order: u64, place: u32, way: usize) -> u64 {
+pub(crate) const fn used(order: u64, place: u32, way: usize) -> u64 {
     let before = order & ((1 << place) - 1);
     // Shifted in two steps, since the last place is the top of the word.
     let after = order >> place >> 4 << place << 4;
@@ -140,7 +140,7 @@ const fn used(order: u64, place: u32, way: usize) -> u64 {
 }
 
 /// The order after the field at bit `place` moved behind the other fields of `ways` ways.
-const fn unused(order: u64, place: u32, way: usize, ways: usize) -> u64 {
+pub(crate) const fn unused(order: u64, place: u32, way: usize, ways: usize) -> u64 {
     let last = 4 * (ways as u32 - 1);
     let before = order & ((1 << place) - 1);
     let beyond = order >> last >> 4 << last << 4;

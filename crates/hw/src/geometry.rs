@@ -88,6 +88,10 @@ impl Indexer {
         let masks = (!folded).then(|| masks.into());
         Self { shift, odd: 0, reciprocal: 0, masks }
     }
+    /// Whether sets are found by the remainder.
+    pub(crate) const fn is_linear(&self) -> bool {
+        self.odd != 0
+    }
     /// `(key / sets, key % sets)` of an index by the remainder.
     #[inline]
     pub const fn split(&self, key: u64) -> (u64, usize) {

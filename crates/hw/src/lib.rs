@@ -20,6 +20,7 @@ pub mod range_tlb;
 pub mod replacement;
 pub mod runs;
 pub mod segment;
+pub mod slim;
 pub mod tlb;
 pub mod walk_cache;
 

@@ -1,15 +1,18 @@
 //! Translation look-aside buffers: complete translations by page number, size and tag.
 
 pub mod anchors;
+mod hand;
 mod pdes;
 mod translation;
 
 pub use translation::Translation;
 
+pub use hand::AtHand;
+use hand::Hand;
 use pdes::Pdes;
 
-use crate::assoc::SetAssoc;
 use crate::profile::TlbProfile;
+use crate::slim::{Latest, Sets};
 use nestwalk_types::{Address, PageSize};
 
 /// Whose translation an entry is: VPID (upper 4 bits) and PCID (lower 12 bits).
@@ -36,11 +39,14 @@ impl Asid {
     }
 }
 
+/// Where in a tag the page number begins.
+const PAGE_SHIFT: u32 = 19;
+
 /// Tag of an entry: page number, class and whose it is.
-#[inline]
+#[inline(always)]
 fn tag(page: u64, class: u64, asid: u32) -> u64 {
     // 45 bits of page number at most, 2 of class, 12 + of PCID, and the VPID: 64 for 5-level paging.
-    page << 19 | class | u64::from(asid)
+    page << PAGE_SHIFT | class | u64::from(asid)
 }
 
 /// What tells entries of one size from those of others: two bits above the ASID, and one above the page
@@ -86,7 +92,7 @@ struct Active {
 #[derive(Clone, Debug)]
 pub struct Tlb {
     /// Entries for one page size, or for several that share the ways.
-    arrays: Vec<SetAssoc<u64, Translation, true>>,
+    arrays: Vec<Sets<Translation>>,
     /// Array by array.
     places: Vec<Place>,
     /// Index of the first place of a size, by its shift.
@@ -97,6 +103,8 @@ pub struct Tlb {
     /// addresses: programs and kernels have pages of their own sizes. Where entries of two sizes
     /// translate an address it decides, so an access that comes again finds what it found or filled.
     latest: [usize; 2],
+    /// What `latest` says, of each half.
+    hands: [Hand; 2],
     any_global: bool,
     any_splinter: bool,
     /// Sizes that are held as pieces.
@@ -108,7 +116,8 @@ impl Tlb {
     /// An empty TLB of this geometry.
     pub fn new(profile: &[TlbProfile]) -> Self {
         let arrays = profile.iter();
-        let arrays = arrays.map(|p| SetAssoc::with(p.geometry(), p.indexer(), p.replacement()));
+        let arrays =
+            arrays.map(|p| Sets::new(p.geometry(), p.indexer(), p.replacement(), PAGE_SHIFT));
         let arrays = arrays.collect();
         let places = profile.iter().enumerate().flat_map(|(array, p)| {
             let place = move |size| Place { size, array, class: class(size), active: None };
@@ -124,55 +133,96 @@ impl Tlb {
         let smashed = smashed.filter_map(|s| crate::profile::parse_page_size(s)).collect();
         let pdes =
             profile.iter().position(|p| p.pdes).map(|array| Pdes::new(array, &profile[array]));
-        let (active, latest) = (Vec::new(), [0; 2]);
-        Self { arrays, places, by_shift, active, latest, any_global, any_splinter, smashed, pdes }
+        let (active, latest, hands) = (Vec::new(), [0; 2], [Hand::EMPTY; 2]);
+        Self {
+            arrays,
+            places,
+            by_shift,
+            active,
+            latest,
+            hands,
+            any_global,
+            any_splinter,
+            smashed,
+            pdes,
+        }
     }
 
     /// Looks an address up. The entry found becomes the most recently used of its set.
-    #[inline]
+    ///
+    /// If it was that before, and of the size at hand, nothing changes: that way is short, and in line.
+    #[inline(always)]
     pub fn look_up<I: Address>(&mut self, address: I, asid: Asid) -> Option<Translation> {
-        let own = u32::from(asid.0);
-        if !self.any_global {
-            return self.probe(address, own);
+        let half = (address.value() >> 63) as usize;
+        let latest = self.latest(half, asid).find(address.value());
+        if latest.is_some() { latest } else { self.search(address, asid) }
+    }
+
+    /// The short way of [`Tlb::look_up`] for many addresses of one half: what it finds changes nothing.
+    #[inline(always)]
+    pub fn latest(&self, half: usize, asid: Asid) -> AtHand<'_> {
+        let hand = &self.hands[half & 1];
+        let entries = self.arrays.get(hand.array).map_or(Latest::NONE, Sets::latest);
+        AtHand { entries, shift: hand.shift, bits: u64::from(asid.0) & hand.keep | hand.bits }
+    }
+
+    /// As [`Tlb::look_up`], for a level where few addresses are found to be the most recently used ones.
+    #[inline(always)]
+    pub fn search<I: Address>(&mut self, address: I, asid: Asid) -> Option<Translation> {
+        if self.any_global {
+            return self.search_with_global(address.value(), asid);
         }
+        self.probe(address.value(), u32::from(asid.0))
+    }
+
+    #[inline(never)]
+    fn search_with_global(&mut self, address: u64, asid: Asid) -> Option<Translation> {
         // Kernels have global entries, programs have none: what is likelier is looked up first.
+        let own = u32::from(asid.0);
         let global = GLOBAL_ASID | own & 0xf000;
-        let (first, second) =
-            if address.value() >> 63 == 1 { (global, own) } else { (own, global) };
+        let (first, second) = if address >> 63 == 1 { (global, own) } else { (own, global) };
         let found = self.probe(address, first);
         if found.is_none() { self.probe(address, second) } else { found }
     }
 
-    #[inline]
-    fn probe<I: Address>(&mut self, address: I, asid: u32) -> Option<Translation> {
-        let half = (address.value() >> 63) as usize;
-        let latest = self.latest[half];
-        if let Some(found) = self.probe_size(latest, address, asid) {
-            return Some(found);
+    #[inline(never)]
+    fn probe(&mut self, address: u64, asid: u32) -> Option<Translation> {
+        let hand = &self.hands[(address >> 63) as usize];
+        if let Some(entries) = self.arrays.get_mut(hand.array) {
+            let page = address >> hand.shift;
+            if let Some(found) = entries.look_up(page, tag(page, hand.class, asid)) {
+                return Some(*found);
+            }
+            if self.active.len() == 1 {
+                return None;
+            }
         }
-        for index in 0..self.active.len() {
-            if index != latest
-                && let Some(found) = self.probe_size(index, address, asid)
+        self.probe_others(address, asid)
+    }
+
+    /// As `probe`, for the sizes that are not at hand.
+    #[inline(never)]
+    fn probe_others(&mut self, address: u64, asid: u32) -> Option<Translation> {
+        let half = (address >> 63) as usize;
+        for (index, &Active { array, size, class }) in self.active.iter().enumerate() {
+            let entries = &mut self.arrays[array];
+            let page = address >> size.shift();
+            if index != self.latest[half]
+                && let Some(found) = entries.look_up(page, tag(page, class, asid))
             {
-                self.latest[half] = index;
+                let found = *found;
+                self.take(half, index);
                 return Some(found);
             }
         }
         None
     }
 
-    #[inline(always)]
-    fn probe_size<I: Address>(
-        &mut self,
-        index: usize,
-        address: I,
-        asid: u32,
-    ) -> Option<Translation> {
-        let Active { array, size, class } = *self.active.get(index)?;
-        let entries = &mut self.arrays[array];
-        let page = address.value() >> size.shift();
-        let set = entries.indexer().set(page);
-        entries.look_up(set, tag(page, class, asid)).copied()
+    /// A size is at hand from now on, in one half of the addresses.
+    fn take(&mut self, half: usize, index: usize) {
+        self.latest[half] = index;
+        let hand = |active| Hand::of(active, half, self.any_global);
+        self.hands[half] = self.active.get(index).map_or(Hand::EMPTY, hand);
     }
 
     /// Fills the translation of `address`, in place of an older one of the same page. A level that
@@ -183,14 +233,34 @@ impl Tlb {
         let Some(place) = self.place(translation.size()) else {
             return self.fill_piece(address, asid, translation);
         };
-        let (array, set, tag) = self.prepare(place, address, asid, translation);
-        self.arrays[array].put(set, tag, translation);
+        let (array, page, tag) = self.prepare(place, address, asid, translation);
+        self.arrays[array].put(page, tag, translation);
     }
 
     /// As [`Tlb::fill`], after the address was looked up and missed, or was removed: nothing older is
     /// looked for.
-    #[inline]
+    #[inline(always)]
     pub fn fill_missed<I: Address>(&mut self, address: I, asid: Asid, translation: Translation) {
+        if !self.fill_at_hand(address, asid, translation) {
+            self.fill_not_at_hand(address, asid, translation);
+        }
+    }
+
+    /// The short way of fills: a whole page of the size at hand that is not global. Whether it was one.
+    #[inline(always)]
+    fn fill_at_hand<I: Address>(&mut self, address: I, asid: Asid, filled: Translation) -> bool {
+        let hand = &self.hands[(address.value() >> 63) as usize];
+        if filled.attributes() & Translation::SIZES != hand.sizes {
+            return false;
+        }
+        let Some(entries) = self.arrays.get_mut(hand.array) else { return false };
+        let page = address.value() >> hand.shift;
+        entries.fill(page, tag(page, hand.class, u32::from(asid.0)), filled);
+        true
+    }
+
+    #[inline(never)]
+    fn fill_not_at_hand<I: Address>(&mut self, address: I, asid: Asid, translation: Translation) {
         match self.place(translation.size()) {
             Some(place) => self.fill_at(place, address, asid, translation),
             None => self.fill_piece(address, asid, translation),
@@ -219,13 +289,21 @@ impl Tlb {
 
     /// As [`Tlb::fill_missed`], but a size that the level does not hold is filled as a splinter of the
     /// largest smaller size that it holds: the first level must be able to serve every access.
-    #[inline]
+    #[inline(always)]
     pub fn fill_splintering<I: Address>(
         &mut self,
         address: I,
         asid: Asid,
         translation: Translation,
     ) {
+        if self.fill_at_hand(address, asid, translation) {
+            return;
+        }
+        self.fill_whole_or_part(address, asid, translation);
+    }
+
+    #[inline(never)]
+    fn fill_whole_or_part<I: Address>(&mut self, address: I, asid: Asid, translation: Translation) {
         match self.place(translation.size()) {
             Some(place) => self.fill_at(place, address, asid, translation),
             None => self.fill_smaller(address, asid, translation),
@@ -248,8 +326,8 @@ impl Tlb {
         asid: Asid,
         translation: Translation,
     ) {
-        let (array, set, tag) = self.prepare(place, address, asid, translation);
-        self.arrays[array].fill(set, tag, translation);
+        let (array, page, tag) = self.prepare(place, address, asid, translation);
+        self.arrays[array].fill(page, tag, translation);
     }
 
     #[cold]
@@ -261,9 +339,10 @@ impl Tlb {
             let Place { array, size, class, .. } = *place;
             self.active.push(Active { array, size, class });
         }
+        (0..2).for_each(|half| self.take(half, self.latest[half]));
     }
 
-    /// Array, set and tag of a translation that is about to be filled.
+    /// Array, page number and tag of a translation that is about to be filled.
     #[inline(always)]
     fn prepare<I: Address>(
         &mut self,
@@ -271,21 +350,23 @@ impl Tlb {
         address: I,
         asid: Asid,
         translation: Translation,
-    ) -> (usize, usize, u64) {
+    ) -> (usize, u64, u64) {
         if self.places[place].active.is_none() {
             self.activate(place);
         }
         let Place { size, array, class, active } = self.places[place];
-        self.latest[(address.value() >> 63) as usize] = usize::from(active.unwrap_or(0));
         self.any_splinter |= translation.is_splinter();
         let mut asid = u32::from(asid.0);
         if translation.is_global() {
-            self.any_global = true;
             asid = GLOBAL_ASID | asid & 0xf000;
+            if !self.any_global {
+                self.any_global = true;
+                self.take(1, self.latest[1]);
+            }
         }
+        self.take((address.value() >> 63) as usize, usize::from(active.unwrap_or(0)));
         let page = address.value() >> size.shift();
-        let set = self.arrays[array].indexer().set(page);
-        (array, set, tag(page, class, asid))
+        (array, page, tag(page, class, asid))
     }
 
     #[inline(always)]
@@ -311,12 +392,11 @@ impl Tlb {
         for place in self.places.iter().filter(|place| place.active.is_some()) {
             let entries = &mut self.arrays[place.array];
             let page = address.value() >> place.size.shift();
-            let set = entries.indexer().set(page);
             let own = u32::from(asid.0);
-            removed += u32::from(entries.remove(set, tag(page, place.class, own)));
+            removed += u32::from(entries.remove(page, tag(page, place.class, own)));
             if global && self.any_global {
                 let shared = GLOBAL_ASID | own & 0xf000;
-                removed += u32::from(entries.remove(set, tag(page, place.class, shared)));
+                removed += u32::from(entries.remove(page, tag(page, place.class, shared)));
             }
         }
         removed
@@ -377,6 +457,7 @@ impl Tlb {
             place.active = None;
         }
         self.active.clear();
+        self.hands = [Hand::EMPTY; 2];
         self.any_global = false;
         self.any_splinter = false;
     }
@@ -386,14 +467,15 @@ impl Tlb {
         self.places.iter().filter(|place| place.active.is_some()).any(|place| {
             let entries = &self.arrays[place.array];
             let page = address.value() >> place.size.shift();
-            let set = entries.indexer().set(page);
-            entries.peek(set, tag(page, place.class, u32::from(asid.0))).is_some()
+            entries.peek(page, tag(page, place.class, u32::from(asid.0))).is_some()
         })
     }
 
     /// Valid entries.
     pub fn len(&self) -> usize {
-        self.arrays.iter().map(|a| a.iter().count()).sum()
+        let mut entries = 0;
+        self.arrays.iter().for_each(|array| array.for_each(|_, _| entries += 1));
+        entries
     }
     /// No valid entry.
     pub fn is_empty(&self) -> bool {

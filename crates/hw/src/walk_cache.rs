@@ -5,8 +5,10 @@
 //! *combined* cache maps a prefix of the gVA to the **host**-physical address of the guest table, and
 //! a second one holds the nested tables' own entries by gPA.
 
-use crate::assoc::SetAssoc;
+use crate::geometry::Indexer;
 use crate::profile::WalkCacheProfile;
+use crate::replacement::Replacement;
+use crate::slim::Sets;
 use crate::tlb::Asid;
 use nestwalk_tables::{Handle, Level, MAX_LEVELS, Mode, Permissions};
 use nestwalk_types::{Address, Hpa};
@@ -43,13 +45,16 @@ impl Default for Pointer {
 /// One walk cache per level of table that a walk can be taken straight to.
 #[derive(Clone, Debug)]
 pub struct WalkCache {
-    /// `to[l]` takes a walk to a table of level `l`.
-    to: [Option<SetAssoc<u64, Pointer>>; MAX_LEVELS],
+    /// `to[l]` takes a walk to a table of level `l`. It has no sets if there is no such cache.
+    to: [Sets<Pointer>; MAX_LEVELS],
 }
+
+/// Where in a tag the prefix of the address begins.
+const PREFIX_SHIFT: u32 = 16;
 
 #[inline]
 fn tag(prefix: u64, asid: Asid) -> u64 {
-    prefix << 16 | u64::from(asid.vpid()) << 12 | u64::from(asid.pcid())
+    prefix << PREFIX_SHIFT | u64::from(asid.vpid()) << 12 | u64::from(asid.pcid())
 }
 
 impl WalkCache {
@@ -57,7 +62,11 @@ impl WalkCache {
     pub fn new(profile: &WalkCacheProfile) -> Self {
         Self {
             to: std::array::from_fn(|l| {
-                profile.to_level(l as Level).map(|g| SetAssoc::new(g.geometry()))
+                profile.to_level(l as Level).map_or_else(Sets::none, |g| {
+                    let geometry = g.geometry();
+                    let indexer = Indexer::new(geometry.sets());
+                    Sets::new(geometry, indexer, Replacement::Lru, PREFIX_SHIFT)
+                })
             }),
         }
     }
@@ -70,19 +79,18 @@ impl WalkCache {
         mode: &Mode,
         address: I,
         asid: Asid,
-    ) -> Option<(Level, Pointer)> {
-        for level in 1..mode.levels {
-            if let Some(cache) = &mut self.to[level as usize]
-                && !cache.is_unused()
-            {
-                let prefix = mode.prefix(address.value(), level + 1);
-                let set = cache.indexer().set(prefix);
-                if let Some(pointer) = cache.look_up(set, tag(prefix, asid)) {
-                    return Some((level, *pointer));
-                }
+    ) -> Option<(Level, &Pointer)> {
+        let (translated, whose) = (address.value() & mode.address_mask(), tag(0, asid));
+        let mut level = 0;
+        let found = self.to[1..].iter_mut().take(usize::from(mode.levels) - 1).find_map(|cache| {
+            level += 1;
+            if cache.is_unused() {
+                return None;
             }
-        }
-        None
+            let prefix = translated >> mode.lowest_bit(level + 1);
+            cache.look_up(prefix, prefix << PREFIX_SHIFT | whose)
+        });
+        found.map(|pointer| (level, &*pointer))
     }
 
     /// Remembers that the walk of an address came to a table of `level`.
@@ -95,10 +103,9 @@ impl WalkCache {
         level: Level,
         pointer: Pointer,
     ) {
-        if let Some(cache) = &mut self.to[level as usize] {
+        if let Some(cache) = self.to.get_mut(usize::from(level)) {
             let prefix = mode.prefix(address.value(), level + 1);
-            let set = cache.indexer().set(prefix);
-            cache.put(set, tag(prefix, asid), pointer);
+            cache.put(prefix, tag(prefix, asid), pointer);
         }
     }
 
@@ -113,24 +120,23 @@ impl WalkCache {
         level: Level,
         pointer: Pointer,
     ) {
-        if let Some(cache) = &mut self.to[level as usize] {
+        if let Some(cache) = self.to.get_mut(usize::from(level)) {
             let prefix = mode.prefix(address.value(), level + 1);
-            let set = cache.indexer().set(prefix);
-            cache.fill(set, tag(prefix, asid), pointer);
+            cache.fill(prefix, tag(prefix, asid), pointer);
         }
     }
 
     /// Removes every entry of `asid`.
     pub fn invalidate_asid(&mut self, asid: Asid) {
         let own = tag(0, asid);
-        for cache in self.to.iter_mut().flatten() {
+        for cache in &mut self.to {
             cache.retain(|t, _| t & 0xffff != own);
         }
     }
 
     /// Removes every entry of a VPID.
     pub fn invalidate_vpid(&mut self, vpid: u8) {
-        for cache in self.to.iter_mut().flatten() {
+        for cache in &mut self.to {
             cache.retain(|t, _| t >> 12 & 0xf != u64::from(vpid));
         }
     }
@@ -138,17 +144,14 @@ impl WalkCache {
     /// Removes the entries that a walk of `address` could use.
     pub fn invalidate_address<I: Address>(&mut self, mode: &Mode, address: I, asid: Asid) {
         for level in 1..mode.levels {
-            if let Some(cache) = &mut self.to[level as usize] {
-                let prefix = mode.prefix(address.value(), level + 1);
-                let set = cache.indexer().set(prefix);
-                cache.remove(set, tag(prefix, asid));
-            }
+            let prefix = mode.prefix(address.value(), level + 1);
+            self.to[usize::from(level)].remove(prefix, tag(prefix, asid));
         }
     }
 
     /// Removes everything.
     pub fn flush(&mut self) {
-        for cache in self.to.iter_mut().flatten() {
+        for cache in &mut self.to {
             cache.flush();
         }
     }

@@ -104,6 +104,11 @@ impl Mode {
     pub const fn span(&self, level: Level) -> PageSize {
         PageSize::from_shift(self.shifts[level as usize])
     }
+    /// Base-2 logarithm of the bytes that one entry of `level` covers.
+    #[inline]
+    pub const fn lowest_bit(&self, level: Level) -> u32 {
+        self.shifts[level as usize] as u32
+    }
     /// Whether an entry of `level` may map a page.
     #[inline]
     pub const fn may_be_leaf(&self, level: Level) -> bool {

@@ -1,7 +1,9 @@
 //! Batches of events: how a source hands its stream on, and the builder that makes page runs.
 
+mod burst;
 mod lane;
 
+pub use burst::Burst;
 pub use lane::Lane;
 
 use crate::{AccessKind, Control, Gpa, Gva, Run, RunFlags, VcpuId};
@@ -182,7 +184,7 @@ impl BatchBuilder {
         }
     }
 
-    /// Takes so many accesses from those that are wanted at once, for [`BatchBuilder::access_reserved`].
+    /// Takes so many accesses from those that are wanted at once, for [`BatchBuilder::burst`].
     /// Not if fewer are wanted, or if instructions have a limit.
     #[inline]
     pub const fn reserve(&mut self, accesses: u64) -> bool {
@@ -257,24 +259,15 @@ impl BatchBuilder {
         self.access_with(vcpu, pc, gva, bytes, RunFlags::of(kind), instructions);
     }
 
-    /// As [`BatchBuilder::access`], of an access that was reserved.
-    #[inline(always)]
-    pub fn access_reserved(
-        &mut self,
-        vcpu: VcpuId,
-        pc: Gva,
-        gva: Gva,
-        bytes: u32,
-        kind: AccessKind,
-        instructions: u16,
-    ) {
-        let (at, flags) = (gva.value(), RunFlags::of(kind));
-        if (at & 63) + u64::from(bytes) <= 64 {
-            self.piece::<false>(vcpu, pc, gva, 1 << (at >> 6 & 63), flags, instructions);
-        } else {
-            self.left += 1;
-            self.wide(vcpu, pc, gva, bytes, flags, instructions.into());
-        }
+    /// For many accesses of one vCPU in user mode, none of which crosses a line, that were reserved.
+    /// `instructions` retire with each, and room for all their runs is made at once.
+    #[inline]
+    pub fn burst(&mut self, vcpu: VcpuId, accesses: usize, instructions: u16) -> Burst<'_> {
+        let Self { batch, open, highest, .. } = self;
+        batch.runs.reserve(accesses);
+        *highest = (*highest).max(vcpu);
+        let open = &mut open[usize::from(vcpu.0)][0];
+        Burst { runs: &mut batch.runs, latest: *open, open, vcpu, instructions }
     }
 
     /// As [`BatchBuilder::access`], with the run's flags given.
@@ -292,7 +285,7 @@ impl BatchBuilder {
         // Most are within a line, and so within a page.
         match u16::try_from(instructions) {
             Ok(instructions) if (at & 63) + u64::from(bytes) <= 64 => {
-                self.piece::<true>(vcpu, pc, gva, 1 << (at >> 6 & 63), flags, instructions);
+                self.piece(vcpu, pc, gva, 1 << (at >> 6 & 63), flags, instructions);
             }
             _ => self.wide(vcpu, pc, gva, bytes, flags, instructions),
         }
@@ -319,7 +312,7 @@ impl BatchBuilder {
             // What does not fit one run begins one.
             self.open[usize::from(vcpu.0)][usize::from(flags.is_fetch())] = CLOSED;
         }
-        self.piece::<true>(vcpu, pc, gva, lines(offset, last), flags, now as u16);
+        self.piece(vcpu, pc, gva, lines(offset, last), flags, now as u16);
         if now < instructions {
             self.instructions(vcpu, instructions - now);
         }
@@ -327,13 +320,13 @@ impl BatchBuilder {
         while last > 0xfff {
             last -= 0x1000;
             page = page.wrapping_add(0x1000);
-            self.piece::<true>(vcpu, pc, Gva::new(page), lines(0, last), flags, 0);
+            self.piece(vcpu, pc, Gva::new(page), lines(0, last), flags, 0);
         }
     }
 
-    /// Adds an access to lines of one page. `COUNTED` unless it was reserved.
+    /// Adds an access to lines of one page.
     #[inline(always)]
-    fn piece<const COUNTED: bool>(
+    fn piece(
         &mut self,
         vcpu: VcpuId,
         pc: Gva,
@@ -343,12 +336,10 @@ impl BatchBuilder {
         instructions: u16,
     ) {
         // Stored before it is looked at: that is one instruction and a branch.
-        if COUNTED {
-            let (left, look) = self.left.overflowing_sub(1);
-            self.left = left;
-            if look {
-                self.counted(instructions);
-            }
+        let (left, look) = self.left.overflowing_sub(1);
+        self.left = left;
+        if look {
+            self.counted(instructions);
         }
         let page = gva.value() & !0xfff | flags.kernel_bit();
         let runs = &mut self.batch.runs;

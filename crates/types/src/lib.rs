@@ -12,7 +12,7 @@ mod size;
 mod source;
 
 pub use addr::{Address, Gpa, Gva, Hpa, Hva};
-pub use batch::{Batch, BatchBuilder, GuestBatch, Lane, Room};
+pub use batch::{Batch, BatchBuilder, Burst, GuestBatch, Lane, Room};
 pub use by_number::{ByNumber, NumberSet};
 pub use event::{
     AccessKind, Control, FaultCode, GuestSegment, Invalidation, OsWork, ProcessId, Protection, Run,

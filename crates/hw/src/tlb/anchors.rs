@@ -89,8 +89,7 @@ impl Tlb {
         let array = self.anchors()?;
         let entries = &mut self.arrays[array];
         let key = address.page_number() >> shift;
-        let set = entries.indexer().set(key);
-        entries.look_up(set, tag(key, asid)).map(|held| Anchor::unpacked(*held))
+        entries.look_up(key, tag(key, asid)).map(|held| Anchor::unpacked(*held))
     }
 
     /// Fills the anchor of an address in place of an older one.
@@ -98,8 +97,7 @@ impl Tlb {
         if let Some(array) = self.anchors() {
             let entries = &mut self.arrays[array];
             let key = address.page_number() >> shift;
-            let set = entries.indexer().set(key);
-            entries.put(set, tag(key, asid), anchor.packed());
+            entries.put(key, tag(key, asid), anchor.packed());
         }
     }
 
@@ -109,8 +107,7 @@ impl Tlb {
         if let Some(array) = self.anchors() {
             let entries = &mut self.arrays[array];
             let key = address.page_number() >> shift;
-            let set = entries.indexer().set(key);
-            entries.remove(set, tag(key, asid));
+            entries.remove(key, tag(key, asid));
         }
     }
 

@@ -5,8 +5,8 @@
 //! simulator finds the contents of tables by it: the word says where it lies beside the array.
 
 use super::{ASID_BITS, Asid, Tlb, Translation};
-use crate::assoc::SetAssoc;
 use crate::profile::TlbProfile;
+use crate::slim::Sets;
 use crate::walk_cache::Pointer;
 
 const CLASS: u64 = 2 << 17 | 1 << 63;
@@ -34,11 +34,14 @@ impl Pdes {
 
     /// A slot that no entry leads to. If none is known, the array is looked through, which finds as many
     /// as it has entries, so that it is seldom.
-    fn slot(&mut self, entries: &SetAssoc<u64, Translation, true>) -> u32 {
+    fn slot(&mut self, entries: &Sets<Translation>) -> u32 {
         if self.free.is_empty() {
             let mut taken = vec![false; self.pointers.len()];
-            let pdes = entries.iter().filter(|(tag, _)| is_pde(*tag));
-            pdes.for_each(|(_, held)| taken[slot_of(*held)] = true);
+            entries.for_each(|tag, held| {
+                if is_pde(tag) {
+                    taken[slot_of(*held)] = true;
+                }
+            });
             let free = (0..taken.len()).rev().filter(|slot| !taken[*slot]);
             self.free.extend(free.map(|slot| slot as u32));
         }
@@ -77,8 +80,7 @@ impl Tlb {
     pub fn look_up_pde(&mut self, prefix: u64, asid: Asid) -> Option<Pointer> {
         let pdes = self.pdes.as_ref().filter(|p| p.any)?;
         let entries = &mut self.arrays[pdes.array];
-        let set = entries.indexer().set(prefix);
-        entries.look_up(set, tag(prefix, asid)).map(|held| pdes.pointers[slot_of(*held)])
+        entries.look_up(prefix, tag(prefix, asid)).map(|held| pdes.pointers[slot_of(*held)])
     }
 
     /// Remembers where the leaf table of a block is.
@@ -86,13 +88,12 @@ impl Tlb {
         let Some(pdes) = &mut self.pdes else { return };
         pdes.any = true;
         let entries = &mut self.arrays[pdes.array];
-        let set = entries.indexer().set(prefix);
         let tag = tag(prefix, asid);
-        let slot = if let Some(held) = entries.look_up(set, tag) {
+        let slot = if let Some(held) = entries.look_up(prefix, tag) {
             slot_of(*held)
         } else {
             let slot = pdes.slot(entries);
-            entries.fill(set, tag, word(slot));
+            entries.fill(prefix, tag, word(slot));
             slot as usize
         };
         pdes.pointers[slot] = pointer;
@@ -102,8 +103,7 @@ impl Tlb {
     pub fn remove_pde(&mut self, prefix: u64, asid: Asid) {
         if let Some(pdes) = self.pdes.as_ref().filter(|p| p.any) {
             let entries = &mut self.arrays[pdes.array];
-            let set = entries.indexer().set(prefix);
-            entries.remove(set, tag(prefix, asid));
+            entries.remove(prefix, tag(prefix, asid));
         }
     }
 

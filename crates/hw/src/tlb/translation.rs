@@ -20,6 +20,8 @@ impl Translation {
     pub(super) const FRAME: u64 = 0x000f_ffff_ffff_f000;
     pub(super) const WHOLE_SHIFT: u32 = 52;
     pub(super) const SMASHED_SHIFT: u32 = 58;
+    /// The size, that of the whole, what it was smashed from, and whether it is global.
+    pub(super) const SIZES: u64 = 63 << 5 | !0 << Self::WHOLE_SHIFT | Self::GLOBAL;
 
     /// A page of `size` at `frame`. `dirty` says that stores need not set the dirty bit any more.
     #[inline]
@@ -40,6 +42,10 @@ impl Translation {
                 | u64::from(size.shift()) << 5
                 | u64::from(size.shift()) << Self::WHOLE_SHIFT,
         )
+    }
+    /// What a whole page of a size that is not global has in [`Translation::SIZES`].
+    pub(super) const fn sizes(size: PageSize) -> u64 {
+        (size.shift() as u64) << 5 | (size.shift() as u64) << Self::WHOLE_SHIFT
     }
     /// The same translation as a part of a page of size `whole`.
     #[inline]

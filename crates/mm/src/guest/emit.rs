@@ -35,13 +35,21 @@ impl<'a> Output<'a> {
             clear(self.batch);
         }
     }
-    /// Runs whose addresses are in [`Output::gpas`] already.
-    pub fn runs(&mut self, runs: &[Run]) {
+    /// Runs and their addresses.
+    #[inline]
+    pub fn runs(&mut self, runs: &[Run], gpas: &[Gpa]) {
         self.batch.batch.runs.extend_from_slice(runs);
+        self.batch.gpas.extend_from_slice(gpas);
     }
     #[inline]
-    pub const fn gpas(&mut self) -> &mut Vec<Gpa> {
-        &mut self.batch.gpas
+    pub fn run(&mut self, run: &Run, gpa: Gpa) {
+        self.batch.batch.runs.push(*run);
+        self.batch.gpas.push(gpa);
+    }
+    /// So many runs are to come.
+    pub fn reserve(&mut self, runs: usize) {
+        self.batch.batch.runs.reserve(runs);
+        self.batch.gpas.reserve(runs);
     }
 }
 

@@ -17,26 +17,44 @@ impl ModelledGuest {
         runs: &[Run],
         output: &mut Output<'_>,
     ) -> Result<(), GuestError> {
-        // Runs before `done` are in the output; table entries of runs before `warm` were loaded.
-        let (mut done, mut warm) = (0, 0);
-        output.gpas().reserve(runs.len());
-        for (i, run) in runs.iter().enumerate() {
-            let cpu = self.cpus.get(usize::from(run.vcpu.0));
-            let gpa = match cpu.and_then(|c| c.translations.cached(run)) {
+        // Runs before `next` are in the output; table entries of runs before `warm` were loaded.
+        let (mut next, mut warm) = (0, 0);
+        output.reserve(runs.len());
+        while next < runs.len() {
+            let (found, missed) = self.remembered(&runs[next..], output);
+            next += found;
+            let Some(run) = runs.get(next).filter(|_| missed) else { continue };
+            let gpa = match self.missed(runs, next, &mut warm) {
                 Some(gpa) => gpa,
-                None => match self.missed(runs, i, &mut warm) {
-                    Some(gpa) => gpa,
-                    None => {
-                        output.runs(&runs[done..i]);
-                        done = i;
-                        self.resolve(run, output)?
-                    }
-                },
+                None => self.resolve(run, output)?,
             };
-            output.gpas().push(gpa);
+            output.run(run, gpa);
+            next += 1;
         }
-        output.runs(&runs[done..]);
         Ok(())
+    }
+
+    /// Puts runs of one vCPU into the output whose translations are remembered: how many there were, and
+    /// whether the next one is of a page that is not.
+    #[inline]
+    fn remembered(&self, runs: &[Run], output: &mut Output<'_>) -> (usize, bool) {
+        let Some(first) = runs.first() else { return (0, false) };
+        let Some(cpu) = self.cpus.get(usize::from(first.vcpu.0)) else { return (0, true) };
+        let Some(known) = cpu.translations.cached(first) else { return (0, true) };
+        let (mut gpas, mut found, mut missed) = ([known; AHEAD], 1, false);
+        for (gpa, run) in gpas.iter_mut().zip(runs).skip(1) {
+            if run.vcpu != first.vcpu {
+                break;
+            }
+            let Some(known) = cpu.translations.cached(run) else {
+                missed = true;
+                break;
+            };
+            *gpa = known;
+            found += 1;
+        }
+        output.runs(&runs[..found], &gpas[..found]);
+        (found, missed)
     }
 
     /// Run `i` is not in the translations that are remembered: it is looked up.
@@ -56,7 +74,7 @@ impl ModelledGuest {
 
     /// Looks the run's page up in the tables that CR3 points to. `None` if that faults, or if the
     /// vCPU has no address space yet.
-    #[inline]
+    #[inline(always)]
     fn walk(&mut self, run: &Run) -> Option<Gpa> {
         let cpu = self.cpus.get_mut(usize::from(run.vcpu.0)).filter(|c| c.loaded != 0)?;
         match cpu.translations.look_in_region(run) {
@@ -91,7 +109,7 @@ impl ModelledGuest {
 
     /// Uses a leaf as the processor does, which sets its accessed and dirty bits, and remembers it.
     /// A page counts as writable only when it is dirty, so that the first store comes here.
-    #[inline]
+    #[inline(always)]
     fn use_leaf(&mut self, run: &Run, at: Gpa, leaf: Entry, size: PageSize) -> Option<Gpa> {
         let (store, fetch) = (run.flags.is_store(), run.flags.is_fetch());
         let no_execute = leaf.has(entry::NO_EXECUTE) && self.config.mode.entry_bytes == 8;

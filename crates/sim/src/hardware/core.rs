@@ -204,7 +204,8 @@ impl Core {
         {
             return Some((1, found));
         }
-        self.walk_cache.look_up(mode, gva, self.asid)
+        let found = self.walk_cache.look_up(mode, gva, self.asid);
+        found.map(|(level, pointer)| (level, *pointer))
     }
 
     /// Remembers that a walk in the current address space, which found no longer match, came to a table

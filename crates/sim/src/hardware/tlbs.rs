@@ -22,10 +22,13 @@ pub trait TlbFamily: Send + 'static {
     /// Sees the ends of walks.
     type Watch: WalkWatch + Default + Send;
 
-    /// Snapshots the first level up for a run.
+    /// The first level is that of [`PlainTlbs`].
+    const PLAIN: bool = false;
+
+    /// Looks the first level up for a run.
     fn first(core: &mut Core, counters: &mut Counters, run: &Run, needs: u64) -> Look;
 
-    /// Snapshots the second level up, and puts what serves into the first.
+    /// Looks the second level up, and puts what serves into the first.
     fn second(core: &mut Core, counters: &mut Counters, run: &Run, needs: u64) -> Look;
 
     /// A walk begins.
@@ -51,11 +54,12 @@ pub enum PlainTlbs {}
 
 impl TlbFamily for PlainTlbs {
     type Watch = Nobody;
+    const PLAIN: bool = true;
 
     #[inline(always)]
     fn first(core: &mut Core, _counters: &mut Counters, run: &Run, needs: u64) -> Look {
         let asid = core.asid;
-        match core.first_level(run.flags.is_fetch()).look_up(run.gva, asid) {
+        match core.first_level(run.flags.is_fetch()).search(run.gva, asid) {
             Some(hit) if hit.serves(needs) => Look::Hit(hit),
             Some(_) => Look::Stale,
             None => Look::Miss,
@@ -65,7 +69,7 @@ impl TlbFamily for PlainTlbs {
     #[inline(always)]
     fn second(core: &mut Core, _counters: &mut Counters, run: &Run, needs: u64) -> Look {
         let (asid, fetch) = (core.asid, run.flags.is_fetch());
-        match core.second_level(fetch).look_up(run.gva, asid) {
+        match core.second_level(fetch).search(run.gva, asid) {
             Some(hit) if hit.serves(needs) => {
                 let hit = hit.restored();
                 core.first_level(fetch).fill_splintering(run.gva, asid, hit);

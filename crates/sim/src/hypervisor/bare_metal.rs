@@ -14,6 +14,11 @@ pub struct Native {
 }
 
 impl Scheme for Native {
+    #[inline(always)]
+    fn looks_up_first(&self) -> bool {
+        true
+    }
+
     #[inline]
     fn walk<W: WalkWatch>(
         &mut self,

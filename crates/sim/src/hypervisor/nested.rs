@@ -55,6 +55,11 @@ impl Nested {
 }
 
 impl Scheme for Nested {
+    #[inline(always)]
+    fn looks_up_first(&self) -> bool {
+        true
+    }
+
     #[inline]
     fn walk<W: WalkWatch>(
         &mut self,

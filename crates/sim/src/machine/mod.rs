@@ -15,7 +15,7 @@ mod tenant;
 use crate::hardware::prefetch::{GROUP, WORTHWHILE};
 use crate::hardware::tlbs::{Look, TlbFamily};
 use crate::hardware::walk::Fault;
-use crate::hardware::{Request, Step};
+use crate::hardware::{Hardware, Request, Step};
 use crate::machine::coverage::CoverageResult;
 use crate::machine::referee::Verdict;
 use crate::measure::counters::Counters;
@@ -25,7 +25,7 @@ use crate::switching::sampler::{Cut, Recorded};
 pub use assembly::Machine;
 use nestwalk_hw::{Caches, Profile, Translation};
 use nestwalk_mm::PlacementStats;
-use nestwalk_types::{Address, Gpa, GuestBatch, Hpa, Run};
+use nestwalk_types::{Address, Gpa, GuestBatch, Hpa, Run, RunFlags, VcpuId};
 pub use tenant::{Life, Tenant};
 
 /// Walks that one access may need: each handled fault maps one more page, and a nested walk meets at
@@ -114,6 +114,70 @@ pub fn program_references(caches: &mut Caches, counters: &mut Counters, run: &Ru
     }
 }
 
+/// The bits that a run's first access needs to find set, by its flags.
+static NEEDS: [u64; 8] = {
+    let mut needs = [0; 8];
+    let mut flags = 0u8;
+    while flags < 8 {
+        let (store, fetch) =
+            (flags & RunFlags::STORE.bits() != 0, flags & RunFlags::FETCH.bits() != 0);
+        let user = flags & RunFlags::KERNEL.bits() == 0;
+        needs[flags as usize] = Translation::needs(store, fetch, user);
+        flags += 1;
+    }
+    needs
+};
+
+#[inline(always)]
+fn needs(run: &Run) -> u64 {
+    NEEDS[usize::from(run.flags.bits() & 7)]
+}
+
+/// What a group of runs adds to counters, whatever becomes of its accesses.
+#[derive(Default)]
+pub struct Sums {
+    accesses: u64,
+    instructions: u64,
+    fetches: u64,
+    kernel: u64,
+}
+
+impl Sums {
+    /// Those of these runs.
+    #[inline]
+    pub fn of(runs: &[Run]) -> Self {
+        let (mut sums, mut flags) = (Self::default(), RunFlags::default());
+        for run in runs {
+            sums.accesses += u64::from(run.count);
+            sums.instructions += u64::from(run.instructions);
+            flags = flags.union(run.flags);
+        }
+        if flags.is_fetch() || flags.is_kernel() {
+            for run in runs {
+                sums.fetches += u64::from(run.count) * u64::from(run.flags.is_fetch());
+                sums.kernel += u64::from(run.instructions) * u64::from(run.flags.is_kernel());
+            }
+        }
+        sums
+    }
+
+    /// Adds all of it but look-ups of TLBs.
+    #[inline]
+    pub const fn count(&self, counters: &mut Counters) {
+        counters.accesses += self.accesses;
+        counters.instructions += self.instructions;
+        counters.kernel_instructions += self.kernel;
+        counters.fetches += self.fetches;
+    }
+
+    /// Adds look-ups of first-level TLBs: one for each access.
+    #[inline]
+    const fn count_look_ups(&self, counters: &mut Counters) {
+        counters.l1i_tlb_lookups += self.fetches;
+        counters.l1d_tlb_lookups += self.accesses - self.fetches;
+    }
+}
+
 impl<S: Scheme, T: TlbFamily> Machine<S, T> {
     fn run_batch(&mut self, batch: &GuestBatch) -> Result<(), MachineError> {
         for (controls, runs) in batch.batch.segments() {
@@ -178,39 +242,60 @@ impl<S: Scheme, T: TlbFamily> Machine<S, T> {
     }
 
     fn run_group(&mut self, runs: &[Run], gpas: &[Gpa]) -> Result<(), MachineError> {
-        let (mut accesses, mut instructions, mut fetches, mut kernel) = (0, 0, 0, 0);
-        for (run, gpa) in runs.iter().zip(gpas) {
+        let plain = T::PLAIN && self.scheme.looks_up_first() && self.drive.referee.is_none();
+        let short = plain && self.recent_misses < WORTHWHILE;
+        let mut next = 0;
+        while next < runs.len() {
+            if short {
+                next += self.run_hits(&runs[next..]);
+            }
+            let (Some(run), Some(gpa)) = (runs.get(next), gpas.get(next)) else { break };
             let (hpa, hit) = self.translate(run)?;
-            accesses += u64::from(run.count);
-            instructions += u64::from(run.instructions);
-            if run.flags.is_fetch() {
-                fetches += u64::from(run.count);
-            }
-            if run.flags.is_kernel() {
-                kernel += u64::from(run.instructions);
-            }
             let Processor { hardware, counters, .. } = &mut self.platform.cpu;
             program_references(&mut hardware.caches, counters, run, hpa);
             if self.drive.referee.is_some() {
                 self.events().check(run, *gpa, hpa, hit);
             }
+            next += 1;
         }
-        self.platform.instructions += instructions;
-        let counters = &mut self.platform.cpu.counters;
-        counters.accesses += accesses;
-        counters.instructions += instructions;
-        counters.kernel_instructions += kernel;
-        counters.fetches += fetches;
-        counters.l1i_tlb_lookups += fetches;
-        counters.l1d_tlb_lookups += accesses - fetches;
+        let sums = Sums::of(runs);
+        self.platform.instructions += sums.instructions;
+        sums.count(&mut self.platform.cpu.counters);
+        sums.count_look_ups(&mut self.platform.cpu.counters);
         Ok(())
+    }
+
+    /// Runs what finds its translation the most recently used of its set in the first level, which
+    /// changes nothing there, until something does not; how many did.
+    #[inline]
+    fn run_hits(&mut self, runs: &[Run]) -> usize {
+        let Processor { hardware, counters, .. } = &mut self.platform.cpu;
+        let Hardware { cores, caches, .. } = hardware;
+        let mut of = (VcpuId(0), 2);
+        let mut levels = None;
+        for (i, run) in runs.iter().enumerate() {
+            let half = run.gva.value() >> 63;
+            if (run.vcpu, half) != of {
+                let Some(core) = cores.get(usize::from(run.vcpu.0)) else { return i };
+                of = (run.vcpu, half);
+                let levels_of_core = [&core.l1d, &core.l1i];
+                levels = Some(levels_of_core.map(|tlb| tlb.latest(half as usize, core.asid)));
+            }
+            let Some(levels) = &levels else { return i };
+            match levels[usize::from(run.flags.is_fetch())].find(run.gva.value()) {
+                Some(hit) if hit.serves(needs(run)) => {
+                    program_references(caches, counters, run, hit.apply(run.gva));
+                }
+                _ => return i,
+            }
+        }
+        runs.len()
     }
 
     /// Where a run's first access is, and the translation used.
     #[inline]
     fn translate(&mut self, run: &Run) -> Result<(Hpa, Translation), MachineError> {
-        let flags = run.flags;
-        let needs = Translation::needs(flags.is_store(), flags.is_fetch(), !flags.is_kernel());
+        let needs = needs(run);
         if usize::from(run.vcpu.0) >= self.platform.cpu.hardware.cores.len() {
             return Err(self.events().no_such_vcpu(run.vcpu));
         }

@@ -179,6 +179,13 @@ pub trait Scheme: Software {
         watch: &mut W,
     ) -> Result<Translation, Fault>;
 
+    /// Whether every access looks the first-level TLB up: [`Scheme::instead_of_l1`] never answers now, and
+    /// counts nothing. Hits are then served by a shorter way; the results are the same.
+    #[inline(always)]
+    fn looks_up_first(&self) -> bool {
+        false
+    }
+
     /// Translates an access in place of the first-level TLB, which is not looked up then.
     #[inline(always)]
     fn instead_of_l1(&mut self, _cpu: &mut Processor, _run: &Run) -> Option<Translation> {

@@ -68,6 +68,11 @@ impl Agile {
 }
 
 impl Scheme for Agile {
+    #[inline(always)]
+    fn looks_up_first(&self) -> bool {
+        true
+    }
+
     #[inline]
     fn walk<W: WalkWatch>(
         &mut self,

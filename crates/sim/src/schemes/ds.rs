@@ -68,6 +68,11 @@ impl DirectSegment {
 
 impl Scheme for DirectSegment {
     #[inline]
+    fn looks_up_first(&self) -> bool {
+        self.segments.check() == Check::L2
+    }
+
+    #[inline]
     fn instead_of_l1(&mut self, cpu: &mut Processor, run: &Run) -> Option<Translation> {
         if self.segments.check() == Check::L2 || run.flags.is_fetch() {
             return None;

@@ -7,7 +7,7 @@ use super::{Definition, Facts};
 use crate::hardware::Step;
 use crate::hardware::prefetch::{GROUP, WORTHWHILE, read_sets};
 use crate::machine::referee::Verdict;
-use crate::machine::{DynMachine, program_references};
+use crate::machine::{DynMachine, Sums, program_references};
 use crate::measure::counters::Counters;
 use crate::scheme::MachineConfig;
 use crate::scheme::options::NO_OPTIONS;
@@ -52,33 +52,23 @@ impl Ideal {
             read_sets(&self.caches, gpas.iter().map(|g| Hpa::new(g.value())));
         }
         let before = self.counters.data[ServedBy::Memory as usize];
-        for (run, gpa) in runs.iter().zip(gpas) {
-            if usize::from(run.vcpu.0) >= self.cores {
-                return Err(MachineError::NoSuchVcpu {
-                    machine: self.name.clone(),
-                    vcpu: run.vcpu.0,
-                    vcpus: self.cores,
-                    needed: usize::from(run.vcpu.0) + 1,
-                });
-            }
-            self.run_one(run, *gpa);
+        let known = runs.iter().position(|run| usize::from(run.vcpu.0) >= self.cores);
+        let known = &runs[..known.unwrap_or(runs.len())];
+        for (run, gpa) in known.iter().zip(gpas) {
+            // As on bare metal: a gPA is an hPA.
+            program_references(&mut self.caches, &mut self.counters, run, Hpa::new(gpa.value()));
+        }
+        Sums::of(known).count(&mut self.counters);
+        if let Some(run) = runs.get(known.len()) {
+            return Err(MachineError::NoSuchVcpu {
+                machine: self.name.clone(),
+                vcpu: run.vcpu.0,
+                vcpus: self.cores,
+                needed: usize::from(run.vcpu.0) + 1,
+            });
         }
         self.recent_misses = self.counters.data[ServedBy::Memory as usize] - before;
         Ok(())
-    }
-
-    fn run_one(&mut self, run: &Run, gpa: Gpa) {
-        let counters = &mut self.counters;
-        counters.accesses += u64::from(run.count);
-        counters.instructions += u64::from(run.instructions);
-        if run.flags.is_fetch() {
-            counters.fetches += u64::from(run.count);
-        }
-        if run.flags.is_kernel() {
-            counters.kernel_instructions += u64::from(run.instructions);
-        }
-        // As on bare metal: a gPA is an hPA.
-        program_references(&mut self.caches, counters, run, Hpa::new(gpa.value()));
     }
 }
 

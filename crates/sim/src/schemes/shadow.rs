@@ -57,6 +57,11 @@ impl Shadow {
 }
 
 impl Scheme for Shadow {
+    #[inline(always)]
+    fn looks_up_first(&self) -> bool {
+        true
+    }
+
     #[inline]
     fn walk<W: WalkWatch>(
         &mut self,

@@ -218,6 +218,11 @@ impl<B> SharedTlb<B> {
 }
 
 impl<B: Scheme> Scheme for SharedTlb<B> {
+    #[inline(always)]
+    fn looks_up_first(&self) -> bool {
+        true
+    }
+
     #[inline]
     fn walk<W: WalkWatch>(
         &mut self,

@@ -302,6 +302,11 @@ impl HostDimension for Memory<'_> {
 }
 
 impl Scheme for SoftTlb {
+    #[inline(always)]
+    fn looks_up_first(&self) -> bool {
+        true
+    }
+
     /// The loads of software, which is here in the place of a walker. What they find is given to the
     /// TLB by [`Software::handle_fault`].
     fn walk<W: WalkWatch>(

@@ -237,6 +237,11 @@ fn forget_walks(platform: &mut Platform) {
 }
 
 impl Scheme for Switching {
+    #[inline(always)]
+    fn looks_up_first(&self) -> bool {
+        true
+    }
+
     #[inline]
     fn walk<W: WalkWatch>(
         &mut self,

@@ -59,6 +59,11 @@ fn is_kernel_half(gva: Gva) -> bool {
 }
 
 impl Scheme for XenPv {
+    #[inline(always)]
+    fn looks_up_first(&self) -> bool {
+        true
+    }
+
     #[inline]
     fn walk<W: WalkWatch>(
         &mut self,

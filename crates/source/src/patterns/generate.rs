@@ -53,44 +53,35 @@ impl Walk {
     }
 }
 
-/// Where accesses go and as what, within one turn of one vCPU.
-struct Emitter<'a> {
-    out: &'a mut BatchBuilder,
-    vcpu: VcpuId,
-    pcs: [Gva; 2],
-    bytes: u32,
-    instructions: u16,
+/// Which accesses are stores: spread evenly.
+struct Stores {
     /// Share of stores in units of 2^-32, and the part of a store that is owed.
     share: u64,
     owed: u64,
 }
 
-impl Emitter<'_> {
-    /// The next access. `RESERVED`: it is among those that the builder has reserved.
+impl Stores {
+    /// Whether the next access is one.
     #[inline(always)]
-    fn emit<const RESERVED: bool>(&mut self, offset: u64) {
+    const fn next(&mut self) -> bool {
         self.owed += self.share;
         let store = self.owed >> 32;
         self.owed &= 0xffff_ffff;
-        let kind = if store == 0 { AccessKind::Load } else { AccessKind::Store };
-        let gva = Gva::new(PatternSpec::BASE.value() + offset);
-        let pc = self.pcs[store as usize & 1];
-        if RESERVED {
-            self.out.access_reserved(self.vcpu, pc, gva, self.bytes, kind, self.instructions);
-        } else {
-            self.out.access(self.vcpu, pc, gva, self.bytes, kind, self.instructions.into());
-        }
+        store != 0
     }
+}
 
-    /// The next `n` accesses of a walk through so many bytes.
-    fn emit_all<const RESERVED: bool>(&mut self, walk: &mut Walk, n: u64, footprint: u64) {
-        let bytes = u64::from(self.bytes);
+impl Walk {
+    /// The next `n` addresses in so many bytes, aligned to accesses of `bytes` bytes.
+    #[inline(always)]
+    fn advance(&mut self, n: u64, footprint: u64, bytes: u64, mut each: impl FnMut(Gva)) {
         let align = !(bytes - 1);
-        match walk {
-            Walk::Stride { next, stride } => {
+        let mut emit = |offset| each(Gva::new(PatternSpec::BASE.value() + offset));
+        match self {
+            Self::Stride { next, stride } => {
                 let (mut at, stride) = (*next, *stride);
                 for _ in 0..n {
-                    self.emit::<RESERVED>(at & align);
+                    emit(at & align);
                     at += stride;
                     if at >= footprint {
                         at -= footprint;
@@ -98,21 +89,23 @@ impl Emitter<'_> {
                 }
                 *next = at;
             }
-            Walk::Uniform { random, slots } => {
+            Self::Uniform { random, slots } => {
+                let (mut own, slots) = (random.clone(), *slots);
                 for _ in 0..n {
-                    self.emit::<RESERVED>(random.below(*slots) * bytes);
+                    emit(own.below(slots) * bytes);
                 }
+                *random = own;
             }
-            Walk::Zipf { random, zipf, scatter, item_shift } => {
+            Self::Zipf { random, zipf, scatter, item_shift } => {
                 let inside = (1 << *item_shift) - 1;
                 for _ in 0..n {
                     let item = scatter.apply(zipf.sample(random) - 1);
-                    self.emit::<RESERVED>(item << *item_shift | random.next() & inside & align);
+                    emit(item << *item_shift | random.next() & inside & align);
                 }
             }
-            Walk::Chase { at, cycle, node_shift } => {
+            Self::Chase { at, cycle, node_shift } => {
                 for _ in 0..n {
-                    self.emit::<RESERVED>(cycle.apply(*at) << *node_shift);
+                    emit(cycle.apply(*at) << *node_shift);
                     *at += 1;
                     if *at == cycle.count() {
                         *at = 0;
@@ -181,30 +174,38 @@ impl PatternSource {
 
     /// Accesses of one vCPU in one phase, until the batch is full or either ends.
     fn generate(&mut self) {
-        let bytes = self.spec.access_bytes;
-        let pattern = &self.spec.phases[self.phase];
-        let mut emitter = Emitter {
-            vcpu: VcpuId(self.vcpu),
-            pcs: [pattern.pc(false), pattern.pc(true)],
-            bytes,
-            instructions: self.spec.instructions as u16,
-            share: ((1.0 - self.spec.reads) * 4_294_967_296.0) as u64,
-            owed: self.owed,
-            out: &mut self.builder,
-        };
+        let (spec, out, vcpu) = (&self.spec, &mut self.builder, VcpuId(self.vcpu));
+        let pattern = &spec.phases[self.phase];
+        let pcs = [pattern.pc(false), pattern.pc(true)];
+        let share = ((1.0 - spec.reads) * 4_294_967_296.0) as u64;
+        let mut stores = Stores { share, owed: self.owed };
         // An access makes one run at most, since slots are aligned.
-        let room = Batch::RUNS.saturating_sub(emitter.out.len()).max(1) as u64;
+        let room = Batch::RUNS.saturating_sub(out.len()).max(1) as u64;
         let n = room.min(self.phase_left).min(u64::from(self.chunk_left));
-        let wanted = emitter.out.room();
-        let turn = wanted.instructions.div_ceil(u64::from(self.spec.instructions));
+        let wanted = out.room();
+        let turn = wanted.instructions.div_ceil(u64::from(spec.instructions));
         let n = n.min(wanted.accesses.min(turn).max(1));
-        let footprint = self.spec.footprint;
-        if emitter.out.reserve(n) {
-            emitter.emit_all::<true>(&mut self.walk, n, footprint);
+        let (footprint, bytes) = (spec.footprint, u64::from(spec.access_bytes));
+        if out.reserve(n) {
+            let mut burst = out.burst(vcpu, n as usize, spec.instructions as u16);
+            if share == 0 {
+                let load = |gva| burst.access(pcs[0], gva, false);
+                self.walk.advance(n, footprint, bytes, load);
+            } else {
+                self.walk.advance(n, footprint, bytes, |gva| {
+                    let store = stores.next();
+                    burst.access(pcs[usize::from(store)], gva, store);
+                });
+            }
         } else {
-            emitter.emit_all::<false>(&mut self.walk, n, footprint);
+            self.walk.advance(n, footprint, bytes, |gva| {
+                let store = stores.next();
+                let kind = if store { AccessKind::Store } else { AccessKind::Load };
+                let pc = pcs[usize::from(store)];
+                out.access(vcpu, pc, gva, spec.access_bytes, kind, spec.instructions);
+            });
         }
-        self.owed = emitter.owed;
+        self.owed = stores.owed;
         self.done += n;
         self.phase_left -= n;
         self.chunk_left -= n as u32;

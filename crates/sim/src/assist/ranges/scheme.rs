@@ -331,6 +331,11 @@ impl<B: Base, U: Unit> Contiguous<B, U> {
 }
 
 impl<B: Base, U: Unit> Scheme for Contiguous<B, U> {
+    #[inline(always)]
+    fn looks_up_first(&self) -> bool {
+        true
+    }
+
     #[inline]
     fn walk<W: WalkWatch>(
         &mut self,

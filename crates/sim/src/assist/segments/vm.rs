@@ -208,6 +208,11 @@ impl SegmentedVm {
 
 impl Scheme for SegmentedVm {
     #[inline]
+    fn looks_up_first(&self) -> bool {
+        self.guest.as_ref().is_none_or(|guest| guest.check() == Check::L2)
+    }
+
+    #[inline]
     fn instead_of_l1(&mut self, cpu: &mut Processor, run: &Run) -> Option<Translation> {
         let guest = self.guest.as_ref()?;
         if guest.check() == Check::L2 || run.flags.is_fetch() {
