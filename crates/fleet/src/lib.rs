@@ -11,6 +11,7 @@
 mod asynchronous;
 pub mod device;
 mod feed;
+mod hidden;
 mod memory;
 pub mod merging;
 pub mod migration;
@@ -24,6 +25,7 @@ pub mod timeline;
 use asynchronous::Asynchronous;
 use device::Device;
 use feed::Feed;
+use hidden::Hidden;
 use memory::Memory;
 pub use memory::SwapCounts;
 use merging::{MergePlan, Merging};
@@ -37,7 +39,7 @@ use nestwalk_sim::hardware::exchange::{Shared, VPIDS};
 use nestwalk_sim::machine::DynMachine;
 use nestwalk_sim::measure::counters::Counters;
 use nestwalk_sim::scheme::MachineError;
-use nestwalk_types::{Hpa, Source};
+use nestwalk_types::{Filter, Hpa, Source};
 pub use outcome::{FleetOutcome, HostOutcome, Interference, VmOutcome};
 use pass::Pass;
 use replacement::Kind;
@@ -154,6 +156,8 @@ struct Member {
     feed: Feed,
     ideal: Box<dyn DynMachine>,
     async_faults: bool,
+    /// What its recording does not show; `None` if it is none.
+    filter: Option<Filter>,
     /// Its region of interest has begun.
     begun: bool,
     /// Its next event is an access of that.
@@ -263,6 +267,7 @@ fn member(vm: Vm) -> Result<Member, FleetError> {
         spec,
         ideal,
         async_faults: vm.async_faults,
+        filter: info.guest.map(|guest| guest.filter),
         begun: false,
         ready: false,
         ended: false,
@@ -425,7 +430,10 @@ fn together(
         Memory::new(fleet.replacement.make(fleet.turn), fleet.device, sizes, waiting)
     });
     let host = Host::new(shared, fleet.vpids, hardware, physical, memory);
-    Ok(Stage::new(machines, places.to_vec(), Some(host)))
+    let mut stage = Stage::new(machines, places.to_vec(), Some(host));
+    let hidden = |m: &Member| Hidden::new(&m.filter?, m.plan.vcpus);
+    stage.hidden = members.iter().map(hidden).collect();
+    Ok(stage)
 }
 
 /// The cores of a host, with structures as the VMs' machines have them.

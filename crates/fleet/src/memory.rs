@@ -55,8 +55,9 @@ struct Space {
     counts: SwapCounts,
 }
 
-/// A VM as its host sees it, made reachable for a moment.
-type Act<'a> = dyn FnMut(Tenant<'_>) -> Result<(), MachineError> + 'a;
+/// Something that is done to a VM, which is made reachable for a moment. Returns whether it has lost
+/// translations.
+type Act<'a> = dyn FnMut(Tenant<'_>) -> Result<bool, MachineError> + 'a;
 
 /// Reaches a VM by its number, to do something to it.
 pub(super) type Reach<'a> = dyn FnMut(u32, &mut Act<'_>) -> Result<(), MachineError> + 'a;
@@ -165,7 +166,7 @@ impl Memory {
                 if let Some((at, size)) = tenant.page(Gpa::new(gfn << 12)) {
                     used = Some(tenant.take_used(at, size)?);
                 }
-                Ok(())
+                Ok(used == Some(true))
             })?;
             Ok(used)
         })?;
@@ -189,7 +190,7 @@ impl Memory {
                 taken = Some(page);
                 freed = merged.and_then(|before| Some(free(tenant.host()?) - before));
             }
-            Ok(())
+            Ok(taken.is_some())
         })?;
         let frames = taken.map_or(0, |(at, size)| self.swap_out(vm, at, size));
         Ok(freed.unwrap_or(frames))

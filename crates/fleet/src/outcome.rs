@@ -54,6 +54,10 @@ pub struct VmOutcome {
     pub resident_bytes: u64,
     /// What it and its host's swap did to each other.
     pub swap: SwapCounts,
+    /// Pages that were touched again, since the VM had lost translations through no doing of its guest
+    /// and its recording does not show what it uses of them; `None` if that hides nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shown_again: Option<u64>,
     /// What same-page merging did to it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub merging: Option<MergedCounts>,
@@ -218,6 +222,7 @@ fn vm_outcome(
         touched_bytes: touched,
         resident_bytes: resident,
         swap,
+        shown_again: stages[last].hidden[vm].as_ref().map(super::hidden::Hidden::count),
         merging: merged(stages, vm)?,
         migration: stages[last].migrations.as_ref().and_then(|all| all.outcome(vm)),
         waited_percent: if ideal > 0.0 { 100.0 * waited / ideal } else { 0.0 },

@@ -1,5 +1,7 @@
 //! All VMs of a fleet on hosts that share more or less.
 
+use super::SHORT_SLICE;
+use super::hidden::Hidden;
 use super::memory::Memory;
 use super::merging::{Merging, Token};
 use super::migration::Migrations;
@@ -68,13 +70,16 @@ impl Host {
     }
 
     /// The VM, which has the cores by now, enters the guest: nothing of another VM may serve it.
-    fn enter(&mut self, vm: usize, tenant: &mut Tenant<'_>, place: Place) {
+    /// Whether another one had a core meanwhile, and may have what this one left there.
+    fn enter(&mut self, vm: usize, tenant: &mut Tenant<'_>, place: Place) -> bool {
         if !self.shared.tlbs {
-            return;
+            return false;
         }
+        let mut others = false;
         let hardware = tenant.hardware();
         for (own, core) in place.cores().enumerate() {
             let other = self.last[core].replace(vm) != Some(vm);
+            others |= other;
             let owner = &mut self.owners[core][usize::from(place.vpid)];
             if other && !self.vpids {
                 (0..VPIDS).for_each(|vpid| hardware.forget_vpid(own, vpid));
@@ -84,6 +89,7 @@ impl Host {
             *owner = Some(vm);
         }
         hardware.take_up_pcids();
+        others
     }
 }
 
@@ -101,6 +107,8 @@ pub(super) struct Stage {
     pub migrations: Option<Box<Migrations>>,
     /// Same-page merging, if there is any.
     pub merging: Option<Box<Merging>>,
+    /// What the recording of each VM hides; `None` for nothing.
+    pub hidden: Vec<Option<Hidden>>,
     /// Instructions of the VM when its turn began.
     began: u64,
 }
@@ -123,6 +131,7 @@ impl Stage {
         host: Option<Host>,
     ) -> Self {
         let departed = vec![false; machines.len()];
+        let hidden = machines.iter().map(|_| None).collect();
         Self {
             machines,
             places,
@@ -131,6 +140,7 @@ impl Stage {
             departed,
             migrations: None,
             merging: None,
+            hidden,
             began: 0,
         }
     }
@@ -146,8 +156,11 @@ impl Stage {
         {
             let mut tenant = tenant(&mut self.machines[vm])?;
             host.exchange(&mut tenant, self.places[vm]);
-            host.enter(vm, &mut tenant, self.places[vm]);
+            let others = host.enter(vm, &mut tenant, self.places[vm]);
             self.current = Some(vm);
+            if others {
+                self.lost(vm);
+            }
         }
         Ok(())
     }
@@ -179,9 +192,20 @@ impl Stage {
     /// # Errors
     /// The machine cannot go on, or the host has not enough memory.
     pub(super) fn run(&mut self, vm: usize, slice: &GuestBatch) -> Result<(), MachineError> {
-        if !self.departed[vm] {
+        self.make_room(vm)?;
+        let again = self.hidden[vm].as_mut().map_or(Vec::new(), |h| h.take_again(SHORT_SLICE));
+        for part in &again {
+            self.goes_on(vm, part)?;
             self.make_room(vm)?;
         }
+        if let Some(hidden) = &mut self.hidden[vm] {
+            hidden.ran(slice);
+        }
+        self.goes_on(vm, slice)
+    }
+
+    /// The VM does this, for which there is room.
+    fn goes_on(&mut self, vm: usize, slice: &GuestBatch) -> Result<(), MachineError> {
         self.machines[vm].run(slice)?;
         let memory = self.host.as_mut().and_then(|h| h.memory.as_mut());
         if let Some(memory) = memory
@@ -194,6 +218,13 @@ impl Stage {
         }
         self.stores_change_contents(vm, slice);
         self.migrate(vm, slice)
+    }
+
+    /// The VM has lost translations through no doing of its guest.
+    pub(super) fn lost(&mut self, vm: usize) {
+        if let Some(hidden) = &mut self.hidden[vm] {
+            hidden.lost();
+        }
     }
 
     /// The guest of the VM whose turn it is reports that these blocks of 2 MiB are free.
@@ -248,6 +279,7 @@ impl Stage {
         }
         self.current = None;
         self.departed[vm] = true;
+        self.lost(vm);
         Ok(())
     }
 
@@ -283,18 +315,31 @@ impl Stage {
         }
         self.migrations_count();
         self.merging_counts();
+        self.hidden.iter_mut().flatten().for_each(Hidden::counting_begins);
     }
 
     fn make_room(&mut self, vm: usize) -> Result<(), MachineError> {
+        if self.departed[vm] {
+            return Ok(());
+        }
         let Some(host) = &mut self.host else { return Ok(()) };
         let Some(mut memory) = host.memory.take() else { return Ok(()) };
         let (machines, places, departed) = (&mut self.machines, &self.places, &self.departed);
+        let hidden = &mut self.hidden;
         let free = tenant(&mut machines[vm])?.host().map_or(0, |h| h.physical().free_frames());
         let done = memory.make_room(vm as u32, free, &mut |other, act| {
             let other = other as usize;
             if departed[other] {
                 return Ok(());
             }
+            let mut act = |tenant: Tenant<'_>| {
+                if act(tenant)?
+                    && let Some(hidden) = &mut hidden[other]
+                {
+                    hidden.lost();
+                }
+                Ok(())
+            };
             if other == vm {
                 return act(tenant(&mut machines[vm])?);
             }

@@ -105,7 +105,8 @@ pub struct Run {
     pub pc: Gva,
     /// Which of the page's 64 cache lines were touched, bit i for bytes `64*i..64*i+64`.
     pub lines: u64,
-    /// Accesses in the run, at least 1.
+    /// Accesses in the run, at least 1. A host that touches a page again, for what a filtered recording
+    /// has counted already, counts 0.
     pub count: u16,
     /// Instructions retired with the run; 0 where another run carries them.
     pub instructions: u16,

@@ -280,6 +280,9 @@ impl Merging {
             }
             Ok::<_, MachineError>(merged)
         })??;
+        if merged.is_some() {
+            stage.lost(vm);
+        }
         self.counts[vm].merges += u64::from(merged.is_some());
         Ok(merged)
     }

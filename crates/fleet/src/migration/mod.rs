@@ -200,6 +200,7 @@ impl Migration {
     fn begin(&mut self, stage: &mut Stage, now: f64) -> Result<(), MachineError> {
         let at_first = Box::new(stage.machines[self.vm].counters().clone());
         tenant(&mut stage.machines[self.vm])?.log_stores(Some(self.plan.tracking))?;
+        stage.lost(self.vm);
         let pages = self.pages(stage)?;
         let round_ends_ns = now + self.send(pages.len() as u64);
         let contents = Contents::default();
@@ -234,6 +235,7 @@ impl Migration {
     /// stands still.
     fn round_ends(&mut self, stage: &mut Stage, now: f64) -> Result<f64, MachineError> {
         let dirty = tenant(&mut stage.machines[self.vm])?.take_dirty();
+        stage.lost(self.vm);
         let pages = dirty.len() as u64;
         let fits = self.plan.latency_ns + self.plan.sending_ns(pages) <= self.plan.max_downtime_ns;
         let last = fits || self.outcome.rounds.len() as u32 >= self.plan.max_rounds;
@@ -265,6 +267,7 @@ impl Migration {
     /// The VM stays. Its large pages are mapped as such again.
     fn cancel(&mut self, stage: &mut Stage) -> Result<(), MachineError> {
         tenant(&mut stage.machines[self.vm])?.log_stores(None)?;
+        stage.lost(self.vm);
         if let State::Copying { at_first, .. } = &self.state {
             let since = stage.machines[self.vm].counters().since(at_first);
             self.outcome.logged(&since);

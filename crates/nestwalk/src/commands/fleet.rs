@@ -222,16 +222,18 @@ fn cores(n: usize) -> String {
 impl Results<'_> {
     /// What is approximate, a sentence each.
     fn approximations(&self) -> Vec<String> {
-        let filtered = |source: &String| nestwalk_lab::sample(source).is_some();
-        let vms = self.fleet.vm.iter().filter(|vm| vm.experiment.sources.iter().any(filtered));
-        let names: Vec<&str> = vms.map(|vm| vm.name.as_str()).collect();
+        let vms = self.outcome.vms.iter();
+        let filtered = vms.filter_map(|vm| Some((vm.name.as_str(), vm.shown_again?)));
+        let (names, again): (Vec<&str>, Vec<u64>) = filtered.unzip();
         let mut all = Vec::new();
         if !names.is_empty() {
             all.push(format!(
-                "recordings of {} hide accesses that hit in small TLBs: those that would miss after \
-                 another VM's turn, or show that a page is used whose accessed bit was cleared, are not \
-                 seen",
-                names.join(", ")
+                "recordings of {} hide accesses that hit in small TLBs; after another VM's turn, and where \
+                 the host took a page or cleared its accessed bit, pages whose records count more \
+                 accesses than came at once are touched again ({} times): when those accesses came is \
+                 not known, so a page may be touched that is not used any more",
+                names.join(", "),
+                count(again.iter().sum())
             ));
         }
         all

@@ -220,7 +220,7 @@ impl Scheme for SegmentedVm {
         }
         let counters = &mut cpu.counters;
         let found = self.both(counters, usize::from(run.vcpu.0), run.gva);
-        counters.guest_segment_checks += u64::from(run.count) - 1;
+        counters.guest_segment_checks += u64::from(run.count).saturating_sub(1);
         counters.segment_accesses += found.map_or(0, |_| u64::from(run.count));
         found
     }
