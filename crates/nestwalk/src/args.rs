@@ -10,6 +10,7 @@ pub mod groups;
 mod guest;
 mod habits;
 mod inspect;
+mod measure;
 mod report;
 mod schema;
 mod setup;
@@ -26,6 +27,7 @@ pub use govern::GovernArgs;
 pub use guest::{CaptureArgs, GuestArgs, ThpArg};
 pub use habits::{CompletionsArgs, DoctorArgs, ManArgs};
 pub use inspect::InspectArgs;
+pub use measure::MeasureArgs;
 pub use report::{Drawing, ReportArgs};
 pub use schema::SchemaArgs;
 #[cfg(feature = "schema")]
@@ -104,6 +106,9 @@ pub enum Command {
     /// Look at the memory of a live process or VM: contiguous runs, and how many entries cover them
     #[command(after_help = inspect::EXAMPLES)]
     Inspect(Box<InspectArgs>),
+    /// Measure the TLBs and page walks of this machine, from time alone, as a profile
+    #[command(after_help = measure::EXAMPLES)]
+    Measure(MeasureArgs),
     /// Make a page of figures of results, and figures for papers
     #[command(after_help = report::EXAMPLES)]
     Report(ReportArgs),

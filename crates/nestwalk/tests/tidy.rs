@@ -25,8 +25,19 @@ const LETTERS: &str = "µ→↔…×·≤≥–öüäéñ";
 
 /// Dependencies that several crates may name: derive macros, errors, and data formats without behaviour
 /// of their own. Every other has one crate that wraps it.
-const SHARED: [&str; 8] =
-    ["anyhow", "thiserror", "serde", "serde_json", "schemars", "toml", "rustc-hash", "lz4_flex"];
+const SHARED: [&str; 10] = [
+    "anyhow",
+    "thiserror",
+    "serde",
+    "serde_json",
+    "schemars",
+    "toml",
+    "rustc-hash",
+    "lz4_flex",
+    // System calls behind safe interfaces: each crate wraps those that it makes.
+    "memmap2",
+    "rustix",
+];
 
 /// Every file of the repository with this ending.
 fn files(ending: &str) -> Vec<PathBuf> {

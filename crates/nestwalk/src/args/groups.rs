@@ -12,7 +12,7 @@ use std::fmt::Write;
 const GROUPS: [(&str, &[&str]); 5] = [
     ("Compare", &["compare", "run", "sweep", "report", "reproduce"]),
     ("Teach", &["walk", "step", "reach"]),
-    ("Live machines", &["advise", "inspect", "govern"]),
+    ("Live machines", &["advise", "inspect", "govern", "measure"]),
     ("Recordings and traces", &["setup", "capture", "trace"]),
     (
         "About nestwalk",

@@ -11,6 +11,7 @@ pub mod fleet;
 pub mod govern;
 pub mod habits;
 pub mod inspect;
+pub mod measure;
 pub mod reach;
 pub mod report;
 pub mod reproduce;

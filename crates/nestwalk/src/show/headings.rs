@@ -224,6 +224,20 @@ pub static ADVICE: [Heading; 4] = [
     ),
 ];
 
+/// The table of `measure`.
+pub static MEASURED: [Heading; 5] = [
+    word("figure", "figure", "measure: what was measured"),
+    word("pages", "pages", "measure: the size of the pages that it is of"),
+    Heading {
+        title: "value",
+        align: Align::Right,
+        from: "value",
+        meaning: "measure: the figure, or `unknown`",
+    },
+    word("unit", "unit", "measure: the figure's unit, if it has one"),
+    word("from", "source", "measure: what the figure follows from, or why it is unknown"),
+];
+
 /// Words of the lines around the tables, and in cells.
 pub static WORDS: [(&str, &str); 36] = [
     ("advises", "line of advise: what the advice is on"),

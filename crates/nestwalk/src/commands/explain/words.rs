@@ -22,6 +22,7 @@ fn all() -> impl Iterator<Item = &'static Heading> {
         .chain(&headings::OVER_TIME)
         .chain(&headings::SENSITIVITY)
         .chain(&headings::ADVICE)
+        .chain(&headings::MEASURED)
 }
 
 /// Columns with this heading.
