@@ -10,6 +10,7 @@ use crate::measure::cost::Cycles;
 use crate::report::contiguity::ContiguityResult;
 use crate::report::placement::PlacementResult;
 use crate::report::results::MachineResult;
+use crate::report::tables::TablesResult;
 use serde::Serialize;
 
 /// What a VM's overhead is made of, in percent of its ideal run alone. The parts add up to the
@@ -163,6 +164,7 @@ fn result(member: &Member, stage: &mut Stage, vm: usize) -> Result<MachineResult
         made.host_placement = placed.map(|p| PlacementResult::new(&p, profile));
         made.segments = report.segments;
         made.contiguity = report.contiguity.map(|s| ContiguityResult::new(machine.counters(), s));
+        made.tables = report.tables.map(|s| TablesResult::new(machine.counters(), s));
         made.switching = report.switching;
         made
     })?;
