@@ -10,6 +10,7 @@ use nestwalk_sim::measure::cost::Cycles;
 use nestwalk_sim::report::contiguity::ContiguityResult;
 use nestwalk_sim::report::placement::PlacementResult;
 use nestwalk_sim::report::results::MachineResult;
+use nestwalk_sim::report::tables::TablesResult;
 use serde::Serialize;
 
 /// What a VM's overhead is made of, in percent of its ideal run alone. The parts add up to the
@@ -167,6 +168,7 @@ fn result(member: &Member, stage: &mut Stage, vm: usize) -> Result<MachineResult
         made.host_placement = placed.map(|p| PlacementResult::new(&p, profile));
         made.segments = report.segments;
         made.contiguity = report.contiguity.map(|s| ContiguityResult::new(machine.counters(), s));
+        made.tables = report.tables.map(|s| TablesResult::new(machine.counters(), s));
         made.switching = report.switching;
         made
     })?;

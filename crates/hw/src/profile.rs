@@ -230,6 +230,9 @@ numbers! {
             "A VMM waits for a processor that it calls out of the guest to have its TLBs flushed.";
         lock_handoff_ns:
             "The lock of the shadow tables moves from one processor to another that waits for it.";
+        table_entry_ns:
+            "Work per entry, or cluster of entries, of a page table that is no tree: it is found and \
+             stored, or moved to a larger table.";
         guest_fault_ns:
             "The guest kernel's answer to a page fault, without the clearing of the page.";
         guest_fork_ns: "The guest kernel's fork, without its table writes' exits.";

@@ -95,6 +95,7 @@ fn json_has_the_documented_fields_and_no_others() {
         "compare gups --footprint 64MiB --guest-memory 256MiB --accesses 200k --populate no --quiet \
          --verify --host-fragmentation bad --machines vmm-direct/start=paged/compact=40000000"
             .into(),
+        format!("compare gups {SMALL} --verify --machines hashed,native-hashed"),
         format!("compare gups {SMALL} --verify --repeat 2"),
     ];
     let mut found = BTreeSet::new();
@@ -115,6 +116,7 @@ fn json_has_the_documented_fields_and_no_others() {
                     "machines[].switching" => scheme != "switching",
                     "machines[].segments" => !has_segments(scheme),
                     "machines[].contiguity" => !uses_contiguity(scheme),
+                    "machines[].tables" => !has_tables(scheme),
                     "machines[].coverage" => scheme == "ideal" || !line.contains("--contiguity"),
                     "machines[].walk_map" => scheme == "ideal" || !line.contains("--walk-map"),
                     "machines[].host_placement" => m["host_placement"].is_null(),
@@ -146,6 +148,10 @@ fn json_has_the_documented_fields_and_no_others() {
 
 fn has_segments(scheme: &Value) -> bool {
     scheme.as_str().is_some_and(|s| s == "ds" || s.ends_with("-direct"))
+}
+
+fn has_tables(scheme: &Value) -> bool {
+    scheme.as_str().is_some_and(|s| s.contains("hashed"))
 }
 
 fn uses_contiguity(scheme: &Value) -> bool {

@@ -32,6 +32,7 @@ pub use measure::walk_map::{WALK_MAP_FIELDS, WalkPlace};
 pub use report::contiguity::CONTIGUITY_FIELDS;
 pub use report::placement::{PLACEMENT_FIELDS, PlacementResult};
 pub use report::results::{FIELDS, Field, MachineResult};
+pub use report::tables::{STRUCTURE_FIELDS, TABLE_FIELDS, TablesResult};
 pub use scheme::{MachineConfig, MachineError, PageTableBytes, Switched, SwitchingResult};
 pub use schemes::{Catalogue, CatalogueError, Definition, SCHEMES};
 pub use switching::{Cut, Recorded};

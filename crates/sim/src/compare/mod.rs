@@ -21,6 +21,7 @@ use crate::measure::counters::Counters;
 use crate::report::contiguity::ContiguityResult;
 use crate::report::placement::PlacementResult;
 use crate::report::results::MachineResult;
+use crate::report::tables::TablesResult;
 use crate::scheme::MachineError;
 use crate::switching::{Cut, Recorded};
 pub use machines::{configuration, host_config, machine, machine_in};
@@ -433,6 +434,7 @@ fn results(plan: &Plan, slots: &[Slot]) -> Vec<MachineResult> {
             result.segments = report.segments;
             let counters = slot.machine.counters();
             result.contiguity = report.contiguity.map(|s| ContiguityResult::new(counters, s));
+            result.tables = report.tables.map(|s| TablesResult::new(counters, s));
             result.switching = report.switching;
             result.walk_map = slot.machine.walk_map();
             if plan.contiguity {

@@ -107,6 +107,8 @@ pub enum Section {
     Machine,
     /// In the machine's `contiguity`, which only schemes have that use it.
     Contiguity,
+    /// In the machine's `tables`, which only schemes have whose tables are of another kind.
+    Tables,
     /// Nowhere: for engine, referee, and schemes of other crates.
     Inner,
 }
@@ -318,6 +320,21 @@ counters! {
         l1_bypasses: "count",
             "accesses that a structure of the scheme served instead of the first-level TLB; the engine \
              counts them";
+    }
+    Tables {
+        guest_table_updates: "count",
+            "entries that the guest's kernel stores to tables of another kind, in step with its radix \
+             tables";
+        guest_table_moves: "count",
+            "entries, or clusters of them, that it moves within such tables, or to larger ones";
+        guest_table_pages: "4 KiB pages", "memory that it clears for such tables";
+        nested_table_moves: "count", "the same moves of the VMM";
+        nested_table_pages: "4 KiB pages", "memory that the VMM clears for such tables";
+        table_emulations: "count",
+            "accesses that software made, whose tables are linked in more places than it follows";
+        table_resizes: "count", "changes of the size of such a table";
+        table_refusals: "count",
+            "blocks of memory for such tables that were not to be had in one piece";
     }
     Contiguity {
         predictions: "count", "SpOT: walks beside which the program went on with a guess";

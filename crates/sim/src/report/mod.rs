@@ -5,3 +5,4 @@ pub mod placement;
 pub mod results;
 #[cfg(feature = "schema")]
 pub mod schema;
+pub mod tables;

@@ -9,6 +9,7 @@ use crate::measure::energy::EnergyResult;
 use crate::measure::walk_map::WalkPlace;
 use crate::report::contiguity::ContiguityResult;
 use crate::report::placement::PlacementResult;
+use crate::report::tables::TablesResult;
 use crate::scheme::SwitchingResult;
 use crate::scheme::{PageTableBytes, SegmentState};
 use nestwalk_hw::{Profile, ServedBy};
@@ -232,6 +233,9 @@ results! {
         contiguity: ContiguityResult,
             "of schemes that use contiguity: guesses, hits of ranges and anchors, runs, what software \
              keeps";
+        tables: TablesResult,
+            "of schemes whose tables are of another kind: what software did for them, and how large they \
+             are";
         switching: SwitchingResult,
             "of schemes whose paging mode changes: time in each mode, and the switches";
         coverage: CoverageResult,
@@ -338,6 +342,7 @@ mod tests {
         result.switching = Some(journal.result(&c, Mode::Shadow));
         result.segments = Some(SegmentState::default());
         result.contiguity = Some(ContiguityResult::default());
+        result.tables = Some(TablesResult::default());
         result.host_placement = Some(PlacementResult::default());
         result.coverage = Some(CoverageResult::default());
         result.walk_map = Some(Vec::new());

@@ -40,6 +40,27 @@ impl Object {
     }
 }
 
+/// The counters of schemes whose tables are of another kind, as results have them.
+pub(crate) struct TableCounters;
+
+impl JsonSchema for TableCounters {
+    fn schema_name() -> Cow<'static, str> {
+        "TableCounters".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        counters(generator, Section::Tables)
+    }
+}
+
+fn counters(generator: &mut SchemaGenerator, section: Section) -> Schema {
+    let mut all = Object::default();
+    for row in Counters::ROWS.iter().filter(|row| row.section == section) {
+        all.always::<u64>(generator, &row.field());
+    }
+    all.schema()
+}
+
 /// The counters of schemes that use contiguity, as results have them.
 pub(crate) struct ContiguityCounters;
 
@@ -49,10 +70,6 @@ impl JsonSchema for ContiguityCounters {
     }
 
     fn json_schema(generator: &mut SchemaGenerator) -> Schema {
-        let mut all = Object::default();
-        for row in Counters::ROWS.iter().filter(|row| row.section == Section::Contiguity) {
-            all.always::<u64>(generator, &row.field());
-        }
-        all.schema()
+        counters(generator, Section::Contiguity)
     }
 }

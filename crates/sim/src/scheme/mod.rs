@@ -22,7 +22,8 @@ use nestwalk_tables::Mode;
 use nestwalk_types::{Gpa, PageSize, Run};
 pub use platform::Platform;
 pub use report::{
-    ContiguityState, PageTableBytes, Report, SegmentInfo, SegmentState, Switched, SwitchingResult,
+    ContiguityState, PageTableBytes, Report, SegmentInfo, SegmentState, StructureState, Switched,
+    SwitchingResult, TableState,
 };
 
 /// How software handled a fault.

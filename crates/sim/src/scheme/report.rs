@@ -93,6 +93,30 @@ impl PageTableBytes {
     }
 }
 
+/// A structure that maps pages, as it is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct StructureState {
+    /// Bytes of its tables.
+    pub bytes: u64,
+    /// Places for entries, or for clusters of them.
+    pub places: u64,
+    /// Of these, those in use.
+    pub used: u64,
+}
+
+/// The tables that a scheme has in place of radix tables.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct TableState {
+    /// The guest's; zeros without.
+    pub guest: StructureState,
+    /// The host's; zeros without.
+    pub host: StructureState,
+    /// Bytes of the guest's radix tables, which the stream's kernel keeps.
+    pub radix_bytes: u64,
+}
+
 /// What a scheme reports beside counters, by section; a section that it does not have is `None`.
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct Report {
@@ -104,6 +128,8 @@ pub struct Report {
     pub contiguity: Option<ContiguityState>,
     /// The course of a paging mode that changes.
     pub switching: Option<SwitchingResult>,
+    /// Tables in place of radix tables.
+    pub tables: Option<TableState>,
 }
 
 /// One change of the paging mode.

@@ -73,7 +73,7 @@ macro_rules! schemes {
 schemes! {
     ideal, native, nested, shadow, agile, switching, xen_pv, sie, soft_tlb, ds, vmm_direct, guest_direct,
     dual_direct, spot + NATIVE, rmm + NATIVE, anchor + NATIVE, colt + NATIVE, clustered + NATIVE,
-    shared_tlb + NATIVE, shadow_colt,
+    shared_tlb + NATIVE, shadow_colt, hashed + NESTED + GUEST + NATIVE,
 }
 
 /// Other names of schemes: what vendors and kernels call them.

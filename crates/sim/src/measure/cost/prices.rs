@@ -130,6 +130,7 @@ prices! {
     Locked shadow_entry_ns 1 (shadow_drops);
     Locked shadow_entry_ns 1 (sync_present);
     Locked shadow_entry_ns 1 (nested_prefetches);
+    Hypervisor table_entry_ns 1 (nested_table_moves);
     Locked shadow_page_ns 1 (shadow_pages);
     Hypervisor inject_fault_ns 1 (exit TrueFault);
     Hypervisor inject_fault_ns 1 (async_faults);
@@ -149,6 +150,7 @@ prices! {
     Hypervisor validate_entry_ns 1 (entries_validated);
     Host host_fault_ns 1 (host_faults);
     Host clear_page_ns 1 (host_pages_cleared);
+    Hypervisor clear_page_ns 1 (nested_table_pages);
     // What is copied is read and written.
     Moving clear_page_ns 2 (pages_moved);
     Moving scan_page_ns 1 (host_pages_scanned);
@@ -164,6 +166,7 @@ prices! {
     Guest guest_fault_ns 1 (work PageFault);
     Guest clear_page_ns 1 (pages_cleared);
     Guest clear_page_ns 2 (work PageCopied);
+    Guest clear_page_ns 1 (guest_table_pages);
     Guest guest_fork_ns 1 (work Fork);
     Guest guest_exec_ns 1 (work Exec);
     Guest guest_exit_ns 1 (work Exit);
@@ -172,6 +175,9 @@ prices! {
     Guest migrate_page_ns 1 (work PageMigrated);
     Guest collapse_ns 1 (work Collapse);
     Guest shootdown_ns 1 (work Shootdown);
+    // Tables of another kind, which the stream's kernel does not have.
+    Guest table_entry_ns 1 (guest_table_updates);
+    Guest table_entry_ns 1 (guest_table_moves);
 }
 
 /// Each price that these accounts pay, and how often it was paid.

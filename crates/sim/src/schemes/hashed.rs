@@ -1,0 +1,162 @@
+//! `hashed`: hash tables with packed clusters of eight in place of the tables of both dimensions (Yaniv,
+//! Tsafrir, "Hash, Don't Cache (the Page Table)", SIGMETRICS 2016). A walk without collisions has three
+//! references: to the host's table for the guest's cluster, to that cluster, to the host's table for the
+//! page. There are no walk caches and no nested TLB, unless asked for.
+//!
+//! `hashed-nested` has it in the host alone, under a radix guest whose walks have the profile's caches
+//! (Hoang et al., CAL 2010); `hashed-guest` in the guest alone, over nested tables; `native-hashed` on
+//! bare metal. The table is in `assist/tables/hashed.rs`, with what was chosen where the paper has none.
+
+use super::{Definition, Facts};
+use crate::assist::tables::hashed::{HashConfig, Hashed};
+use crate::assist::tables::{GuestTable, HostTable, NoHost, RadixGuest, machine};
+use crate::hypervisor::nested_mmu::NestedMmu;
+use crate::machine::DynMachine;
+use crate::scheme::options::{OptionRow, OptionTable, one_of, whole, word_of};
+use crate::scheme::vmm_options::VmmKind;
+use crate::scheme::{MachineConfig, MachineError};
+
+/// The catalogue's entry.
+pub const DEFINITION: Definition = Definition {
+    name: "hashed",
+    summary: "hash tables with clusters of eight in guest and host: 3 references (Hash, Don't Cache)",
+    virtualized: true,
+    facts: Facts::NONE,
+    vmm: VmmKind::Other,
+    options: &UNCACHED,
+    build: both,
+};
+
+/// In the host alone.
+pub const NESTED: Definition = Definition {
+    name: "hashed-nested",
+    summary: "a hash table in the host, under radix tables of the guest",
+    options: &CACHED,
+    build: host,
+    ..DEFINITION
+};
+
+/// In the guest alone.
+pub const GUEST: Definition = Definition {
+    name: "hashed-guest",
+    summary: "a hash table in the guest, over nested tables",
+    vmm: VmmKind::Nested,
+    options: &CACHED,
+    build: guest,
+    ..DEFINITION
+};
+
+/// On bare metal.
+pub const NATIVE: Definition = Definition {
+    name: "native-hashed",
+    summary: "bare metal with a hash table: 1 reference (Hash, Don't Cache)",
+    virtualized: false,
+    build: native,
+    ..DEFINITION
+};
+
+/// How it is set up.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+struct Config<const CACHES: bool> {
+    table: HashConfig,
+    other: bool,
+}
+
+impl<const CACHES: bool> Config<CACHES> {
+    const fn cached(self) -> bool {
+        CACHES != self.other
+    }
+}
+
+const YES: [(&str, bool); 2] = [("yes", true), ("no", false)];
+
+const fn rows<const CACHES: bool>() -> [OptionRow<Config<CACHES>>; 3] {
+    [
+        OptionRow {
+            name: "load",
+            values: "PERCENT",
+            meaning: "places of a table that are in use at most, before it doubles (60)",
+            set: |c, value| whole(value, 10, 90).map(|n| c.table.load = n),
+            get: |c| c.table.load.to_string(),
+        },
+        OptionRow {
+            name: "kib",
+            values: "N",
+            meaning: "KiB of a table at first, a power of two (64)",
+            set: |c, value| {
+                let kib = whole(value, 4, 1 << 20)?;
+                if !kib.is_power_of_two() {
+                    return Err("it is a power of two".into());
+                }
+                c.table.places = kib * 16;
+                Ok(())
+            },
+            get: |c| (c.table.places / 16).to_string(),
+        },
+        OptionRow {
+            name: "caches",
+            values: "yes|no",
+            meaning: "the processor has the walk caches and the nested TLB of its profile (no for `hashed` and \
+                      `native-hashed`, which replace them; yes for the others)",
+            set: |c, value| one_of(value, &YES).map(|yes: bool| c.other = yes != CACHES),
+            get: |c| word_of(&c.cached(), &YES),
+        },
+    ]
+}
+
+static UNCACHED: OptionTable<Config<false>> = OptionTable::new(&const { rows::<false>() });
+static CACHED: OptionTable<Config<true>> = OptionTable::new(&const { rows::<true>() });
+
+fn both(build: MachineConfig) -> Result<Box<dyn DynMachine>, MachineError> {
+    let mut build = build;
+    let config = build.options(&UNCACHED)?;
+    let (table, cores) = (config.table, build.vcpus);
+    let guest = GuestTable::new(&mut build, |m| Hashed::new(table, cores, m))?;
+    let mode = build.nested_mode;
+    let host = HostTable::new(mode, &mut build.host, |m| Hashed::new(table, cores, m))?;
+    machine((guest, host), build, config.cached())
+}
+
+fn host(build: MachineConfig) -> Result<Box<dyn DynMachine>, MachineError> {
+    let mut build = build;
+    let config = build.options(&CACHED)?;
+    let (table, cores, mode) = (config.table, build.vcpus, build.nested_mode);
+    let host = HostTable::new(mode, &mut build.host, |m| Hashed::new(table, cores, m))?;
+    machine((RadixGuest, host), build, config.cached())
+}
+
+fn guest(build: MachineConfig) -> Result<Box<dyn DynMachine>, MachineError> {
+    let mut build = build;
+    let config = build.options(&CACHED)?;
+    let rules = build.rules(VmmKind::Nested)?;
+    let (table, cores) = (config.table, build.vcpus);
+    let guest = GuestTable::new(&mut build, |m| Hashed::new(table, cores, m))?;
+    let host = NestedMmu::new(build.nested_mode, &mut build.host, rules)?;
+    machine((guest, host), build, config.cached())
+}
+
+fn native(build: MachineConfig) -> Result<Box<dyn DynMachine>, MachineError> {
+    let mut build = build;
+    let config = build.options(&UNCACHED)?;
+    let (table, cores) = (config.table, build.vcpus);
+    let guest = GuestTable::new(&mut build, |m| Hashed::new(table, cores, m))?;
+    machine((guest, NoHost), build, config.cached())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{CACHED, UNCACHED};
+    use crate::scheme::options::SchemeOptions;
+
+    #[test]
+    fn options_are_read_back() {
+        let all = "load=70/kib=128/caches=yes";
+        assert_eq!(UNCACHED.normalize(all).unwrap(), all);
+        assert_eq!(CACHED.normalize(all).unwrap(), "load=70/kib=128");
+        assert_eq!(UNCACHED.normalize("load=60/kib=64/caches=no").unwrap(), "");
+        for (text, words) in [("load=95", "10 to 90"), ("kib=3", "4 to"), ("kib=12", "power of two")] {
+            let e = UNCACHED.normalize(text).unwrap_err();
+            assert!(e.contains(words), "{e}");
+        }
+    }
+}

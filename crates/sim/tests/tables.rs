@@ -1,0 +1,318 @@
+//! Page tables of other kinds: lengths of walks by closed forms, the referee over random lives with host
+//! pages that are taken back and tables that grow and shrink, and structures that are wrong on purpose.
+
+mod common;
+
+use common::lives::{Life, steps};
+use common::machines::{Probe, Setup, plain, with_tiny_tlbs};
+use common::{Script, approve, bare_profile, machine_with, run};
+use nestwalk_hw::Profile;
+use nestwalk_sim::assist::tables::hashed::{HashConfig, Hashed};
+use nestwalk_sim::assist::tables::{
+    Found, GuestSide, GuestTable, HostSide, HostTable, Key, NoHost, NoMemory, RadixGuest,
+    Structure, StructureState, Supply, Tabled, Work,
+};
+use nestwalk_sim::hypervisor::nested_mmu::NestedMmu;
+use nestwalk_sim::scheme::vmm_options::VmmRules;
+use nestwalk_sim::{Counters, Dimension, DynMachine, Machine, MachineConfig};
+use nestwalk_tables::{Entry, LEGACY32, LONG4, LONG5, Mode, PAE};
+use nestwalk_types::{Gpa, GuestBatch, PageSize, SplitMix64};
+
+const S4K: PageSize = PageSize::SIZE_4K;
+const S2M: PageSize = PageSize::SIZE_2M;
+
+// ---- walk length -------------------------------------------------------------------------------
+
+/// References of one walk, guest's and host's, with everything there and nothing cached.
+fn cold(scheme: &str, mode: &'static Mode, size: PageSize, host_pages: &str) -> (u64, u64) {
+    let mut s = Script::new(mode);
+    s.map_used(0x40_0000, 0x4000_0000, size);
+    s.load(0x40_0000);
+    let profile = with_tiny_tlbs(bare_profile());
+    let mut m = machine_with(scheme, mode, &LONG4, host_pages, &profile, 1);
+    m.run(&s.take()).unwrap();
+    let steps = m.watch(&run(0x40_0000, false)).unwrap();
+    approve(&*m);
+    let of = |d| steps.iter().filter(|s| s.dimension == d).count() as u64;
+    (of(Dimension::Guest), of(Dimension::Nested))
+}
+
+/// With nothing that collides: one reference for each look-up of a hash table.
+#[test]
+fn hashed_walks_have_the_length_of_the_formula() {
+    for (mode, sizes) in [(&LONG4, [S4K, S2M]), (&LONG5, [S4K, S2M]), (&PAE, [S4K, S2M])] {
+        for size in sizes {
+            let g = u64::from(mode.walk_references(mode.leaf_level(size).unwrap()));
+            for host in ["4k", "2m"] {
+                let h = if host == "4k" { 4 } else { 3 };
+                let what = format!("{} {size} on {host}", mode.name);
+                assert_eq!(cold("hashed", mode, size, host), (1, 2), "{what}");
+                assert_eq!(cold("native-hashed", mode, size, host), (1, 0), "{what}");
+                assert_eq!(cold("hashed-nested", mode, size, host), (g, g + 1), "{what}");
+                assert_eq!(cold("hashed-guest", mode, size, host), (1, 2 * h), "{what}");
+            }
+        }
+    }
+}
+
+// ---- random lives ------------------------------------------------------------------------------
+
+#[derive(Clone, Copy)]
+struct Case {
+    seed: u64,
+    vcpus: u8,
+    mode: &'static Mode,
+    pages: (&'static str, &'static str),
+}
+
+impl Case {
+    fn all() -> impl Iterator<Item = Self> {
+        let modes: [(&'static Mode, [(&str, &str); 2]); 4] = [
+            (&LONG4, [("4k", "4k"), ("thp", "thp")]),
+            (&LONG5, [("thp", "4k"), ("4k", "2m")]),
+            (&PAE, [("4k", "4k"), ("2m", "4k")]),
+            (&LEGACY32, [("4k", "4k"), ("4m", "2m")]),
+        ];
+        modes.into_iter().enumerate().flat_map(|(i, (mode, pages))| {
+            [1, 4].into_iter().flat_map(move |vcpus| {
+                pages.into_iter().enumerate().map(move |(j, pages)| Self {
+                    seed: 8 * i as u64 + 4 * j as u64 + u64::from(vcpus),
+                    vcpus,
+                    mode,
+                    pages,
+                })
+            })
+        })
+    }
+
+    fn life(&self) -> Vec<GuestBatch> {
+        let life = Life {
+            seed: self.seed,
+            events: 160,
+            vcpus: self.vcpus,
+            accesses_percent: 60,
+            mode: self.mode,
+            pages: self.pages.0,
+            pcids: self.seed.is_multiple_of(2),
+        };
+        steps(&life.live())
+    }
+
+    fn build(&self, virtualized: bool) -> MachineConfig {
+        let mut profile = with_tiny_tlbs(plain(Profile::load("zen2").unwrap()));
+        profile.nested_tlb = None;
+        let setup = Setup {
+            guest_mode: self.mode,
+            host_pages: self.pages.1,
+            vcpus: usize::from(self.vcpus),
+            ..Setup::new(profile)
+        };
+        setup.build("right", virtualized)
+    }
+}
+
+/// Runs a life, in which the host takes pages back now and then. Counters and violations at the end; a
+/// machine that cannot go on is told apart.
+fn live<G: GuestSide, H: HostSide>(
+    case: &Case,
+    machine: &mut Machine<Tabled<G, H>>,
+) -> (Counters, u64, bool) {
+    let mut r = SplitMix64::new(case.seed);
+    let mut used: Vec<Gpa> = Vec::new();
+    for events in case.life() {
+        if machine.run(&events).is_err() {
+            let violations = machine.verdict().unwrap().violations;
+            return (machine.counters().clone(), violations, false);
+        }
+        used.extend(&events.gpas);
+        if machine.platform.host.is_some() && !used.is_empty() && r.below(30) == 0 {
+            let page = used[r.below(used.len() as u64) as usize];
+            machine.discard(page).unwrap();
+        }
+    }
+    (machine.counters().clone(), machine.verdict().unwrap().violations, true)
+}
+
+fn small(memory: &mut dyn Supply) -> Option<Hashed> {
+    Hashed::new(HashConfig { places: 64, ..HashConfig::default() }, 4, memory)
+}
+
+/// Structures in both dimensions, in each, and on bare metal, over all lives.
+fn lives<S: Structure + 'static>(make: fn(&mut dyn Supply) -> Option<S>) -> Counters {
+    let mut sum = Counters::default();
+    let mut watch = |case: &Case, (c, violations, finished): (Counters, u64, bool)| {
+        assert!(finished && violations == 0, "life {} of {}", case.seed, case.mode.name);
+        assert_eq!(c.table_emulations, 0, "an entry was lost");
+        sum.table_resizes += c.table_resizes;
+        sum.guest_table_updates += c.guest_table_updates;
+        sum.nested_fills += c.nested_fills;
+    };
+    for case in Case::all() {
+        let mut build = case.build(true);
+        let guest = GuestTable::new(&mut build, make).unwrap();
+        let host = HostTable::new(&LONG4, &mut build.host, make).unwrap();
+        let mut m = Machine::new(Tabled { guest, host }, build).unwrap();
+        watch(&case, live(&case, &mut m));
+
+        let mut build = case.build(true);
+        let host = HostTable::new(&LONG4, &mut build.host, make).unwrap();
+        let mut m = Machine::new(Tabled { guest: RadixGuest, host }, build).unwrap();
+        watch(&case, live(&case, &mut m));
+
+        let mut build = case.build(true);
+        let guest = GuestTable::new(&mut build, make).unwrap();
+        let host = NestedMmu::new(&LONG4, &mut build.host, VmmRules::PLAIN).unwrap();
+        let mut m = Machine::new(Tabled { guest, host }, build).unwrap();
+        watch(&case, live(&case, &mut m));
+
+        let mut build = case.build(false);
+        let guest = GuestTable::new(&mut build, make).unwrap();
+        let mut m = Machine::new(Tabled { guest, host: NoHost }, build).unwrap();
+        watch(&case, live(&case, &mut m));
+    }
+    sum
+}
+
+#[test]
+fn the_referee_approves_of_hash_tables_in_random_lives() {
+    let c = lives(small);
+    assert!(c.table_resizes > 40 && c.guest_table_updates > 10_000, "{}", c.table_resizes);
+}
+
+// ---- canaries ----------------------------------------------------------------------------------
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Wrong {
+    Nothing,
+    /// Entries that go stay.
+    Stale,
+    /// A resize loses an entry.
+    Loses,
+    /// An entry is found in the place of its neighbour.
+    Neighbour,
+    /// A store over an entry is lost.
+    Kept,
+}
+
+/// A right structure, spoilt.
+struct Spoilt<S> {
+    inner: S,
+    wrong: Wrong,
+}
+
+impl<S: Structure> Structure for Spoilt<S> {
+    fn look_up<E>(
+        &mut self,
+        core: usize,
+        key: Key,
+        fetch: &mut impl FnMut(u8, &[u64]) -> Result<(), E>,
+    ) -> Result<Option<Found>, E> {
+        let found = self.inner.look_up(core, key, fetch)?;
+        if self.wrong == Wrong::Neighbour {
+            let near = self.inner.get(Key { page: key.page ^ 1, ..key });
+            return Ok(near.filter(|n| found.is_some_and(|f| f.shift == n.shift)).or(found));
+        }
+        Ok(found)
+    }
+    fn get(&self, key: Key) -> Option<Found> {
+        self.inner.get(key)
+    }
+    fn put(
+        &mut self,
+        key: Key,
+        shift: u8,
+        entry: u64,
+        memory: &mut dyn Supply,
+    ) -> Result<(), NoMemory> {
+        let there = self.inner.get(key).is_some();
+        if self.wrong == Wrong::Kept && there && Entry(entry).is_present() {
+            return Ok(());
+        }
+        let before = self.inner.work().resizes;
+        self.inner.put(key, shift, entry, memory)?;
+        if self.wrong == Wrong::Loses && self.inner.work().resizes > before {
+            self.inner.remove(key, shift, memory);
+        }
+        Ok(())
+    }
+    fn remove(&mut self, key: Key, shift: u8, memory: &mut dyn Supply) -> bool {
+        self.wrong != Wrong::Stale && self.inner.remove(key, shift, memory)
+    }
+    fn mark(&mut self, found: &Found, bits: u64) {
+        self.inner.mark(found, bits);
+    }
+    fn shifts(&self) -> Vec<u8> {
+        self.inner.shifts()
+    }
+    fn work(&mut self) -> &mut Work {
+        self.inner.work()
+    }
+    fn state(&self) -> StructureState {
+        self.inner.state()
+    }
+}
+
+/// Whether the wrong structure is caught in a dimension: by the referee, or, what is lost, by accesses
+/// that software has to make.
+fn is_caught(wrong: Wrong, in_guest: bool) -> bool {
+    for case in Case::all() {
+        let mut build = case.build(true);
+        let in_which = |here| if here { wrong } else { Wrong::Nothing };
+        let guest = GuestTable::new(&mut build, |m| {
+            Some(Spoilt { inner: small(m)?, wrong: in_which(in_guest) })
+        });
+        let host = HostTable::new(&LONG4, &mut build.host, |m| {
+            Some(Spoilt { inner: small(m)?, wrong: in_which(!in_guest) })
+        });
+        let tabled = Tabled { guest: guest.unwrap(), host: host.unwrap() };
+        let mut m = Machine::new(tabled, build).unwrap();
+        let (c, violations, _) = live(&case, &mut m);
+        if violations > 0 || c.table_emulations > 0 {
+            return true;
+        }
+    }
+    false
+}
+
+#[test]
+fn structures_that_are_wrong_are_caught() {
+    assert!(!is_caught(Wrong::Nothing, true));
+    for wrong in [Wrong::Stale, Wrong::Loses, Wrong::Neighbour, Wrong::Kept] {
+        assert!(is_caught(wrong, true), "{wrong:?} in the guest");
+    }
+    // What a host's table loses comes again by a violation.
+    for wrong in [Wrong::Stale, Wrong::Neighbour] {
+        assert!(is_caught(wrong, false), "{wrong:?} in the host");
+    }
+}
+
+// ---- software ----------------------------------------------------------------------------------
+
+/// What an OS pays is counted: an update for each entry, clearing for each table, moves for each growth.
+#[test]
+fn every_entry_and_every_table_is_counted() {
+    let case = Case { seed: 1, vcpus: 1, mode: &LONG4, pages: ("4k", "4k") };
+    let mut build = case.build(true);
+    let guest = GuestTable::new(&mut build, small).unwrap();
+    let host = HostTable::new(&LONG4, &mut build.host, small).unwrap();
+    let mut m = Machine::new(Tabled { guest, host }, build).unwrap();
+    let mut s = Script::new(&LONG4);
+    s.map_used(0x40_0000, 0x4000_0000, S4K);
+    s.load(0x40_0000);
+    m.run(&s.take()).unwrap();
+    // 400 clusters of one page each; the 39th fills 60 percent of 64 places, and so on.
+    for i in 1..400_u64 {
+        s.map_used(0x40_0000 + (i << 15), 0x4000_0000 + (i << 12), S4K);
+    }
+    let c = m.count(&s.take());
+    assert_eq!(c.guest_table_updates, 399);
+    let state = m.scheme.guest.structure.state();
+    assert_eq!((state.used, state.places), (400, 1024));
+    let bytes: u64 = [128, 256, 512, 1024].iter().map(|places| places * 64).sum();
+    assert_eq!(c.guest_table_pages, bytes / 4096);
+    // Each growth moves what the smaller table holds: 60 percent of it.
+    assert_eq!(c.guest_table_moves, 38 + 76 + 153 + 307);
+    // The kernel touches what it clears: a violation for each page that the host had not backed.
+    assert!(c.exits_total() >= bytes / 4096, "{}", c.exits_total());
+    approve(&m);
+}
