@@ -139,9 +139,27 @@ pub struct BenchArgs {
     /// Measure how much slower a real guest is when it is recorded or compared live
     #[arg(long, conflicts_with = "instructions")]
     pub guest: bool,
-    /// Only one measurement, as in walks/nested
+    /// Run whole commands with this binary and with another one, in turn, and print how many times as
+    /// fast this one is: the median of the pairs, the least and the greatest, beside the time of a loop
+    /// that only goes to memory as often as a machine must
+    #[arg(long, value_name = "OLD", conflicts_with_all = ["instructions", "guest", "small"])]
+    pub against: Option<PathBuf>,
+    /// With --against: how often both are run
+    #[arg(long, value_name = "N", default_value_t = 5, requires = "against")]
+    pub pairs: u16,
+    /// Only one measurement, as in walks/nested; with --against, those whose names begin so, several with
+    /// commas between them
     #[arg(long, value_name = "CASE/MACHINE")]
     pub case: Option<String>,
+    /// With --case: worker threads; of more than one, wall time is measured in place of the processor's
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 1,
+        requires = "case",
+        conflicts_with = "against"
+    )]
+    pub threads: usize,
     /// With --case: the small footprint that --instructions counts with
     #[arg(long, hide = true, requires = "case")]
     pub small: bool,

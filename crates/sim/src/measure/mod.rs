@@ -3,6 +3,7 @@
 pub mod cost;
 pub mod counters;
 pub mod energy;
+pub mod limit;
 pub mod lock;
 pub mod series;
 pub mod walk_map;

@@ -40,7 +40,7 @@ pub fn replay() -> Result<Vec<(&'static str, f64)>> {
         let mut reader = sample.open()?;
         let guest = reader.info().guest.ok_or_else(|| anyhow!("{}: no guest", sample.name))?;
         let plan = plan(&guest, 1)?;
-        let clock = Clock { started: Instant::now() };
+        let clock = Clock::of_this_thread();
         let before = clock.seconds();
         let outcome = compare(&plan, &mut reader, &AtomicBool::new(false), &mut |_| {})?;
         let seconds = clock.seconds() - before;

@@ -1,6 +1,10 @@
 //! `bench`: the simulator's own speed, per scheme, its instructions per access, and those of reading.
 
+mod against;
+mod cases;
+mod child;
 mod guests;
+mod limits;
 mod reading;
 
 use crate::args::BenchArgs;
@@ -76,13 +80,19 @@ const TOLERANCE: f64 = 0.05;
 /// `nestwalk bench`.
 pub fn bench(args: &BenchArgs) -> Result<()> {
     let accesses = parse_count(&args.accesses).context("--accesses")?;
+    if let Some(old) = &args.against {
+        let chosen = args.case.as_deref().unwrap_or("");
+        let found = against::against(old, chosen, args.pairs, accesses)?;
+        let out = args.format.render(&found)?;
+        return Ok(std::io::stdout().lock().write_all(out.as_bytes())?);
+    }
     if let Some(name) = &args.case {
         if let Some(done) = reading::run(name) {
             return done;
         }
         let (case, machines) =
             name.split_once('/').ok_or_else(|| anyhow!("--case {name}: write CASE/MACHINE"))?;
-        let rate = run(case, machines, accesses, args.small)?;
+        let rate = run((case, machines), accesses, args.small, args.threads)?;
         let out = format!("{:.2} million accesses/s\n", rate / 1e6);
         return Ok(std::io::stdout().lock().write_all(out.as_bytes())?);
     }
@@ -100,10 +110,19 @@ pub fn bench(args: &BenchArgs) -> Result<()> {
 /// What else runs on the machine does not count.
 struct Clock {
     started: Instant,
+    /// Other threads work, too: seconds of the wall's clock.
+    of_all: bool,
 }
 
 impl Clock {
+    fn of_this_thread() -> Self {
+        Self { started: Instant::now(), of_all: false }
+    }
+
     fn seconds(&self) -> f64 {
+        if self.of_all {
+            return self.started.elapsed().as_secs_f64();
+        }
         // proc(5): the first number is nanoseconds on the processor, of the main thread.
         let text = std::fs::read_to_string("/proc/self/schedstat").unwrap_or_default();
         match text.split_whitespace().next().and_then(|n| n.parse::<u64>().ok()) {
@@ -135,8 +154,16 @@ impl<S: Source> Source for Timed<S> {
     }
 }
 
-/// Runs one case on one core and returns accesses per second after set-up.
-fn run(case: &str, machines: &str, accesses: u64, counting: bool) -> Result<f64> {
+/// Runs one case and returns accesses per second after set-up.
+fn run(
+    (case, machines): (&str, &str),
+    accesses: u64,
+    counting: bool,
+    threads: usize,
+) -> Result<f64> {
+    if threads == 0 {
+        bail!("--threads 0: at least 1 is needed");
+    }
     let (_, pattern, footprint, small) = CASES
         .iter()
         .find(|c| c.0 == case)
@@ -150,11 +177,12 @@ fn run(case: &str, machines: &str, accesses: u64, counting: bool) -> Result<f64>
         .split(',')
         .map(|n| MachineSpec::parse(n, base_pages))
         .collect::<Result<Vec<_>, _>>()?;
-    let plan = Plan::new(machines, Profile::load("cascade-lake-6252")?, (16 << 30, 32 << 30));
+    let profile = Profile::load("cascade-lake-6252")?;
+    let plan = Plan { threads, ..Plan::new(machines, profile, (16 << 30, 32 << 30)) };
     let base = PatternSpec { footprint, accesses, populate: Some(true), ..PatternSpec::default() };
     let began = Arc::new(Mutex::new(None));
     let inner = nestwalk_adapt::first_touch(Box::new(PatternSpec::parse(pattern, &base)?.source()));
-    let clock = Arc::new(Clock { started: Instant::now() });
+    let clock = Arc::new(Clock { of_all: threads > 1, ..Clock::of_this_thread() });
     let mut source = Timed { inner, clock: Arc::clone(&clock), began: Arc::clone(&began) };
     let outcome = compare(&plan, &mut source, &AtomicBool::new(false), &mut |_| {})?;
     if let Some(error) = outcome.error {
@@ -168,12 +196,14 @@ fn seconds(accesses: u64, format: Format) -> Result<()> {
     let mut rates: Rates = BTreeMap::new();
     for (machine, _) in MACHINES {
         for (case, ..) in CASES {
-            let rate = run(case, machine, accesses, false)? / 1e6;
+            let rate = run((case, machine), accesses, false, 1)? / 1e6;
             rates.entry(case).or_default().insert(machine, rate);
         }
     }
     let replay = guests::replay()?;
-    let out = format.render(&Speed { accesses, rates, replay, memory: peak_memory_mib() })?;
+    let memory = peak_memory_mib();
+    let limits = limits::of_paths()?;
+    let out = format.render(&Speed { accesses, rates, limits, replay, memory })?;
     std::io::stdout().lock().write_all(out.as_bytes())?;
     Ok(())
 }
@@ -185,6 +215,8 @@ type Rates = BTreeMap<&'static str, BTreeMap<&'static str, f64>>;
 struct Speed {
     accesses: u64,
     rates: Rates,
+    /// What loops that only go to memory as often as `nested` must come to, by case.
+    limits: BTreeMap<&'static str, f64>,
     /// Million accesses of the guest per second, by recording.
     replay: Vec<(&'static str, f64)>,
     /// The peak, in MiB.
@@ -198,6 +230,7 @@ impl Found for Speed {
             "unit": "million accesses per second of processor time on one core, set-up not counted",
             "accesses": self.accesses,
             "rates": self.rates,
+            "limits": self.limits,
             "replay": replay.collect::<BTreeMap<_, _>>(),
             "peak_memory_mib": self.memory,
         }))
@@ -228,6 +261,8 @@ impl Found for Speed {
             let rates = CASES.iter().map(|(case, ..)| format!("{:.1}", self.rates[case][machine]));
             table.row(std::iter::once((*machine).to_owned()).chain(rates).collect());
         }
+        let limits = CASES.iter().map(|(case, ..)| format!("{:.1}", self.limits[case]));
+        table.row(std::iter::once("limit of nested".to_owned()).chain(limits).collect());
         let mut out = table.render();
         for (case, ..) in CASES {
             let of = &self.rates[case];
@@ -241,7 +276,8 @@ impl Found for Speed {
         out += "\ntlb-hit: 8-byte loads through 128 KiB again and again; scattered: random loads in \
                 32 KiB, where no\ntwo accesses in a row are to one page; stream: 8-byte loads through \
                 4 GiB; walks: random loads in 4 GiB.\nTLBs, walk caches and data caches are all on; \
-                every machine includes the source and the guest. Seconds are processor time.\n";
+                every machine includes the source and the guest. Seconds are processor time. Limit: a loop \
+                that\nonly goes to arrays of the sizes of the structures of `nested`, as often as it must.\n";
         if let Some(mib) = self.memory {
             out += &format!("peak memory of all of this: {mib} MiB\n");
         }
