@@ -4,7 +4,7 @@ use crate::estimate::{Figure, Geometry, Index};
 use crate::pattern::{Clock, Pattern, Sample};
 use crate::real::{Machine, places};
 use crate::survey::Effort;
-use nestwalk_timing::{Pages, loops};
+use nestwalk_timing::{Pages, Region, loops};
 use serde::Serialize;
 
 /// Time against something, in cycles.
@@ -30,6 +30,10 @@ pub struct Walks {
     pub tables_cached: Figure<u64>,
     /// Page directories that walks find without the levels above.
     pub directories_cached: Figure<u64>,
+    /// Cycles of a walk that a guest saves with a page of 2 MiB though its host has smaller ones.
+    pub saved_by_large: Figure<f64>,
+    /// Whether pages that lie one after the other in memory share entries of the first level.
+    pub coalescing: Figure<String>,
     /// Cycles of a load of one of so many chains side by side, per load.
     pub side_by_side: Vec<Cost>,
     /// Walks at a time.
@@ -57,6 +61,8 @@ pub fn walks(machine: &mut Machine, small: &Geometry, effort: Effort) -> Walks {
     Walks {
         tables_cached: reach(&by_tables),
         directories_cached: reach(&by_directories),
+        saved_by_large: saved_by_large(machine, hit),
+        coalescing: coalescing(small, machine),
         by_leaf_bytes,
         by_tables,
         by_directories,
@@ -82,6 +88,56 @@ fn by_leaf_bytes(machine: &Machine, hit: f64, effort: Effort) -> Vec<Cost> {
         Cost { of: pages * 8, cycles: (ns / machine.cycle_ns() - hit).max(0.0) }
     };
     (13..=most).map(cost).collect()
+}
+
+/// Loads from as many 4 KiB, of small pages and of large ones.
+fn saved_by_large(machine: &Machine, hit: f64) -> Figure<f64> {
+    let places = places(&Pattern::block(Pages::Small, 1 << 14));
+    let [small, large] = [Pages::Small, Pages::Large].map(|pages| {
+        let bytes = machine.memory(pages);
+        loops::chase(bytes, &places, 2);
+        let once = |_| loops::nanoseconds(|| loops::chase(bytes, &places, 1)) / places.len() as f64;
+        Sample::of((0..60).map(once).collect()).ns / machine.cycle_ns() - hit
+    });
+    if large < 3.0 {
+        return Figure::unknown("pages of 2 MiB are held whole: there is no walk to compare with");
+    }
+    let told = format!(
+        "walks over 64 MiB take {small:.1} cycles with pages of 4 KiB, and {large:.1} with pieces of 2 MiB"
+    );
+    Figure::known(small - large, told)
+}
+
+/// Half as many pages again as the first level holds, of memory that was stored to in order, so that most
+/// frames follow each other: with entries of several pages they fit.
+fn coalescing(small: &Geometry, machine: &Machine) -> Figure<String> {
+    let (Some(first), Some(hit)) = (small.l1.get(), small.l2_hit_cycles.get()) else {
+        return Figure::unknown("the first level is not known");
+    };
+    let pages = u64::from(first.entries) * 3 / 2;
+    let region = Region::reserve(pages << 12, Pages::Large.bytes(), Pages::Small);
+    let mut region = match region {
+        Ok(region) => region,
+        Err(error) => return Figure::unknown(error.to_string()),
+    };
+    region.bytes_mut().iter_mut().step_by(4096).for_each(|byte| *byte = 0);
+    let places = places(&Pattern::block(Pages::Small, pages));
+    let run = |rounds| loops::chase(region.bytes(), &places, rounds);
+    run(8);
+    let once = |_| loops::nanoseconds(|| run(16)) / (16 * places.len()) as f64;
+    let cycles = Sample::of((0..100).map(once).collect()).ns / machine.cycle_ns();
+    let share = (cycles - small.load_cycles) / hit;
+    let told = format!(
+        "{pages} pages of memory in order: {:.0} % of the first level's misses are left",
+        100.0 * share.clamp(0.0, 1.0)
+    );
+    if share > 0.7 {
+        Figure::known("none seen".into(), told)
+    } else if share < 0.3 {
+        Figure::known("seen".into(), told)
+    } else {
+        Figure::unknown(told)
+    }
 }
 
 /// One set of each level, and the most that either holds.

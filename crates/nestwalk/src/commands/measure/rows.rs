@@ -84,6 +84,11 @@ fn walks(rows: &mut Vec<Row>, walks: &Walks) {
     add("page tables that walks begin at", count(found), "", found.why());
     let found = &walks.directories_cached;
     add("directories that walks begin at", count(found), "", found.why());
+    let saved = &walks.saved_by_large;
+    let value = saved.get().map_or("unknown".into(), |v| number(*v));
+    add("walk, less by a guest's page of 2 MiB", value, "cycles", saved.why());
+    let found = &walks.coalescing;
+    add("entries of several pages", found.to_string(), "", found.why());
     add("walks at a time", count(&walks.walkers), "", walks.walkers.why());
     let exposed = walks.exposed.get().map_or("unknown".into(), |v| number(*v));
     add("share of a walk that others do not hide", exposed, "", walks.exposed.why());
