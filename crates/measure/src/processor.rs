@@ -196,4 +196,16 @@ mod tests {
         );
         assert_eq!(p.nearest_profile(), "golden-cove");
     }
+
+    #[test]
+    fn every_processor_has_a_profile_that_is_built_in() {
+        for vendor in ["GenuineIntel", "AuthenticAMD", "HygonGenuine", "CentaurHauls"] {
+            for (family, model) in (0..0x20).flat_map(|f| (0..=0xff).map(move |m| (f, m))) {
+                let vendor = vendor.to_owned();
+                let p = Processor { vendor, family_model: (family, model), ..Processor::default() };
+                let name = p.nearest_profile();
+                assert!(nestwalk_hw::profile::is_built_in(name), "{name}");
+            }
+        }
+    }
 }

@@ -1,9 +1,11 @@
 //! All that is measured of a machine, in order.
 
 use crate::estimate::{Figure, Geometry, geometry};
+use crate::kernel::{Kernel, kernel};
 use crate::pattern::Clock;
 use crate::processor::Processor;
 use crate::real::Machine;
+use crate::walks::{Walks, walks};
 use nestwalk_timing::{Pages, pin, processors};
 use serde::Serialize;
 use std::io;
@@ -40,6 +42,10 @@ pub struct Survey {
     pub within_large: Within,
     /// TLBs for pages of 2 MiB.
     pub large: Figure<Geometry>,
+    /// What walks cost.
+    pub walks: Walks,
+    /// What the kernel's part costs.
+    pub kernel: Kernel,
 }
 
 /// Loads from all the 4 KiB of one large page.
@@ -78,9 +84,13 @@ pub fn survey(
             within_large.behind.why()
         ))
     };
+    step("walks");
+    let walks = walks(&mut machine, &small, effort);
+    step("faults, shootdowns and switches");
+    let kernel = kernel(&all);
     pin(&all)?;
     let mhz = 1e3 / machine.cycle_ns();
-    Ok(Survey { processor: Processor::this(), mhz, small, within_large, large })
+    Ok(Survey { processor: Processor::this(), mhz, small, within_large, large, walks, kernel })
 }
 
 /// One page of 2 MiB, all of whose pieces are loaded from: if a TLB holds it whole, every load hits.

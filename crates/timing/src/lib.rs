@@ -6,6 +6,7 @@
 pub mod loops;
 mod memory;
 mod pin;
+pub mod programs;
 
 pub use memory::{Pages, Region};
 pub use pin::{pin, processors};

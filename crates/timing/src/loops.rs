@@ -44,15 +44,15 @@ pub fn side_by_side<const M: usize>(bytes: &[u8], places: &[u64], rounds: u32) -
 }
 
 /// One chain through `1 << doublings` pages in an order that is computed: each once per round. Lines
-/// within pages differ.
+/// within pages differ. `page` is where it begins, and where it goes on.
 #[inline(never)]
-pub fn scattered(bytes: &[u8], doublings: u32, page_shift: u32, loads: u64) -> u64 {
+pub fn scattered(bytes: &[u8], doublings: u32, page_shift: u32, page: &mut u64, loads: u64) -> u64 {
     let mask = (1_u64 << doublings) - 1;
-    let (mut page, mut value) = (1_u64, 0);
+    let mut value = 0;
     for _ in 0..loads {
         // All residues in turn: Knuth's conditions for a full period hold.
-        page = page.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f) & mask;
-        let mixed = page ^ page >> (doublings / 2 + 1);
+        *page = page.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f) & mask;
+        let mixed = *page ^ *page >> (doublings / 2 + 1);
         value = load(bytes, (mixed << page_shift | (mixed & 63) << 6).wrapping_add(value));
     }
     value

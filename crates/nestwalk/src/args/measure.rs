@@ -7,8 +7,9 @@ use std::path::PathBuf;
 pub(super) const EXAMPLES: &str = "\
 Examples:
   nestwalk measure --quick
-  nestwalk measure --write here.toml --svg here.svg
-  nestwalk compare gups --profile here.toml          (with the profile that was written)
+  nestwalk measure --quick --write here.toml --svg here.svg
+  nestwalk compare gups --footprint 64MiB --accesses 100k --profile here.toml
+  nestwalk measure --check here.toml --quick
 
 It only measures time: no privilege, no counters. What cannot be told is unknown, with the reason.
 docs/measure.md explains the figures.
@@ -24,6 +25,10 @@ pub struct MeasureArgs {
     /// Write what was measured as a hardware profile, over the nearest built-in one
     #[arg(long, value_name = "FILE.toml")]
     pub write: Option<PathBuf>,
+    /// Run programs for real and simulated with this profile, side by side, instead: a pointer chase,
+    /// GUPS, STREAM and a B-tree over 64 MiB
+    #[arg(long, value_name = "PROFILE", conflicts_with_all = ["write", "svg"])]
+    pub check: Option<String>,
     /// Also draw the time of a load against pages
     #[arg(long, value_name = "FILE")]
     pub svg: Option<PathBuf>,

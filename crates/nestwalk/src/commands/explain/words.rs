@@ -23,6 +23,7 @@ fn all() -> impl Iterator<Item = &'static Heading> {
         .chain(&headings::SENSITIVITY)
         .chain(&headings::ADVICE)
         .chain(&headings::MEASURED)
+        .chain(&headings::CHECKED)
 }
 
 /// Columns with this heading.

@@ -1,5 +1,6 @@
 //! `measure`: this processor's TLBs and page walks, from time alone.
 
+mod check;
 mod rows;
 
 use crate::args::MeasureArgs;
@@ -7,7 +8,9 @@ use crate::formats::{self, Found};
 use crate::progress::{Amount, Phase, Phases};
 use crate::screen::Screen;
 use anyhow::{Context, Result};
+use nestwalk_hw::Profile;
 use nestwalk_measure::estimate::{Curve, Geometry};
+use nestwalk_measure::profile::profile;
 use nestwalk_measure::survey::{Effort, Survey, survey};
 use nestwalk_report::figure::{Axis, Figure, Plot, svg};
 use serde_json::Value;
@@ -20,13 +23,31 @@ use std::rc::Rc;
 /// The kernel has no memory for it, or a file cannot be written.
 pub fn measure(args: &MeasureArgs) -> Result<()> {
     let effort = if args.quick { Effort::Quick } else { Effort::Full };
+    if let Some(file) = &args.check {
+        return check::check(file, effort, args.format(), args.quiet);
+    }
     let found = Measured { survey: run(effort, args.quiet)? };
     if let Some(file) = &args.svg {
         formats::write_file("--svg", file, &svg(&found.figure().scene()))?;
     }
+    if let Some(file) = &args.write {
+        let text = profile_text(&found.survey)?;
+        formats::write_file("--write", file, &text)?;
+    }
     let out = args.format().render(&found)?;
     std::io::stdout().lock().write_all(out.as_bytes())?;
     Ok(())
+}
+
+/// The profile of what was measured, as a file that `--profile` takes.
+fn profile_text(survey: &Survey) -> Result<String> {
+    let written = profile(survey)?;
+    let head =
+        "# Written by `nestwalk measure`: what it says was measured, all else is its base's.\n";
+    let text = head.to_owned() + &toml::to_string(&written)?;
+    // What was measured on a strange machine may contradict the base: it is said here, not later.
+    Profile::parse("measured", &text).context("what was measured makes no profile")?;
+    Ok(text)
 }
 
 fn run(effort: Effort, quiet: bool) -> Result<Survey> {
