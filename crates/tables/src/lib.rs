@@ -7,6 +7,7 @@ pub mod entry;
 mod map;
 mod memory;
 mod mode;
+mod sparse;
 
 pub use entry::{Entry, Permissions};
 pub use map::{Leaf, MapError, NotMapped, TableOwner, each_leaf, look_up, store};

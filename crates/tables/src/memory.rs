@@ -1,12 +1,18 @@
 //! Page-table pages in simulated physical memory: real entries at real addresses.
 
+use crate::sparse::SparsePage;
 use nestwalk_types::Address;
+use std::borrow::Cow;
 use std::marker::PhantomData;
 
 const CHUNK_SHIFT: u32 = 9;
 const CHUNK: usize = 1 << CHUNK_SHIFT;
 const SLAB_SHIFT: u32 = 8;
 const SLAB: usize = 1 << SLAB_SHIFT;
+
+/// Tables whose pages are kept whole: those of 64 GiB of small pages. Where there are more, most hold
+/// few entries.
+const WHOLE: usize = 132 << SLAB_SHIFT;
 
 type Page = [u64; 512];
 
@@ -43,11 +49,15 @@ struct Slot {
 /// and take no memory.
 ///
 /// A read is three dependent loads (directory, slot, entry) and no hashing. Memory: 4 KiB per table
-/// page and 2 KiB per 2 MiB of address space that has a table page.
+/// page and 2 KiB per 2 MiB of address space that has a table page. Beyond 33,792 tables it is 64 bytes
+/// for each line of eight entries that is in use, and 100 bytes per table.
 pub struct TableMemory<A> {
     /// Slot + 1 of each frame, by frame number in chunks of 512; 0 is no table.
     directory: Vec<Option<Box<[u32; CHUNK]>>>,
+    /// Pages of the first slots.
     slabs: Vec<Box<[Page]>>,
+    /// Pages of the other slots.
+    sparse: Vec<SparsePage>,
     slots: Vec<Slot>,
     free: Vec<u32>,
     space: PhantomData<A>,
@@ -65,6 +75,7 @@ impl<A: Address> TableMemory<A> {
         Self {
             directory: Vec::new(),
             slabs: Vec::new(),
+            sparse: Vec::new(),
             slots: Vec::new(),
             free: Vec::new(),
             space: PhantomData,
@@ -77,13 +88,30 @@ impl<A: Address> TableMemory<A> {
         let chunk = self.directory.get((frame >> CHUNK_SHIFT) as usize)?.as_ref()?;
         (chunk[frame as usize & (CHUNK - 1)] as usize).checked_sub(1)
     }
-    #[inline]
-    fn page_of_slot(&self, slot: usize) -> &Page {
-        &self.slabs[slot >> SLAB_SHIFT][slot & (SLAB - 1)]
+    /// A word of a table whose page is not kept whole; zero if there is no such table.
+    #[cold]
+    fn sparse_word(&self, slot: usize, index: usize) -> &u64 {
+        slot.checked_sub(WHOLE).and_then(|i| self.sparse.get(i)).map_or(&0, |page| page.word(index))
     }
+    /// Stores `value` where `mask` has bits. Returns the word that stood there.
     #[inline]
-    fn page_of_slot_mut(&mut self, slot: usize) -> &mut Page {
-        &mut self.slabs[slot >> SLAB_SHIFT][slot & (SLAB - 1)]
+    fn store(&mut self, slot: usize, at: A, mask: u64, value: u64) -> u64 {
+        let index = (at.value() >> 3 & 511) as usize;
+        if let Some(slab) = self.slabs.get_mut(slot >> SLAB_SHIFT) {
+            let word = &mut slab[slot & (SLAB - 1)][index];
+            let old = *word;
+            *word = old & !mask | value & mask;
+            return old;
+        }
+        self.store_sparse(slot, index, mask, value)
+    }
+    #[cold]
+    fn store_sparse(&mut self, slot: usize, index: usize, mask: u64, value: u64) -> u64 {
+        let Some(page) = slot.checked_sub(WHOLE).and_then(|i| self.sparse.get_mut(i)) else {
+            return 0;
+        };
+        let old = *page.word(index);
+        page.store(index, old & !mask | value & mask)
     }
 
     /// The handle of the table at `at`; the default if there is none.
@@ -119,8 +147,11 @@ impl<A: Address> TableMemory<A> {
     #[inline]
     pub fn word(&self, handle: Handle, at: A) -> &u64 {
         let slot = handle.0 as usize;
-        let Some(slab) = self.slabs.get(slot >> SLAB_SHIFT) else { return &0 };
-        &slab[slot & (SLAB - 1)][(at.value() >> 3 & 511) as usize]
+        let index = (at.value() >> 3 & 511) as usize;
+        match self.slabs.get(slot >> SLAB_SHIFT) {
+            Some(slab) => &slab[slot & (SLAB - 1)][index],
+            None => self.sparse_word(slot, index),
+        }
     }
     /// The entry of `bytes` (4 or 8) bytes at `at`, in the table of `handle`; 0 for the default handle.
     #[inline]
@@ -146,8 +177,12 @@ impl<A: Address> TableMemory<A> {
         self.slot(at).is_some()
     }
     /// The entries of the page of `at`, as 8-byte words.
-    pub fn page(&self, at: A) -> Option<&Page> {
-        self.slot(at).map(|s| self.page_of_slot(s))
+    pub fn page(&self, at: A) -> Option<Cow<'_, Page>> {
+        let slot = self.slot(at)?;
+        match self.slabs.get(slot >> SLAB_SHIFT) {
+            Some(slab) => Some(Cow::Borrowed(&slab[slot & (SLAB - 1)])),
+            None => Some(Cow::Owned(self.sparse.get(slot.checked_sub(WHOLE)?)?.words())),
+        }
     }
 
     /// Makes the page of `at` a table with these words, or all zero.
@@ -164,17 +199,21 @@ impl<A: Address> TableMemory<A> {
                 self.slots.len() as u32 - 1
             }) as usize;
             self.slots[slot].frame = frame;
-            if slot >> SLAB_SHIFT >= self.slabs.len() {
+            if slot >= WHOLE + self.sparse.len() {
+                self.sparse.push(SparsePage::default());
+            } else if slot < WHOLE && slot >> SLAB_SHIFT >= self.slabs.len() {
                 self.slabs.push(vec![[0; 512]; SLAB].into_boxed_slice());
             }
             let chunk = self.directory[index].get_or_insert_with(|| Box::new([0; CHUNK]));
             chunk[frame as usize & (CHUNK - 1)] = slot as u32 + 1;
             slot
         });
-        let page = self.page_of_slot_mut(slot);
-        match words {
-            Some(words) => *page = *words,
-            None => page.fill(0),
+        match (self.slabs.get_mut(slot >> SLAB_SHIFT), words) {
+            (Some(slab), Some(words)) => slab[slot & (SLAB - 1)] = *words,
+            (Some(slab), None) => slab[slot & (SLAB - 1)].fill(0),
+            (None, words) => {
+                self.sparse[slot - WHOLE] = words.map(SparsePage::from).unwrap_or_default()
+            }
         }
     }
 
@@ -186,6 +225,9 @@ impl<A: Address> TableMemory<A> {
                 chunk[frame as usize & (CHUNK - 1)] = 0;
             }
             self.slots[slot] = Slot { frame: u64::MAX, children: None };
+            if let Some(page) = slot.checked_sub(WHOLE).and_then(|i| self.sparse.get_mut(i)) {
+                *page = SparsePage::default();
+            }
             self.free.push(slot as u32);
         }
     }
@@ -202,24 +244,20 @@ impl<A: Address> TableMemory<A> {
     #[inline]
     pub fn write(&mut self, at: A, bytes: u8, value: u64) -> Option<u64> {
         let slot = self.slot(at)?;
-        let word = &mut self.page_of_slot_mut(slot)[(at.value() >> 3 & 511) as usize];
-        let old = *word;
         if bytes == 8 {
-            *word = value;
-            Some(old)
-        } else {
-            let shift = if at.value() & 4 == 0 { 0 } else { 32 };
-            *word = old & !(0xffff_ffff << shift) | (value & 0xffff_ffff) << shift;
-            Some(old >> shift & 0xffff_ffff)
+            return Some(self.store(slot, at, u64::MAX, value));
         }
+        let shift = if at.value() & 4 == 0 { 0 } else { 32 };
+        let old = self.store(slot, at, 0xffff_ffff << shift, value << shift);
+        Some(old >> shift & 0xffff_ffff)
     }
 
     /// Sets bits of an entry: what hardware does with the accessed and dirty bits.
     #[inline]
     pub fn set_bits(&mut self, at: A, bits: u64) {
         if let Some(slot) = self.slot(at) {
-            let shift = at.value() & 4;
-            self.page_of_slot_mut(slot)[(at.value() >> 3 & 511) as usize] |= bits << (shift * 8);
+            let bits = bits << ((at.value() & 4) * 8);
+            self.store(slot, at, bits, bits);
         }
     }
 
@@ -287,5 +325,34 @@ mod tests {
         assert_eq!(m.read(Gpa::new(0x9000), 8), Some(0));
         assert_eq!(m.read(Gpa::new(8 << 24), 8), Some(9));
         assert_eq!(m.len(), 1000);
+    }
+
+    /// As many tables as no test of guests has: those that are kept whole, and others.
+    #[test]
+    fn tables_that_are_not_kept_whole_are_as_good() {
+        let mut m = TableMemory::new();
+        let table = |i: usize| Gpa::new((i as u64) << 12);
+        let tables = WHOLE + 100;
+        for i in 0..tables {
+            m.insert(table(i), None);
+            m.write(table(i).offset_by(8 * (i as u64 % 512)), 8, i as u64 + 1);
+            m.write(table(i).offset_by(4), 4, 5);
+        }
+        for i in [0, WHOLE - 1, WHOLE, tables - 1] {
+            let at = table(i).offset_by(8 * (i as u64 % 512));
+            let half = if i % 512 == 0 { 5 << 32 } else { 0 };
+            assert_eq!(m.read(at, 8), Some((i as u64 + 1) & 0xffff_ffff | half));
+            m.set_bits(at, 1 << 20);
+            assert_eq!(m.entry(m.open(table(i)), at, 4), (i as u64 + 1) | 1 << 20);
+            let page = *m.page(at).unwrap();
+            assert_eq!(page[i % 512], (i as u64 + 1) | 1 << 20 | half);
+            m.insert(table(tables), Some(&page));
+            assert_eq!(*m.page(table(tables)).unwrap(), page);
+            assert_eq!(m.word(m.open(table(tables)), at), m.word(m.open(table(i)), at));
+        }
+        m.remove(table(WHOLE + 1));
+        assert_eq!(m.read(table(WHOLE + 1), 8), None);
+        m.insert(table(tables + 1), None);
+        assert_eq!(m.read(table(tables + 1), 8), Some(0), "a slot that was in use is clean");
     }
 }

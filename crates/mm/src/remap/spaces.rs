@@ -4,6 +4,7 @@ use crate::observed::{ObservedError, ObservedGuest};
 use nestwalk_tables::entry::{LARGE, NO_EXECUTE, WRITE};
 use nestwalk_tables::{Entry, Level, Mode, TableMemory};
 use nestwalk_types::{Address, ByNumber, Control, Gpa, GuestInfo, PageSize, Protection, VcpuId};
+use std::borrow::Cow;
 
 /// A user address space: a root table from its first load to its end. Numbered in the order of their
 /// first loads, so that two passes over one stream agree.
@@ -249,7 +250,7 @@ impl Spaces {
             let entries = page[..256].iter().map(|w| Entry(*w));
             entries.map(|e| e.is_present().then(|| e.target())).collect()
         };
-        let (one, two) = (user(one), user(two));
+        let (one, two) = (user(&one), user(&two));
         (one == two && one.iter().any(Option::is_some)).then_some(place.space)
     }
 
@@ -262,7 +263,7 @@ impl Spaces {
     }
 
     /// The table, if this is its place: what else points to it is no part of the address space.
-    fn table_at(&self, table: Gpa, place: Place) -> Option<&[u64; 512]> {
+    fn table_at(&self, table: Gpa, place: Place) -> Option<Cow<'_, [u64; 512]>> {
         if self.places.get(table.page_number()) != Some(&place) {
             return None;
         }

@@ -67,7 +67,9 @@ impl AgileMmu {
         base: u64,
     ) -> Result<(), MachineError> {
         let mode = platform.cpu.world.mode;
-        let Some(entries) = platform.cpu.world.guest.page(table).copied() else { return Ok(()) };
+        let Some(entries) = platform.cpu.world.guest.page(table).map(|page| *page) else {
+            return Ok(());
+        };
         for (index, word) in entries.iter().enumerate() {
             let entry = Entry(*word);
             if !entry.is_present() || (mode.may_be_leaf(level) && entry.has(LARGE)) {

@@ -41,7 +41,9 @@ impl ShadowMmu {
         allowed: u64,
     ) -> Result<(), MachineError> {
         let mode = self.guest_mode;
-        let Some(entries) = platform.cpu.world.guest.page(table).copied() else { return Ok(()) };
+        let Some(entries) = platform.cpu.world.guest.page(table).map(|page| *page) else {
+            return Ok(());
+        };
         let span = mode.span(level).bytes();
         for (i, word) in entries.iter().enumerate() {
             let entry = Entry(*word);
