@@ -49,8 +49,8 @@ struct Entry<P> {
     payload: P,
 }
 
-/// A set-associative array of payloads under 64-bit tags, of any geometry, index and replacement. What it
-/// does is said by a key, which decides the set, and a tag, which has the key in it.
+/// A set-associative array of payloads under 64-bit tags, of any geometry, index and replacement. What
+/// it does is said by a key, which decides the set, and a tag, which has the key in it.
 #[derive(Clone, Debug)]
 pub struct Sets<P> {
     /// None if `other` has the entries: then the short ways find no set, and go there.

@@ -57,6 +57,21 @@ fn tag(prefix: u64, asid: Asid) -> u64 {
     prefix << PREFIX_SHIFT | u64::from(asid.vpid()) << 12 | u64::from(asid.pcid())
 }
 
+/// The longest match among caches from level 2 on.
+#[inline(never)]
+fn find_above<'a>(
+    caches: &'a mut [Sets<Pointer>],
+    mode: &Mode,
+    translated: u64,
+    whose: u64,
+) -> Option<(Level, &'a Pointer)> {
+    caches.iter_mut().zip(2..).find_map(|(cache, level)| {
+        let prefix = translated >> mode.lowest_bit(level + 1);
+        let found = cache.look_up(prefix, prefix << PREFIX_SHIFT | whose)?;
+        Some((level, &*found))
+    })
+}
+
 impl WalkCache {
     /// Empty caches of this geometry.
     pub fn new(profile: &WalkCacheProfile) -> Self {
@@ -79,18 +94,25 @@ impl WalkCache {
         mode: &Mode,
         address: I,
         asid: Asid,
+    ) -> Option<(Level, Pointer)> {
+        self.find(mode, address, asid).map(|(level, pointer)| (level, *pointer))
+    }
+
+    /// As [`WalkCache::look_up`], of which all but a few are answered by the cache of leaf tables.
+    #[inline]
+    pub fn find<I: Address>(
+        &mut self,
+        mode: &Mode,
+        address: I,
+        asid: Asid,
     ) -> Option<(Level, &Pointer)> {
         let (translated, whose) = (address.value() & mode.address_mask(), tag(0, asid));
-        let mut level = 0;
-        let found = self.to[1..].iter_mut().take(usize::from(mode.levels) - 1).find_map(|cache| {
-            level += 1;
-            if cache.is_unused() {
-                return None;
-            }
-            let prefix = translated >> mode.lowest_bit(level + 1);
-            cache.look_up(prefix, prefix << PREFIX_SHIFT | whose)
-        });
-        found.map(|pointer| (level, &*pointer))
+        let [_, nearest, above @ ..] = &mut self.to;
+        let prefix = translated >> mode.lowest_bit(2);
+        match nearest.look_up(prefix, prefix << PREFIX_SHIFT | whose) {
+            Some(pointer) => Some((1, pointer)),
+            None => find_above(&mut above[..usize::from(mode.levels) - 2], mode, translated, whose),
+        }
     }
 
     /// Remembers that the walk of an address came to a table of `level`.

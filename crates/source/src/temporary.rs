@@ -14,7 +14,7 @@ impl Folder {
     /// # Errors
     /// It cannot be made there.
     pub fn new(prefix: &str) -> io::Result<Self> {
-        let template = std::env::temp_dir().join(format!("{prefix}XXXXXX"));
+        let template = std::env::temp_dir().join(prefix.to_owned() + &"X".repeat(6));
         Ok(Self(mkdtemp(&template)?))
     }
 

@@ -21,11 +21,26 @@ pub struct Mode {
     shifts: [u8; MAX_LEVELS + 1],
     /// `bits[l]` address bits index level `l`.
     bits: [u8; MAX_LEVELS + 1],
+    /// Those bits of an index, all set.
+    masks: [u64; MAX_LEVELS + 1],
+    /// All translated bits of an address.
+    address_mask: u64,
     /// Bit `l` set: an entry of level `l` may map a page.
     leaf_levels: u8,
     /// The root's entries are read into registers when CR3 is loaded (PAE), so that a walk makes no
     /// reference to it.
     pub root_in_registers: bool,
+}
+
+/// So many bits, all set, by level.
+const fn masks(bits: [u8; MAX_LEVELS + 1]) -> [u64; MAX_LEVELS + 1] {
+    let mut masks = [0; MAX_LEVELS + 1];
+    let mut level = 0;
+    while level < masks.len() {
+        masks[level] = (1 << bits[level]) - 1;
+        level += 1;
+    }
+    masks
 }
 
 /// 4-level paging: 48-bit addresses; also 4-level nested tables.
@@ -35,6 +50,8 @@ pub static LONG4: Mode = Mode {
     entry_bytes: 8,
     shifts: [0, 12, 21, 30, 39, 48],
     bits: [0, 9, 9, 9, 9, 0],
+    masks: masks([0, 9, 9, 9, 9, 0]),
+    address_mask: u64::MAX >> 16,
     leaf_levels: 0b1110,
     root_in_registers: false,
 };
@@ -46,6 +63,8 @@ pub static LONG5: Mode = Mode {
     entry_bytes: 8,
     shifts: [0, 12, 21, 30, 39, 48],
     bits: [0, 9, 9, 9, 9, 9],
+    masks: masks([0, 9, 9, 9, 9, 9]),
+    address_mask: u64::MAX >> 7,
     leaf_levels: 0b1110,
     root_in_registers: false,
 };
@@ -57,6 +76,8 @@ pub static PAE: Mode = Mode {
     entry_bytes: 8,
     shifts: [0, 12, 21, 30, 32, 0],
     bits: [0, 9, 9, 2, 0, 0],
+    masks: masks([0, 9, 9, 2, 0, 0]),
+    address_mask: u64::MAX >> 32,
     leaf_levels: 0b0110,
     root_in_registers: true,
 };
@@ -68,6 +89,8 @@ pub static LEGACY32: Mode = Mode {
     entry_bytes: 4,
     shifts: [0, 12, 22, 32, 0, 0],
     bits: [0, 10, 10, 0, 0, 0],
+    masks: masks([0, 10, 10, 0, 0, 0]),
+    address_mask: u64::MAX >> 32,
     leaf_levels: 0b0110,
     root_in_registers: false,
 };
@@ -83,6 +106,8 @@ pub static SIE: Mode = Mode {
     entry_bytes: 8,
     shifts: [0, 12, 20, 44, 0, 0],
     bits: [0, 8, 24, 0, 0, 0],
+    masks: masks([0, 8, 24, 0, 0, 0]),
+    address_mask: u64::MAX >> 20,
     leaf_levels: 0b0010,
     root_in_registers: false,
 };
@@ -125,7 +150,7 @@ impl Mode {
     /// Index of `address` in its table of `level`.
     #[inline]
     pub const fn index(&self, address: u64, level: Level) -> u64 {
-        address >> self.shifts[level as usize] & ((1 << self.bits[level as usize]) - 1)
+        address >> self.shifts[level as usize] & self.masks[level as usize]
     }
     /// Entries in a table of `level`.
     #[inline]
@@ -146,7 +171,7 @@ impl Mode {
     /// All translated address bits.
     #[inline]
     pub const fn address_mask(&self) -> u64 {
-        u64::MAX >> (64 - self.address_bits())
+        self.address_mask
     }
     /// References of a walk that finds nothing cached and a leaf at `leaf`.
     pub const fn walk_references(&self, leaf: Level) -> u32 {
@@ -161,6 +186,9 @@ mod tests {
     #[test]
     fn the_modes_are_the_manuals() {
         assert_eq!(MODES.map(Mode::address_bits), [48, 57, 32, 32]);
+        for m in MODES.into_iter().chain([&SIE]) {
+            assert_eq!(m.address_mask(), u64::MAX >> (64 - m.address_bits()));
+        }
         assert_eq!(
             LEGACY32.page_sizes().collect::<Vec<_>>(),
             [PageSize::SIZE_4K, PageSize::SIZE_4M]

@@ -3,11 +3,26 @@
 use crate::guest::emit::Output;
 use crate::guest::{GuestError, ModelledGuest};
 use crate::space::{Access, Mapped, canonical};
-use crate::translations::{AHEAD, Region, load_ahead};
-use nestwalk_tables::{Entry, Permissions, entry};
+use crate::translations::{AHEAD, Region};
+use nestwalk_tables::{Entry, Handle, Permissions, entry};
 use nestwalk_types::{
     Address, Control, FaultCode, Gpa, Gva, OsWork, PageSize, ProcessId, Protection, Run,
 };
+
+/// Leaf entries of [`AHEAD`] runs of a segment, found before their turn.
+struct Ahead {
+    /// The run after them.
+    end: usize,
+    /// Which of them were found, a bit each.
+    known: u32,
+    places: [(Handle, Gpa); AHEAD],
+}
+
+impl Ahead {
+    fn new() -> Self {
+        Self { end: 0, known: 0, places: [(Handle::default(), Gpa::new(0)); AHEAD] }
+    }
+}
 
 impl ModelledGuest {
     /// Gives each run its address; what the kernel must do before goes to the output before the
@@ -17,16 +32,20 @@ impl ModelledGuest {
         runs: &[Run],
         output: &mut Output<'_>,
     ) -> Result<(), GuestError> {
-        // Runs before `next` are in the output; table entries of runs before `warm` were loaded.
-        let (mut next, mut warm) = (0, 0);
+        // Runs before `next` are in the output.
+        let (mut next, mut ahead) = (0, Ahead::new());
         output.reserve(runs.len());
         while next < runs.len() {
             let (found, missed) = self.remembered(&runs[next..], output);
             next += found;
             let Some(run) = runs.get(next).filter(|_| missed) else { continue };
-            let gpa = match self.missed(runs, next, &mut warm) {
+            let gpa = match self.missed(runs, next, &mut ahead) {
                 Some(gpa) => gpa,
-                None => self.resolve(run, output)?,
+                None => {
+                    // The kernel may change tables.
+                    ahead.known = 0;
+                    self.resolve(run, output)?
+                }
             };
             output.run(run, gpa);
             next += 1;
@@ -41,8 +60,9 @@ impl ModelledGuest {
         let Some(first) = runs.first() else { return (0, false) };
         let Some(cpu) = self.cpus.get(usize::from(first.vcpu.0)) else { return (0, true) };
         let Some(known) = cpu.translations.cached(first) else { return (0, true) };
+        let runs = &runs[..runs.len().min(AHEAD)];
         let (mut gpas, mut found, mut missed) = ([known; AHEAD], 1, false);
-        for (gpa, run) in gpas.iter_mut().zip(runs).skip(1) {
+        for (gpa, run) in gpas[1..].iter_mut().zip(&runs[1..]) {
             if run.vcpu != first.vcpu {
                 break;
             }
@@ -59,17 +79,45 @@ impl ModelledGuest {
 
     /// Run `i` is not in the translations that are remembered: it is looked up.
     #[inline(never)]
-    fn missed(&mut self, runs: &[Run], i: usize, warm: &mut usize) -> Option<Gpa> {
-        if i >= *warm {
+    fn missed(&mut self, runs: &[Run], i: usize, ahead: &mut Ahead) -> Option<Gpa> {
+        if i >= ahead.end {
+            ahead.known = 0;
             // Misses that follow each other closely wait for memory together.
-            if i < *warm + AHEAD {
-                let of = |r: &Run| self.cpus.get(usize::from(r.vcpu.0)).map(|c| &c.translations);
-                let ahead = &runs[i..runs.len().min(i + AHEAD)];
-                load_ahead(&self.memory.tables, self.config.mode, ahead, of);
+            if i < ahead.end + AHEAD {
+                self.look_ahead(&runs[i..runs.len().min(i + AHEAD)], ahead);
             }
-            *warm = i + AHEAD;
+            ahead.end = i + AHEAD;
         }
-        self.walk(&runs[i])
+        let n = i + AHEAD - ahead.end;
+        if ahead.known >> n & 1 == 0 {
+            return self.walk(&runs[i]);
+        }
+        let (handle, at) = ahead.places[n];
+        let entry = Entry(self.memory.tables.entry(handle, at, self.config.mode.entry_bytes));
+        self.use_leaf(&runs[i], at, entry, PageSize::SIZE_4K)
+    }
+
+    /// Finds where the leaf entries of these runs are, at most [`AHEAD`], as far as their tables are
+    /// remembered, and loads them, so that the cache misses overlap.
+    #[inline(always)]
+    fn look_ahead(&self, runs: &[Run], ahead: &mut Ahead) {
+        let (tables, mode) = (&self.memory.tables, self.config.mode);
+        let mut words: [&u64; AHEAD] = [&0; AHEAD];
+        let places = words.iter_mut().zip(&mut ahead.places).zip(runs).enumerate();
+        for (n, ((word, place), run)) in places {
+            let Some(cpu) = self.cpus.get(usize::from(run.vcpu.0)) else { break };
+            if cpu.loaded != 0
+                && let Some((table, handle)) = cpu.translations.table(run.gva)
+            {
+                let at = mode.entry_at(table, run.gva.value(), 1);
+                let handle = tables.reopen(handle, at);
+                *place = (handle, at);
+                *word = tables.word(handle, at);
+                ahead.known |= 1 << n;
+            }
+        }
+        // All places are known: these loads are all that is under way.
+        std::hint::black_box(words.iter().fold(0, |sum, word| sum | **word));
     }
 
     /// Looks the run's page up in the tables that CR3 points to. `None` if that faults, or if the

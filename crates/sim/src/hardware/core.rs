@@ -204,8 +204,7 @@ impl Core {
         {
             return Some((1, found));
         }
-        let found = self.walk_cache.look_up(mode, gva, self.asid);
-        found.map(|(level, pointer)| (level, *pointer))
+        self.walk_cache.look_up(mode, gva, self.asid)
     }
 
     /// Remembers that a walk in the current address space, which found no longer match, came to a table

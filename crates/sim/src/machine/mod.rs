@@ -25,7 +25,7 @@ use crate::switching::sampler::{Cut, Recorded};
 pub use assembly::Machine;
 use nestwalk_hw::{Caches, Profile, Translation};
 use nestwalk_mm::PlacementStats;
-use nestwalk_types::{Address, Gpa, GuestBatch, Hpa, Run, RunFlags, VcpuId};
+use nestwalk_types::{Address, Gpa, GuestBatch, Hpa, Run, RunFlags};
 pub use tenant::{Life, Tenant};
 
 /// Walks that one access may need: each handled fault maps one more page, and a nested walk meets at
@@ -271,25 +271,34 @@ impl<S: Scheme, T: TlbFamily> Machine<S, T> {
     fn run_hits(&mut self, runs: &[Run]) -> usize {
         let Processor { hardware, counters, .. } = &mut self.platform.cpu;
         let Hardware { cores, caches, .. } = hardware;
-        let mut of = (VcpuId(0), 2);
-        let mut levels = None;
-        for (i, run) in runs.iter().enumerate() {
-            let half = run.gva.value() >> 63;
-            if (run.vcpu, half) != of {
-                let Some(core) = cores.get(usize::from(run.vcpu.0)) else { return i };
-                of = (run.vcpu, half);
-                let levels_of_core = [&core.l1d, &core.l1i];
-                levels = Some(levels_of_core.map(|tlb| tlb.latest(half as usize, core.asid)));
-            }
-            let Some(levels) = &levels else { return i };
-            match levels[usize::from(run.flags.is_fetch())].find(run.gva.value()) {
-                Some(hit) if hit.serves(needs(run)) => {
+        let mut done = 0;
+        while let Some(first) = runs.get(done) {
+            let half = first.gva.value() >> 63;
+            let Some(core) = cores.get(usize::from(first.vcpu.0)) else { break };
+            let alike = |run: &&Run| run.vcpu == first.vcpu && run.gva.value() >> 63 == half;
+            let levels = [&core.l1d, &core.l1i].map(|tlb| tlb.latest(half as usize, core.asid));
+            let before = done;
+            while let Some(run) = runs.get(done).filter(alike) {
+                let fetch = run.flags.is_fetch();
+                let level = levels[usize::from(fetch)];
+                let hits = |run: &&Run| alike(run) && run.flags.is_fetch() == fetch;
+                let of_kind = done;
+                while let Some(run) = runs.get(done).filter(hits)
+                    && let Some(hit) = level.find(run.gva.value())
+                    && hit.serves(needs(run))
+                {
                     program_references(caches, counters, run, hit.apply(run.gva));
+                    done += 1;
                 }
-                _ => return i,
+                if done == of_kind {
+                    return done;
+                }
+            }
+            if done == before {
+                break;
             }
         }
-        runs.len()
+        done
     }
 
     /// Where a run's first access is, and the translation used.

@@ -180,8 +180,8 @@ pub trait Scheme: Software {
         watch: &mut W,
     ) -> Result<Translation, Fault>;
 
-    /// Whether every access looks the first-level TLB up: [`Scheme::instead_of_l1`] never answers now, and
-    /// counts nothing. Hits are then served by a shorter way; the results are the same.
+    /// Whether every access looks the first-level TLB up: [`Scheme::instead_of_l1`] never answers now,
+    /// and counts nothing. Hits are then served by a shorter way; the results are the same.
     #[inline(always)]
     fn looks_up_first(&self) -> bool {
         false

@@ -161,7 +161,7 @@ pub fn translate_nested_watched(
     }
     counters.nested_walks += 1;
     let mode = nested.mode;
-    let cached = hardware.cores[core].nested_walk_cache.look_up(mode, gpa, host);
+    let cached = hardware.cores[core].nested_walk_cache.find(mode, gpa, host);
     let root = nested.root;
     let (mut level, mut table, hint) =
         cached.map_or((mode.levels, root, Handle::default()), |(l, p)| (l, p.table, p.handle));
