@@ -1,9 +1,17 @@
 //! Data caches: they decide how long each reference takes. Tags only, no contents.
 
+mod queue;
+mod sets;
+mod stages;
+
+use self::queue::Queue;
+use self::sets::Sets;
 use crate::assoc::SetAssoc;
 use crate::geometry::Geometry;
 use crate::profile::CacheProfile;
 use nestwalk_types::Hpa;
+pub use queue::Settled;
+pub use stages::{KINDS, Reference, Served};
 
 /// Where a reference was served.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash)]
@@ -33,28 +41,52 @@ pub const HPA_LIMIT: u64 = 1 << 44;
 
 /// One cache of 64-byte lines with LRU replacement.
 #[derive(Clone, Debug)]
-pub struct Cache {
-    lines: SetAssoc<u32, ()>,
+pub enum Cache {
+    /// Of up to 12 ways.
+    Twelve(Sets<3>),
+    /// Of up to 16 ways.
+    Sixteen(Sets<4>),
+    /// Of any other geometry.
+    Other(SetAssoc<u32, ()>),
 }
 
 impl Cache {
     /// An empty cache; `geometry.entries` counts lines.
     pub fn new(geometry: Geometry) -> Self {
-        Self { lines: SetAssoc::new(geometry) }
+        if Sets::<3>::fits(geometry) {
+            Self::Twelve(Sets::new(geometry))
+        } else if Sets::<4>::fits(geometry) {
+            Self::Sixteen(Sets::new(geometry))
+        } else {
+            Self::Other(SetAssoc::new(geometry))
+        }
     }
     /// The memory of the set that a line belongs to: whoever reads it has the set near by when it is
     /// looked up. The value means nothing.
     #[inline]
     fn place(&self, line: u64) -> &u32 {
-        self.lines.place(self.lines.indexer().set(line))
+        match self {
+            Self::Twelve(sets) => sets.place(sets.set(line)),
+            Self::Sixteen(sets) => sets.place(sets.set(line)),
+            Self::Other(sets) => sets.place(sets.indexer().set(line)),
+        }
     }
     /// Looks a line up and fills it if it is not there. Whether it was there.
     #[inline]
     pub fn access(&mut self, line: u64) -> bool {
-        let (tag, set) = self.lines.indexer().split(line);
-        // 38 bits of line number, of which every real cache indexes with 6 at least.
-        self.lines.access(set, tag as u32)
+        match self {
+            Self::Twelve(sets) => sets.access(line),
+            Self::Sixteen(sets) => sets.access(line),
+            Self::Other(sets) => access_other(sets, line),
+        }
     }
+}
+
+#[inline(never)]
+fn access_other(sets: &mut SetAssoc<u32, ()>, line: u64) -> bool {
+    let (tag, set) = sets.indexer().split(line);
+    // 38 bits of line number, of which every real cache indexes with 6 at least.
+    sets.access(set, tag as u32)
 }
 
 /// The private caches of one core.
@@ -73,6 +105,7 @@ pub struct CoreCaches {
 pub struct Caches {
     cores: Vec<CoreCaches>,
     llc: Cache,
+    queue: Queue,
 }
 
 impl Caches {
@@ -83,12 +116,14 @@ impl Caches {
             l1i: Cache::new(profile.l1i.geometry()),
             l2: Cache::new(profile.l2.geometry()),
         };
-        Self { cores: vec![core; cores], llc: Cache::new(profile.llc.geometry()) }
+        let llc = Cache::new(profile.llc.geometry());
+        Self { cores: vec![core; cores], llc, queue: Queue::default() }
     }
     /// A data reference, of the program or of the walker (page walkers load through the first-level
-    /// data cache on the processors of the profiles).
-    #[inline(always)]
+    /// data cache on the processors of the profiles). None may wait.
+    #[inline]
     pub fn data(&mut self, core: usize, at: Hpa) -> ServedBy {
+        debug_assert!(!self.has_waiting(), "out of order");
         let line = at.value() >> 6;
         let private = &mut self.cores[core];
         if private.l1d.access(line) {
@@ -96,9 +131,10 @@ impl Caches {
         }
         Self::beyond(&mut private.l2, &mut self.llc, line)
     }
-    /// An instruction fetch.
-    #[inline(always)]
+    /// An instruction fetch. No reference may wait.
+    #[inline]
     pub fn fetch(&mut self, core: usize, at: Hpa) -> ServedBy {
+        debug_assert!(!self.has_waiting(), "out of order");
         let line = at.value() >> 6;
         let private = &mut self.cores[core];
         if private.l1i.access(line) {
@@ -120,7 +156,7 @@ impl Caches {
     pub const fn exchange_last_level(&mut self, other: &mut Self) {
         std::mem::swap(&mut self.llc, &mut other.llc);
     }
-    #[inline]
+    #[inline(never)]
     fn beyond(l2: &mut Cache, llc: &mut Cache, line: u64) -> ServedBy {
         if l2.access(line) {
             ServedBy::L2

@@ -288,8 +288,7 @@ fn a_sequential_walk_shares_tables_and_lines() {
         m.run(&accesses).unwrap();
         m.forget();
         // Data caches as new: only what this pass brings in.
-        let fresh = nestwalk_hw::Caches::new(&setup.profile.caches, 1);
-        m.platform().cpu.hardware.caches = fresh;
+        m.platform().cpu.hardware.take_caches();
         let c = m.count(&accesses);
         let [l1, l2, llc, memory] = c.references.0[*dimension as usize];
         // One leaf entry per page; one entry per leaf table; of the two levels above one each.

@@ -5,16 +5,20 @@ pub mod exchange;
 pub mod prefetch;
 mod processor;
 pub mod tlbs;
+mod waiting;
 pub mod walk;
 pub mod world;
 
 use self::core::PcidLevels;
 use crate::measure::counters::{Counters, Dimension, References};
 use crate::measure::walk_map::WalkMap;
+use nestwalk_hw::cache::Reference;
 use nestwalk_hw::{Asid, Caches, Coalesced, EntryCache, Profile, ServedBy, Tlb, WalkCache};
 use nestwalk_tables::Mode;
 use nestwalk_types::{Gpa, Gva, Hpa, Invalidation, PageSize, Run, VcpuId};
 pub use processor::Processor;
+use waiting::WALK;
+pub use waiting::{count_program, program_references};
 
 /// The VPID of the one VM of a machine; 0 is the host's own.
 pub const GUEST_VPID: u8 = 1;
@@ -92,7 +96,7 @@ pub struct Hardware {
     /// One core per vCPU.
     pub cores: Vec<Core>,
     /// Caches that data and walks share.
-    pub caches: Caches,
+    pub(crate) caches: Caches,
     /// Cycles of a reference by where it is served.
     pub latency: [u64; ServedBy::COUNT],
     /// Cycles to look the walk caches up.
@@ -227,6 +231,9 @@ impl Hardware {
                 return;
             }
         }
+        if self.caches.is_deferring() {
+            return self.caches.defer(Reference::data(core, WALK + dimension as usize, at.value()));
+        }
         let served = self.caches.data(core, at);
         self.tally.references.0[dimension as usize][served as usize] += 1;
         self.tally.cycles += self.latency[served as usize];
@@ -269,12 +276,14 @@ impl Hardware {
     /// Begins a walk: its costs are counted from zero.
     #[inline]
     pub fn begin_walk(&mut self) {
+        self.caches.walk_begins();
         self.tally = Tally { references: References::default(), cycles: self.walk_cache_cycles };
     }
 
     /// Ends a walk: adds its costs to the counters.
     #[inline(always)]
     pub fn end_walk(&mut self, counters: &mut Counters, faulted: bool) {
+        self.caches.walk_ends();
         counters.walk_cycles += self.tally.cycles;
         if self.caches_entries {
             counters.entry_cache_lookups += std::mem::take(&mut self.entry_lookups);

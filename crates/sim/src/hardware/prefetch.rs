@@ -91,9 +91,13 @@ impl<A: Address> LeafHints<A> {
     }
 }
 
-/// Reads the last-level cache sets of a group of addresses, two for each run at most.
+/// Reads the last-level cache sets of a group of addresses, two for each run at most. Where references
+/// wait until there are many, the caches do that themselves.
 #[inline]
 pub fn read_sets(caches: &Caches, addresses: impl Iterator<Item = Hpa>) {
+    if caches.is_deferring() {
+        return;
+    }
     let mut places: [&u32; 2 * GROUP] = [&0; 2 * GROUP];
     let mut count = 0;
     for (place, at) in places.iter_mut().zip(addresses) {

@@ -36,7 +36,7 @@ impl Scheme for Native {
         let (mode, root) = (world.mode, world.root(first.vcpu));
         let leaves = self.hints.read(&world.guest, mode, root, runs.iter().map(|r| r.gva));
         let used = gpas.iter().chain(&leaves.at[..runs.len()]);
-        read_sets(&cpu.hardware.caches, used.map(|g| Hpa::new(g.value())));
+        read_sets(cpu.hardware.caches(), used.map(|g| Hpa::new(g.value())));
     }
 }
 

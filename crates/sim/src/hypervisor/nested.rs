@@ -87,7 +87,7 @@ impl Scheme for Nested {
             let targets = host.entries.iter().zip(gpas).map(|(leaf, gpa)| {
                 leaf.target::<Hpa>().offset_by(gpa.offset_in(PageSize::SIZE_4K))
             });
-            read_sets(&cpu.hardware.caches, targets.chain(host.at.into_iter().take(count)));
+            read_sets(cpu.hardware.caches(), targets.chain(host.at.into_iter().take(count)));
         }
     }
 }

@@ -76,8 +76,10 @@ impl<S: Scheme, T: TlbFamily> Machine<S, T> {
         Ok(self)
     }
 
-    /// The machine's part that knows no hardware of the scheme.
+    /// The machine's part that knows no hardware of the scheme. No reference waits then, since software
+    /// may look at what was counted.
     pub(super) fn events(&mut self) -> Events<'_> {
+        self.platform.cpu.settle();
         Events {
             name: &self.name,
             software: &mut self.scheme,

@@ -15,7 +15,7 @@ mod tenant;
 use crate::hardware::prefetch::{GROUP, WORTHWHILE};
 use crate::hardware::tlbs::{Look, TlbFamily};
 use crate::hardware::walk::Fault;
-use crate::hardware::{Hardware, Request, Step};
+use crate::hardware::{Hardware, Request, Step, program_references};
 use crate::machine::coverage::CoverageResult;
 use crate::machine::referee::Verdict;
 use crate::measure::counters::Counters;
@@ -23,7 +23,7 @@ use crate::measure::walk_map::WalkPlace;
 use crate::scheme::{Event, Handled, MachineError, Processor, Report, Scheme};
 use crate::switching::sampler::{Cut, Recorded};
 pub use assembly::Machine;
-use nestwalk_hw::{Caches, Profile, Translation};
+use nestwalk_hw::{Profile, Translation};
 use nestwalk_mm::PlacementStats;
 use nestwalk_types::{Address, Gpa, GuestBatch, Hpa, Run, RunFlags};
 pub use tenant::{Life, Tenant};
@@ -90,28 +90,6 @@ pub trait DynMachine: Send {
     /// # Errors
     /// The machine cannot go on.
     fn watch(&mut self, run: &Run) -> Result<Vec<Step>, MachineError>;
-}
-
-/// Sends the program's references of a run through the caches, the line of its first access, which is
-/// at `first`, before the others of the page.
-#[inline(always)]
-pub fn program_references(caches: &mut Caches, counters: &mut Counters, run: &Run, first: Hpa) {
-    let core = usize::from(run.vcpu.0);
-    let page = first.value() & !0xfff;
-    let mut rest = run.lines & !(1 << (first.value() >> 6 & 63));
-    let mut at = first;
-    loop {
-        if run.flags.is_fetch() {
-            counters.fetch[caches.fetch(core, at) as usize] += 1;
-        } else {
-            counters.data[caches.data(core, at) as usize] += 1;
-        }
-        if rest == 0 {
-            return;
-        }
-        at = Hpa::new(page | u64::from(rest.trailing_zeros()) << 6);
-        rest &= rest - 1;
-    }
 }
 
 /// The bits that a run's first access needs to find set, by its flags.
@@ -192,8 +170,17 @@ impl<S: Scheme, T: TlbFamily> Machine<S, T> {
     }
 
     fn run_slice(&mut self, runs: &[Run], gpas: &[Gpa]) -> Result<(), MachineError> {
+        let done = self.run_groups(runs, gpas);
+        self.platform.cpu.settle();
+        done
+    }
+
+    /// While misses are frequent references wait: there is nothing to gain where they hit.
+    fn run_groups(&mut self, runs: &[Run], gpas: &[Gpa]) -> Result<(), MachineError> {
         for (runs, gpas) in runs.chunks(GROUP).zip(gpas.chunks(GROUP)) {
-            if self.recent_misses >= WORTHWHILE {
+            let far = self.recent_misses >= WORTHWHILE;
+            self.platform.cpu.set_deferring(far);
+            if far {
                 self.scheme.prefetch(&self.platform.cpu, runs, gpas);
             }
             let before = self.platform.cpu.counters.far_accesses();

@@ -111,7 +111,7 @@ impl Scheme for DirectSegment {
     }
 
     fn prefetch(&mut self, cpu: &Processor, _runs: &[Run], gpas: &[Gpa]) {
-        read_sets(&cpu.hardware.caches, gpas.iter().map(|g| Hpa::new(g.value())));
+        read_sets(cpu.hardware.caches(), gpas.iter().map(|g| Hpa::new(g.value())));
     }
 }
 

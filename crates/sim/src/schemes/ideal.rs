@@ -5,9 +5,10 @@
 
 use super::{Definition, Facts};
 use crate::hardware::Step;
-use crate::hardware::prefetch::{GROUP, WORTHWHILE, read_sets};
+use crate::hardware::prefetch::{GROUP, WORTHWHILE};
 use crate::machine::referee::Verdict;
-use crate::machine::{DynMachine, Sums, program_references};
+use crate::hardware::{count_program, program_references};
+use crate::machine::{DynMachine, Sums};
 use crate::measure::counters::Counters;
 use crate::scheme::MachineConfig;
 use crate::scheme::options::NO_OPTIONS;
@@ -42,15 +43,33 @@ struct Ideal {
     caches: Caches,
     cores: usize,
     counters: Counters,
-    /// References of the last group of runs that went to memory.
+    /// References of the last group of runs, as far as is known, that went to memory.
     recent_misses: u64,
 }
 
 impl Ideal {
-    fn run_group(&mut self, runs: &[Run], gpas: &[Gpa]) -> Result<(), MachineError> {
-        if self.recent_misses >= WORTHWHILE {
-            read_sets(&self.caches, gpas.iter().map(|g| Hpa::new(g.value())));
+    fn run_slice(&mut self, runs: &[Run], gpas: &[Gpa]) -> Result<(), MachineError> {
+        for (runs, gpas) in runs.chunks(GROUP).zip(gpas.chunks(GROUP)) {
+            if self.recent_misses >= WORTHWHILE && !self.caches.is_deferring() {
+                self.caches.set_deferring(true);
+            }
+            self.run_group(runs, gpas)?;
         }
+        Ok(())
+    }
+
+    /// Counts the references of so many runs that waited.
+    fn settle(&mut self, runs: u64) {
+        if self.caches.is_deferring() {
+            self.caches.set_deferring(false);
+            let before = self.counters.data[ServedBy::Memory as usize];
+            count_program(&self.caches.take_settled().before, &mut self.counters);
+            let missed = self.counters.data[ServedBy::Memory as usize] - before;
+            self.recent_misses = missed * GROUP as u64 / runs.max(1);
+        }
+    }
+
+    fn run_group(&mut self, runs: &[Run], gpas: &[Gpa]) -> Result<(), MachineError> {
         let before = self.counters.data[ServedBy::Memory as usize];
         let known = runs.iter().position(|run| usize::from(run.vcpu.0) >= self.cores);
         let known = &runs[..known.unwrap_or(runs.len())];
@@ -67,7 +86,9 @@ impl Ideal {
                 needed: usize::from(run.vcpu.0) + 1,
             });
         }
-        self.recent_misses = self.counters.data[ServedBy::Memory as usize] - before;
+        if !self.caches.is_deferring() {
+            self.recent_misses = self.counters.data[ServedBy::Memory as usize] - before;
+        }
         Ok(())
     }
 }
@@ -94,9 +115,9 @@ impl DynMachine for Ideal {
                 }
             }
             let (runs, gpas) = (&batch.batch.runs[runs.clone()], &batch.gpas[runs]);
-            for (runs, gpas) in runs.chunks(GROUP).zip(gpas.chunks(GROUP)) {
-                self.run_group(runs, gpas)?;
-            }
+            let done = self.run_slice(runs, gpas);
+            self.settle(runs.len() as u64);
+            done?;
         }
         Ok(())
     }

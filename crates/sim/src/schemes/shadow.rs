@@ -83,7 +83,7 @@ impl Scheme for Shadow {
         let pages = leaves.entries.iter().zip(runs).map(|(leaf, run)| {
             leaf.target::<Hpa>().offset_by(run.gva.offset_in(PageSize::SIZE_4K))
         });
-        read_sets(&cpu.hardware.caches, pages.chain(leaves.at.into_iter().take(runs.len())));
+        read_sets(cpu.hardware.caches(), pages.chain(leaves.at.into_iter().take(runs.len())));
     }
 }
 

@@ -202,6 +202,8 @@ impl Spot {
         guess: Hpa,
         found: Option<&Translation>,
     ) {
+        // What the walk has cost is to be known.
+        cpu.settle();
         let Processor { hardware, counters, .. } = cpu;
         counters.predictions += 1;
         if found.is_some_and(|t| t.apply(request.gva) == guess) {

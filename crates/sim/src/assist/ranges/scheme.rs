@@ -201,7 +201,7 @@ pub trait Unit: Send {
 #[inline]
 pub fn background(hardware: &mut Hardware, counters: &mut Counters, core: usize, at: Hpa) {
     if at.value() < HPA_LIMIT {
-        counters.background[hardware.caches.data(core, at) as usize] += 1;
+        hardware.background(counters, core, at);
     }
 }
 

@@ -275,7 +275,7 @@ impl Scheme for SegmentedVm {
 
     fn prefetch(&mut self, cpu: &Processor, runs: &[Run], gpas: &[Gpa]) {
         let (Some(first), world) = (runs.first(), &cpu.world) else { return };
-        let caches = &cpu.hardware.caches;
+        let caches = cpu.hardware.caches();
         let Some(vmm) = &self.vmm else {
             // Guest Direct: the nested walk is about the pages themselves.
             let nested = self.nested.tables();
