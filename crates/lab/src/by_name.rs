@@ -7,7 +7,7 @@ use nestwalk_report::{parse_bytes, parse_count};
 use nestwalk_sim::DaemonTimes;
 
 /// Names that [`Settings::set`] takes: those of the fields of [`Settings`] that are one value.
-pub const NAMES: [&str; 27] = [
+pub const NAMES: [&str; 28] = [
     "accesses",
     "approximate",
     "daemons",
@@ -29,6 +29,7 @@ pub const NAMES: [&str; 27] = [
     "populate",
     "profile",
     "quantum",
+    "sample",
     "seed",
     "trace_format",
     "vcpus",
@@ -69,6 +70,10 @@ impl Settings {
             "accesses" => self.accesses = Some(times()?),
             "warmup" => self.warmup = times()?,
             "populate" => self.populate = if text == "auto" { None } else { Some(flag()?) },
+            "sample" => {
+                crate::sampling::parse(key, text, self.seed)?;
+                self.sample = text.into();
+            }
             "seed" => self.seed = whole("a whole number from 0 on")?,
             "verify" => self.verify = flag()?,
             "vcpus" => self.vcpus = Some(number(key, text, "a number from 1 to 255")?),

@@ -1,6 +1,7 @@
 //! What cannot be, found before anything runs.
 
 use crate::experiment::{Experiment, in_memory};
+use crate::sampling;
 use crate::sources::{self, Kind};
 use crate::words;
 use anyhow::{Context, Result, anyhow, bail};
@@ -73,6 +74,7 @@ pub fn experiment(
     if ways.iter().filter(|w| **w).count() != 1 {
         bail!("sources, a command for lackey or a guest must be named, and one of them only");
     }
+    sampling::parse(&name("sample"), &e.sample, e.seed)?;
     machines(e, catalogue, recorded, origin)?;
     match recorded {
         Some(guest) => of_recorded(e, catalogue, guest, origin),
@@ -165,6 +167,9 @@ fn machines(
             );
         }
         words::machine(&spec, guest, host)?;
+        if !e.sample.is_empty() {
+            sampling::fits(&origin.name("sample"), &spec)?;
+        }
     }
     Ok(())
 }

@@ -90,6 +90,10 @@ pub struct Experiment {
     /// Machines run that a filtered recording is not exact for.
     #[serde(default)]
     pub approximate: bool,
+    /// Only stretches are measured, and results are estimates; empty to measure all:
+    /// [`crate::sampling`].
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub sample: String,
     /// The hardware profile, whole, so that a later change of a built-in one changes nothing here.
     pub profile: Profile,
 }

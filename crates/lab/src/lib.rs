@@ -31,6 +31,7 @@ mod guest;
 mod merging;
 mod migration;
 pub mod results;
+pub mod sampling;
 pub mod scheme;
 mod session;
 mod settings;

@@ -3,7 +3,7 @@
 
 use crate::experiment::{Experiment, in_memory};
 use crate::sources::memory::Given;
-use crate::{sources, words};
+use crate::{sampling, sources, words};
 use anyhow::{Result, anyhow, bail};
 use nestwalk_capture::Step;
 use nestwalk_mm::{HostPages, PagePolicy};
@@ -128,6 +128,7 @@ fn plan(experiment: &Experiment, catalogue: &Catalogue, threads: usize) -> Resul
         contiguity_every: None,
         walk_map: false,
         samples: None,
+        sampling: sampling::parse("sample", &e.sample, e.seed)?,
     })
 }
 
@@ -224,7 +225,7 @@ impl Session {
 
 /// What the results must name beside the source's own approximations.
 fn approximations(plan: &Plan, guest: Option<&GuestInfo>, outcome: &Outcome) -> Vec<String> {
-    let mut all = Vec::new();
+    let mut all: Vec<String> = outcome.sampled.iter().map(sampling::approximation).collect();
     if let Some(guest) = guest {
         let too_fine = plan.profile.too_fine_for(&guest.filter);
         all.extend(too_fine.iter().map(|t| format!("misses are approximate: {t}")));

@@ -3,6 +3,7 @@
 use crate::check::{self, Origin};
 use crate::experiment::{Experiment, VERSION, as_numbers};
 use crate::guest::RealGuest;
+use crate::sampling;
 use crate::sources::samples::SAMPLES;
 use crate::sources::{self, Kind};
 use crate::words;
@@ -109,6 +110,8 @@ pub struct Settings {
     pub pcids: bool,
     /// Machines run that a filtered recording is not exact for.
     pub approximate: bool,
+    /// Only stretches are measured: `default`, or `every=1M,unit=20k,warm=20k`; empty to measure all.
+    pub sample: String,
 }
 
 impl Default for Settings {
@@ -143,6 +146,7 @@ impl Default for Settings {
             daemons: DaemonTimes::default(),
             pcids: true,
             approximate: false,
+            sample: String::new(),
         }
     }
 }
@@ -219,6 +223,7 @@ impl Settings {
         let trace = |s: &String| matches!(sources::kind(s), Some(Kind::File | Kind::Memory));
         let traces =
             recorded.is_some() || !self.lackey.is_empty() || self.sources.iter().any(trace);
+        let sampled = sampling::parse(&name("sample"), &self.sample, self.seed)?;
         let (guest_fragmentation, guest_free_blocks) = as_written(&self.guest_fragmentation);
         let (host_fragmentation, host_free_blocks) = as_written(&self.host_fragmentation);
         Ok(Experiment {
@@ -252,6 +257,7 @@ impl Settings {
             daemons: self.daemons,
             pcids: self.pcids,
             approximate: self.approximate,
+            sample: sampled.map_or(String::new(), |s| sampling::text(&s)),
             profile: Profile::load(&self.profile).with_context(|| name("profile"))?,
         })
     }

@@ -12,6 +12,7 @@ mod habits;
 mod inspect;
 mod measure;
 mod report;
+mod sample;
 mod schema;
 mod setup;
 mod sweep;
@@ -29,6 +30,7 @@ pub use habits::{CompletionsArgs, DoctorArgs, ManArgs};
 pub use inspect::InspectArgs;
 pub use measure::MeasureArgs;
 pub use report::{Drawing, ReportArgs};
+pub use sample::SampleArgs;
 pub use schema::SchemaArgs;
 #[cfg(feature = "schema")]
 pub use schema::SchemaOf;
@@ -55,6 +57,7 @@ Examples:
   nestwalk compare --vm 'a=redis; machine=shadow' --vm 'b=gcc; machine=nested'
   nestwalk compare redis --machines all --columns run-time,l2-tlb-mpki,vm_exits_total
   nestwalk compare gups --repeat 5 --format csv --long
+  nestwalk compare storm --sample
 
 `nestwalk explain WORD` says what a heading or another word of the table means.
 Exit code 0: done. 2: something was wrong, or interrupted; what was computed before is printed.";
@@ -229,6 +232,9 @@ pub struct CompareArgs {
     /// to 64 GiB
     #[arg(long, value_enum, default_value_t, help_heading = "Source")]
     pub populate: PopulateArg,
+    /// Which stretches are measured, if not all.
+    #[command(flatten)]
+    pub sample: SampleArgs,
     /// vCPUs that the processes share [default: 1; those of a recorded guest]
     #[arg(long, help_heading = "Source")]
     pub vcpus: Option<u8>,

@@ -1,6 +1,6 @@
 //! From what was typed to what the lab is asked for.
 
-use crate::args::{CompareArgs, GapArg, GuestArgs, PopulateArg, ThpArg};
+use crate::args::{CompareArgs, GapArg, GuestArgs, PopulateArg, SampleArgs, ThpArg};
 use anyhow::{Context, Result, anyhow, bail};
 use nestwalk_capture::Thp;
 use nestwalk_lab::{Experiment, Lab, PageTablesFile, RealGuest, Settings, words};
@@ -8,6 +8,7 @@ use nestwalk_mm::LOW_MEMORY_BYTES;
 use nestwalk_report::{parse_bytes, parse_count};
 use nestwalk_sim::DaemonTimes;
 use std::ffi::OsString;
+use std::path::Path;
 
 /// What `--page-tables` says if the trace's own are not to be used.
 const NO_TABLES: &str = "none";
@@ -77,7 +78,19 @@ pub fn settings(args: &CompareArgs) -> Result<Settings> {
         daemons: daemons(args.daemons.as_deref())?,
         pcids: !args.no_pcids,
         approximate: args.approximate,
+        sample: sample(&args.sample)?,
     })
+}
+
+/// What `--sample` says, with the points of the files.
+fn sample(args: &SampleArgs) -> Result<String> {
+    let text = args.sample.clone().unwrap_or_default();
+    let (Some(points), Some(weights)) = (&args.simpoints, &args.weights) else { return Ok(text) };
+    let read = |file: &Path| {
+        std::fs::read_to_string(file).with_context(|| format!("{}: cannot be read", file.display()))
+    };
+    let points = nestwalk_lab::sampling::simpoints(&read(points)?, &read(weights)?);
+    Ok(format!("{text},{}", points.context("--simpoints")?))
 }
 
 /// Whether there is a command for whoever runs one, and nothing beside it.

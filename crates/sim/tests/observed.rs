@@ -62,6 +62,7 @@ fn plan(machines: &str, mode: &'static Mode, vcpus: u8, threads: usize) -> Plan 
         contiguity_every: None,
         walk_map: false,
         samples: None,
+        sampling: None,
     }
 }
 

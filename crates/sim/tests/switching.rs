@@ -230,6 +230,7 @@ fn plan(machines: &str, vcpus: usize, threads: usize) -> Plan {
         contiguity_every: None,
         walk_map: false,
         samples: None,
+        sampling: None,
     }
 }
 

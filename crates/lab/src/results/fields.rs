@@ -29,6 +29,11 @@ pub static RESULTS: &[Field] = &[
         "",
         "with --repeat: numbers over the seeds; `machines` are those of the first seed",
     ),
+    (
+        "sampling",
+        "",
+        "with --sample: how the numbers of `machines` were estimated, and how far they can be trusted",
+    ),
 ];
 
 /// The verdict.
@@ -83,6 +88,20 @@ pub static SPREAD: &[Field] = &[
     ("most", "", "the most"),
 ];
 
+/// A sampled run.
+pub static SAMPLING: &[Field] = &[
+    ("units", "count", "stretches that were measured, the whole one at the begin not among them"),
+    ("instructions", "count", "instructions of the region of interest"),
+    ("measured_instructions", "count", "of these, the ones of stretches that were measured"),
+    ("runs", "count", "page runs of the region of interest"),
+    ("simulated_runs", "count", "page runs that machines have seen, set-up included"),
+    (
+        "half_widths",
+        "",
+        "by machine, half the width of the 95 % confidence interval of each figure that is an estimate",
+    ),
+];
+
 /// Parts of the results beside guests and machines.
 pub static OTHERS: &[(&str, &[Field])] = &[
     ("verdict.", VERDICT),
@@ -91,6 +110,7 @@ pub static OTHERS: &[(&str, &[Field])] = &[
     ("repeats.machines[].", REPEATED),
     ("repeats.machines[].run_time.", SPREAD),
     ("repeats.machines[].fields.*.", SPREAD),
+    ("sampling.", SAMPLING),
 ];
 
 /// A guest.

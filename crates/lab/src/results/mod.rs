@@ -89,6 +89,9 @@ impl<'a> Compared<'a> {
         if let Some(repeats) = self.repeats {
             all["repeats"] = repeats.json();
         }
+        if let Some(sampling) = crate::sampling::json(self.outcome) {
+            all["sampling"] = sampling;
+        }
         Ok(all)
     }
 }

@@ -97,9 +97,14 @@ impl Repeats {
     }
 }
 
-/// Every number of a machine's results, over its runs. One that a run does not have is 0 there, as a
-/// reason for which nothing exited.
+/// The spread of every number of a machine's results, over its runs.
 fn fields(runs: &[&MachineResult]) -> Vec<(String, Spread)> {
+    numbers(runs).into_iter().map(|(name, values)| (name, Spread::of(&values))).collect()
+}
+
+/// Every number of a machine's results, by run. One that a run does not have is 0 there, as a reason for
+/// which nothing exited.
+pub(crate) fn numbers(runs: &[&MachineResult]) -> Vec<(String, Vec<f64>)> {
     let rows: Vec<Value> = runs.iter().filter_map(|m| serde_json::to_value(m).ok()).collect();
     let cells = to_cells(&rows);
     let column = |at: usize| {
@@ -109,7 +114,7 @@ fn fields(runs: &[&MachineResult]) -> Vec<(String, Spread)> {
         numbers.filter(|_| texts.clone().any(|text| !text.is_empty()))
     };
     let names = cells.columns.iter().enumerate();
-    names.filter_map(|(at, name)| Some((name.clone(), Spread::of(&column(at)?)))).collect()
+    names.filter_map(|(at, name)| Some((name.clone(), column(at)?))).collect()
 }
 
 #[cfg(test)]

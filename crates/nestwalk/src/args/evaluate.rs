@@ -147,8 +147,12 @@ pub struct BenchArgs {
     /// With --against: how often both are run
     #[arg(long, value_name = "N", default_value_t = 5, requires = "against")]
     pub pairs: u16,
-    /// Only one measurement, as in walks/nested; with --against, those whose names begin so, several with
-    /// commas between them
+    /// Measure how time and memory grow with footprint, machines, vCPUs and threads; each run has a
+    /// tenth of --accesses
+    #[arg(long, conflicts_with_all = ["instructions", "guest", "case", "against"])]
+    pub growth: bool,
+    /// Only one measurement, as in walks/nested; with --against, those whose names begin so, several
+    /// with commas between them
     #[arg(long, value_name = "CASE/MACHINE")]
     pub case: Option<String>,
     /// With --case: worker threads; of more than one, wall time is measured in place of the processor's

@@ -293,6 +293,7 @@ impl<'a> Results<'a> {
             if tables.sensitivity { sensitivity::table(machines, profile) } else { None },
             show::coverage(machines),
             show::coverage_over_time(machines),
+            show::sampled(self.outcome),
         ];
         all.into_iter().flatten().collect()
     }

@@ -144,6 +144,9 @@ mod with {
             for row in rows.iter().filter(|row| row.0 == "repeats") {
                 all.0.sometimes::<Repeats>(g, row);
             }
+            for row in rows.iter().filter(|row| row.0 == "sampling") {
+                all.0.sometimes::<Sampling>(g, row);
+            }
         }
         Verdict |g, all| {
             let rows = fields::VERDICT;
@@ -169,6 +172,10 @@ mod with {
         Repeats |g, all| {
             all.field::<Vec<u64>>(g, fields::REPEATS, "seeds");
             all.field::<Vec<Repeated>>(g, fields::REPEATS, "machines");
+        }
+        Sampling |g, all| {
+            all.others::<u64>(g, fields::SAMPLING, &["half_widths"]);
+            all.field::<Named<Named<f64>>>(g, fields::SAMPLING, "half_widths");
         }
         Repeated |g, all| {
             all.field::<String>(g, fields::REPEATED, "name");

@@ -191,6 +191,21 @@ pub static OVER_TIME: [Heading; 8] = [
     number("both\noffsets", "coverage.over_time[].both_offsets_99", "offsets of both composed"),
 ];
 
+/// Estimates of a sampled run.
+pub static SAMPLED: [Heading; 7] = [
+    word("sampled, with\n95 % intervals", "", "the machine, with --sample"),
+    number("overhead,\n% of ideal", "overhead_percent", "run time above ideal's"),
+    number("+- overhead", "sampling.half_widths", "half the width of its confidence interval"),
+    number(
+        "translation,\n% of ideal",
+        "translation_overhead_percent",
+        "of this, translation's part",
+    ),
+    number("+- translation", "sampling.half_widths", "half the width of its confidence interval"),
+    number("L2 TLB misses\n/ 1000 instr.", "l2_tlb_mpki", "misses of second-level TLBs"),
+    number("+- misses", "sampling.half_widths", "half the width of its confidence interval"),
+];
+
 /// What each price decides; machines are its further headings.
 pub static SENSITIVITY: [Heading; 1] = [word(
     "total ovh. %, points by\nhalving / doubling",

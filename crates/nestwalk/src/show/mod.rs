@@ -7,6 +7,7 @@ pub use nestwalk_lab::results::{baseline, long, repeats};
 
 use headings::table;
 use nestwalk_lab::results::ratio;
+use nestwalk_lab::{Outcome, sampling};
 use nestwalk_report::{Table, bytes, count};
 use nestwalk_sim::report::results::MachineResult;
 use std::fmt::Write;
@@ -215,6 +216,25 @@ pub fn coverage_over_time(results: &[MachineResult]) -> Option<Table> {
     }
     table.drop_columns_of(NONE);
     any.then_some(table)
+}
+
+/// Estimates with their intervals; none if all was measured.
+pub fn sampled(outcome: &Outcome) -> Option<Table> {
+    outcome.sampled.as_ref()?;
+    let mut table = table(&headings::SAMPLED);
+    for (m, halves) in outcome.machines.iter().zip(sampling::half_widths(outcome)) {
+        let half = |name: &str| halves.get(name).map_or(NONE.into(), |half| format!("{half:.3}"));
+        table.row(vec![
+            m.name.clone(),
+            format!("{:.3}", m.overhead_percent),
+            half("overhead_percent"),
+            format!("{:.3}", m.translation_overhead_percent),
+            half("translation_overhead_percent"),
+            format!("{:.3}", m.l2_tlb_mpki),
+            half("l2_tlb_mpki"),
+        ]);
+    }
+    Some(table)
 }
 
 /// What the referee found, a line per machine that it watched.

@@ -11,10 +11,13 @@ pub mod daemons;
 pub mod guests;
 mod machines;
 mod progress;
+pub mod sampling;
 pub mod spec;
+mod threads;
 
 use crate::compare::daemons::DaemonTimes;
 use crate::compare::guests::{Guest, GuestOutcome};
+use crate::compare::sampling::{Phase, Sampled, Sampling, Stretches, Thinner, Totals};
 use crate::compare::spec::{GuestSpec, MachineSpec};
 use crate::machine::DynMachine;
 use crate::measure::counters::Counters;
@@ -22,7 +25,7 @@ use crate::report::contiguity::ContiguityResult;
 use crate::report::placement::PlacementResult;
 use crate::report::results::MachineResult;
 use crate::report::tables::TablesResult;
-use crate::scheme::MachineError;
+use crate::scheme::{MachineError, Report};
 use crate::switching::{Cut, Recorded};
 pub use machines::{configuration, host_config, machine, machine_in};
 use nestwalk_hw::Profile;
@@ -34,11 +37,7 @@ use nestwalk_types::{Batch, GuestBatch, GuestInfo, Source, SourceError};
 pub use progress::Progress;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use thiserror::Error;
-
-/// Batches on their way to a worker at most: enough to hide that machines differ in speed.
-const IN_FLIGHT: usize = 4;
 
 /// Everything that decides a comparison, but for the source.
 #[derive(Clone)]
@@ -89,6 +88,8 @@ pub struct Plan {
     pub walk_map: bool,
     /// Every machine in shadow or nested mode records samples of the region of interest, cut so.
     pub samples: Option<Cut>,
+    /// Only stretches of the region of interest are measured, and results are estimates.
+    pub sampling: Option<Sampling>,
 }
 
 impl Plan {
@@ -122,6 +123,7 @@ impl Plan {
             contiguity_every: None,
             walk_map: false,
             samples: None,
+            sampling: None,
         }
     }
 }
@@ -201,6 +203,8 @@ pub struct Outcome {
     pub series: Vec<Vec<Counters>>,
     /// By machine, its samples, if [`Plan::samples`] asks for them and it has a mode that samples tell.
     pub samples: Vec<Option<Recorded>>,
+    /// How machines and counters were estimated, if [`Plan::sampling`] asks for it.
+    pub sampled: Option<Sampled>,
     /// Why it ended early.
     pub error: Option<CompareError>,
 }
@@ -210,11 +214,24 @@ struct Slot {
     index: usize,
     group: usize,
     machine: Box<dyn DynMachine>,
+    /// What it counted in each stretch that is measured, if not all is.
+    stretches: Option<Stretches>,
+}
+
+impl Slot {
+    fn run(&mut self, batch: &GuestBatch, phase: Phase) -> Result<(), MachineError> {
+        if let Some(stretches) = &mut self.stretches {
+            stretches.enter(phase, self.machine.counters());
+        }
+        self.machine.run(batch)
+    }
 }
 
 struct Group {
     spec: GuestSpec,
     guest: Guest,
+    /// What of its stream machines see, if not all.
+    thinner: Option<Box<Thinner>>,
 }
 
 /// Runs a source once through all machines of the plan.
@@ -229,16 +246,48 @@ pub fn compare(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Outcome, CompareError> {
     let (mut groups, slots) = set_up(plan, source)?;
-    let (slots, error) = if plan.threads <= 1 {
-        run_here(&mut groups, slots, source, stop, progress)
+    let (mut slots, error) = if plan.threads <= 1 {
+        threads::run_here(&mut groups, slots, source, stop, progress)
     } else {
-        run_on_threads(plan.threads, &mut groups, slots, source, stop, progress)
+        threads::run_on_threads(plan.threads, &mut groups, slots, source, stop, progress)
     };
     let guests = groups.iter().map(|g| (g.spec.name(), g.guest.outcome())).collect();
     let series = slots.iter().map(|s| s.machine.series()).collect();
     let samples = slots.iter().map(|s| s.machine.samples().cloned()).collect();
-    let counters = slots.iter().map(|s| s.machine.counters().clone()).collect();
-    Ok(Outcome { machines: results(plan, &slots), counters, guests, series, samples, error })
+    let (counters, sampled) = match &plan.sampling {
+        None => (slots.iter().map(|s| s.machine.counters().clone()).collect(), None),
+        Some(sampling) => {
+            let (counters, sampled) = estimates(plan, sampling, &groups, slots.as_mut_slice());
+            (counters, Some(sampled))
+        }
+    };
+    let machines = results(plan, &slots, &counters);
+    Ok(Outcome { machines, counters, guests, series, samples, sampled, error })
+}
+
+/// The counters of the whole stream by those of measured stretches.
+fn estimates(
+    plan: &Plan,
+    sampling: &Sampling,
+    groups: &[Group],
+    slots: &mut [Slot],
+) -> (Vec<Counters>, Sampled) {
+    let totals = |slot: &Slot| -> Totals {
+        groups[slot.group].thinner.as_ref().map_or(Totals::default(), |t| t.totals())
+    };
+    let taken = |slot: &mut Slot| {
+        let stretches = slot.stretches.take().unwrap_or_default();
+        (stretches, slot.machine.counters().clone(), totals(slot))
+    };
+    let mut machines: Vec<_> = slots.iter_mut().map(taken).collect();
+    let slots: &[Slot] = slots;
+    // What is no count is looked at once, not for every group that is left out.
+    let reports: Vec<_> = slots.iter().map(|s| s.machine.report()).collect();
+    let counted = |counters: &[Counters]| -> Vec<MachineResult> {
+        let of_counts = |(slot, report)| of_counts(plan, slots, slot, counters, report);
+        slots.iter().zip(&reports).map(of_counts).collect()
+    };
+    sampling::sampled(sampling, &mut machines, &counted)
 }
 
 fn set_up(plan: &Plan, source: &dyn Source) -> Result<(Vec<Group>, Vec<Slot>), CompareError> {
@@ -253,7 +302,8 @@ fn set_up(plan: &Plan, source: &dyn Source) -> Result<(Vec<Group>, Vec<Slot>), C
             Some(group) => group,
             None => {
                 let guest = Guest::new(plan, spec, &info)?;
-                groups.push(Group { spec: spec.guest, guest });
+                let thinner = plan.sampling.as_ref().map(|s| Box::new(Thinner::new(s)));
+                groups.push(Group { spec: spec.guest, guest, thinner });
                 groups.len() - 1
             }
         };
@@ -270,7 +320,8 @@ fn set_up(plan: &Plan, source: &dyn Source) -> Result<(Vec<Group>, Vec<Slot>), C
         if let Some(cut) = plan.samples {
             machine.record_samples(cut, &plan.profile);
         }
-        slots.push(Slot { index, group, machine });
+        let stretches = plan.sampling.as_ref().map(|_| Stretches::default());
+        slots.push(Slot { index, group, machine, stretches });
     }
     Ok((groups, slots))
 }
@@ -282,7 +333,26 @@ fn drive(
     source: &mut dyn Source,
     stop: &AtomicBool,
     progress: &mut dyn FnMut(Progress),
-    mut each: impl FnMut(usize, &mut GuestBatch) -> Result<(), CompareError>,
+    mut each: impl FnMut(usize, &mut GuestBatch, Phase) -> Result<(), CompareError>,
+) -> Option<CompareError> {
+    let error = drive_to_end(groups, source, stop, progress, &mut each);
+    // What is still held back happened before whatever ended it.
+    for (index, group) in groups.iter_mut().enumerate() {
+        if let Some(thinner) = &mut group.thinner
+            && let Err(late) = thinner.finish(&mut |part, phase| each(index, part, phase))
+        {
+            return error.or(Some(late));
+        }
+    }
+    error
+}
+
+fn drive_to_end(
+    groups: &mut [Group],
+    source: &mut dyn Source,
+    stop: &AtomicBool,
+    progress: &mut dyn FnMut(Progress),
+    each: &mut dyn FnMut(usize, &mut GuestBatch, Phase) -> Result<(), CompareError>,
 ) -> Option<CompareError> {
     let mut batch = Batch::default();
     let mut out = GuestBatch::default();
@@ -298,12 +368,20 @@ fn drive(
         }
         for (index, group) in groups.iter_mut().enumerate() {
             let mut error = None;
+            let Group { spec, guest, thinner } = group;
             let mut sink = |part: &mut GuestBatch| {
-                if error.is_none() {
-                    error = each(index, part).err();
+                if error.is_some() {
+                    return;
                 }
+                error = match thinner {
+                    None => each(index, part, Phase::Between).err(),
+                    Some(thinner) => {
+                        let part = std::mem::take(part);
+                        thinner.take(part, &mut |part, phase| each(index, part, phase)).err()
+                    }
+                };
             };
-            let guest_error = group.guest.process(group.spec, &batch, &mut out, &mut sink).err();
+            let guest_error = guest.process(*spec, &batch, &mut out, &mut sink).err();
             // What the guest did before it failed is simulated all the same.
             sink(&mut out);
             if error.is_some() {
@@ -318,113 +396,35 @@ fn drive(
     }
 }
 
-fn run_here(
-    groups: &mut [Group],
-    mut slots: Vec<Slot>,
-    source: &mut dyn Source,
-    stop: &AtomicBool,
-    progress: &mut dyn FnMut(Progress),
-) -> (Vec<Slot>, Option<CompareError>) {
-    let error = drive(groups, source, stop, progress, |group, batch| {
-        for slot in slots.iter_mut().filter(|s| s.group == group) {
-            slot.machine.run(batch)?;
-        }
-        Ok(())
-    });
-    (slots, error)
-}
-
-type Parcel = (usize, Arc<GuestBatch>);
-
-fn run_on_threads(
-    threads: usize,
-    groups: &mut [Group],
-    slots: Vec<Slot>,
-    source: &mut dyn Source,
-    stop: &AtomicBool,
-    progress: &mut dyn FnMut(Progress),
-) -> (Vec<Slot>, Option<CompareError>) {
-    let workers = threads.min(slots.len()).max(1);
-    let mut shares: Vec<Vec<Slot>> = (0..workers).map(|_| Vec::new()).collect();
-    for (i, slot) in slots.into_iter().enumerate() {
-        shares[i % workers].push(slot);
-    }
-    std::thread::scope(|scope| {
-        let mut lines = Vec::new();
-        let mut handles = Vec::new();
-        for share in shares {
-            let groups: Vec<usize> = share.iter().map(|s| s.group).collect();
-            let (line, inbox) = sync_channel::<Parcel>(IN_FLIGHT);
-            lines.push((groups, line));
-            handles.push(scope.spawn(move || work(share, &inbox)));
-        }
-        let mut error = drive(groups, source, stop, progress, |group, batch| {
-            send(&lines, group, std::mem::take(batch))
-        });
-        drop(lines);
-        let mut slots = Vec::new();
-        for handle in handles {
-            match handle.join() {
-                Ok((share, failed)) => {
-                    slots.extend(share);
-                    // A worker that failed closed its line: its reason is the real one.
-                    error = failed.map(CompareError::from).or(error);
-                }
-                Err(panic) => std::panic::resume_unwind(panic),
-            }
-        }
-        slots.sort_by_key(|s| s.index);
-        (slots, error)
-    })
-}
-
-fn send(
-    lines: &[(Vec<usize>, SyncSender<Parcel>)],
-    group: usize,
-    batch: GuestBatch,
-) -> Result<(), CompareError> {
-    let batch = Arc::new(batch);
-    for (_, line) in lines.iter().filter(|(groups, _)| groups.contains(&group)) {
-        if line.send((group, Arc::clone(&batch))).is_err() {
-            return Err(CompareError::Interrupted);
-        }
-    }
-    Ok(())
-}
-
-fn work(mut share: Vec<Slot>, inbox: &Receiver<Parcel>) -> (Vec<Slot>, Option<MachineError>) {
-    while let Ok((group, batch)) = inbox.recv() {
-        for slot in share.iter_mut().filter(|s| s.group == group) {
-            if let Err(error) = slot.machine.run(&batch) {
-                return (share, Some(error));
-            }
-        }
-    }
-    (share, None)
-}
-
-fn results(plan: &Plan, slots: &[Slot]) -> Vec<MachineResult> {
-    let ideal_of = |guest: GuestSpec| {
-        slots
-            .iter()
-            .find(|s| {
-                let spec = &plan.machines[s.index];
-                spec.scheme.name == "ideal" && spec.guest == guest
-            })
-            .map(|s| s.machine.counters())
+/// What follows from counters alone.
+fn of_counts(
+    plan: &Plan,
+    slots: &[Slot],
+    slot: &Slot,
+    counters: &[Counters],
+    report: &Report,
+) -> MachineResult {
+    let spec = &plan.machines[slot.index];
+    let is_ideal = |s: &&Slot| {
+        let other = &plan.machines[s.index];
+        other.scheme.name == "ideal" && other.guest == spec.guest
     };
+    let ideal = slots.iter().find(is_ideal).map(|s| &counters[s.index]);
+    let names = (slot.machine.name(), spec.scheme.name);
+    let own = &counters[slot.index];
+    let mut result = MachineResult::new(names, own, &plan.profile, ideal, report.page_tables);
+    result.contiguity = report.contiguity.clone().map(|s| ContiguityResult::new(own, s));
+    result.tables = report.tables.clone().map(|s| TablesResult::new(own, s));
+    result
+}
+
+/// Results by these counters, in the order of the slots.
+fn results(plan: &Plan, slots: &[Slot], counters: &[Counters]) -> Vec<MachineResult> {
     slots
         .iter()
         .map(|slot| {
-            let spec = &plan.machines[slot.index];
             let report = slot.machine.report();
-            let mut result = MachineResult::new(
-                (slot.machine.name(), spec.scheme.name),
-                slot.machine.counters(),
-                &plan.profile,
-                ideal_of(spec.guest),
-                report.page_tables,
-            );
+            let mut result = of_counts(plan, slots, slot, counters, &report);
             result.referee = slot.machine.verdict();
             if let Some(before) = slot.machine.before() {
                 result.set_up(before, &plan.profile);
@@ -432,9 +432,6 @@ fn results(plan: &Plan, slots: &[Slot]) -> Vec<MachineResult> {
             let placed = slot.machine.host_placement();
             result.host_placement = placed.map(|p| PlacementResult::new(&p, &plan.profile));
             result.segments = report.segments;
-            let counters = slot.machine.counters();
-            result.contiguity = report.contiguity.map(|s| ContiguityResult::new(counters, s));
-            result.tables = report.tables.map(|s| TablesResult::new(counters, s));
             result.switching = report.switching;
             result.walk_map = slot.machine.walk_map();
             if plan.contiguity {

@@ -173,6 +173,40 @@ macro_rules! counters {
             pub const fn values(&self) -> [u64; Self::ROWS.len()] {
                 [$($(self.$name),*),*]
             }
+            /// Sums of parts, each times its factor, but for the plain counters that `is_event` names,
+            /// exits, guest kernel work and visits of locks, which are those of `whole`.
+            #[must_use]
+            pub fn blend(
+                parts: &[(f64, &Self)],
+                whole: &Self,
+                is_event: impl Fn(&str) -> bool,
+            ) -> Self {
+                let sum = |of: &dyn Fn(&Self) -> u64| {
+                    let sum: f64 = parts.iter().map(|(factor, part)| factor * of(part) as f64).sum();
+                    sum.round() as u64
+                };
+                let references = |of: &dyn Fn(&Self) -> &References| {
+                    References(std::array::from_fn(|d| {
+                        std::array::from_fn(|place| sum(&|part| of(part).0[d][place]))
+                    }))
+                };
+                Self {
+                    $($($name: if is_event(stringify!($name)) {
+                        whole.$name
+                    } else {
+                        sum(&|part| part.$name)
+                    },)*)*
+                    references: references(&|part| &part.references),
+                    faulted_references: references(&|part| &part.faulted_references),
+                    data: std::array::from_fn(|place| sum(&|part| part.data[place])),
+                    fetch: std::array::from_fn(|place| sum(&|part| part.fetch[place])),
+                    background: std::array::from_fn(|place| sum(&|part| part.background[place])),
+                    exits: whole.exits,
+                    walks_switched: std::array::from_fn(|l| sum(&|part| part.walks_switched[l])),
+                    os_work: whole.os_work,
+                    lock_visits: whole.lock_visits.clone(),
+                }
+            }
             /// What was counted since `earlier`, a moment of the same machine.
             #[must_use]
             pub fn since(&self, earlier: &Self) -> Self {

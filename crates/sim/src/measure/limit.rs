@@ -1,9 +1,9 @@
-//! The least time that simulated structures could take: a loop that goes to arrays of their sizes as often
-//! as a machine must, and does nothing else. How far a machine is from it is what `bench` shows.
+//! The least time that simulated structures could take: a loop that goes to arrays of their sizes as
+//! often as a machine must, and does nothing else. How far a machine is from it is what `bench` shows.
 //!
 //! A visit is to a place that no visit before decides, so the processor has as many on their way as it
-//! can: no simulator that keeps its state in arrays of these sizes can be faster, but by working on several
-//! accesses at once with wider instructions, or by keeping less.
+//! can: no simulator that keeps its state in arrays of these sizes can be faster, but by working on
+//! several accesses at once with wider instructions, or by keeping less.
 
 use std::hint::black_box;
 

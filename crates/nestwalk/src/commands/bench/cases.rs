@@ -100,8 +100,8 @@ const COMMANDS: [(&str, Measure, &str); 6] = [
     ("memory/1TiB", Measure::Peak, "compare gups --footprint 1TiB --populate no --accesses 4M"),
 ];
 
-/// Every case; `accesses` of each single pass of the paths. Passes of all schemes, which take as long as all
-/// of them together, get a tenth; paths on which nothing misses, five times as many.
+/// Every case; `accesses` of each single pass of the paths. Passes of all schemes, which take as long as
+/// all of them together, get a tenth; paths on which nothing misses, five times as many.
 ///
 /// # Errors
 /// A scheme's name is none, which a test excludes.

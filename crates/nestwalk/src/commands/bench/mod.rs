@@ -3,6 +3,7 @@
 mod against;
 mod cases;
 mod child;
+mod growth;
 mod guests;
 mod limits;
 mod reading;
@@ -84,6 +85,11 @@ pub fn bench(args: &BenchArgs) -> Result<()> {
         let chosen = args.case.as_deref().unwrap_or("");
         let found = against::against(old, chosen, args.pairs, accesses)?;
         let out = args.format.render(&found)?;
+        return Ok(std::io::stdout().lock().write_all(out.as_bytes())?);
+    }
+    if args.growth {
+        // A tenth: every run has several machines, and there are many.
+        let out = args.format.render(&growth::growth(accesses / 10)?)?;
         return Ok(std::io::stdout().lock().write_all(out.as_bytes())?);
     }
     if let Some(name) = &args.case {

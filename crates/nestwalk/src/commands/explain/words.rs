@@ -21,6 +21,7 @@ fn all() -> impl Iterator<Item = &'static Heading> {
         .chain(&headings::COVERAGE)
         .chain(&headings::OVER_TIME)
         .chain(&headings::SENSITIVITY)
+        .chain(&headings::SAMPLED)
         .chain(&headings::ADVICE)
         .chain(&headings::MEASURED)
         .chain(&headings::CHECKED)
@@ -104,6 +105,7 @@ mod tests {
                     "" => FIELDS.iter().any(|f| f.0 == name),
                     // Its tests look at the fields of `advise`.
                     _ if first == "choices[]" => true,
+                    _ if first == "sampling" => key == "half_widths",
                     _ if first == "repeats" => name.ends_with("run_time.deviation"),
                     _ if name.contains(".entries.") => first == "coverage",
                     _ => {
