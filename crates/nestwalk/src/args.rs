@@ -2,6 +2,7 @@
 
 mod advise;
 mod class;
+mod conform;
 mod evaluate;
 mod examples;
 mod fleet;
@@ -20,6 +21,7 @@ pub mod trace_formats;
 
 pub use advise::AdviseArgs;
 pub use class::{ReachArgs, SceneArg, StepArgs};
+pub use conform::ConformArgs;
 pub use evaluate::{BenchArgs, ExplainArgs, KeepArg, LivedArg, Publication, ReproduceArgs};
 pub use fleet::FleetArgs;
 pub use govern::GovernArgs;
@@ -104,6 +106,9 @@ pub enum Command {
     /// Look at the memory of a live process or VM: contiguous runs, and how many entries cover them
     #[command(after_help = inspect::EXAMPLES)]
     Inspect(Box<InspectArgs>),
+    /// Compare the modelled KVM with the real one, event by event
+    #[command(after_help = conform::EXAMPLES)]
+    Conform(Box<ConformArgs>),
     /// Make a page of figures of results, and figures for papers
     #[command(after_help = report::EXAMPLES)]
     Report(ReportArgs),

@@ -53,6 +53,7 @@ fn main() -> ExitCode {
         Command::Trace(command) => commands::trace::trace(&command),
         Command::Govern(options) => commands::govern::govern(&options),
         Command::Inspect(options) => commands::inspect::inspect(&options),
+        Command::Conform(options) => commands::conform::conform(&options),
         Command::Report(options) => commands::report::report(&options),
         Command::Reproduce(options) => commands::reproduce::reproduce(&options),
         Command::Schemes => commands::explain::schemes(),
