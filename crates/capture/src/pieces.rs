@@ -21,7 +21,7 @@ const INSTALL_QEMU: &str = "scripts/guest, or apt-get install qemu-system-x86 (o
 /// Packages that always depend on the newest kernel for virtual machines: of Debian, of Ubuntu.
 const KERNEL_PACKAGES: &[&str] = &["linux-image-cloud-amd64", "linux-image-virtual"];
 /// Of every package of a kernel.
-const KERNEL_PREFIX: &str = "linux-image-";
+pub(crate) const KERNEL_PREFIX: &str = "linux-image-";
 /// Where kernels are in the cache: the newest, and those that were asked for by name.
 const NEWEST: &str = "kernels";
 const BY_NAME: &str = "kernels-by-name";
@@ -157,7 +157,7 @@ fn find_kernel(cache: &Cache) -> Result<Option<Kernel>, GuestError> {
 }
 
 /// The numbers in a release or the name of a package, by which they sort.
-fn numbers(release: &str) -> Vec<u64> {
+pub(crate) fn numbers(release: &str) -> Vec<u64> {
     release.split(|c: char| !c.is_ascii_digit()).filter_map(|n| n.parse().ok()).collect()
 }
 
@@ -178,7 +178,7 @@ fn kernels_in(cache: &Cache, directory: &str) -> Result<Vec<Kernel>, GuestError>
 }
 
 /// Whether a release, or the rest of a package's name, is of the version `name`, or is `name` itself.
-fn is_called(release: &str, name: &str) -> bool {
+pub(crate) fn is_called(release: &str, name: &str) -> bool {
     release.strip_prefix(name).is_some_and(|rest| !rest.starts_with(|c: char| c.is_ascii_digit()))
 }
 
@@ -322,7 +322,7 @@ fn get_busybox(cache: &Cache, say: Say<'_>) -> Result<(), GuestError> {
 }
 
 /// Makes a finished piece visible; with the lock held.
-fn move_into(cache: &Cache, finished: &Path, to: &Path) -> Result<(), GuestError> {
+pub(crate) fn move_into(cache: &Cache, finished: &Path, to: &Path) -> Result<(), GuestError> {
     let place = cache.root().join(to);
     if let Some(parent) = place.parent() {
         fs::create_dir_all(parent).at("create", parent)?;

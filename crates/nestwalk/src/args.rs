@@ -2,6 +2,7 @@
 
 mod advise;
 mod class;
+mod conform;
 mod evaluate;
 mod examples;
 mod fleet;
@@ -22,6 +23,7 @@ pub mod trace_formats;
 
 pub use advise::AdviseArgs;
 pub use class::{ReachArgs, SceneArg, StepArgs};
+pub use conform::ConformArgs;
 pub use evaluate::{BenchArgs, ExplainArgs, KeepArg, LivedArg, Publication, ReproduceArgs};
 pub use fleet::FleetArgs;
 pub use govern::GovernArgs;
@@ -112,6 +114,9 @@ pub enum Command {
     /// Measure the TLBs and page walks of this machine, from time alone, as a profile
     #[command(after_help = measure::EXAMPLES)]
     Measure(MeasureArgs),
+    /// Compare the modelled KVM with the real one, event by event
+    #[command(after_help = conform::EXAMPLES)]
+    Conform(Box<ConformArgs>),
     /// Make a page of figures of results, and figures for papers
     #[command(after_help = report::EXAMPLES)]
     Report(ReportArgs),

@@ -54,6 +54,7 @@ fn main() -> ExitCode {
         Command::Govern(options) => commands::govern::govern(&options),
         Command::Inspect(options) => commands::inspect::inspect(&options),
         Command::Measure(options) => commands::measure::measure(&options),
+        Command::Conform(options) => commands::conform::conform(&options),
         Command::Report(options) => commands::report::report(&options),
         Command::Reproduce(options) => commands::reproduce::reproduce(&options),
         Command::Schemes => commands::explain::schemes(),

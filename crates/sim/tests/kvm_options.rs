@@ -23,7 +23,7 @@ fn setup(profile: &str, host_pages: &'static str, vmm: VmmOptions) -> Setup {
 }
 
 fn options(ept_ad: Option<bool>, nx_huge_pages: Option<bool>) -> VmmOptions {
-    VmmOptions { ept_ad, nx_huge_pages }
+    VmmOptions { ept_ad, nx_huge_pages, ..VmmOptions::default() }
 }
 
 fn fetch(s: &mut Script, gva: u64) {

@@ -4,6 +4,7 @@ pub mod advise;
 pub mod bench;
 pub mod capture;
 pub mod compare;
+pub mod conform;
 pub mod doctor;
 pub mod entries;
 pub mod explain;

@@ -7,7 +7,7 @@ use nestwalk_capture::{Cache, KernelChoice, Step, build_plugin, plugin_api, prep
 use std::path::{Path, PathBuf};
 
 /// The repository that this program was built in, if it is still there.
-fn built_in() -> PathBuf {
+pub(super) fn built_in() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap_or(Path::new(".")).to_path_buf()
 }
 

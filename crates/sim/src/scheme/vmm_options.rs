@@ -9,6 +9,7 @@
 //! - *`nx_huge_pages`* (`kvm.nx_huge_pages`, `auto` unless given): large entries forbid fetches, and a
 //!   page that is executed is mapped by 4 KiB (Linux 5.4 and later, against the erratum iTLB multihit).
 //!   `auto` is on for the processors that have the erratum, which their profile says.
+//! - *`kvm`* (4.19 unless given): the Linux version whose rules of shadow paging are followed.
 
 use crate::scheme::options::{OptionRow, OptionTable, one_of, word_of};
 use nestwalk_hw::Profile;
@@ -43,11 +44,40 @@ const NX_HUGE_PAGES: Row = Row {
     set: |o, value| one_of(value, &FLAGS).map(|flag| o.nx_huge_pages = flag),
     get: |o| word_of(&o.nx_huge_pages, &FLAGS),
 };
+const VERSIONS: [(&str, KvmVersion); 3] =
+    [("4.19", KvmVersion::V4_19), ("6.1", KvmVersion::V6_1), ("6.12", KvmVersion::V6_12)];
+const KVM: Row = Row {
+    name: "kvm",
+    values: "4.19|6.1|6.12",
+    meaning: "the Linux version whose rules of shadow paging are followed; 4.19 unless given",
+    set: |o, value| one_of(value, &VERSIONS).map(|version| o.kvm = version),
+    // As above: the default is not kept.
+    get: |o| if o.kvm == KvmVersion::V4_19 { String::new() } else { word_of(&o.kvm, &VERSIONS) },
+};
 
 static NESTED: OptionTable<VmmOptions> = OptionTable::new(&[EPT_AD, NX_HUGE_PAGES]);
-static SHADOW: OptionTable<VmmOptions> = OptionTable::new(&[NX_HUGE_PAGES]);
+static SHADOW: OptionTable<VmmOptions> = OptionTable::new(&[NX_HUGE_PAGES, KVM]);
 static AGILE: OptionTable<VmmOptions> = OptionTable::new(&[EPT_AD_OFF, NX_HUGE_PAGES]);
 static OTHER: OptionTable<VmmOptions> = OptionTable::new(&[]);
+
+/// The Linux version whose KVM the rules of shadow paging are.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, PartialOrd, Ord)]
+pub enum KvmVersion {
+    /// Linux 4.19, by its source.
+    #[default]
+    V4_19,
+    /// Linux 6.1, compared event by event with the real one.
+    V6_1,
+    /// Linux 6.12, compared event by event with the real one.
+    V6_12,
+}
+
+impl KvmVersion {
+    /// Whether it is any later than 4.19.
+    pub const fn is_newer(self) -> bool {
+        !matches!(self, Self::V4_19)
+    }
+}
 
 /// Which of the options a scheme's VMM has, and what stands unless given.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -81,6 +111,8 @@ pub struct VmmOptions {
     pub ept_ad: Option<bool>,
     /// Executed pages are mapped by 4 KiB; `None` as the profile says.
     pub nx_huge_pages: Option<bool>,
+    /// Whose rules of shadow paging.
+    pub kvm: KvmVersion,
 }
 
 /// What they come to on a processor.
@@ -90,11 +122,13 @@ pub struct VmmRules {
     pub ept_ad: bool,
     /// Large entries forbid fetches; what is executed is mapped by 4 KiB.
     pub nx_huge_pages: bool,
+    /// Whose rules of shadow paging.
+    pub kvm: KvmVersion,
 }
 
 impl VmmRules {
     /// Tables without flags, whose large pages may be executed.
-    pub const PLAIN: Self = Self { ept_ad: false, nx_huge_pages: false };
+    pub const PLAIN: Self = Self { ept_ad: false, nx_huge_pages: false, kvm: KvmVersion::V4_19 };
 }
 
 impl VmmOptions {
@@ -119,6 +153,7 @@ impl VmmOptions {
         Ok(VmmRules {
             ept_ad: self.ept_ad.unwrap_or(kind == VmmKind::Nested),
             nx_huge_pages: self.nx_huge_pages.unwrap_or(core.itlb_multihit.value > 0.0),
+            kvm: self.kvm,
         })
     }
 }
@@ -136,7 +171,10 @@ mod tests {
     fn own_parts_are_taken_out_and_read_back_as_they_are_written() {
         let (options, rest) = take(VmmKind::Nested, "lived=long/eptad=off/nx_huge_pages=on");
         assert_eq!(rest, ["lived=long"]);
-        assert_eq!(options, VmmOptions { ept_ad: Some(false), nx_huge_pages: Some(true) });
+        assert_eq!(
+            options,
+            VmmOptions { ept_ad: Some(false), nx_huge_pages: Some(true), kvm: KvmVersion::V4_19 }
+        );
         assert_eq!(NESTED.spell(&options), "eptad=off/nx_huge_pages=on");
         assert_eq!(take(VmmKind::Nested, &NESTED.spell(&options)), (options, vec![]));
         // The default is not written; it differs for agile paging.
@@ -173,9 +211,13 @@ mod tests {
         for (name, nx_huge_pages) in
             [("cascade-lake-6252", true), ("sandy-bridge-e5-2430", true), ("zen2", false)]
         {
-            assert_eq!(of(default, name).unwrap(), VmmRules { ept_ad: true, nx_huge_pages });
+            assert_eq!(
+                of(default, name).unwrap(),
+                VmmRules { ept_ad: true, nx_huge_pages, kvm: KvmVersion::V4_19 }
+            );
         }
-        let off = VmmOptions { ept_ad: Some(false), nx_huge_pages: Some(false) };
+        let off =
+            VmmOptions { ept_ad: Some(false), nx_huge_pages: Some(false), kvm: KvmVersion::V4_19 };
         assert_eq!(of(off, "cascade-lake-6252").unwrap(), VmmRules::PLAIN);
         let e = of(off, "zen2").unwrap_err();
         assert!(e.contains("eptad=off") && e.contains("zen2"), "{e}");

@@ -49,8 +49,8 @@ impl Shadow {
     /// The processor has not what is asked for.
     pub fn new(request: &MachineConfig) -> Result<Self, MachineError> {
         let guest_pages = request.guest_bytes >> 12;
-        let VmmRules { nx_huge_pages, .. } = request.rules(VmmKind::Shadow)?;
-        let rules = Rules { nx_huge_pages, ..Rules::default() };
+        let VmmRules { nx_huge_pages, kvm, .. } = request.rules(VmmKind::Shadow)?;
+        let rules = Rules { nx_huge_pages, kvm, ..Rules::default() };
         let mmu = ShadowMmu::new(request.guest_mode, request.vcpus, guest_pages);
         Ok(Self { mmu: mmu.with_rules(rules), hints: LeafHints::default() })
     }

@@ -116,6 +116,7 @@ impl AgileMmu {
             hardware_ad: config.hardware_ad,
             previous_roots: config.cr3_cache.saturating_sub(1).max(PREVIOUS_ROOTS),
             nx_huge_pages: shape.rules.nx_huge_pages,
+            ..Rules::default()
         };
         let shadow = ShadowMmu::new(shape.guest_mode, shape.vcpus, shape.guest_pages);
         let start = if config.start_nested { Start::Nested } else { Start::Shadow };

@@ -27,6 +27,7 @@ impl ShadowMmu {
             platform.locked_exit(ExitReason::TableWrite);
             self.emulate(platform, first, at, Entry(new));
             self.settle(platform);
+            self.reload_obsolete(platform);
         } else {
             self.unsync(platform, first);
         }
@@ -35,6 +36,9 @@ impl ShadowMmu {
     /// An emulated store (`kvm_mmu_pte_write`).
     pub(super) fn emulate(&mut self, platform: &mut Platform, first: PageId, at: Gpa, new: Entry) {
         let guest_index = (at.value() & 0xfff) / u64::from(self.guest_mode.entry_bytes);
+        if self.rules.kvm.is_newer() {
+            return self.emulate_newer(platform, first, guest_index);
+        }
         let mut page = first;
         while page != NONE {
             let next = self.pages[page as usize].next_same;
@@ -272,7 +276,7 @@ impl ShadowMmu {
     }
 
     /// INVLPG: an out-of-sync leaf is dropped and read anew (`FNAME(invlpg)`).
-    fn invalidate_page(&mut self, platform: &mut Platform, root: PageId, gva: Gva) {
+    pub(super) fn invalidate_page(&mut self, platform: &mut Platform, root: PageId, gva: Gva) {
         let mut page = root;
         for level in (1..=self.mode.levels).rev() {
             let index = self.mode.index(gva.value(), level);
@@ -280,6 +284,10 @@ impl ShadowMmu {
             let entry = Entry(self.memory.read(spte, 8).unwrap_or(0));
             if level == 1 || entry.has(PRESENT | LARGE) {
                 if !self.pages[page as usize].unsync {
+                    return;
+                }
+                if !super::newer::invlpg_fills(self.rules.kvm) {
+                    self.compare_entry(platform, page, index);
                     return;
                 }
                 self.drop_entry(spte);

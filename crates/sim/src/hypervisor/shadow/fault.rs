@@ -1,7 +1,8 @@
 //! Faults of the hardware on shadow tables: the guest's own, or the shadow's.
 
+use super::observe::ShadowEvent;
 use super::protect::GUEST_WRITE;
-use super::{Access, PREFETCH, PageId, ShadowMmu};
+use super::{Access, FULL, PREFETCH, PageId, ShadowMmu};
 use crate::hardware::Request;
 use crate::hardware::walk::agile::SWITCH;
 use crate::hypervisor::largest_leaf;
@@ -65,12 +66,20 @@ impl ShadowMmu {
         platform: &mut Platform,
         request: &Request,
     ) -> Result<Handled, MachineError> {
+        self.tell_fault(request);
         if self.fill_switch(platform, request)? {
             return Ok(Handled::Retry);
         }
-        let Some(walk) = self.guest_walk(platform, request) else {
-            platform.cpu.counters.exit(ExitReason::TrueFault);
-            return Ok(Handled::GuestFault);
+        let walk = match self.guest_walk(platform, request) {
+            Ok(walk) => walk,
+            Err(present) => {
+                platform.cpu.counters.exit(ExitReason::TrueFault);
+                if present {
+                    self.fault_invalidates(platform, request);
+                }
+                self.tell(ShadowEvent::Injected);
+                return Ok(Handled::GuestFault);
+            }
         };
         let size = self.guest_mode.span(walk.leaf);
         let frame: Gpa = walk.entries[walk.leaf as usize].frame(size);
@@ -93,6 +102,14 @@ impl ShadowMmu {
             (target, target_size) = largest_leaf(self.mode, smaller);
         }
         let emulated = request.write && self.emulates(gpa.page_number());
+        if emulated
+            && self.rules.kvm.is_newer()
+            && let Some(spte) = self.tracked_store(request)
+        {
+            self.begin_emulation(spte);
+            return Ok(Handled::RetryOnce);
+        }
+        self.make_room(platform);
         let page = self.fetch(platform, request, &walk, target)?;
         let index = self.mode.index(request.gva.value(), target);
         let spte = self.spte_at(page, index);
@@ -101,11 +118,15 @@ impl ShadowMmu {
         let mut leaf = self.leaf_entry(frame, target, &walk);
         let mut unsynced = false;
         let gfn = gpa.align_down(target_size).page_number();
+        let same = self.same_leaf(old, leaf, target);
         if target == 1 {
-            (leaf, unsynced) = self.limited(gfn, leaf, old.has(WRITE), true);
+            (leaf, unsynced) = self.limited(gfn, leaf, same.has(WRITE), true);
         }
-        self.set_leaf(page, index, gfn, leaf);
+        self.set_leaf(page, index, gfn, self.finished(leaf, same, false));
         if emulated {
+            if self.rules.kvm.is_newer() {
+                self.prefetch(platform, page, index, &walk);
+            }
             // The store's own event counts the exit.
             self.begin_emulation(spte);
             self.settle(platform);
@@ -145,9 +166,13 @@ impl ShadowMmu {
         true
     }
 
-    /// Walks the guest's tables; `None` if they do not allow the access. Sets the guest's accessed
-    /// bits, and the dirty bit for a store, as the hardware would have.
-    fn guest_walk(&self, platform: &mut Platform, request: &Request) -> Option<GuestWalk> {
+    /// Walks the guest's tables. If they do not allow the access, the error says whether they have the
+    /// page. Sets the guest's accessed bits, and the dirty bit for a store, as the hardware would have.
+    fn guest_walk(
+        &mut self,
+        platform: &mut Platform,
+        request: &Request,
+    ) -> Result<GuestWalk, bool> {
         let mode = self.guest_mode;
         let guest = &mut platform.cpu.world.guest;
         let mut table = platform.cpu.world.roots[request.core()];
@@ -157,7 +182,7 @@ impl ShadowMmu {
             let here = mode.entry_at(table, request.gva.value(), level);
             let entry = Entry(guest.read(here, mode.entry_bytes).unwrap_or(0));
             if !entry.is_present() {
-                return None;
+                return Err(false);
             }
             at[level as usize] = here;
             walk.entries[level as usize] = entry;
@@ -169,18 +194,24 @@ impl ShadowMmu {
             table = entry.target();
         }
         if !walk.permissions.allow(request.write, request.fetch, request.user) {
-            return None;
+            return Err(true);
         }
-        for level in walk.leaf..=mode.levels {
+        for level in (walk.leaf..=mode.levels).rev() {
+            if !walk.entries[level as usize].has(ACCESSED) {
+                self.tell(ShadowEvent::Accessed(at[level as usize]));
+            }
             guest.set_bits(at[level as usize], ACCESSED);
         }
         let leaf = &mut walk.entries[walk.leaf as usize];
         walk.was_dirty = leaf.has(DIRTY);
         if request.write {
+            if !walk.was_dirty {
+                self.tell(ShadowEvent::Dirty(at[walk.leaf as usize]));
+            }
             guest.set_bits(at[walk.leaf as usize], DIRTY);
             *leaf = leaf.with(DIRTY);
         }
-        Some(walk)
+        Ok(walk)
     }
 
     /// Goes down the shadow tables to the level of the leaf, making what is missing (`FNAME(fetch)`).
@@ -204,10 +235,11 @@ impl ShadowMmu {
                 let piece = self.mode.span(level);
                 let base = guest.frame::<Gpa>(size).offset_by(request.gva.offset_in(size));
                 let gfn = base.align_down(piece).page_number();
-                (gfn, level - 1, Some(permission_bits(guest)), 0)
+                (gfn, level - 1, Some(permission_bits(self.permitted(walk))), 0, FULL)
             } else {
                 let gfn = guest.target::<Gpa>().page_number();
-                (gfn, level - 1, None, self.quadrant(gva, level - 1))
+                let inherited = self.inherited(walk, level - 1);
+                (gfn, level - 1, None, self.quadrant(gva, level - 1), inherited)
             };
             let spte = self.spte_at(page, self.mode.index(request.gva.value(), level));
             // A page that is linked already is neither got nor compared: an out-of-sync one stays so
@@ -219,6 +251,9 @@ impl ShadowMmu {
                 continue;
             }
             let child = self.page(platform, role)?;
+            if self.rules.kvm.is_newer() && role.1 > 1 {
+                self.sync_below(platform, child);
+            }
             // Making room for the child may have dropped the page that we stand on.
             if !self.pages[page as usize].live || self.pages[page as usize].obsolete {
                 self.hardware_root(platform, request.core())?;
@@ -227,7 +262,7 @@ impl ShadowMmu {
             let table = self.pages[child as usize].table;
             self.drop_entry(spte);
             let mut pointer = Entry::table(table);
-            if !direct {
+            if !direct && !self.rules.kvm.is_newer() {
                 pointer =
                     Entry(pointer.0 & !(WRITE | USER) | guest.0 & (WRITE | USER | NO_EXECUTE));
             }
@@ -260,7 +295,7 @@ impl ShadowMmu {
         }
         // A piece of a large page is found by the permissions of the whole; a clear D bit is one.
         let hardware_ad = self.rules.hardware_ad && level >= walk.leaf;
-        let leaf = with_permissions(Entry(leaf), walk.entries[walk.leaf as usize], hardware_ad);
+        let leaf = with_permissions(Entry(leaf), self.permitted(walk), hardware_ad);
         let forbidden = self.rules.nx_huge_pages && level > 1;
         leaf.with(if forbidden { NO_EXECUTE } else { 0 })
     }
@@ -285,14 +320,16 @@ impl ShadowMmu {
                 continue;
             }
             let (gfn, guest) = if direct {
-                (self.pages[page as usize].gfn + i, walk.entries[walk.leaf as usize])
+                (self.pages[page as usize].gfn + i, self.permitted(walk))
             } else {
                 let at = self.guest_entry_at(page, i);
                 let raw =
                     platform.cpu.world.guest.read(at, self.guest_mode.entry_bytes).unwrap_or(0);
                 (Entry(raw).target::<Gpa>().page_number(), Entry(raw))
             };
-            if !guest.has(self.fillable()) || !self.prefill(platform, page, i, gfn, guest) {
+            let fillable =
+                if direct && self.rules.kvm.is_newer() { PRESENT } else { self.fillable() };
+            if !guest.has(fillable) || !self.prefill(platform, page, i, gfn, guest) {
                 break;
             }
             platform.cpu.counters.shadow_prefetches += 1;
@@ -313,11 +350,13 @@ impl ShadowMmu {
             return false;
         };
         let frame = host.frame.offset_by(gpa.offset_in(host.size));
+        let guest = self.inherits(page, guest);
         let hardware_ad = self.rules.hardware_ad && self.pages[page as usize].split.is_none();
         let leaf = Entry(frame.value() | PRESENT | ACCESSED);
         let leaf = with_permissions(leaf, guest, hardware_ad);
-        let (leaf, _) = self.limited(gfn, leaf, false, true);
-        self.set_leaf(page, index, gfn, leaf);
+        let read_only = self.rules.kvm.is_newer() && self.is_in_step(gfn);
+        let (leaf, _) = self.limited(gfn, leaf, false, !read_only);
+        self.set_leaf(page, index, gfn, self.finished(leaf, Entry(0), true));
         true
     }
 }

@@ -1,5 +1,5 @@
 //! Shadow tables with the rules of KVM's shadow MMU (Linux 4.19 `mmu.c`, `paging_tmpl.h`, and
-//! Documentation/virtual/kvm/mmu.txt).
+//! Documentation/virtual/kvm/mmu.txt). What newer kernels do otherwise is in `newer`.
 //!
 //! One *shadow page* per guest table page and level holds entries that map guest-virtual to
 //! host-physical addresses. The protocol:
@@ -26,6 +26,8 @@ mod before;
 mod direct_map;
 mod events;
 mod fault;
+mod newer;
+pub mod observe;
 mod pages;
 mod partial;
 mod protect;
@@ -34,7 +36,9 @@ pub(super) mod tests;
 mod unload;
 
 use super::rmap::Rmap;
+use crate::scheme::vmm_options::KvmVersion;
 use crate::scheme::{MachineError, Platform};
+use nestwalk_tables::entry::{USER, WRITE};
 use nestwalk_tables::{Level, Mode, PAE, TableMemory};
 use nestwalk_types::{Address, Gpa, Hpa};
 use rustc_hash::FxHashMap;
@@ -55,6 +59,8 @@ pub const QUOTA_MIN: u64 = 64;
 /// Index of a shadow page.
 type PageId = u32;
 const NONE: PageId = PageId::MAX;
+/// Permissions that take nothing away.
+const FULL: Access = WRITE | USER;
 
 /// What a large guest page permits, as the bits W, U and NX of its entry. Pieces of it with other
 /// permissions (another process's mapping, a page still clean) are other shadow pages, as in KVM's
@@ -65,8 +71,8 @@ type Access = u64;
 const PAE_ROOT: Access = u64::MAX;
 
 /// What a shadow page is found by: guest frame, level, permissions if it is a piece of a large page,
-/// and which part of the guest's table it shadows.
-type Role = (u64, Level, Option<Access>, u8);
+/// which part of the guest's table it shadows, and what the tables above permit.
+type Role = (u64, Level, Option<Access>, u8, Access);
 
 /// One shadow table page.
 struct ShadowPage {
@@ -78,6 +84,8 @@ struct ShadowPage {
     /// Which part of the guest's table: a table of 1,024 entries of 32-bit paging is shadowed by two
     /// leaf tables or four directories of 512. Otherwise 0.
     quadrant: u8,
+    /// What the guest's entries above it permit ([`FULL`] unless the kernel tells such pages apart).
+    inherited: Access,
     /// Where it is in host memory.
     table: Hpa,
     unsync: bool,
@@ -99,7 +107,7 @@ struct ShadowPage {
 
 impl ShadowPage {
     const fn role(&self) -> Role {
-        (self.gfn, self.level, self.split, self.quadrant)
+        (self.gfn, self.level, self.split, self.quadrant, self.inherited)
     }
 }
 
@@ -131,6 +139,8 @@ pub struct Rules {
     pub previous_roots: usize,
     /// Large entries forbid fetches, and what is executed is mapped by 4 KiB (`nx_huge_pages`).
     pub nx_huge_pages: bool,
+    /// Whose rules they are.
+    pub kvm: KvmVersion,
 }
 
 impl Default for Rules {
@@ -141,6 +151,7 @@ impl Default for Rules {
             hardware_ad: false,
             previous_roots: PREVIOUS_ROOTS,
             nx_huge_pages: false,
+            kvm: KvmVersion::default(),
         }
     }
 }
@@ -181,6 +192,8 @@ pub struct ShadowMmu {
     rules: Rules,
     /// Guest tables that are not shadowed but walked.
     partial: partial::Partial,
+    /// What happens, if anybody wants to know.
+    observed: Option<Vec<observe::ShadowEvent>>,
 }
 
 impl ShadowMmu {
@@ -208,6 +221,7 @@ impl ShadowMmu {
             emulated: None,
             rules: Rules::default(),
             partial: partial::Partial::default(),
+            observed: None,
         }
     }
 
@@ -284,8 +298,9 @@ impl ShadowMmu {
         gfn: u64,
         pcid: u16,
     ) -> Result<Root, MachineError> {
+        self.make_room(platform);
         let split = self.is_narrow().then_some(PAE_ROOT);
-        let page = self.page(platform, (gfn, self.mode.levels, split, 0))?;
+        let page = self.page(platform, (gfn, self.mode.levels, split, 0, FULL))?;
         self.pages[page as usize].holders += 1;
         self.sync_root(platform, page);
         Ok(Root { page, gfn, pcid })

@@ -1,5 +1,6 @@
 //! Shadow pages: found, made, linked, compared and dropped.
 
+use super::observe::ShadowEvent;
 use super::{NONE, PageId, Role, ShadowMmu, ShadowPage};
 use crate::hardware::walk::agile::SWITCH;
 use crate::scheme::{MachineError, Platform};
@@ -21,9 +22,17 @@ impl ShadowMmu {
                 // KVM compares it before it is linked, and leaves it out of sync.
                 self.compare(platform, page);
             }
+            if self.rules.kvm.is_newer() {
+                self.pages[page as usize].flood = 0;
+            }
+            self.tell_page(page, |p| ShadowEvent::Got(p, false));
             return Ok(page);
         }
-        self.enforce_quota(platform);
+        if self.rules.kvm.is_newer() {
+            self.drop_out_of_step(platform, role);
+        } else {
+            self.enforce_quota(platform);
+        }
         let table =
             platform.host.as_mut().and_then(HostMemory::alloc_table).ok_or(
                 MachineError::NoTableFrame { machine: String::new(), what: "shadow table" },
@@ -32,12 +41,13 @@ impl ShadowMmu {
         platform.cpu.counters.shadow_pages += 1;
         let page = self.free.pop().unwrap_or(self.pages.len() as PageId);
         let generation = self.pages.get(page as usize).map_or(0, |p| p.generation + 1);
-        let (gfn, level, split, quadrant) = role;
+        let (gfn, level, split, quadrant, inherited) = role;
         let fresh = ShadowPage {
             gfn,
             level,
             split,
             quadrant,
+            inherited,
             table,
             unsync: false,
             flood: 0,
@@ -61,6 +71,7 @@ impl ShadowMmu {
         if split.is_none() {
             self.protect(platform, page);
         }
+        self.tell_page(page, |p| ShadowEvent::Got(p, true));
         Ok(page)
     }
 
@@ -86,6 +97,10 @@ impl ShadowMmu {
     /// holds it as root.
     pub(super) fn zap(&mut self, platform: &mut Platform, page: PageId) {
         platform.cpu.counters.shadow_zaps += 1;
+        self.tell_page(page, ShadowEvent::Zapped);
+        if self.rules.kvm.is_newer() {
+            self.zap_unsync_below(platform, page);
+        }
         let (table, role) = {
             let p = &self.pages[page as usize];
             (p.table, p.role())
@@ -101,6 +116,9 @@ impl ShadowMmu {
             self.unprotect(page);
         }
         self.flush_owed = true;
+        if self.pages[page as usize].unsync {
+            self.tell_page(page, ShadowEvent::Sync);
+        }
         let p = &mut self.pages[page as usize];
         p.unsync = false;
         if p.holders == 0 {
@@ -202,6 +220,9 @@ impl ShadowMmu {
             let level = self.pages[page as usize].level;
             if same && (level == 1 || old.has(LARGE)) && self.mapped_gfn(page, spte) == gfn {
                 self.memory.write(spte, 8, entry.0);
+                if old != entry {
+                    self.tell_leaf(page, index, gfn, entry);
+                }
                 return;
             }
             self.drop_entry(spte);
@@ -211,6 +232,7 @@ impl ShadowMmu {
             gfns[index as usize] = gfn as u32 + 1;
         }
         self.memory.write(spte, 8, entry.0);
+        self.tell_leaf(page, index, gfn, entry);
         self.rmap.add(gfn, spte);
     }
 
@@ -231,34 +253,43 @@ impl ShadowMmu {
     /// entry changed are dropped or corrected. Entries that are not there are not filled.
     pub(super) fn compare(&mut self, platform: &mut Platform, page: PageId) {
         platform.cpu.counters.sync_entries += 512;
-        let table = self.pages[page as usize].table;
         for index in 0..512u64 {
-            let spte = table.offset_by(index * 8);
-            let old = Entry(self.memory.read(spte, 8).unwrap_or(0));
-            if !old.is_present() {
-                continue;
-            }
-            platform.cpu.counters.sync_present += 1;
-            let at = self.guest_entry_at(page, index);
-            let guest =
-                Entry(platform.cpu.world.guest.read(at, self.guest_mode.entry_bytes).unwrap_or(0));
-            let frame = guest.target::<nestwalk_types::Gpa>().page_number();
-            if !guest.has(self.fillable()) || frame != self.mapped_gfn(page, spte) {
-                self.drop_entry(spte);
-                continue;
-            }
-            let wanted = super::fault::with_permissions(old, guest, self.rules.hardware_ad);
-            let (wanted, _) = self.limited(frame, wanted, old.has(WRITE), false);
-            if wanted != old {
-                self.memory.write(spte, 8, wanted.0);
-                self.flush_owed = true;
-            }
+            self.compare_entry(platform, page, index);
+        }
+    }
+
+    pub(super) fn compare_entry(&mut self, platform: &mut Platform, page: PageId, index: u64) {
+        let spte = self.spte_at(page, index);
+        let old = Entry(self.memory.read(spte, 8).unwrap_or(0));
+        if !old.is_present() {
+            return;
+        }
+        platform.cpu.counters.sync_present += 1;
+        let at = self.guest_entry_at(page, index);
+        let guest =
+            Entry(platform.cpu.world.guest.read(at, self.guest_mode.entry_bytes).unwrap_or(0));
+        let guest = self.inherits(page, guest);
+        let frame = guest.target::<nestwalk_types::Gpa>().page_number();
+        if !guest.has(self.fillable()) || frame != self.mapped_gfn(page, spte) {
+            self.drop_entry(spte);
+            return;
+        }
+        let wanted = super::fault::with_permissions(old, guest, self.rules.hardware_ad);
+        if super::newer::leaves_same_permissions(self.rules.kvm, old, wanted) {
+            return;
+        }
+        let (wanted, _) = self.limited(frame, wanted, old.has(WRITE), false);
+        let wanted = self.finished(wanted, old, true);
+        if wanted != old {
+            self.memory.write(spte, 8, wanted.0);
+            self.flush_owed = true;
         }
     }
 
     /// Brings a leaf page in step and protects it again.
     pub(super) fn sync_page(&mut self, platform: &mut Platform, page: PageId) {
         self.write_protect(self.pages[page as usize].gfn);
+        self.tell_page(page, ShadowEvent::Sync);
         self.compare(platform, page);
         self.pages[page as usize].unsync = false;
     }
@@ -267,6 +298,9 @@ impl ShadowMmu {
     pub(super) fn sync_root(&mut self, platform: &mut Platform, root: PageId) {
         if self.unsync.is_empty() {
             return;
+        }
+        if self.rules.kvm.is_newer() {
+            return self.sync_below(platform, root);
         }
         platform.lock();
         let mut waiting = std::mem::take(&mut self.unsync);
@@ -285,7 +319,7 @@ impl ShadowMmu {
         self.unsync = waiting;
     }
 
-    fn is_below(&self, page: PageId, root: PageId) -> bool {
+    pub(super) fn is_below(&self, page: PageId, root: PageId) -> bool {
         page == root
             || self.pages[page as usize].parents.iter().any(|p| {
                 self.by_table.get(&p.page_number()).is_some_and(|&up| self.is_below(up, root))

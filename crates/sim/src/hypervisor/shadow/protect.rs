@@ -15,6 +15,7 @@
 //! the translation of that walk stays in the TLB. So later stores of the stream find it there, and
 //! results do not depend on how the stream is cut into runs; a flush follows when the shadow goes.
 
+use super::observe::ShadowEvent;
 use super::{NONE, PageId, ShadowMmu};
 use crate::measure::counters::ExitReason;
 use crate::scheme::Platform;
@@ -57,6 +58,7 @@ impl ShadowMmu {
             if !p.unsync {
                 p.unsync = true;
                 self.unsync.push(page);
+                self.tell_page(page, ShadowEvent::Unsync);
                 marked = true;
             }
             page = self.pages[page as usize].next_same;

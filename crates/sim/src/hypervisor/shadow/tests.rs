@@ -7,6 +7,7 @@ use crate::machine::{DynMachine, Machine};
 use crate::measure::counters::ExitReason;
 use crate::scheme::MachineConfig;
 use crate::scheme::Platform;
+use crate::scheme::vmm_options::{KvmVersion, VmmOptions};
 use crate::schemes::shadow::Shadow;
 use lives::Life;
 use nestwalk_hw::Profile;
@@ -202,7 +203,7 @@ impl ShadowMmu {
                 assert!(level > 1 || self.has_unsync_shadow(gfn), "gfn {gfn:#x} is protected");
                 assert!(f.entry.has(super::protect::GUEST_WRITE));
             }
-            let dirty = f.entry.has(DIRTY) || self.rules.hardware_ad;
+            let dirty = f.entry.has(DIRTY) || self.rules.hardware_ad || self.rules.kvm.is_newer();
             assert!(!f.entry.has(WRITE) || dirty, "writable is dirty from the start");
             mapped.entry(gfn).or_default().insert(f.spte);
         }
@@ -269,13 +270,23 @@ impl ShadowMmu {
     }
 }
 
-fn machine(mode: &'static Mode, host_pages: &str, guest_bytes: u64) -> Machine<Shadow> {
+/// Of every third seed one version of KVM.
+fn version(seed: u64) -> KvmVersion {
+    [KvmVersion::V4_19, KvmVersion::V6_1, KvmVersion::V6_12][seed as usize % 3]
+}
+
+fn machine(
+    mode: &'static Mode,
+    host_pages: &str,
+    guest_bytes: u64,
+    kvm: KvmVersion,
+) -> Machine<Shadow> {
     let policy = PagePolicy::by_name(host_pages).unwrap();
     let slots = [(Gpa::new(0), 3 << 30)];
     let build = MachineConfig {
         variant: String::new(),
         name: "shadow".into(),
-        vmm: crate::scheme::vmm_options::VmmOptions::default(),
+        vmm: VmmOptions { kvm, ..VmmOptions::default() },
         profile: Profile::load("zen2").unwrap(),
         guest_mode: mode,
         nested_mode: &LONG4,
@@ -304,7 +315,7 @@ fn the_parts_agree_after_every_event_of_any_life() {
         };
         // Every second life has the smallest quota.
         let guest_bytes = if seed % 2 == 0 { 3 << 30 } else { 1 << 20 };
-        let mut m = machine(mode, ["4k", "2m"][seed as usize / 3 % 2], guest_bytes);
+        let mut m = machine(mode, ["4k", "2m"][seed as usize / 3 % 2], guest_bytes, version(seed));
         for (i, events) in life.live().iter().enumerate() {
             m.run(events).unwrap();
             if i % 3 == 0 {
@@ -336,7 +347,8 @@ fn the_parts_agree_while_a_kernel_stores_to_its_tables_through_a_direct_map() {
             pcids: seed % 3 == 0,
         };
         let guest_bytes = if seed % 4 == 0 { 1 << 20 } else { 3 << 30 };
-        let mut m = machine(mode, ["4k", "2m", "1g"][seed as usize % 3], guest_bytes);
+        let mut m =
+            machine(mode, ["4k", "2m", "1g"][seed as usize % 3], guest_bytes, version(seed));
         let size = [PageSize::SIZE_2M, PageSize::SIZE_1G][seed as usize / 2 % 2];
         let mut r = SplitMix64::new(seed);
         let batches = lives::with_direct_map(&life.live(), mode, size, &mut r);
@@ -368,7 +380,7 @@ fn dropping_a_frame_drops_every_entry_that_maps_it() {
         pages: "4k",
         pcids: true,
     };
-    let mut m = machine(&LONG4, "4k", 3 << 30);
+    let mut m = machine(&LONG4, "4k", 3 << 30, KvmVersion::V4_19);
     life.live().iter().for_each(|events| m.run(events).unwrap());
     let leaves: Vec<u64> = {
         let mmu = &m.scheme.mmu;

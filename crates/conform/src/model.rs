@@ -1,0 +1,231 @@
+//! The same program, performed by the simulator's shadow MMU.
+
+use crate::program::{Action, CODE, FILL, Program, WINDOW};
+use crate::{Answers, Events};
+use nestwalk_hw::Profile;
+use nestwalk_mm::{DaemonConfig, HostConfig, HostMemory, PagePolicy, PlacementKind};
+use nestwalk_sim::hypervisor::shadow::observe::{PageName, Permits, ShadowEvent};
+use nestwalk_sim::scheme::vmm_options::{KvmVersion, VmmOptions};
+use nestwalk_sim::schemes::shadow::Shadow;
+use nestwalk_sim::{DynMachine, Machine, MachineConfig};
+use nestwalk_tables::{Entry, LONG4, Permissions};
+use nestwalk_types::{
+    Address, Control, FaultCode, Gpa, GuestBatch, Gva, Invalidation, Run, RunFlags, VcpuId,
+};
+
+/// Memory of the modelled host, and what of it its kernel has.
+const HOST_BYTES: u64 = 1 << 30;
+const HOST_KERNEL: u64 = 1 << 26;
+const V0: VcpuId = VcpuId(0);
+
+/// Why the model could not perform a program.
+#[derive(Debug, thiserror::Error)]
+#[error("{script}, action {action}: {what}")]
+pub struct ModelError {
+    /// The script.
+    pub script: String,
+    /// Number of the action, from 0.
+    pub action: usize,
+    /// What the simulator said.
+    pub what: String,
+}
+
+fn access(p: Permits) -> String {
+    let letter = |so, c| if so { c } else { '-' };
+    [letter(p.write, 'w'), letter(p.user, 'u'), letter(p.execute, 'x')].iter().collect()
+}
+
+fn page(p: PageName) -> String {
+    let kind = if p.direct { " direct" } else { "" };
+    format!("{:x} l{}{kind} {}", p.gfn, p.level, access(p.access))
+}
+
+/// An event as a line, the same as a trace's ([`crate::trace::event`]).
+fn told(event: &ShadowEvent) -> String {
+    match *event {
+        ShadowEvent::Fault { gva, code } => format!("fault {:x} {code:x}", gva.value() & !0xfff),
+        ShadowEvent::Injected => "inject".to_owned(),
+        ShadowEvent::Accessed(at) => format!("accessed {:x}", at.value()),
+        ShadowEvent::Dirty(at) => format!("dirty {:x}", at.value()),
+        ShadowEvent::Got(p, new) => {
+            format!("get {} {}", page(p), if new { "new" } else { "old" })
+        }
+        ShadowEvent::Set { gfn, level, index, permits } => {
+            format!("set {gfn:x} l{level} i{index:x} {}", access(permits))
+        }
+        ShadowEvent::Unsync(p) => format!("unsync {}", page(p)),
+        ShadowEvent::Sync(p) => format!("sync {}", page(p)),
+        ShadowEvent::Zapped(p) => format!("zap {}", page(p)),
+    }
+}
+
+struct Guest {
+    machine: Machine<Shadow>,
+}
+
+type Told = Result<(), String>;
+
+fn machine(program: &Program, version: KvmVersion) -> Result<Machine<Shadow>, String> {
+    let told = |e: &dyn std::fmt::Display| e.to_string();
+    let guest_bytes = program.pages << 12;
+    let policy = if program.huge { "2m" } else { "4k" };
+    let config = HostConfig {
+        bytes: HOST_BYTES,
+        mode: &LONG4,
+        policy: PagePolicy::by_name(policy).ok_or("no such pages")?,
+        placement: PlacementKind::default(),
+        fragmentation: 0.0.into(),
+        seed: 1,
+        kernel_bytes: HOST_KERNEL,
+        daemons: DaemonConfig::default(),
+    };
+    let host =
+        HostMemory::with_config(&config, &[(Gpa::new(0), guest_bytes)]).map_err(|e| told(&e))?;
+    let build = MachineConfig {
+        name: "shadow".into(),
+        variant: String::new(),
+        vmm: VmmOptions { kvm: version, ..VmmOptions::default() },
+        // AMD's, as the emulated processor: no erratum of large pages.
+        profile: Profile::load("zen2").map_err(|e| told(&e))?,
+        guest_mode: &LONG4,
+        nested_mode: &LONG4,
+        vcpus: 1,
+        guest_bytes,
+        host: Some(host),
+        verify: false,
+    };
+    let scheme = Shadow::new(&build).map_err(|e| told(&e))?;
+    Machine::new(scheme, build).map_err(|e| told(&e))
+}
+
+impl Guest {
+    fn new(program: &Program, version: KvmVersion) -> Result<Self, String> {
+        let mut guest = Self { machine: machine(program, version)? };
+        for gfn in 0..program.pages {
+            let there = guest.machine.platform.host_page(Gpa::new(gfn << 12));
+            there.map_err(|e| e.to_string())?;
+        }
+        for gfn in &program.tables {
+            let mut entries = Box::new([0; 512]);
+            for (i, entry) in entries.iter_mut().enumerate() {
+                let at = gfn << 12 | (i as u64) << 3;
+                *entry = program.memory.get(&at).copied().unwrap_or(0);
+            }
+            guest.say(Control::TableAdded {
+                vcpu: V0,
+                gpa: Gpa::new(gfn << 12),
+                entries: Some(entries),
+            })?;
+        }
+        guest.machine.scheme.mmu.observe();
+        guest.load(program.root)?;
+        Ok(guest)
+    }
+
+    fn say(&mut self, control: Control) -> Told {
+        let mut batch = GuestBatch::default();
+        batch.batch.controls.push((0, control));
+        self.machine.run(&batch).map_err(|e| e.to_string())
+    }
+
+    fn load(&mut self, root: u64) -> Told {
+        self.say(Control::LoadCr3 { vcpu: V0, root: Gpa::new(root), pcid: 0, keep: false })
+    }
+
+    /// Where the guest's tables lead, and whether they allow the access.
+    fn look_up(&self, va: u64, write: bool, fetch: bool) -> (Option<u64>, bool) {
+        let world = &self.machine.platform.cpu.world;
+        let mut table = world.roots[0];
+        let mut permissions = Permissions::ALL;
+        for level in (1..=LONG4.levels).rev() {
+            let entry = Entry(world.guest.read(LONG4.entry_at(table, va, level), 8).unwrap_or(0));
+            if !entry.is_present() {
+                return (None, false);
+            }
+            permissions = permissions.and(entry);
+            if level == 1 || entry.has(nestwalk_tables::entry::LARGE) {
+                let size = LONG4.span(level);
+                let frame: Gpa = entry.frame(size);
+                let gpa = frame.offset_by(Gva::new(va).offset_in(size)).value();
+                return (Some(gpa), permissions.allow(write, fetch, false));
+            }
+            table = entry.target();
+        }
+        (None, false)
+    }
+
+    /// An access of the kernel; one that its tables do not allow faults, and its handler runs.
+    fn access(&mut self, va: u64, write: bool, fetch: bool) -> Result<Option<u64>, String> {
+        let (gpa, allowed) = self.look_up(va, write, fetch);
+        if !allowed {
+            let code = FaultCode { present: gpa.is_some(), write, user: false, fetch };
+            self.say(Control::Fault { vcpu: V0, gva: Gva::new(va), code })?;
+            // Descriptors, the stack, and the handler.
+            for (write, fetch) in [(false, false), (true, false), (false, true)] {
+                self.run(CODE, write, fetch)?;
+            }
+            return Ok(None);
+        }
+        self.run(va, write, fetch)?;
+        Ok(gpa)
+    }
+
+    fn run(&mut self, va: u64, write: bool, fetch: bool) -> Told {
+        let kind =
+            RunFlags::when(RunFlags::STORE, write).union(RunFlags::when(RunFlags::FETCH, fetch));
+        let mut batch = GuestBatch::default();
+        batch.batch.runs.push(Run {
+            gva: Gva::new(va),
+            pc: Gva::new(CODE),
+            lines: 1 << (va >> 6 & 63),
+            count: 1,
+            instructions: 1,
+            vcpu: V0,
+            flags: kind.union(RunFlags::KERNEL),
+        });
+        batch.gpas.push(Gpa::new(0));
+        self.machine.run(&batch).map_err(|e| e.to_string())
+    }
+
+    /// A store of 8 bytes; one to a table is told as such.
+    fn store(&mut self, va: u64, value: u64) -> Told {
+        let Some(gpa) = self.access(va, true, false)? else { return Ok(()) };
+        self.say(Control::TableWrite { vcpu: V0, gpa: Gpa::new(gpa), value })
+    }
+
+    fn act(&mut self, action: Action) -> Told {
+        // Every action begins with an entry to the guest, at which the emulated processor has an empty TLB.
+        self.machine.platform.cpu.hardware.invalidate_everywhere();
+        self.run(CODE, false, true)?;
+        match action {
+            Action::Read(va) => self.access(va, false, false).map(|_| ())?,
+            Action::Write(va) => self.store(va, FILL)?,
+            Action::Fetch(va) => self.access(va, false, true).map(|_| ())?,
+            Action::Store(at, value) => self.store(WINDOW + at, value)?,
+            Action::Invlpg(va) => {
+                self.say(Control::Invalidate { vcpu: V0, what: Invalidation::Page(Gva::new(va)) })?
+            }
+            Action::Cr3(root) => self.load(root)?,
+        }
+        if matches!(action, Action::Fetch(_)) {
+            return Ok(());
+        }
+        self.run(CODE, false, true)
+    }
+}
+
+/// Performs a program with the rules of a KVM version.
+///
+/// # Errors
+/// The simulator cannot go on; it is said where.
+pub fn perform(program: &Program, version: KvmVersion) -> Result<Answers, ModelError> {
+    let failed = |action, what| ModelError { script: program.name.clone(), action, what };
+    let mut guest = Guest::new(program, version).map_err(|e| failed(0, e))?;
+    let mut answers = Answers::new();
+    for (i, action) in program.actions.iter().enumerate() {
+        guest.act(*action).map_err(|e| failed(i, e))?;
+        let events = guest.machine.scheme.mmu.take_observed();
+        answers.push(events.iter().map(told).collect::<Events>());
+    }
+    Ok(answers)
+}
