@@ -331,6 +331,7 @@ fn results(workload: &str, footprint: u64, accesses: u64, machines: &str) -> Vec
         bad_frames: nestwalk_mm::BadFrames::NONE,
         daemons: nestwalk_sim::DaemonTimes::default(),
         fragmentation: Default::default(),
+        sampling: None,
         pcids: true,
         seed: 1,
         verify: true,
