@@ -244,8 +244,8 @@ fn threads_change_no_byte_of_the_results() {
     }
 }
 
-/// The same where misses are frequent and nobody watches, so that references wait for others, and threads
-/// beyond the machines work on them.
+/// The same where misses are frequent and nobody watches, so that references wait for others, and
+/// threads beyond the machines work on them.
 #[test]
 fn threads_of_data_caches_change_no_byte() {
     for (machines, vcpus) in [("nested", 1), ("native,nested,shadow,spot,agile", 2)] {
