@@ -1,9 +1,11 @@
 //! Data caches: they decide how long each reference takes. Tags only, no contents.
 
+mod helper;
 mod queue;
 mod sets;
 mod stages;
 
+use self::helper::Helper;
 use self::queue::Queue;
 use self::sets::Sets;
 use crate::assoc::SetAssoc;
@@ -91,21 +93,43 @@ fn access_other(sets: &mut SetAssoc<u32, ()>, line: u64) -> bool {
 
 /// The private caches of one core.
 #[derive(Clone, Debug)]
-pub struct CoreCaches {
+struct CoreCaches {
     l1d: Cache,
     l1i: Cache,
     l2: Cache,
+}
+
+/// The levels of caches.
+#[derive(Clone, Debug)]
+struct Levels {
+    cores: Vec<CoreCaches>,
+    llc: Cache,
+}
+
+impl Levels {
+    /// In place of levels that are elsewhere: nothing may be looked up.
+    fn none() -> Self {
+        Self { cores: Vec::new(), llc: Cache::Twelve(Sets::none()) }
+    }
 }
 
 /// All caches of a machine: private first and second levels, a shared last level.
 ///
 /// A miss fills every level that missed. Not modelled: write-backs, prefetchers, coherence traffic,
 /// back-invalidation.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Caches {
-    cores: Vec<CoreCaches>,
-    llc: Cache,
+    levels: Levels,
     queue: Queue,
+    helper: Option<Helper>,
+}
+
+/// A copy has no helper.
+impl Clone for Caches {
+    fn clone(&self) -> Self {
+        debug_assert!(!self.is_deferring(), "the levels may be elsewhere");
+        Self { levels: self.levels.clone(), queue: self.queue.clone(), helper: None }
+    }
 }
 
 impl Caches {
@@ -117,7 +141,8 @@ impl Caches {
             l2: Cache::new(profile.l2.geometry()),
         };
         let llc = Cache::new(profile.llc.geometry());
-        Self { cores: vec![core; cores], llc, queue: Queue::default() }
+        let levels = Levels { cores: vec![core; cores], llc };
+        Self { levels, queue: Queue::default(), helper: None }
     }
     /// A data reference, of the program or of the walker (page walkers load through the first-level
     /// data cache on the processors of the profiles). None may wait.
@@ -125,45 +150,51 @@ impl Caches {
     pub fn data(&mut self, core: usize, at: Hpa) -> ServedBy {
         debug_assert!(!self.has_waiting(), "out of order");
         let line = at.value() >> 6;
-        let private = &mut self.cores[core];
+        let Levels { cores, llc } = &mut self.levels;
+        let private = &mut cores[core];
         if private.l1d.access(line) {
             return ServedBy::L1;
         }
-        Self::beyond(&mut private.l2, &mut self.llc, line)
+        beyond(&mut private.l2, llc, line)
     }
     /// An instruction fetch. No reference may wait.
     #[inline]
     pub fn fetch(&mut self, core: usize, at: Hpa) -> ServedBy {
         debug_assert!(!self.has_waiting(), "out of order");
         let line = at.value() >> 6;
-        let private = &mut self.cores[core];
+        let Levels { cores, llc } = &mut self.levels;
+        let private = &mut cores[core];
         if private.l1i.access(line) {
             return ServedBy::L1;
         }
-        Self::beyond(&mut private.l2, &mut self.llc, line)
+        beyond(&mut private.l2, llc, line)
     }
     /// The memory of the last-level set of an address, to be read ahead of its use. The value means
     /// nothing.
     #[inline]
     pub fn last_level_place(&self, at: Hpa) -> &u32 {
-        self.llc.place(at.value() >> 6)
+        self.levels.llc.place(at.value() >> 6)
     }
     /// The private caches of a core change places with those of a core elsewhere.
     pub fn exchange_core(&mut self, core: usize, other: &mut Self, of_other: usize) {
-        std::mem::swap(&mut self.cores[core], &mut other.cores[of_other]);
+        std::mem::swap(&mut self.levels.cores[core], &mut other.levels.cores[of_other]);
     }
     /// The last levels change places.
     pub const fn exchange_last_level(&mut self, other: &mut Self) {
-        std::mem::swap(&mut self.llc, &mut other.llc);
-    }
-    #[inline(never)]
-    fn beyond(l2: &mut Cache, llc: &mut Cache, line: u64) -> ServedBy {
-        if l2.access(line) {
-            ServedBy::L2
-        } else if llc.access(line) {
-            ServedBy::Llc
-        } else {
-            ServedBy::Memory
-        }
+        std::mem::swap(&mut self.levels.llc, &mut other.levels.llc);
     }
 }
+
+#[inline(never)]
+fn beyond(l2: &mut Cache, llc: &mut Cache, line: u64) -> ServedBy {
+    if l2.access(line) {
+        ServedBy::L2
+    } else if llc.access(line) {
+        ServedBy::Llc
+    } else {
+        ServedBy::Memory
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -245,6 +245,32 @@ fn threads_change_no_byte_of_the_results() {
     }
 }
 
+/// The same where misses are frequent and nobody watches, so that references wait for others, and
+/// threads beyond the machines work on them.
+#[test]
+fn threads_of_data_caches_change_no_byte() {
+    for (machines, vcpus) in [("nested", 1), ("native,nested,shadow,spot,agile", 2)] {
+        let run = |threads| {
+            let plan = Plan { verify: false, ..plan(machines, vcpus, threads) };
+            let stop = AtomicBool::new(false);
+            let spec = WorkloadSpec {
+                footprint: 64 << 20,
+                accesses: Some(60_000),
+                seed: 5,
+                populate: Populate::Yes,
+            };
+            let mut gups = nestwalk_workloads::open("gups", &spec).unwrap();
+            let outcome = compare(&plan, gups.as_mut(), &stop, &mut |_| {}).unwrap();
+            assert!(outcome.error.is_none(), "{}", outcome.error.unwrap());
+            serde_json::to_string(&outcome.machines).unwrap()
+        };
+        let one = run(1);
+        for threads in [2, 4, 20] {
+            assert_eq!(run(threads), one, "{machines} with {threads} threads");
+        }
+    }
+}
+
 /// All machines in one pass find what each finds alone.
 #[test]
 fn machines_do_not_disturb_each_other() {

@@ -1,9 +1,12 @@
 //! References that wait until there are many of them.
 
+use super::helper::Helper;
 use super::{Caches, Reference, Served};
 
 /// References at which there are enough.
 const ENOUGH: usize = 1024;
+/// The same, where a thread works on them.
+const ENOUGH_TO_SEND: usize = 8192;
 
 /// What waits, and what is not told yet of those that waited.
 #[derive(Clone, Debug)]
@@ -33,13 +36,19 @@ pub struct Settled {
 }
 
 impl Caches {
+    /// From now on a thread works on references while they may wait, if the system has one to give.
+    pub fn have_helper(&mut self) {
+        self.helper = Helper::new();
+    }
     /// References may wait from now on, or no longer; those that wait are sent then.
     pub fn set_deferring(&mut self, on: bool) {
-        if !on {
-            self.send_waiting();
+        let enough = if self.helper.is_some() { ENOUGH_TO_SEND } else { ENOUGH };
+        if on {
+            self.queue.references.reserve(2 * enough);
+        } else {
+            self.send_all();
         }
         self.queue.on = on;
-        self.queue.references.reserve(if on { 2 * ENOUGH } else { 0 });
     }
     /// Whether references may wait.
     #[inline(always)]
@@ -68,21 +77,6 @@ impl Caches {
             self.send_waiting();
         }
     }
-    /// Sends everything that waits.
-    #[inline(never)]
-    pub fn send_waiting(&mut self) {
-        if self.queue.references.is_empty() {
-            return;
-        }
-        let mut references = std::mem::take(&mut self.queue.references);
-        let mut told = self.queue.told;
-        let began = self.queue.began.min(references.len());
-        let (before, walk) = references.split_at_mut(began);
-        self.drain(before, &mut told.before);
-        self.drain(walk, &mut told.walk);
-        references.clear();
-        self.queue = Queue { references, told, began: usize::MAX, on: self.queue.on };
-    }
     /// Where references that waited were served, since this was last asked. Some may still wait.
     pub fn take_settled(&mut self) -> Settled {
         std::mem::take(&mut self.queue.told)
@@ -91,5 +85,38 @@ impl Caches {
     #[inline(always)]
     pub(super) const fn has_waiting(&self) -> bool {
         !self.queue.references.is_empty()
+    }
+
+    #[inline(never)]
+    fn send_waiting(&mut self) {
+        let Self { levels, queue, helper } = self;
+        match helper {
+            None => {
+                levels.drain(&mut queue.references, &mut queue.told.before);
+                queue.references.clear();
+            }
+            Some(_) if queue.references.len() < ENOUGH_TO_SEND => {}
+            Some(helper) => {
+                let references = std::mem::take(&mut queue.references);
+                queue.references = helper.send(levels, references);
+                queue.references.reserve(2 * ENOUGH_TO_SEND);
+            }
+        }
+    }
+
+    /// Sends everything, those of a walk under way as well, and has the caches back.
+    fn send_all(&mut self) {
+        let Self { levels, queue, helper } = self;
+        if let Some((back, served)) = helper.as_mut().and_then(Helper::fetch) {
+            *levels = *back;
+            let sums = queue.told.before.as_flattened_mut().iter_mut();
+            sums.zip(served.as_flattened()).for_each(|(sum, n)| *sum += n);
+        }
+        let began = queue.began.min(queue.references.len());
+        let (before, walk) = queue.references.split_at_mut(began);
+        levels.drain(before, &mut queue.told.before);
+        levels.drain(walk, &mut queue.told.walk);
+        queue.references.clear();
+        queue.began = usize::MAX;
     }
 }

@@ -51,6 +51,11 @@ impl<const Q: usize> Sets<Q> {
         }
     }
 
+    /// No sets: nothing may be looked up.
+    pub fn none() -> Self {
+        Self { sets: Box::default(), last: 0, indexer: None }
+    }
+
     /// The set of a line.
     #[inline(always)]
     pub fn set(&self, line: u64) -> usize {

@@ -5,7 +5,7 @@
 //! and reads those that lie far away while it waits for others.
 
 use super::sets::Sets;
-use super::{Cache, Caches, ServedBy, access_other};
+use super::{Cache, Levels, ServedBy, access_other};
 use std::hint::black_box;
 
 /// Kinds of references that are counted apart.
@@ -100,10 +100,10 @@ impl Stage<'_> {
     }
 }
 
-impl Caches {
+impl Levels {
     /// Sends references through the caches, in order, and counts where each was served. What is left in
     /// `references` means nothing.
-    pub fn drain(&mut self, references: &mut [Reference], served: &mut Served) {
+    pub(super) fn drain(&mut self, references: &mut [Reference], served: &mut Served) {
         let mut first = Stage { references, served, level: ServedBy::L1, next: 0, kept: 0 };
         while let Some(reference) = first.references.get(first.next) {
             let core = &mut self.cores[reference.core()];

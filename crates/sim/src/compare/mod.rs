@@ -70,7 +70,7 @@ pub struct Plan {
     pub seed: u64,
     /// The referee watches.
     pub verify: bool,
-    /// Worker threads.
+    /// Worker threads: machines share them, and those beyond one for each machine work on data caches.
     pub threads: usize,
     /// What a recorded guest's processes have mapped at some time, if that is known beforehand: for
     /// machines with another guest than the observed one.
@@ -245,7 +245,8 @@ pub fn compare(
     stop: &AtomicBool,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Outcome, CompareError> {
-    let (mut groups, slots) = set_up(plan, source)?;
+    let (mut groups, mut slots) = set_up(plan, source)?;
+    help(plan, &mut slots);
     let (mut slots, error) = if plan.threads <= 1 {
         threads::run_here(&mut groups, slots, source, stop, progress)
     } else {
@@ -324,6 +325,17 @@ fn set_up(plan: &Plan, source: &dyn Source) -> Result<(Vec<Group>, Vec<Slot>), C
         slots.push(Slot { index, group, machine, stretches });
     }
     Ok((groups, slots))
+}
+
+/// Threads beyond one for each machine work on data caches, of `ideal` last: it has little else to do.
+fn help(plan: &Plan, slots: &mut [Slot]) {
+    let spare = plan.threads.saturating_sub(slots.len());
+    let is_ideal = |slot: &Slot| plan.machines[slot.index].scheme.name == "ideal";
+    let mut order: Vec<&mut Slot> = slots.iter_mut().collect();
+    order.sort_by_key(|slot| is_ideal(slot));
+    for slot in order.into_iter().take(spare) {
+        slot.machine.have_helper();
+    }
 }
 
 /// Takes batches from the source and gives each guest's version, in parts, to `each`, until the end.

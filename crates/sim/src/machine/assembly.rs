@@ -156,6 +156,10 @@ impl<S: Scheme, T: TlbFamily> DynMachine for Machine<S, T> {
         self.platform.host.is_some().then(|| Tenant::new(self.events()))
     }
 
+    fn have_helper(&mut self) {
+        self.platform.cpu.hardware.caches.have_helper();
+    }
+
     fn map_walks(&mut self) {
         self.platform.cpu.hardware.watcher = Watcher::Map(Box::default());
     }

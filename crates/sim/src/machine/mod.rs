@@ -79,6 +79,8 @@ pub trait DynMachine: Send {
     fn tenant(&mut self) -> Option<Tenant<'_>> {
         None
     }
+    /// A thread of the machine's own works on its data caches from now on. Changes no result.
+    fn have_helper(&mut self) {}
     /// References of walks are counted by what they read, from the region of interest on.
     fn map_walks(&mut self) {}
     /// These counts, if they were asked for and the machine walks.

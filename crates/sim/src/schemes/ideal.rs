@@ -126,6 +126,10 @@ impl DynMachine for Ideal {
         &self.counters
     }
 
+    fn have_helper(&mut self) {
+        self.caches.have_helper();
+    }
+
     fn report(&self) -> Report {
         Report::default()
     }
