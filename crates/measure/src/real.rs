@@ -66,7 +66,7 @@ fn cycle_ns(rounds: u32) -> f64 {
 
 /// Where the loads of a pattern go, as offsets.
 pub fn places(pattern: &Pattern) -> Vec<u64> {
-    let line = |page: u64| mix64(page) % LINES << 6;
+    let line = |page: u64| (mix64(page) % LINES) << 6;
     pattern.pages.iter().map(|page| page << pattern.size.shift() | line(*page)).collect()
 }
 
