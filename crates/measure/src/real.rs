@@ -20,8 +20,8 @@ pub struct Machine {
     regions: [Region; 2],
     rounds: u32,
     cycle_ns: f64,
-    /// Places of the pattern that is timed, each time in other pages of it: where they use a set that the
-    /// pattern fills, they would take a way of it.
+    /// Places of the pattern that is timed, each time in other pages of it: where they use a set that
+    /// the pattern fills, they would take a way of it.
     order: Vec<u64>,
     /// Says how many timings were made.
     progress: Box<dyn FnMut(u64)>,
@@ -66,7 +66,7 @@ fn cycle_ns(rounds: u32) -> f64 {
 
 /// Where the loads of a pattern go, as offsets.
 pub fn places(pattern: &Pattern) -> Vec<u64> {
-    let line = |page: u64| mix64(page) % LINES << 6;
+    let line = |page: u64| (mix64(page) % LINES) << 6;
     pattern.pages.iter().map(|page| page << pattern.size.shift() | line(*page)).collect()
 }
 

@@ -108,8 +108,8 @@ fn saved_by_large(machine: &Machine, hit: f64) -> Figure<f64> {
     Figure::known(small - large, told)
 }
 
-/// Half as many pages again as the first level holds, of memory that was stored to in order, so that most
-/// frames follow each other: with entries of several pages they fit.
+/// Half as many pages again as the first level holds, of memory that was stored to in order, so that
+/// most frames follow each other: with entries of several pages they fit.
 fn coalescing(small: &Geometry, machine: &Machine) -> Figure<String> {
     let (Some(first), Some(hit)) = (small.l1.get(), small.l2_hit_cycles.get()) else {
         return Figure::unknown("the first level is not known");

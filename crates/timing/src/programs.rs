@@ -116,7 +116,7 @@ impl Ready {
                 let mut accesses = 0;
                 for _ in 0..steps {
                     let rank =
-                        (u128::from(next(&mut self.at)) * u128::from(self.keys) >> 64) as u64;
+                        ((u128::from(next(&mut self.at)) * u128::from(self.keys)) >> 64) as u64;
                     accesses += look_up(words, &self.levels, 2 * rank);
                 }
                 accesses
@@ -130,7 +130,7 @@ fn cycle(words: &mut [[u8; 8]], mut state: u64) {
     let lines = words.len() / LINE;
     (0..lines).for_each(|i| set(words, i * LINE, i as u64));
     for i in (1..lines).rev() {
-        let other = (u128::from(next(&mut state)) * i as u128 >> 64) as usize;
+        let other = ((u128::from(next(&mut state)) * i as u128) >> 64) as usize;
         let (a, b) = (word(words, i * LINE), word(words, other * LINE));
         set(words, i * LINE, b);
         set(words, other * LINE, a);

@@ -193,7 +193,7 @@ fn level(clock: &mut dyn Clock, mut set: sets::Set, hits: (f64, f64), l1: Option
     let replacement = match (index.get(), l1) {
         (Some(index), None) => {
             // Near each other in the first level's set, so that they are spread over the second level's.
-            let pages = 8 * u64::from(set.ways) << index.bits();
+            let pages = (8 * u64::from(set.ways)) << index.bits();
             set.members = (0..pages).filter(|page| index.set(*page) == 0).collect();
             let wash = replacement::Wash { pages: Vec::new(), between: 0 };
             replacement::repeated(clock, &set, hits, &wash)

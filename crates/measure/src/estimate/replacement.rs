@@ -142,8 +142,8 @@ fn nearer(best: f64, next: f64) -> bool {
     next - best > NEARER.0 && next > best * NEARER.1
 }
 
-/// Sequences of pages of a set of so many ways: usual ones, and for each pair of policies the one of many
-/// in which they differ most.
+/// Sequences of pages of a set of so many ways: usual ones, and for each pair of policies the one of
+/// many in which they differ most.
 fn sequences(ways: u32) -> Vec<Vec<u64>> {
     let n = u64::from(ways);
     let hot = |n: u64| (1..n).flat_map(|k| [0, k]).collect();

@@ -12,7 +12,7 @@ pub struct Set {
     pub stride: u32,
     /// How many of them it holds.
     pub ways: u32,
-    /// Pages of other sets that are loaded from between, so that the first level holds none of the set's.
+    /// Pages of other sets that are loaded from between, so that the first level has none of the set's.
     pub filler: u32,
     /// Its pages, if they are not just `stride` apart.
     pub members: Vec<u64>,

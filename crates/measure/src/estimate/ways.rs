@@ -134,8 +134,8 @@ pub fn second_level(
     best
 }
 
-/// Ways of a second level whose index is known, with loads between that empty the first level: pages that
-/// stay there would not reach the second, and not be used as they seem.
+/// Ways of a second level whose index is known, with loads between that empty the first level: pages
+/// that stay there would not reach the second, and not be used as they seem.
 pub fn washed(clock: &mut dyn Clock, set: &Set, wash: &Wash, second: f64) -> Option<u32> {
     let far = 3 * u64::from(set.ways) + 4;
     let sequences: Vec<Vec<u64>> =

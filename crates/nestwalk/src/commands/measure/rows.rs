@@ -21,6 +21,7 @@ pub struct Row {
 
 impl Row {
     fn new(what: &str, pages: &'static str, value: String, unit: &'static str, why: &str) -> Self {
+        let unit = if value == "unknown" { "" } else { unit };
         Self { what: what.into(), pages, value, unit, source: why.into() }
     }
 
