@@ -194,7 +194,7 @@ impl Guest {
     }
 
     fn act(&mut self, action: Action) -> Told {
-        // Every action begins with an entry to the guest, at which the emulated processor has an empty TLB.
+        // Every action enters the guest, where the emulated processor begins with an empty TLB.
         self.machine.platform.cpu.hardware.invalidate_everywhere();
         self.run(CODE, false, true)?;
         match action {

@@ -36,7 +36,7 @@ pub struct ConformArgs {
     /// Write its answers here, a file per kernel
     #[arg(long, value_name = "DIR", requires = "live")]
     pub record: Option<PathBuf>,
-    /// The clone of the repository in which the VMM of the small guest is built [default: where this program
+    /// The clone of the repository in which the small guest's VMM is built [default: where this program
     /// was built]
     #[arg(long, value_name = "DIR", requires = "live")]
     pub source: Option<PathBuf>,

@@ -72,35 +72,15 @@ impl ShadowMmu {
         }
         let walk = match self.guest_walk(platform, request) {
             Ok(walk) => walk,
-            Err(present) => {
-                platform.cpu.counters.exit(ExitReason::TrueFault);
-                if present {
-                    self.fault_invalidates(platform, request);
-                }
-                self.tell(ShadowEvent::Injected);
-                return Ok(Handled::GuestFault);
-            }
+            Err(present) => return Ok(self.true_fault(platform, request, present)),
         };
         let size = self.guest_mode.span(walk.leaf);
         let frame: Gpa = walk.entries[walk.leaf as usize].frame(size);
         let gpa = frame.offset_by(request.gva.offset_in(size));
         let (host_frame, host_size) = platform.host_page(gpa)?;
-        let (mut target, mut target_size) = largest_leaf(self.mode, size.min(host_size));
-        while target > 1
-            && self.is_shadowed_within(gpa.align_down(target_size).page_number(), target_size)
-        {
-            let smaller = PageSize::from_shift(target_size.shift() as u8 - 1);
-            (target, target_size) = largest_leaf(self.mode, smaller);
-        }
+        let largest = self.largest_plain(gpa, size.min(host_size));
         self.hardware_root(platform, request.core())?;
-        // `lpage_disallowed` and `disallowed_hugepage_adjust`.
-        while self.rules.nx_huge_pages
-            && target > 1
-            && (request.fetch || self.has_table(request, target))
-        {
-            let smaller = PageSize::from_shift(target_size.shift() as u8 - 1);
-            (target, target_size) = largest_leaf(self.mode, smaller);
-        }
+        let (target, target_size) = self.executable(request, largest);
         let emulated = request.write && self.emulates(gpa.page_number());
         if emulated
             && self.rules.kvm.is_newer()
@@ -150,6 +130,42 @@ impl ShadowMmu {
         self.prefetch(platform, page, index, &walk);
         self.settle(platform);
         Ok(Handled::Retry)
+    }
+
+    /// The fault is the guest's own; `present` says whether it has the page.
+    fn true_fault(&mut self, platform: &mut Platform, request: &Request, present: bool) -> Handled {
+        platform.cpu.counters.exit(ExitReason::TrueFault);
+        if present {
+            self.fault_invalidates(platform, request);
+        }
+        self.tell(ShadowEvent::Injected);
+        Handled::GuestFault
+    }
+
+    /// The largest leaf of at most `size` in which no guest table is shadowed.
+    fn largest_plain(&self, gpa: Gpa, size: PageSize) -> (Level, PageSize) {
+        let (mut target, mut size) = largest_leaf(self.mode, size);
+        while target > 1 && self.is_shadowed_within(gpa.align_down(size).page_number(), size) {
+            let smaller = PageSize::from_shift(size.shift() as u8 - 1);
+            (target, size) = largest_leaf(self.mode, smaller);
+        }
+        (target, size)
+    }
+
+    /// A leaf as small as `nx_huge_pages` asks for (`lpage_disallowed`, `disallowed_hugepage_adjust`).
+    fn executable(
+        &self,
+        request: &Request,
+        (mut target, mut size): (Level, PageSize),
+    ) -> (Level, PageSize) {
+        while self.rules.nx_huge_pages
+            && target > 1
+            && (request.fetch || self.has_table(request, target))
+        {
+            let smaller = PageSize::from_shift(size.shift() as u8 - 1);
+            (target, size) = largest_leaf(self.mode, smaller);
+        }
+        (target, size)
     }
 
     /// Whether the shadow's entry of `level` for the address points to a table.

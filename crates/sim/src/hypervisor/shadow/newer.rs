@@ -65,15 +65,15 @@ impl ShadowMmu {
         })
     }
 
-    /// The entry that a leaf takes the place of, if it maps the same frame; otherwise that is dropped first.
+    /// The entry that a leaf takes the place of, if it maps the same frame; otherwise that goes first.
     pub(super) fn same_leaf(&self, old: Entry, leaf: Entry, level: Level) -> Entry {
         let is_leaf = level == 1 || old.has(LARGE);
         let same = is_leaf && old.target::<Hpa>() == leaf.target::<Hpa>();
         if same || !self.rules.kvm.is_newer() { old } else { Entry(0) }
     }
 
-    /// A leaf as it is stored: what is filled ahead was not accessed yet, and a store by an entry that was
-    /// writable already sets the dirty bit again (`make_spte`).
+    /// A leaf as it is stored: what is filled ahead was not accessed yet, and a store by an entry that
+    /// was writable already sets the dirty bit again (`make_spte`).
     pub(super) fn finished(&self, leaf: Entry, old: Entry, ahead: bool) -> Entry {
         if !self.rules.kvm.is_newer() || self.rules.hardware_ad {
             return leaf;
@@ -236,7 +236,7 @@ impl ShadowMmu {
         }
     }
 
-    /// A fault on a page that the guest has goes to the guest, and acts as INVLPG does on the current root
+    /// A fault on a page that the guest has goes to the guest, and acts as INVLPG on the current root
     /// (`kvm_inject_emulated_page_fault`, Linux 5.8 on).
     pub(super) fn fault_invalidates(&mut self, platform: &mut Platform, request: &Request) {
         let current = self.roots[request.core()].current;
@@ -270,8 +270,8 @@ impl ShadowMmu {
         });
     }
 
-    /// The shadow's leaf entry by which a store to a write-tracked frame came, if it is there. The pages on
-    /// the way to it are used (`page_fault_handle_page_track`, `shadow_page_table_clear_flood`).
+    /// The shadow's leaf entry by which a store to a write-tracked frame came, if it is there. The pages
+    /// on the way to it are used (`page_fault_handle_page_track`, `shadow_page_table_clear_flood`).
     pub(super) fn tracked_store(&mut self, request: &Request) -> Option<Hpa> {
         let mut table = self.walk_root(request.core());
         let mut way = Vec::new();
