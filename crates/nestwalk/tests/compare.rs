@@ -137,7 +137,7 @@ fn json_has_the_documented_fields_and_no_others() {
     // end of a VM's turn, where it shares a core with others, and its migration: `fleet/tests/fleet.rs`.
     // Waits for pages of a host that is short of memory, and free pages told to it:
     // `fleet/tests/fleet_waits.rs`.
-    let rare = ["table_emulation", "preempted", "write_protected", "pml_full"];
+    let rare = ["table_emulation", "preempted", "write_protected", "pml_full", "table_memory"];
     let waits = ["page_ready", "page_ready_ack", "halted", "free_pages"];
     let rare: Vec<String> =
         rare.iter().chain(&waits).map(|exit| format!("machines[].vm_exits.{exit}")).collect();
@@ -151,7 +151,9 @@ fn has_segments(scheme: &Value) -> bool {
 }
 
 fn has_tables(scheme: &Value) -> bool {
-    scheme.as_str().is_some_and(|s| s.contains("hashed"))
+    scheme.as_str().is_some_and(|s| {
+        ["hashed", "flattened", "ecpt", "dmt", "learned"].iter().any(|t| s.contains(t))
+    })
 }
 
 fn uses_contiguity(scheme: &Value) -> bool {

@@ -355,3 +355,27 @@ fn recordings_on_other_processors_are_approximate_and_say_so() {
     let description = results["programs"][0]["description"].as_str().unwrap();
     assert!(description.contains("misses are approximate"), "{description}");
 }
+
+/// Every structure on a program and a recording: what was published stands beside it, and what deviates
+/// says why.
+#[test]
+fn other_tables_have_their_published_numbers_beside_them() {
+    let lab = Lab::new();
+    let line =
+        "reproduce tables --programs gups,bfs --accesses 20k --footprint 16MiB --verify --quiet";
+    let results = lab.json(line);
+    let rows = results["rows"].as_array().unwrap();
+    let machines: Vec<&str> = rows.iter().map(|r| r["machine"].as_str().unwrap()).collect();
+    let all =
+        ["nested", "hashed", "hashed-nested", "flattened", "ecpt", "pvdmt", "learned", "pom-tlb"];
+    assert_eq!(machines, [all, all].concat());
+    for row in rows {
+        assert!(number(row, "refs_per_walk") >= 1.0 && number(row, "table_bytes") > 0.0, "{row}");
+        let published = row["published_walk_speedup"].as_f64();
+        let near = published.is_some_and(|p| (number(row, "walk_speedup") / p - 1.0).abs() <= 0.1);
+        let silent = near || row["machine"] == "nested";
+        assert_eq!(row["why"].as_str().unwrap().is_empty(), silent, "{row}");
+    }
+    assert_eq!(rows[3]["published_walk_speedup"], 1.281);
+    assert_eq!(number(&rows[0], "walk_speedup"), 1.0);
+}

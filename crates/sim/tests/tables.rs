@@ -5,15 +5,20 @@ mod common;
 
 use common::lives::{Life, steps};
 use common::machines::{Probe, Setup, plain, with_tiny_tlbs};
-use common::{Script, approve, bare_profile, machine_with, run};
+use common::{Script, approve, bare_profile, run};
 use nestwalk_hw::Profile;
+use nestwalk_sim::assist::tables::cuckoo::{Cuckoo, CuckooConfig};
+use nestwalk_sim::assist::tables::direct::{Direct, DirectConfig};
+use nestwalk_sim::assist::tables::flattened::{FlatConfig, Flattened};
 use nestwalk_sim::assist::tables::hashed::{HashConfig, Hashed};
+use nestwalk_sim::assist::tables::learned::{Learned, LearnedConfig};
 use nestwalk_sim::assist::tables::{
     Found, GuestSide, GuestTable, HostSide, HostTable, Key, NoHost, NoMemory, RadixGuest,
     Structure, StructureState, Supply, Tabled, Work,
 };
 use nestwalk_sim::hypervisor::nested_mmu::NestedMmu;
 use nestwalk_sim::scheme::vmm_options::VmmRules;
+use nestwalk_sim::schemes::by_name;
 use nestwalk_sim::{Counters, Dimension, DynMachine, Machine, MachineConfig};
 use nestwalk_tables::{Entry, LEGACY32, LONG4, LONG5, Mode, PAE};
 use nestwalk_types::{Gpa, GuestBatch, PageSize, SplitMix64};
@@ -24,12 +29,16 @@ const S2M: PageSize = PageSize::SIZE_2M;
 // ---- walk length -------------------------------------------------------------------------------
 
 /// References of one walk, guest's and host's, with everything there and nothing cached.
-fn cold(scheme: &str, mode: &'static Mode, size: PageSize, host_pages: &str) -> (u64, u64) {
+fn cold(scheme: &str, mode: &'static Mode, size: PageSize, host_pages: &'static str) -> (u64, u64) {
     let mut s = Script::new(mode);
     s.map_used(0x40_0000, 0x4000_0000, size);
     s.load(0x40_0000);
+    let (scheme, variant) = scheme.split_once('/').unwrap_or((scheme, ""));
     let profile = with_tiny_tlbs(bare_profile());
-    let mut m = machine_with(scheme, mode, &LONG4, host_pages, &profile, 1);
+    let setup = Setup { guest_mode: mode, host_pages, ..Setup::new(profile) };
+    let definition = by_name(scheme).unwrap();
+    let build = setup.build(scheme, definition.virtualized);
+    let mut m = (definition.build)(MachineConfig { variant: variant.into(), ..build }).unwrap();
     m.run(&s.take()).unwrap();
     let steps = m.watch(&run(0x40_0000, false)).unwrap();
     approve(&*m);
@@ -51,6 +60,126 @@ fn hashed_walks_have_the_length_of_the_formula() {
                 assert_eq!(cold("hashed-nested", mode, size, host), (g, g + 1), "{what}");
                 assert_eq!(cold("hashed-guest", mode, size, host), (1, 2 * h), "{what}");
             }
+        }
+    }
+}
+
+/// Two references for each look-up of flattened tables, whatever the sizes; where there are no nodes of
+/// 2 MiB those of a radix tree.
+#[test]
+fn flattened_walks_have_the_length_of_the_formula() {
+    for (size, host) in [(S4K, "4k"), (S4K, "2m"), (S2M, "4k"), (S2M, "2m")] {
+        let g = u64::from(LONG4.walk_references(LONG4.leaf_level(size).unwrap()));
+        let h = if host == "4k" { 4 } else { 3 };
+        let what = format!("{size} on {host}");
+        assert_eq!(cold("flattened", &LONG4, size, host), (2, 6), "{what}");
+        assert_eq!(cold("native-flattened", &LONG4, size, host), (2, 0), "{what}");
+        assert_eq!(cold("flattened-nested", &LONG4, size, host), (g, 2 * (g + 1)), "{what}");
+        assert_eq!(cold("flattened-guest", &LONG4, size, host), (2, 3 * h), "{what}");
+        let none = cold("flattened/refused=100", &LONG4, size, host);
+        assert_eq!(none, (g, (g + 1) * h), "{what}");
+    }
+}
+
+/// One reference for what a register is for; in `pvdmt` the guest's needs no translation. What has none
+/// is walked as in radix trees.
+#[test]
+fn direct_walks_have_the_length_of_the_formula() {
+    for (size, host) in [(S4K, "4k"), (S4K, "2m"), (S2M, "4k"), (S2M, "2m")] {
+        let g = u64::from(LONG4.walk_references(LONG4.leaf_level(size).unwrap()));
+        let what = format!("{size} on {host}");
+        let of = |scheme: &str| cold(scheme, &LONG4, size, host);
+        assert_eq!(of("dmt/least=1"), (1, 2), "{what}");
+        assert_eq!(of("pvdmt/least=1"), (1, 1), "{what}");
+        assert_eq!(of("native-dmt/least=1"), (1, 0), "{what}");
+        assert_eq!(of("dmt/registers=0"), (g, g + 1), "{what}");
+    }
+}
+
+/// The model, and the entry's line if that is where it is predicted; no more than the places within the
+/// bound.
+#[test]
+fn learned_walks_have_the_length_of_the_formula() {
+    for (size, host) in [(S4K, "4k"), (S2M, "4k")] {
+        let g = u64::from(LONG4.walk_references(LONG4.leaf_level(size).unwrap()));
+        assert_eq!(cold("native-learned", &LONG4, size, host), (2, 0), "{size} on {host}");
+        let (guest, nested) = cold("learned", &LONG4, size, host);
+        assert!(guest == 2 && (6..=24).contains(&nested), "{size}: {guest} and {nested}");
+        let (guest, nested) = cold("learned-nested", &LONG4, size, host);
+        assert!(guest == g && (2 * (g + 1)..=8 * (g + 1)).contains(&nested), "{size}: {nested}");
+    }
+}
+
+/// A line of each way of each size that there is: for every line of the guest's, and for the page.
+#[test]
+fn cuckoo_walks_have_the_length_of_the_formula() {
+    for (size, host) in [(S4K, "4k"), (S4K, "2m"), (S2M, "4k"), (S2M, "2m")] {
+        let levels = u64::from(LONG4.walk_references(LONG4.leaf_level(size).unwrap()));
+        for ways in [2, 3, 4] {
+            let g = if size == S4K { ways } else { 2 * ways };
+            let h = if host == "4k" { ways } else { 2 * ways };
+            let what = format!("{size} on {host}, {ways} ways");
+            let of = |scheme: &str| cold(&format!("{scheme}/ways={ways}"), &LONG4, size, host);
+            assert_eq!(of("ecpt"), (g, g * h + h), "{what}");
+            assert_eq!(of("native-ecpt"), (g, 0), "{what}");
+            assert_eq!(of("ecpt-nested"), (levels, (levels + 1) * h), "{what}");
+            let radix = if host == "4k" { 4 } else { 3 };
+            assert_eq!(of("ecpt-guest"), (g, (g + 1) * radix), "{what}");
+        }
+    }
+}
+
+/// Three steps from memory, one after another: of a hash table a reference each, of cuckoo tables as
+/// many at once as there are, after the cycles of its hash functions.
+#[test]
+fn three_steps_take_as_long_as_three_references() {
+    fn cycles<S: Structure + 'static>(make: fn(&mut dyn Supply) -> Option<S>) -> (u64, u64) {
+        let mut build = Setup::new(with_tiny_tlbs(bare_profile())).build("steps", true);
+        let guest = GuestTable::new(&mut build, make).unwrap();
+        let host = HostTable::new(&LONG4, &mut build.host, make).unwrap();
+        let mut m = Machine::new(Tabled { guest, host }, build).unwrap();
+        let mut s = Script::new(&LONG4);
+        s.map_used(0x40_0000, 0x4000_0000, S4K);
+        s.load(0x40_0000);
+        m.run(&s.take()).unwrap();
+        m.forget();
+        let _ = m.platform().cpu.hardware.take_caches();
+        s.load(0x40_0000);
+        let c = m.count(&s.take());
+        let hardware = &m.platform().cpu.hardware;
+        assert_eq!(c.walks, 1);
+        (c.walk_cycles - hardware.walk_cache_cycles, hardware.latency[3])
+    }
+    let (hashed, memory) = cycles(small);
+    assert_eq!(hashed, 3 * memory);
+    let (cuckoo, memory) = cycles(small_cuckoo);
+    assert_eq!(cuckoo, 3 * (memory + 6));
+}
+
+/// What the TLB in memory has is one reference in place of a walk; the size that was found last is read
+/// first.
+#[test]
+fn a_hit_of_the_tlb_in_memory_is_one_reference() {
+    for (scheme, virtualized) in [("pom-tlb", true), ("native-pom-tlb", false)] {
+        for size in [S4K, S2M] {
+            let setup = Setup { host_pages: "2m", ..Setup::new(with_tiny_tlbs(bare_profile())) };
+            let build = setup.build(scheme, virtualized);
+            let mut m = (by_name(scheme).unwrap().build)(build).unwrap();
+            let mut s = Script::new(&LONG4);
+            let pages = 64;
+            for i in 0..pages {
+                s.map_used(0x4000_0000 + i * size.bytes(), 0x4000_0000 + i * size.bytes(), size);
+            }
+            for round in 0..3 {
+                let before = m.counters().clone();
+                (0..pages).for_each(|i| s.load(0x4000_0000 + i * size.bytes()));
+                m.run(&s.take()).unwrap();
+                let c = m.counters().since(&before);
+                let (walks, reads) = if round == 0 { (pages, 2 * pages) } else { (0, pages) };
+                assert_eq!((c.walks, c.memory_tlb_reads), (walks, reads), "{scheme} {size}");
+                assert_eq!(c.shared_tlb_hits, pages - walks);
+            }
+            approve(&*m);
         }
     }
 }
@@ -137,6 +266,24 @@ fn small(memory: &mut dyn Supply) -> Option<Hashed> {
     Hashed::new(HashConfig { places: 64, ..HashConfig::default() }, 4, memory)
 }
 
+fn small_cuckoo(memory: &mut dyn Supply) -> Option<Cuckoo> {
+    Cuckoo::new(CuckooConfig { entries: 512, ..CuckooConfig::default() }, 4, memory)
+}
+
+/// Mappings of few pages, more of them than registers, with memory of the host.
+fn small_direct(_memory: &mut dyn Supply) -> Option<Direct> {
+    Some(Direct::new(DirectConfig { registers: 1, least: 24, host_memory: true }))
+}
+
+fn small_learned(_memory: &mut dyn Supply) -> Option<Learned> {
+    Some(Learned::new(LearnedConfig { error: 2, held: 2 }, 4))
+}
+
+/// Every third node finds no memory.
+fn small_flattened(memory: &mut dyn Supply) -> Option<Flattened> {
+    Flattened::new(FlatConfig { refused: 33, ..FlatConfig::default() }, 4, true, memory)
+}
+
 /// Structures in both dimensions, in each, and on bare metal, over all lives.
 fn lives<S: Structure + 'static>(make: fn(&mut dyn Supply) -> Option<S>) -> Counters {
     let mut sum = Counters::default();
@@ -145,7 +292,8 @@ fn lives<S: Structure + 'static>(make: fn(&mut dyn Supply) -> Option<S>) -> Coun
         assert_eq!(c.table_emulations, 0, "an entry was lost");
         sum.table_resizes += c.table_resizes;
         sum.guest_table_updates += c.guest_table_updates;
-        sum.nested_fills += c.nested_fills;
+        sum.table_refusals += c.table_refusals;
+        sum.guest_table_moves += c.guest_table_moves;
     };
     for case in Case::all() {
         let mut build = case.build(true);
@@ -177,6 +325,30 @@ fn lives<S: Structure + 'static>(make: fn(&mut dyn Supply) -> Option<S>) -> Coun
 fn the_referee_approves_of_hash_tables_in_random_lives() {
     let c = lives(small);
     assert!(c.table_resizes > 40 && c.guest_table_updates > 10_000, "{}", c.table_resizes);
+}
+
+#[test]
+fn the_referee_approves_of_cuckoo_tables_in_random_lives() {
+    let c = lives(small_cuckoo);
+    assert!(c.table_resizes > 10 && c.guest_table_updates > 10_000, "{}", c.table_resizes);
+}
+
+#[test]
+fn the_referee_approves_of_flattened_tables_in_random_lives() {
+    let c = lives(small_flattened);
+    assert!(c.table_refusals > 10 && c.guest_table_updates > 10_000, "{}", c.table_refusals);
+}
+
+#[test]
+fn the_referee_approves_of_direct_tables_in_random_lives() {
+    let c = lives(small_direct);
+    assert!(c.guest_table_moves > 100 && c.guest_table_updates > 10_000, "{}", c.guest_table_moves);
+}
+
+#[test]
+fn the_referee_approves_of_learned_tables_in_random_lives() {
+    let c = lives(small_learned);
+    assert!(c.table_resizes > 100 && c.guest_table_updates > 10_000, "{}", c.table_resizes);
 }
 
 // ---- canaries ----------------------------------------------------------------------------------

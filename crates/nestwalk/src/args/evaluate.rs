@@ -25,6 +25,8 @@ pub enum Publication {
     Lmbench,
     /// Two lectures on memory virtualization: the questions that they leave open.
     Lectures,
+    /// Other page tables: hashed, flattened, cuckoo, a TLB in memory, beside what their papers have.
+    Tables,
 }
 
 /// Tables that stay at a switch.

@@ -1,5 +1,6 @@
-//! Hardware beside the walk, and its software: registers of segments, ranges and anchors, TLB entries of
-//! several pages, and page tables of other kinds. The first two stand around a hypervisor or bare metal; the third is a family of TLBs.
+//! Hardware beside the walk, and its software: registers of segments, ranges and anchors, TLB entries
+//! of several pages, and page tables of other kinds. The first two stand around a hypervisor or bare
+//! metal; the third is a family of TLBs.
 
 pub mod coalescing;
 pub mod ranges;

@@ -283,6 +283,7 @@ counters! {
         mode_switches: "count", "changes of the paging mode";
         shared_tlb_lookups: "count", "shared TLB: look-ups, on misses of second levels";
         shared_tlb_hits: "count", "shared TLB: such look-ups that found a translation";
+        memory_tlb_reads: "count", "TLB in memory: sets read, on misses of second levels";
         segment_hits: "count",
             "segments: first-level TLB misses that a segment served beside the second level, by \
              no reference";

@@ -9,8 +9,7 @@
 
 use super::{Definition, Facts};
 use crate::assist::tables::hashed::{HashConfig, Hashed};
-use crate::assist::tables::{GuestTable, HostTable, NoHost, RadixGuest, machine};
-use crate::hypervisor::nested_mmu::NestedMmu;
+use crate::assist::tables::{self, Sides};
 use crate::machine::DynMachine;
 use crate::scheme::options::{OptionRow, OptionTable, one_of, whole, word_of};
 use crate::scheme::vmm_options::VmmKind;
@@ -107,40 +106,31 @@ const fn rows<const CACHES: bool>() -> [OptionRow<Config<CACHES>>; 3] {
 static UNCACHED: OptionTable<Config<false>> = OptionTable::new(&const { rows::<false>() });
 static CACHED: OptionTable<Config<true>> = OptionTable::new(&const { rows::<true>() });
 
-fn both(build: MachineConfig) -> Result<Box<dyn DynMachine>, MachineError> {
-    let mut build = build;
-    let config = build.options(&UNCACHED)?;
-    let (table, cores) = (config.table, build.vcpus);
-    let guest = GuestTable::new(&mut build, |m| Hashed::new(table, cores, m))?;
-    let mode = build.nested_mode;
-    let host = HostTable::new(mode, &mut build.host, |m| Hashed::new(table, cores, m))?;
-    machine((guest, host), build, config.cached())
+fn make<const CACHES: bool>(
+    request: MachineConfig,
+    sides: Sides,
+    options: &'static OptionTable<Config<CACHES>>,
+) -> Result<Box<dyn DynMachine>, MachineError> {
+    let (config, cores) = (request.options(options)?, request.vcpus);
+    tables::build(request, sides, config.cached(), move |_, m| {
+        Hashed::new(config.table, cores, m)
+    })
 }
 
-fn host(build: MachineConfig) -> Result<Box<dyn DynMachine>, MachineError> {
-    let mut build = build;
-    let config = build.options(&CACHED)?;
-    let (table, cores, mode) = (config.table, build.vcpus, build.nested_mode);
-    let host = HostTable::new(mode, &mut build.host, |m| Hashed::new(table, cores, m))?;
-    machine((RadixGuest, host), build, config.cached())
+fn both(request: MachineConfig) -> Result<Box<dyn DynMachine>, MachineError> {
+    make(request, Sides::Both, &UNCACHED)
 }
 
-fn guest(build: MachineConfig) -> Result<Box<dyn DynMachine>, MachineError> {
-    let mut build = build;
-    let config = build.options(&CACHED)?;
-    let rules = build.rules(VmmKind::Nested)?;
-    let (table, cores) = (config.table, build.vcpus);
-    let guest = GuestTable::new(&mut build, |m| Hashed::new(table, cores, m))?;
-    let host = NestedMmu::new(build.nested_mode, &mut build.host, rules)?;
-    machine((guest, host), build, config.cached())
+fn host(request: MachineConfig) -> Result<Box<dyn DynMachine>, MachineError> {
+    make(request, Sides::Host, &CACHED)
 }
 
-fn native(build: MachineConfig) -> Result<Box<dyn DynMachine>, MachineError> {
-    let mut build = build;
-    let config = build.options(&UNCACHED)?;
-    let (table, cores) = (config.table, build.vcpus);
-    let guest = GuestTable::new(&mut build, |m| Hashed::new(table, cores, m))?;
-    machine((guest, NoHost), build, config.cached())
+fn guest(request: MachineConfig) -> Result<Box<dyn DynMachine>, MachineError> {
+    make(request, Sides::Guest, &CACHED)
+}
+
+fn native(request: MachineConfig) -> Result<Box<dyn DynMachine>, MachineError> {
+    make(request, Sides::Native, &UNCACHED)
 }
 
 #[cfg(test)]

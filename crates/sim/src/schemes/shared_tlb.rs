@@ -125,7 +125,12 @@ pub struct SharedTlb<B> {
     spaces: Vec<ByNumber<u16>>,
     current: Vec<u16>,
     vpid: u8,
+    /// The next tag, for one whose address spaces get new tags in place of being looked through.
+    next: Option<u16>,
 }
+
+/// Tags that there are.
+const TAGS: u16 = 0xfff;
 
 impl<B> SharedTlb<B> {
     /// An empty TLB.
@@ -134,18 +139,70 @@ impl<B> SharedTlb<B> {
     /// What is set cannot be.
     pub fn new(base: B, build: &MachineConfig) -> Result<Self, MachineError> {
         let Config { entries, ways, cycles } = build.options(&OPTIONS)?;
+        let of = (build.vcpus, build.host.is_some());
+        Ok(Self::of(base, of, (entries, ways, cycles)))
+    }
+
+    /// An empty TLB of so many entries and ways, for so many cores, in a VM or not, whose look-ups take
+    /// so many cycles.
+    pub fn of(
+        base: B,
+        (vcpus, virtualized): (usize, bool),
+        (entries, ways, cycles): (u32, u32, u64),
+    ) -> Self {
         let sizes = ["4k", "2m", "1g"].map(String::from).to_vec();
         let array = TlbProfile { sizes, entries, ways, ..TlbProfile::default() };
-        let vcpus = build.vcpus;
-        Ok(Self {
+        Self {
             base,
             tlb: Tlb::new(&[array]),
             cycles,
             roots: Vec::new(),
             spaces: vec![ByNumber::new(); vcpus],
             current: vec![0; vcpus],
-            vpid: u8::from(build.host.is_some()),
-        })
+            vpid: u8::from(virtualized),
+            next: None,
+        }
+    }
+
+    /// An address space whose entries are void gets a new tag: a TLB that is too large to be looked
+    /// through. Its entries go when others need their places.
+    #[must_use]
+    pub fn renewing(self) -> Self {
+        Self { next: Some(ROOTS as u16), ..self }
+    }
+
+    /// Gives the address spaces other tags.
+    fn retag(&mut self, new: impl Fn(u16) -> u16) {
+        self.roots.iter_mut().for_each(|root| root.1 = new(root.1));
+        self.current.iter_mut().for_each(|tag| *tag = new(*tag));
+        for spaces in &mut self.spaces {
+            for pcid in spaces.numbers().collect::<Vec<_>>() {
+                if let Some(tag) = spaces.get_mut(pcid) {
+                    *tag = new(*tag);
+                }
+            }
+        }
+    }
+
+    /// The entries of an address space, by the place of its root, are void.
+    fn void(&mut self, root: usize) {
+        let Some(mut next) = self.next else {
+            return self.tlb.invalidate_asid(self.asid(self.roots[root].1));
+        };
+        if next > TAGS {
+            self.tlb.flush();
+            let old: Vec<u16> = self.roots.iter().map(|root| root.1).collect();
+            self.retag(|tag| old.iter().position(|t| *t == tag).map_or(TAGS, |i| i as u16));
+            next = ROOTS as u16;
+        }
+        let old = self.roots[root].1;
+        self.retag(|tag| if tag == old { next } else { tag });
+        self.next = Some(next + 1);
+    }
+
+    /// What tells the current address space of a core from others, spread over all bits.
+    pub fn spread(&self, core: usize) -> u64 {
+        u64::from(self.current[core]).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 20
     }
 
     fn asid(&self, tag: u16) -> Asid {
@@ -164,9 +221,8 @@ impl<B> SharedTlb<B> {
             Some(i) => self.roots.remove(i).1,
             None if self.roots.len() < ROOTS => self.roots.len() as u16,
             None => {
-                let (_, tag) = self.roots.remove(0);
-                self.tlb.invalidate_asid(self.asid(tag));
-                tag
+                self.void(0);
+                self.roots.remove(0).1
             }
         };
         self.roots.push((root, tag));
@@ -179,14 +235,14 @@ impl<B> SharedTlb<B> {
         self.current[core] = tag;
         self.spaces[core].insert(pcid.into(), tag);
         if !keep {
-            self.tlb.invalidate_asid(self.asid(tag));
+            self.void(self.roots.len() - 1);
         }
     }
 
     /// A page that was a root may be one of another address space next.
     fn gone(&mut self, root: Gpa) {
         if let Some(i) = self.roots.iter().position(|(known, _)| *known == root) {
-            self.tlb.invalidate_asid(self.asid(self.roots[i].1));
+            self.void(i);
         }
     }
 
@@ -202,8 +258,9 @@ impl<B> SharedTlb<B> {
                 }
             }
             Invalidation::Pcid(pcid) => {
-                if let Some(tag) = of(pcid) {
-                    self.tlb.invalidate_asid(self.asid(tag));
+                let of = of(pcid);
+                if let Some(i) = self.roots.iter().position(|root| Some(root.1) == of) {
+                    self.void(i);
                 }
             }
             Invalidation::AllButGlobal => self.tlb.invalidate_vpid(self.vpid, false),

@@ -10,6 +10,7 @@ mod lmbench;
 mod micro14;
 mod programs;
 mod series;
+mod tables;
 mod thesis;
 mod vmitosis;
 mod why;
@@ -40,6 +41,7 @@ pub fn reproduce(args: &ReproduceArgs) -> Result<()> {
         Publication::Vmitosis => boxed(vmitosis::run(args)?),
         Publication::Lmbench => boxed(lmbench::run(args)?),
         Publication::Lectures => boxed(lectures::run(args)?),
+        Publication::Tables => boxed(tables::run(args)?),
     };
     if let Some(folder) = &output.output {
         formats::save(folder, found.as_ref())?;

@@ -1,17 +1,18 @@
 //! The guest's side: its radix tables, or a structure that its OS would keep in their place.
 
-use super::host::{HostSide, LINES, references};
+use super::host::{HostSide, LINES, in_background, references};
 use super::mirror::{Mirror, region_bytes, region_level};
-use super::{GuestArea, Key, Structure, StructureState, Supply, Work};
+use super::supply::Asking;
+use super::{BACKGROUND, DIRECT, GuestArea, Key, Structure, StructureState, Supply, Work};
 use crate::hardware::walk::{Fault, HostDimension, Purpose, WalkWatch, walk_2d};
 use crate::hardware::world::World;
 use crate::hardware::{Hardware, Request};
-use crate::measure::counters::Dimension;
+use crate::measure::counters::{Dimension, ExitReason};
 use crate::scheme::{Event, Handled, MachineConfig, MachineError, Platform, Processor};
 use nestwalk_hw::Translation;
 use nestwalk_tables::entry::{ACCESSED, DIRTY, GLOBAL};
 use nestwalk_tables::{Entry, Permissions, look_up};
-use nestwalk_types::{Address, Gpa, Gva, Hpa, PageSize, VcpuId};
+use nestwalk_types::{Address, Gpa, Gva, Hpa, NumberSet, PageSize, VcpuId};
 
 /// The guest's dimension of a walk, and what its OS does for it.
 pub trait GuestSide: Send {
@@ -89,6 +90,8 @@ pub struct GuestTable<S> {
     area: GuestArea,
     /// Frames of regions and their numbers.
     registers: Box<[(u64, u32); REGISTERS]>,
+    /// Frames of roots whose regions are followed.
+    roots: NumberSet,
 }
 
 const NO_REGISTERS: [(u64, u32); REGISTERS] = [(u64::MAX, 0); REGISTERS];
@@ -116,8 +119,8 @@ impl<S: Structure> GuestTable<S> {
             ),
         })?;
         let structure = make(&mut area).ok_or_else(no_memory)?;
-        let mirror = Mirror::new(build.guest_mode);
-        Ok(Self { structure, mirror, area, registers: Box::new(NO_REGISTERS) })
+        let (mirror, roots) = (Mirror::new(build.guest_mode), NumberSet::new());
+        Ok(Self { structure, mirror, area, registers: Box::new(NO_REGISTERS), roots })
     }
 
     /// The frame of the region of an address, and what the root's entry permits.
@@ -152,21 +155,25 @@ impl<S: Structure> GuestTable<S> {
         if self.mirror.take_forgotten() {
             *self.registers = NO_REGISTERS;
         }
+        let area = &mut self.area;
+        let mut supply = Asking { area, host: platform.host.as_mut(), asked: 0 };
         for change in self.mirror.take_changes() {
             let key = Key { region: change.region, page: change.page };
             match change.entry {
                 Some(entry) => {
-                    let done = self.structure.put(key, change.shift, entry, &mut self.area);
+                    let done = self.structure.put(key, change.shift, entry, &mut supply);
                     done.map_err(|_| no_memory())?;
                 }
                 None => {
-                    self.structure.remove(key, change.shift, &mut self.area);
+                    self.structure.remove(key, change.shift, &mut supply);
                 }
             }
         }
+        let asked = if supply.host.is_some() { supply.asked } else { 0 };
         let Work { updates, moves, pages, resizes, refused } =
             std::mem::take(self.structure.work());
         let c = &mut platform.cpu.counters;
+        c.exits[ExitReason::TableMemory as usize] += asked;
         c.guest_table_updates += updates;
         c.guest_table_moves += moves;
         c.guest_table_pages += pages;
@@ -176,6 +183,21 @@ impl<S: Structure> GuestTable<S> {
             host.back(platform, vcpu, range)?;
         }
         Ok(())
+    }
+
+    /// The regions that come next are those of this root.
+    fn root_loaded(&mut self, root: Gpa) {
+        self.roots.insert(root.page_number());
+        self.structure.root_loaded(root.page_number(), &mut self.area);
+    }
+
+    fn root_gone(&mut self, at: Gpa, size: PageSize) {
+        let pages = at.page_number()..at.page_number() + size.base_pages();
+        let gone: Vec<u64> = self.roots.range(pages).collect();
+        for root in gone {
+            self.roots.remove(root);
+            self.structure.root_gone(root);
+        }
     }
 
     /// Follows all regions of a root.
@@ -199,6 +221,25 @@ fn fetch<H: HostDimension>(
     (core, level): (usize, u8),
     lines: &[u64],
 ) -> Result<(), Fault> {
+    if level == BACKGROUND {
+        // A walk that is shown is what the access waits for.
+        if !hardware.is_shown() {
+            let tally = hardware.tally;
+            for line in lines {
+                let gpa = Gpa::new(*line);
+                let found = host.translate(hardware, counters, core, gpa, Purpose::table(1));
+                let at = found.into_iter().map(|found| found.apply(gpa));
+                in_background(hardware, counters, core, at);
+            }
+            hardware.tally = tally;
+        }
+        return Ok(());
+    }
+    if level & DIRECT != 0 {
+        let place = (core, Dimension::Guest, level & !DIRECT, 0);
+        references(hardware, place, lines.iter().map(|at| Hpa::new(*at)));
+        return Ok(());
+    }
     let mut at = [Hpa::new(0); LINES];
     let (start, mut longest) = (hardware.tally.cycles, 0);
     for (at, line) in at.iter_mut().zip(lines) {
@@ -229,6 +270,10 @@ impl<S: Structure> GuestSide for GuestTable<S> {
             Self::region_of(world, request.vcpu, gva).ok_or(missing(mode.levels))?;
         let region = self.register(frame).ok_or(missing(region_level(mode)))?;
         let page = (gva.value() & (region_bytes(mode) - 1)) >> 12;
+        hardware.tally.cycles += self.structure.cycles();
+        if hardware.is_shown() {
+            self.structure.forget_walks(core);
+        }
         let mut read =
             |level: u8, lines: &[u64]| fetch(hardware, counters, host, (core, level), lines);
         let found = self.structure.look_up(core, Key { region, page }, &mut read)?;
@@ -267,23 +312,41 @@ impl<S: Structure> GuestSide for GuestTable<S> {
         event: Event<'_>,
     ) -> Result<(), MachineError> {
         let vcpu = match event {
+            Event::LoadCr3 { vcpu, keep: true, .. }
+                if platform.cpu.hardware.cores[usize::from(vcpu.0)].has_pcids() =>
+            {
+                return Ok(());
+            }
+            Event::LoadCr3 { vcpu, .. } | Event::Invalidate { vcpu, .. } => {
+                self.structure.forget_walks(usize::from(vcpu.0));
+                return Ok(());
+            }
+            Event::HostChanged { .. } => {
+                let cores = platform.cpu.hardware.cores.len();
+                (0..cores).for_each(|core| self.structure.forget_walks(core));
+                return Ok(());
+            }
             Event::TableStore { vcpu, at, old, new } => {
                 self.mirror.stored(&platform.cpu.world, at, old, new);
                 vcpu
             }
             Event::TableAdded { vcpu, at } => {
+                self.root_gone(at, PageSize::SIZE_4K);
                 self.mirror.told(&platform.cpu.world, at);
                 vcpu
             }
             Event::TableRetired { vcpu, at } => {
+                self.root_gone(at, PageSize::SIZE_4K);
                 self.mirror.gone_in(at, PageSize::SIZE_4K);
                 vcpu
             }
             Event::PageWritten { vcpu, at, size } => {
+                self.root_gone(at, size);
                 self.mirror.gone_in(at, size);
                 vcpu
             }
             Event::WarmStart { vcpu } => {
+                self.root_loaded(platform.cpu.world.root(vcpu));
                 self.follow_all(&platform.cpu.world, vcpu);
                 vcpu
             }
@@ -292,8 +355,9 @@ impl<S: Structure> GuestSide for GuestTable<S> {
         self.keep_in_step(platform, host, vcpu)
     }
 
-    /// What hardware does not find and the guest's tables have: a region that was not followed yet, which
-    /// is from now on, or a table that is linked in too many places, for which software makes the access.
+    /// What hardware does not find and the guest's tables have: a region that was not followed yet,
+    /// which is from now on, or a table that is linked in too many places, for which software makes the
+    /// access.
     fn fault<H: HostSide>(
         &mut self,
         platform: &mut Platform,
@@ -310,6 +374,7 @@ impl<S: Structure> GuestSide for GuestTable<S> {
             && self.mirror.region(frame).is_none()
         {
             self.mirror.follow(world, frame);
+            self.root_loaded(platform.cpu.world.root(request.vcpu));
             self.keep_in_step(platform, host, request.vcpu)?;
             return Ok(Handled::RetryUncounted);
         }

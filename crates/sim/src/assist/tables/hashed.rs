@@ -5,10 +5,11 @@
 //! One table holds all regions, and pages of all sizes: a cluster of eight large pages stands beside
 //! those of small ones, and a page is looked for by one size after another. The paper has small pages
 //! alone ("more challenging to support superpages"); here each core begins with the size that a small
-//! predictor of POM-TLB's kind gives (Ryoo et al., ISCA 2017): 512 entries, by the 2 MiB around the page.
+//! predictor of POM-TLB's kind gives (Ryoo et al., ISCA 2017): 512 entries, by the 2 MiB around the
+//! page.
 //!
-//! - *Collisions.* The next place, and so on, up to an empty one. Whatever is cleared closes its gap: later
-//!   clusters move up, so that there are no tombstones to probe past.
+//! - *Collisions.* The next place, and so on, up to an empty one. Whatever is cleared closes its gap:
+//!   later clusters move up, so that there are no tombstones to probe past.
 //! - *Load.* Above `load` percent the table doubles, at once: new memory is cleared, every cluster is
 //!   moved, the old memory is given back. Below an eighth of that it halves. Where there is no memory in
 //!   one piece for the larger table it stays, up to 15 of 16 places.

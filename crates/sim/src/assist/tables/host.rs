@@ -1,6 +1,6 @@
 //! The host's side: what translates guest-physical addresses, and the VMM's half of it.
 
-use super::{Key, Structure, StructureState, Supply, Work};
+use super::{BACKGROUND, Key, Structure, StructureState, Supply, Work};
 use crate::hardware::walk::{Fault, HostDimension, NestedTables, Purpose};
 use crate::hardware::{Hardware, Request};
 use crate::hypervisor::largest_leaf;
@@ -178,8 +178,8 @@ impl HostSide for NoHost {
     }
 }
 
-/// A structure in place of nested tables. Its entries have no accessed and dirty flags, and none is split
-/// for `nx_huge_pages`.
+/// A structure in place of nested tables. Its entries have no accessed and dirty flags, and none is
+/// split for `nx_huge_pages`.
 pub struct HostTable<S> {
     /// The structure.
     pub structure: S,
@@ -266,6 +266,9 @@ impl<S: Structure> HostSide for HostTable<S> {
     fn host_changed(&mut self, platform: &mut Platform, at: Gpa, size: PageSize) {
         let Some(host) = &mut platform.host else { return };
         let end = at.value().saturating_add(size.bytes());
+        for core in 0..platform.cpu.hardware.cores.len() {
+            self.structure.forget_walks(core);
+        }
         for shift in self.structure.shifts() {
             // The range may begin within a page.
             let mut page = at.value() >> shift << shift;
@@ -302,6 +305,18 @@ pub(super) fn references(
     hardware.tally.cycles = start + longest;
 }
 
+/// References that nothing waits for.
+pub(super) fn in_background(
+    hardware: &mut Hardware,
+    counters: &mut Counters,
+    core: usize,
+    lines: impl Iterator<Item = Hpa>,
+) {
+    for at in lines {
+        counters.background[hardware.caches.data(core, at) as usize] += 1;
+    }
+}
+
 /// The walker's look-up in a host's structure.
 pub struct HostLookUp<'a, S> {
     structure: &'a mut S,
@@ -329,9 +344,17 @@ impl<S: Structure> HostDimension for HostLookUp<'_, S> {
             }
         }
         counters.nested_walks += 1;
+        hardware.tally.cycles += self.structure.cycles();
+        if hardware.is_shown() {
+            self.structure.forget_walks(core);
+        }
         let mut fetch_lines = |level: u8, lines: &[u64]| {
-            let place = (core, Dimension::Nested, level, on_behalf);
-            references(hardware, place, lines.iter().map(|at| Hpa::new(*at)));
+            let at = lines.iter().map(|at| Hpa::new(*at));
+            if level == BACKGROUND {
+                in_background(hardware, counters, core, at);
+            } else {
+                references(hardware, (core, Dimension::Nested, level, on_behalf), at);
+            }
             Ok::<(), Fault>(())
         };
         let found = self.structure.look_up(core, key(gpa), &mut fetch_lines)?;

@@ -1,17 +1,21 @@
 //! Page tables that are no radix trees: of the guest, of the host, or of both.
 //!
-//! A [`Structure`] maps pages and is looked up by hardware. It knows not what the pages are: in the guest
-//! they are pages of a *region* ([`mirror`]), in the host those of guest-physical memory. [`Tabled`] is
-//! the scheme, of a guest's side ([`GuestSide`]) and a host's ([`HostSide`]), each of which may have a
-//! structure in place of its radix tables.
+//! A [`Structure`] maps pages and is looked up by hardware. It knows not what the pages are: in the
+//! guest they are pages of a *region* ([`mirror`]), in the host those of guest-physical memory.
+//! [`Tabled`] is the scheme, of a guest's side ([`GuestSide`]) and a host's ([`HostSide`]), each of
+//! which may have a structure in place of its radix tables.
 //!
-//! The guest's kernel is the stream's, which keeps radix tables. The OS half follows its stores and keeps
-//! the structure in step with them ([`mirror::Mirror`]). What that takes is counted: each entry that is
-//! stored, each that a larger table makes it move, memory that is cleared.
+//! The guest's kernel is the stream's, which keeps radix tables. The OS half follows its stores and
+//! keeps the structure in step with them ([`mirror::Mirror`]). What that takes is counted: each entry
+//! that is stored, each that a larger table makes it move, memory that is cleared.
 
+pub mod cuckoo;
+pub mod direct;
+pub mod flattened;
 mod guest;
 pub mod hashed;
 mod host;
+pub mod learned;
 pub mod mirror;
 mod scheme;
 mod supply;
@@ -20,7 +24,7 @@ mod testing;
 
 pub use guest::{GuestSide, GuestTable, RadixGuest};
 pub use host::{HostSide, HostTable, NoHost};
-pub use scheme::{Tabled, machine};
+pub use scheme::{Sides, Tabled, build};
 pub use supply::{GuestArea, Supply};
 
 pub use crate::scheme::StructureState;
@@ -82,6 +86,13 @@ pub struct Work {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct NoMemory;
 
+/// The level of lines that are fetched beside a look-up: nothing waits for them.
+pub const BACKGROUND: u8 = 0;
+
+/// Set in the level of lines of a guest's structure that lie in memory which the guest has from its
+/// host: their addresses are host-physical, and nothing translates them.
+pub const DIRECT: u8 = 0x80;
+
 /// A structure that maps pages.
 pub trait Structure: Send {
     /// Looks a page up as the hardware of a core does. `fetch` reads lines of 64 bytes by their
@@ -119,6 +130,21 @@ pub trait Structure: Send {
 
     /// Sizes of pages that are in it, as base-2 logarithms, smallest first.
     fn shifts(&self) -> Vec<u8>;
+
+    /// Cycles of a look-up before its first line is read.
+    #[inline]
+    fn cycles(&self) -> u64 {
+        0
+    }
+
+    /// Regions that come from now on are those of this root.
+    fn root_loaded(&mut self, _root: u64, _memory: &mut dyn Supply) {}
+
+    /// This root is none any more.
+    fn root_gone(&mut self, _root: u64) {}
+
+    /// A core forgets where walks that it made have led.
+    fn forget_walks(&mut self, _core: usize) {}
 
     /// What keeping it has taken.
     fn work(&mut self) -> &mut Work;

@@ -1,10 +1,13 @@
 //! The scheme: a guest's side over a host's.
 
-use super::guest::GuestSide;
-use super::host::HostSide;
+use super::guest::{GuestSide, GuestTable, RadixGuest};
+use super::host::{HostSide, HostTable, NoHost};
+use super::{Structure, Supply};
 use crate::hardware::Request;
 use crate::hardware::walk::{Fault, WalkWatch};
+use crate::hypervisor::nested_mmu::NestedMmu;
 use crate::machine::{DynMachine, Machine};
+use crate::scheme::vmm_options::VmmKind;
 use crate::scheme::{
     Event, Handled, MachineConfig, MachineError, PageTableBytes, Platform, Processor, Report,
     Scheme, Software, TableState,
@@ -21,14 +24,29 @@ pub struct Tabled<G, H> {
     pub host: H,
 }
 
-/// A machine of both sides; `cached`: with the walk caches and the nested TLB of its profile.
+/// Which dimensions have a structure in place of radix tables.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Sides {
+    /// Guest and host.
+    Both,
+    /// The host, under a radix guest.
+    Host,
+    /// The guest, over nested tables.
+    Guest,
+    /// Bare metal.
+    Native,
+}
+
+/// A machine whose structures are what `make` makes, for a host if that is said; `cached`: with the walk
+/// caches and the nested TLB of its profile.
 ///
 /// # Errors
 /// It cannot be made.
-pub fn machine<G: GuestSide + 'static, H: HostSide + 'static>(
-    (guest, host): (G, H),
+pub fn build<S: Structure + 'static>(
     build: MachineConfig,
+    sides: Sides,
     cached: bool,
+    make: impl Fn(bool, &mut dyn Supply) -> Option<S>,
 ) -> Result<Box<dyn DynMachine>, MachineError> {
     let mut build = build;
     if !cached {
@@ -37,6 +55,31 @@ pub fn machine<G: GuestSide + 'static, H: HostSide + 'static>(
         build.profile.entry_cache = None;
         build.profile.nested_tlb = None;
     }
+    let mode = build.nested_mode;
+    if sides == Sides::Host {
+        let host = HostTable::new(mode, &mut build.host, |m| make(true, m))?;
+        return boxed(RadixGuest, host, build);
+    }
+    let guest = GuestTable::new(&mut build, |m| make(false, m))?;
+    match sides {
+        Sides::Both => {
+            let host = HostTable::new(mode, &mut build.host, |m| make(true, m))?;
+            boxed(guest, host, build)
+        }
+        Sides::Guest | Sides::Host => {
+            let rules = build.rules(VmmKind::Nested)?;
+            let host = NestedMmu::new(mode, &mut build.host, rules)?;
+            boxed(guest, host, build)
+        }
+        Sides::Native => boxed(guest, NoHost, build),
+    }
+}
+
+fn boxed<G: GuestSide + 'static, H: HostSide + 'static>(
+    guest: G,
+    host: H,
+    build: MachineConfig,
+) -> Result<Box<dyn DynMachine>, MachineError> {
     Ok(Box::new(Machine::new(Tabled { guest, host }, build)?))
 }
 

@@ -13,6 +13,12 @@ pub trait Supply {
     fn take(&mut self, bytes: u64) -> Option<u64>;
     /// Takes a block back.
     fn give(&mut self, at: u64, bytes: u64);
+    /// A block of the host's memory, for a guest that asks its host; `None` if there is none to ask.
+    fn take_host(&mut self, _bytes: u64) -> Option<u64> {
+        None
+    }
+    /// Gives such a block back to the host.
+    fn give_host(&mut self, _at: u64, _bytes: u64) {}
 }
 
 impl Supply for HostMemory {
@@ -94,6 +100,33 @@ impl Supply for GuestArea {
 
     fn give(&mut self, at: u64, bytes: u64) {
         self.free.entry(bytes.max(PAGE).next_power_of_two()).or_default().push(at);
+    }
+}
+
+/// A guest's memory for tables, and the host that it may ask by hypercalls.
+pub(super) struct Asking<'a> {
+    pub(super) area: &'a mut GuestArea,
+    pub(super) host: Option<&'a mut HostMemory>,
+    /// Hypercalls so far.
+    pub(super) asked: u64,
+}
+
+impl Supply for Asking<'_> {
+    fn take(&mut self, bytes: u64) -> Option<u64> {
+        self.area.take(bytes)
+    }
+    fn give(&mut self, at: u64, bytes: u64) {
+        self.area.give(at, bytes);
+    }
+    fn take_host(&mut self, bytes: u64) -> Option<u64> {
+        self.asked += 1;
+        self.host.as_mut()?.take(bytes)
+    }
+    fn give_host(&mut self, at: u64, bytes: u64) {
+        self.asked += 1;
+        if let Some(host) = &mut self.host {
+            host.give(at, bytes);
+        }
     }
 }
 

@@ -34,6 +34,12 @@ impl Supply for Ledger {
         self.out.insert((at, bytes));
         Some(at)
     }
+    fn take_host(&mut self, bytes: u64) -> Option<u64> {
+        self.take(bytes)
+    }
+    fn give_host(&mut self, at: u64, bytes: u64) {
+        self.give(at, bytes);
+    }
     fn give(&mut self, at: u64, bytes: u64) {
         assert!(self.out.remove(&(at, bytes)), "{at:#x} was not out");
     }
@@ -90,7 +96,7 @@ pub fn lives_like_a_map<S: Structure>(
             Ok::<(), ()>(())
         };
         let found = structure.look_up(0, key, &mut fetch).unwrap();
-        assert!(fetched > 0);
+        assert!(fetched > 0 || found.is_none());
         assert_eq!(found.map(|f| (f.shift, f.entry.0)), expected.copied(), "{key:?} at {i}");
         assert_eq!(structure.get(key), found);
         if i % 1_000 == 0 {
