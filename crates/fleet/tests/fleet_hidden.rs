@@ -4,10 +4,10 @@
 mod common;
 
 use common::fleets::{MIB, pattern, run_well};
-use nestwalk_hw::Profile;
-use nestwalk_mm::{GuestConfig, ModelledGuest, PagePolicy};
 use nestwalk_fleet::replacement::Kind;
 use nestwalk_fleet::{FleetOutcome, FleetPlan, Vm, VmOutcome};
+use nestwalk_hw::Profile;
+use nestwalk_mm::{GuestConfig, ModelledGuest, PagePolicy};
 use nestwalk_sim::{MachineSpec, Plan};
 use nestwalk_tables::LONG4;
 use nestwalk_types::{
