@@ -196,6 +196,7 @@ fn exits_add_up_in_any_life() {
         ExitReason::PageReadyAck,
         ExitReason::Halted,
         ExitReason::FreePages,
+        ExitReason::Balloon,
         // The profile's processor delivers interrupts without one.
         ExitReason::InterruptReceived,
     ];

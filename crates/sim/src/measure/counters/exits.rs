@@ -77,6 +77,7 @@ exit_reasons! {
         "asynchronous page faults: a vCPU with no process to run until the page is there";
     FreePages "free_pages" Exit
         "free page reporting: a request with up to 32 free blocks of 2 MiB, which the host takes back";
+    Balloon "balloon" Exit "ballooning: a request with up to 256 pages, which the host takes";
     InterruptSent "interrupt_sent" Exit
         "a vCPU's store to the interrupt controller to interrupt another";
     InterruptReceived "interrupt_received" Exit
