@@ -258,6 +258,7 @@ fn position(slice: &GuestBatch, is_page: impl Fn(Gpa) -> bool) -> Position {
         Control::TableWrite { gpa, .. }
         | Control::TableAdded { gpa, .. }
         | Control::PageCleared { gpa, .. }
+        | Control::WrittenOut { gpa, .. }
         | Control::Prefault { start: gpa, .. } => is_page(gpa),
         _ => false,
     });

@@ -1,6 +1,7 @@
 //! What a VM of a fleet does next, in slices as small as its host wants them.
 
 use super::reporting::Reporter;
+use nestwalk_mm::SwapStats;
 use nestwalk_sim::compare::CompareError;
 use nestwalk_sim::compare::guests::{Guest, GuestOutcome};
 use nestwalk_sim::compare::spec::GuestSpec;
@@ -16,18 +17,37 @@ pub(super) struct Most {
     pub instructions: u64,
 }
 
+/// What a guest gives to its host.
+#[derive(Default)]
+pub(super) struct Given {
+    /// Blocks of 2 MiB that it reports to be free.
+    pub blocks: Vec<Gpa>,
+    /// Pages that its balloon has taken.
+    pub pages: Vec<Gpa>,
+}
+
+impl Given {
+    const fn is_empty(&self) -> bool {
+        self.blocks.is_empty() && self.pages.is_empty()
+    }
+}
+
 /// What a VM does next.
 pub(super) struct Feed {
     source: Box<dyn Source>,
     guest: Guest,
     spec: GuestSpec,
     raw: Batch,
-    /// What the guest has made of the source, and is not handed on yet; with each part, blocks that
-    /// it reports to be free behind it.
-    queue: VecDeque<(GuestBatch, Vec<Gpa>)>,
+    /// What the guest has made of the source, and is not handed on yet; with each part, memory that
+    /// it gives to its host behind it.
+    queue: VecDeque<(GuestBatch, Given)>,
     reporter: Option<Reporter>,
-    /// Blocks that were reported at the end of the last slice.
-    reported: Vec<Gpa>,
+    /// What was given at the end of the last slice.
+    given: Given,
+    /// Pages that the host asks the balloon for.
+    asked: u64,
+    /// What the guest had swapped before its region of interest.
+    before: Option<SwapStats>,
     /// How far the first of the queue is handed on: controls and runs.
     done: (usize, usize),
     /// What is left of a long prefault.
@@ -50,16 +70,37 @@ impl Feed {
             raw: Batch::default(),
             queue: VecDeque::new(),
             reporter: reports.then(Reporter::new),
-            reported: Vec::new(),
+            given: Given::default(),
+            asked: 0,
+            before: None,
             done: (0, 0),
             prefault: None,
             end: None,
         }
     }
 
-    /// Blocks of 2 MiB that the guest reports to be free once the last slice has run.
-    pub(super) fn take_reported(&mut self) -> Vec<Gpa> {
-        std::mem::take(&mut self.reported)
+    /// What the guest gives to its host once the last slice has run.
+    pub(super) fn take_given(&mut self) -> Given {
+        std::mem::take(&mut self.given)
+    }
+
+    /// The host asks the guest's balloon for so many pages, unless it waits for others still.
+    pub(super) fn ask(&mut self, pages: u64) {
+        if self.queue.iter().all(|(_, given)| given.pages.is_empty()) {
+            self.asked = pages;
+        }
+    }
+
+    /// What the guest and its swap device did to each other since its region of interest began.
+    pub(super) fn swap_stats(&self) -> Option<SwapStats> {
+        let before = self.before.unwrap_or_default();
+        self.guest.swap_stats().map(|now| SwapStats {
+            scanned: now.scanned - before.scanned,
+            taken: now.taken - before.taken,
+            written: now.written - before.written,
+            came_back: now.came_back - before.came_back,
+            ballooned: now.ballooned - before.ballooned,
+        })
     }
 
     /// What the guest did so far.
@@ -120,19 +161,41 @@ impl Feed {
             Err(error) => self.end = Some(Err(error.into())),
             Ok(false) => self.end = Some(Ok(())),
             Ok(true) => {
+                let begins = |c: &(u32, Control)| c.1 == Control::RegionOfInterest;
+                if self.raw.controls.iter().any(begins) {
+                    self.before = self.guest.swap_stats();
+                }
                 let (mut parts, mut last) = (Vec::new(), GuestBatch::default());
+                let pages = match self.inflate(&mut parts) {
+                    Ok(pages) => pages,
+                    Err(error) => return self.end = Some(Err(error)),
+                };
                 let mut sink = |part: &mut GuestBatch| parts.push(std::mem::take(part));
                 let done = self.guest.process(self.spec, &self.raw, &mut last, &mut sink);
                 parts.push(last);
                 parts.retain(|part| !part.batch.is_empty());
-                let free = self.free(&parts);
-                self.queue.extend(parts.into_iter().map(|part| (part, Vec::new())));
-                if let Some(last) = self.queue.back_mut() {
-                    last.1.extend(free);
+                let blocks = self.free(&parts);
+                self.queue.extend(parts.into_iter().map(|part| (part, Given::default())));
+                if let Some((_, given)) = self.queue.back_mut() {
+                    given.blocks.extend(blocks);
+                    given.pages.extend(pages);
                 }
                 self.end = done.err().map(Err);
             }
         }
+    }
+
+    /// The balloon takes what the host has asked for: what the guest does for it, and the pages.
+    fn inflate(&mut self, parts: &mut Vec<GuestBatch>) -> Result<Vec<Gpa>, CompareError> {
+        // An empty batch of the source has no slice at whose end pages could be given.
+        if self.asked == 0 || self.raw.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut part = GuestBatch::default();
+        let asked = std::mem::take(&mut self.asked);
+        let pages = self.guest.inflate(self.spec, asked, &mut part)?;
+        parts.push(part);
+        Ok(pages)
     }
 
     /// What the guest reports to be free behind these parts.
@@ -168,7 +231,7 @@ impl Feed {
                     room = room.saturating_sub(pages(&event).max(1) as usize);
                     let begins = event == Control::RegionOfInterest;
                     push(out, event);
-                    if begins || !self.reported.is_empty() {
+                    if begins || !self.given.is_empty() {
                         break;
                     }
                 }
@@ -186,7 +249,7 @@ impl Feed {
                     room -= end - run;
                     self.done.1 = end;
                     self.pop();
-                    if !self.reported.is_empty() {
+                    if !self.given.is_empty() {
                         break;
                     }
                 }
@@ -197,11 +260,11 @@ impl Feed {
 
     /// The first of the queue goes if it is handed on.
     fn pop(&mut self) {
-        let done = |(batch, _): &mut (GuestBatch, Vec<Gpa>)| {
+        let done = |(batch, _): &mut (GuestBatch, Given)| {
             self.done == (batch.batch.controls.len(), batch.batch.runs.len())
         };
-        if let Some((_, free)) = self.queue.pop_front_if(done) {
-            self.reported = free;
+        if let Some((_, given)) = self.queue.pop_front_if(done) {
+            self.given = given;
             self.done = (0, 0);
         }
     }

@@ -9,7 +9,6 @@
 //! hot path is that of a machine alone.
 
 mod asynchronous;
-pub mod device;
 mod feed;
 mod hidden;
 mod memory;
@@ -17,7 +16,6 @@ pub mod merging;
 pub mod migration;
 mod outcome;
 mod pass;
-pub mod replacement;
 mod reporting;
 mod stage;
 pub mod timeline;
@@ -38,9 +36,11 @@ use nestwalk_sim::hardware::Hardware;
 use nestwalk_sim::hardware::exchange::{Shared, VPIDS};
 use nestwalk_sim::machine::DynMachine;
 use nestwalk_sim::measure::counters::Counters;
+pub use nestwalk_sim::replacement;
+pub use nestwalk_sim::replacement::device;
 use nestwalk_sim::scheme::MachineError;
 use nestwalk_types::{Filter, Hpa, Source};
-pub use outcome::{FleetOutcome, HostOutcome, Interference, VmOutcome};
+pub use outcome::{FleetOutcome, GuestSwap, HostOutcome, Interference, VmOutcome};
 use pass::Pass;
 use replacement::Kind;
 use stage::{Host, Place, Stage};
@@ -67,6 +67,8 @@ pub struct Vm {
     pub async_faults: bool,
     /// Its guest reports free memory to a host that is short of it.
     pub reporting: bool,
+    /// A host that is short of memory asks its balloon first, before it swaps.
+    pub balloon: bool,
 }
 
 /// How a host runs its VMs.
@@ -156,6 +158,7 @@ struct Member {
     feed: Feed,
     ideal: Box<dyn DynMachine>,
     async_faults: bool,
+    balloon: bool,
     /// What its recording does not show; `None` if it is none.
     filter: Option<Filter>,
     /// Its region of interest has begun.
@@ -204,9 +207,10 @@ fn places(fleet: &FleetPlan, vms: &[Vm]) -> Result<Vec<Place>, FleetError> {
                 vm.name
             )));
         }
-        if vm.reporting && fleet.host_bytes.is_none() {
+        let asks = [("reporting", vm.reporting), ("balloon", vm.balloon)];
+        if let Some((key, _)) = asks.into_iter().find(|a| a.1 && fleet.host_bytes.is_none()) {
             return Err(plan(format!(
-                "VM {}: reporting: the host takes back what is free where it is short of memory; give it \
+                "VM {}: {key}: the host takes back what is free where it is short of memory; give it \
                  --host-memory, or leave it out",
                 vm.name
             )));
@@ -258,6 +262,13 @@ fn member(vm: Vm) -> Result<Member, FleetError> {
             vm.name, spec.scheme.name
         )));
     }
+    if vm.balloon && guest.physical().is_none() {
+        return Err(FleetError::Plan(format!(
+            "VM {}: balloon: a recorded kernel cannot be asked for pages, what it did is done; name pages \
+             of a modelled guest, as in machine={}:4k+4k, or leave it out",
+            vm.name, spec.scheme.name
+        )));
+    }
     let ideal = compare::machine(&vm.plan, control).map_err(wrong)?;
     Ok(Member {
         feed: Feed::new(vm.source, guest, spec.guest, vm.reporting),
@@ -267,6 +278,7 @@ fn member(vm: Vm) -> Result<Member, FleetError> {
         spec,
         ideal,
         async_faults: vm.async_faults,
+        balloon: vm.balloon,
         filter: info.guest.map(|guest| guest.filter),
         begun: false,
         ready: false,

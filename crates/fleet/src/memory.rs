@@ -33,6 +33,10 @@ pub struct SwapCounts {
     /// Pages of 4 KiB that the guest used after it had reported them to be free, and before its
     /// kernel filled them. Their contents are lost: it must be 0.
     pub lost: u64,
+    /// Pages of 4 KiB that the guest's balloon has given to the host.
+    pub ballooned: u64,
+    /// Pages of 4 KiB that came back since the guest swapped them itself: read to be written.
+    pub double_paged: u64,
     /// Times that the guest was told that a page is away, so that it could run another process.
     pub async_faults: u64,
     /// Of these, those during which another process ran.
@@ -44,6 +48,9 @@ pub struct SwapCounts {
     /// Of this, the time in which no other VM ran there either.
     pub idle_ns: f64,
 }
+
+/// Pages of a request of the balloon (6.1, `VIRTIO_BALLOON_ARRAY_PFNS_MAX`).
+const BALLOON_PAGES: usize = 256;
 
 /// What one VM has in memory and on the device.
 #[derive(Default)]
@@ -282,6 +289,7 @@ impl Memory {
         let largest = tenant.host().map_or(PageSize::SIZE_4K, |h| h.largest_page());
         let came: Vec<Came> =
             fresh.into_iter().filter_map(|(at, size)| self.came(vm, at, size)).collect();
+        self.paged_twice(vm, slice, &came);
         self.uses(vm, slice, largest);
         if !self.given.is_empty() {
             self.watch(vm, slice);
@@ -306,6 +314,57 @@ impl Memory {
         })
     }
 
+    /// Pages that came back, and that the guest's kernel has given to its own device.
+    fn paged_twice(&mut self, vm: usize, slice: &GuestBatch, came: &[Came]) {
+        if came.is_empty() {
+            return;
+        }
+        let written = slice.batch.controls.iter().filter_map(|(_, event)| match *event {
+            Control::WrittenOut { gpa, .. } => Some(gpa),
+            _ => None,
+        });
+        let came: FxHashSet<Gpa> = came.iter().map(|(at, ..)| *at).collect();
+        let sizes = [PageSize::SIZE_4K, PageSize::SIZE_2M, PageSize::SIZE_1G];
+        let away = |gpa: Gpa| sizes.into_iter().any(|size| came.contains(&gpa.align_down(size)));
+        self.spaces[vm].counts.double_paged += written.filter(|gpa| away(*gpa)).count() as u64;
+    }
+
+    /// Frames that the host would have from balloons, if so many are free: before it must swap.
+    pub(super) const fn wanted(&self, free: u64) -> u64 {
+        (2 * self.high).saturating_sub(free)
+    }
+
+    /// The guest's balloon has these pages, which are the host's now.
+    ///
+    /// # Errors
+    /// The machine cannot go on.
+    pub(super) fn ballooned(
+        &mut self,
+        vm: usize,
+        pages: &[Gpa],
+        mut tenant: Tenant<'_>,
+    ) -> Result<(), MachineError> {
+        let requests = pages.len().div_ceil(BALLOON_PAGES) as u64;
+        tenant.counters().exits[ExitReason::Balloon as usize] += requests;
+        let space = &mut self.spaces[vm];
+        for &page in pages {
+            // What a large page of the host holds beside it stays.
+            if tenant.page(page).is_some_and(|(_, size)| size == PageSize::SIZE_4K) {
+                tenant.counters().host_pages_unmapped += 1;
+                tenant.take_back(page)?;
+            }
+            let gfn = page.page_number();
+            clear(&mut space.dirty, gfn);
+            clear(&mut space.copied, gfn);
+            self.away.remove(&(vm as u32, gfn));
+            self.given.insert((vm as u32, gfn));
+            space.counts.ballooned += 1;
+        }
+        let gone: FxHashSet<u64> = pages.iter().map(|at| at.page_number()).collect();
+        self.policy.retain(&mut |(of, gfn)| of as usize != vm || !gone.contains(&gfn));
+        Ok(())
+    }
+
     /// Stores make pages dirty; an exact policy hears of all uses.
     fn uses(&mut self, vm: usize, slice: &GuestBatch, largest: PageSize) {
         let exact = self.policy.is_exact();
@@ -326,6 +385,10 @@ impl Memory {
             let (at, pages) = match *event {
                 Control::TableWrite { gpa, .. } | Control::TableAdded { gpa, .. } => (gpa, 1),
                 Control::PageCleared { gpa, size, .. } => (gpa, size.base_pages()),
+                Control::WrittenOut { gpa, .. } if exact => {
+                    self.policy.used((vm as u32, gpa.page_number()));
+                    continue;
+                }
                 _ => continue,
             };
             for gfn in at.page_number()..at.page_number() + pages {
@@ -340,8 +403,8 @@ impl Memory {
 
 #[cfg(test)]
 mod tests {
-    use super::super::replacement::Kind;
     use super::*;
+    use crate::replacement::Kind;
     use nestwalk_hw::Profile;
     use nestwalk_types::{Gva, Run, RunFlags, VcpuId};
 

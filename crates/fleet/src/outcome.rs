@@ -36,6 +36,26 @@ pub struct Interference {
     pub total: f64,
 }
 
+/// What a guest's kernel swapped since counting began; pages are of 4 KiB. All stages see the same
+/// guest, and the ideal run, too: what it costs the kernel is no part of overheads.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct GuestSwap {
+    /// Policy of page replacement.
+    pub policy: &'static str,
+    /// Looks whether a page was used.
+    pub pages_scanned: u64,
+    /// Pages that the kernel took from processes.
+    pub taken_back: u64,
+    /// Of these, those that the device had to write.
+    pub written: u64,
+    /// Pages that came back.
+    pub swapped_in: u64,
+    /// Pages that the balloon has given to the host.
+    pub ballooned: u64,
+    /// How long the device took for those that came back, one after the other, in nanoseconds.
+    pub waited_ns: f64,
+}
+
 /// What came of one VM.
 #[derive(Clone, Debug, Serialize)]
 pub struct VmOutcome {
@@ -55,6 +75,10 @@ pub struct VmOutcome {
     pub resident_bytes: u64,
     /// What it and its host's swap did to each other.
     pub swap: SwapCounts,
+    /// What its guest's kernel and the guest's own swap device did to each other; `None` if it swaps
+    /// nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub guest_swap: Option<GuestSwap>,
     /// Pages that were touched again, since the VM had lost translations through no doing of its guest
     /// and its recording does not show what it uses of them; `None` if that hides nothing.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -224,6 +248,7 @@ fn vm_outcome(
         touched_bytes: touched,
         resident_bytes: resident,
         swap,
+        guest_swap: guest_swap(fleet, member),
         shown_again: stages[last].hidden[vm].as_ref().map(super::hidden::Hidden::count),
         merging: merged(stages, vm)?,
         migration: stages[last].migrations.as_ref().and_then(|all| all.outcome(vm)),
@@ -231,6 +256,20 @@ fn vm_outcome(
         alone: results[0].clone(),
         together: results[last].clone(),
         guest: member.feed.outcome(),
+    })
+}
+
+/// What a guest swapped, on a device like its host's.
+fn guest_swap(fleet: &FleetPlan, member: &Member) -> Option<GuestSwap> {
+    let (policy, stats) = (member.plan.guest_swap?, member.feed.swap_stats()?);
+    Some(GuestSwap {
+        policy: policy.name(),
+        pages_scanned: stats.scanned,
+        taken_back: stats.taken,
+        written: stats.written,
+        swapped_in: stats.came_back,
+        ballooned: stats.ballooned,
+        waited_ns: stats.came_back as f64 * fleet.device.read(4096),
     })
 }
 

@@ -1,11 +1,11 @@
 //! One pass over all VMs of a fleet, turn by turn.
 
-use super::feed::Most;
+use super::feed::{Given, Most};
 use super::stage::{self, Place, Stage};
 use super::{FleetError, FleetPlan, FleetProgress, Member};
 use nestwalk_sim::compare::CompareError;
 use nestwalk_sim::scheme::MachineError;
-use nestwalk_types::{Gpa, GuestBatch};
+use nestwalk_types::GuestBatch;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// One pass over all VMs.
@@ -84,23 +84,24 @@ impl<'a> Pass<'a> {
             stage.begin_turn(vm)?;
             let done = slices.iter().try_for_each(|(slice, free)| {
                 stage.run(vm, slice)?;
-                stage.reported(vm, free)
+                stage.given(vm, free)
             });
             stage.end_turn(vm, &rivals)?;
             stage.restore(counted)?;
             done
         })
         .map_err(&wrong)?;
+        ask_balloons(members, stages)?;
         failed.map_or(Ok(()), |source| Err(FleetError::Vm { vm: name, source: Box::new(source) }))
     }
 
-    /// What the VM does in a turn, and what its guest reports to be free behind each slice. A turn
+    /// What the VM does in a turn, and what its guest gives to the host behind each slice. A turn
     /// of set-up ends where the region of interest begins.
     fn take(
         &mut self,
         member: &mut Member,
         setting_up: bool,
-    ) -> (Vec<(GuestBatch, Vec<Gpa>)>, Option<CompareError>) {
+    ) -> (Vec<(GuestBatch, Given)>, Option<CompareError>) {
         let (mut slices, mut instructions) = (Vec::new(), 0);
         let turn = self.fleet.turn.max(1);
         while instructions < turn {
@@ -127,13 +128,35 @@ impl<'a> Pass<'a> {
             let begins = stage::begins_region(&slice);
             member.begun |= begins;
             let empty = slice.batch.is_empty();
-            slices.push((slice, member.feed.take_reported()));
+            slices.push((slice, member.feed.take_given()));
             if empty || (begins && setting_up) {
                 break;
             }
         }
         (slices, None)
     }
+}
+
+/// The host that is short of memory, the first of the stages, asks the balloon of the VM that has most
+/// of it, of those that have one, before it must swap. What a guest does for that all stages see: it is
+/// one guest.
+fn ask_balloons(members: &mut [Member], stages: &mut [Stage]) -> Result<(), FleetError> {
+    if members.iter().all(|m| !m.balloon || m.ended) {
+        return Ok(());
+    }
+    let Some(stage) = stages.iter_mut().find(|stage| stage.is_short()) else { return Ok(()) };
+    let wanted = stage.wanted();
+    let mut largest = None;
+    for (vm, _) in members.iter().enumerate().filter(|m| m.1.balloon && !m.1.ended) {
+        let frames = stage.frames(vm)?;
+        if wanted > 0 && largest.is_none_or(|(most, _)| frames > most) {
+            largest = Some((frames, vm));
+        }
+    }
+    if let Some((_, vm)) = largest {
+        members[vm].feed.ask(wanted);
+    }
+    Ok(())
 }
 
 /// Does the same to every stage, by threads if there are several. The error is that of the first

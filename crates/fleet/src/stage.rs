@@ -1,6 +1,7 @@
 //! All VMs of a fleet on hosts that share more or less.
 
 use super::SHORT_SLICE;
+use super::feed::Given;
 use super::hidden::Hidden;
 use super::memory::Memory;
 use super::merging::{Merging, Token};
@@ -227,17 +228,41 @@ impl Stage {
         }
     }
 
-    /// The guest of the VM whose turn it is reports that these blocks of 2 MiB are free.
+    /// The guest of the VM whose turn it is gives this to its host.
     ///
     /// # Errors
     /// The machine cannot go on.
-    pub(super) fn reported(&mut self, vm: usize, blocks: &[Gpa]) -> Result<(), MachineError> {
-        match self.host.as_mut().and_then(|h| h.memory.as_mut()) {
-            Some(memory) if !blocks.is_empty() && !self.departed[vm] => {
-                memory.reported(vm, blocks, tenant(&mut self.machines[vm])?)
-            }
-            _ => Ok(()),
+    pub(super) fn given(&mut self, vm: usize, given: &Given) -> Result<(), MachineError> {
+        let memory = self.host.as_mut().and_then(|h| h.memory.as_mut());
+        let Some(memory) = memory.filter(|_| !self.departed[vm]) else { return Ok(()) };
+        if !given.blocks.is_empty() {
+            memory.reported(vm, &given.blocks, tenant(&mut self.machines[vm])?)?;
         }
+        if !given.pages.is_empty() {
+            memory.ballooned(vm, &given.pages, tenant(&mut self.machines[vm])?)?;
+        }
+        Ok(())
+    }
+
+    /// There may be less memory than the VMs would take.
+    pub(super) fn is_short(&self) -> bool {
+        self.host.as_ref().is_some_and(|host| host.memory.is_some())
+    }
+
+    /// Frames that the host would have from balloons now, while no VM runs.
+    pub(super) fn wanted(&self) -> u64 {
+        let host = self.host.as_ref();
+        host.map_or(0, |h| h.memory.as_ref().map_or(0, |m| m.wanted(h.physical.free_frames())))
+    }
+
+    /// Frames behind a VM's memory here.
+    ///
+    /// # Errors
+    /// It is no virtual machine.
+    pub(super) fn frames(&mut self, vm: usize) -> Result<u64, MachineError> {
+        let departed = self.departed[vm];
+        let mut tenant = tenant(&mut self.machines[vm])?;
+        Ok(tenant.host().filter(|_| !departed).map_or(0, |host| host.counters().data_frames))
     }
 
     /// No VM goes on: what still waits has waited.

@@ -147,7 +147,7 @@ fn the_referee_holds_while_pages_go_and_come_back() {
     let pages = ["4k+4k", "4k+2m", "thp+thp"];
     let workloads = ["btree", "forkstorm", "gups", "kvstore"];
     let mut random = SplitMix64::new(11);
-    let (mut back, mut taken) = (0, 0);
+    let (mut back, mut taken, mut given) = (0, 0, 0);
     for round in 0..16u64 {
         let colt = round % 4 == 3;
         let draw = |i: u64| {
@@ -157,13 +157,18 @@ fn the_referee_holds_while_pages_go_and_come_back() {
             let machine =
                 format!("{machine}:{}", pages[random.below(2) as usize * usize::from(i < 1)]);
             let name = workloads[random.below(4) as usize];
+            let base = Plan { pcids: random.below(2) == 0, ..plan(&machine, usize::from(vcpus)) };
+            // Guests that swap, and give pages when they are asked.
+            let swaps = machine.contains(":4k") && !machine.starts_with("guest-direct");
+            let kind = Kind::ALL[1 + (round + i) as usize % 5].1;
             Vm {
                 name: format!("vm{i}"),
-                plan: Plan { pcids: random.below(2) == 0, ..plan(&machine, usize::from(vcpus)) },
+                plan: Plan { guest_swap: swaps.then_some(kind), ..base },
                 source: workload(name, vcpus, random.below(1000), 30_000),
                 pinned: None,
                 async_faults: !(round + i).is_multiple_of(3),
                 reporting: (round + i).is_multiple_of(2),
+                balloon: (round + i) % 3 > 0,
             }
         };
         let vms: Vec<Vm> = (0..3u64).map(draw).collect();
@@ -192,8 +197,10 @@ fn the_referee_holds_while_pages_go_and_come_back() {
             assert!(vm.resident_bytes <= 88 * MIB);
             back += vm.swap.swapped_in;
             taken += vm.swap.taken_back;
+            given += vm.swap.ballooned;
         }
     }
+    assert!(given > 1000, "{given} pages were given");
     assert!(back > 1000 && taken > 1000, "{taken} went, {back} came back");
 }
 

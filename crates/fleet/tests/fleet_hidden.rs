@@ -193,6 +193,7 @@ fn vm(machine: &str, recording: &Recording) -> Vm {
         pinned: None,
         async_faults: false,
         reporting: false,
+        balloon: false,
     }
 }
 

@@ -276,6 +276,7 @@ fn vm(name: &str, processes: u64, async_faults: bool) -> Vm {
         pinned: None,
         async_faults,
         reporting: false,
+        balloon: false,
     }
 }
 

@@ -178,7 +178,15 @@ fn the_referees_hold_while_pages_are_merged() {
             let source = workload(kind, vcpus, random.below(1000), 40_000);
             let plan = Plan { pcids: random.below(2) == 0, ..plan(&machine, usize::from(vcpus)) };
             let (async_faults, reporting) = (name != "b", round % 3 == 1);
-            Vm { name: name.into(), plan, source, pinned: None, async_faults, reporting }
+            Vm {
+                name: name.into(),
+                plan,
+                source,
+                pinned: None,
+                async_faults,
+                reporting,
+                balloon: false,
+            }
         };
         let vms: Vec<Vm> = ["a", "b", "c"].map(&mut draw).into();
         let migration = MigrationPlan {

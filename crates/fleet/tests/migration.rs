@@ -241,7 +241,7 @@ fn the_referees_hold_while_vms_move() {
             let plan = Plan { pcids: random.below(2) == 0, ..plan(&machine, usize::from(vcpus)) };
             let name = ["a", "b", "c"][i as usize].into();
             let (async_faults, reporting) = (i != 1, round % 3 == 0);
-            Vm { name, plan, source, pinned: None, async_faults, reporting }
+            Vm { name, plan, source, pinned: None, async_faults, reporting, balloon: false }
         };
         let vms: Vec<Vm> = (0..3).map(&mut draw).collect();
         let migration = |vm: &str, random: &mut SplitMix64| MigrationPlan {

@@ -7,7 +7,7 @@ use nestwalk_report::{parse_bytes, parse_count};
 use nestwalk_sim::DaemonTimes;
 
 /// Names that [`Settings::set`] takes: those of the fields of [`Settings`] that are one value.
-pub const NAMES: [&str; 28] = [
+pub const NAMES: [&str; 29] = [
     "accesses",
     "approximate",
     "daemons",
@@ -17,6 +17,7 @@ pub const NAMES: [&str; 28] = [
     "guest_fragmentation",
     "guest_memory",
     "guest_paging",
+    "guest_swap",
     "host_fragmentation",
     "host_memory",
     "host_page_tables",
@@ -81,6 +82,7 @@ impl Settings {
             "guest_memory" => self.guest_memory = Some(size()?),
             "host_memory" => self.host_memory = Some(size()?),
             "low_memory" => self.low_memory = Some(size()?),
+            "guest_swap" => self.guest_swap = Some(text.into()),
             "guest_paging" => self.guest_paging = Some(text.into()),
             "host_paging" => self.host_paging = text.into(),
             "guest_fragmentation" => self.guest_fragmentation = words::fragmentation(key, text)?,

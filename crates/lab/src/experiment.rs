@@ -76,6 +76,9 @@ pub struct Experiment {
     /// The gap for I/O in guest memory is reclaimed, and so many bytes stay below it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub low_memory: Option<u64>,
+    /// Modelled guests that are short of memory swap pages, which this policy chooses.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guest_swap: Option<String>,
     /// So many frames of guest memory are faulty, at random places.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guest_bad: Option<u64>,

@@ -4,6 +4,7 @@ use crate::experiment::{Experiment, VERSION};
 use crate::merging::{Contents, MergeExperiment};
 use crate::migration::MigrationExperiment;
 use crate::session::{self, Work};
+use crate::words;
 use crate::{Given, Lab, Settings};
 use anyhow::{Context, Result, anyhow, bail};
 use nestwalk_capture::Step;
@@ -17,7 +18,7 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 /// Keys of one VM and what they mean, in order.
-pub const VM_KEYS: [(&str, &str); 11] = [
+pub const VM_KEYS: [(&str, &str); 13] = [
     ("machine", "as in --machines; nested unless given"),
     ("memory", "guest memory, as in 4GiB"),
     ("vcpus", "vCPUs, each on a core of its own while the VM runs"),
@@ -29,6 +30,14 @@ pub const VM_KEYS: [(&str, &str); 11] = [
     ("common", "pages that other VMs with such pages have, too, for --merge: a share"),
     ("async-faults", "on or off: the guest is told of pages that its host reads"),
     ("reporting", "on or off: the guest reports free memory to its host"),
+    (
+        "guest-swap",
+        "a guest that is short of memory swaps: the policy, as in --replacement, but lru",
+    ),
+    (
+        "balloon",
+        "on or off: a host that is short of memory asks the guest for pages, before it swaps",
+    ),
 ];
 
 /// One VM of a fleet.
@@ -49,6 +58,9 @@ pub struct VmExperiment {
     /// Its guest reports free memory to its host.
     #[serde(default)]
     pub reporting: bool,
+    /// Its host asks its balloon for pages, before it swaps.
+    #[serde(default)]
+    pub balloon: bool,
     /// What runs in it; of its machines the one that is no control.
     pub experiment: Experiment,
 }
@@ -137,14 +149,10 @@ impl Fleet {
     }
 
     fn plan(&self, threads: usize) -> Result<FleetPlan> {
-        let names = |all: Vec<&str>| all.join(", ");
-        let replacement = Kind::by_name(&self.replacement).ok_or_else(|| {
-            let known = names(Kind::ALL.iter().map(|k| k.0).collect());
-            anyhow!("replacement {}: there are {known}", self.replacement)
-        })?;
+        let replacement = words::replacement(&self.replacement)?;
         let device = Device::by_name(&self.swap).ok_or_else(|| {
-            let known = names(Device::ALL.iter().map(|d| d.name).collect());
-            anyhow!("swap {}: there are {known}", self.swap)
+            let known: Vec<&str> = Device::ALL.iter().map(|d| d.name).collect();
+            anyhow!("swap {}: there are {}", self.swap, known.join(", "))
         })?;
         if self.turn == 0 {
             bail!("turn 0: a turn has 1 instruction at least");
@@ -183,6 +191,8 @@ pub struct VmText {
     pub async_faults: bool,
     /// As in [`VmExperiment`].
     pub reporting: bool,
+    /// As in [`VmExperiment`].
+    pub balloon: bool,
     /// What runs in it.
     pub settings: Settings,
 }
@@ -206,7 +216,7 @@ pub fn parse_vm(text: &str, base: &Settings) -> Result<VmText> {
         return Err(form());
     }
     let mut settings = Settings { sources, machines: "nested".into(), ..base.clone() };
-    let (mut core, mut async_faults, mut reporting) = (None, true, false);
+    let (mut core, mut async_faults, mut reporting, mut balloon) = (None, true, false, false);
     for part in parts.filter(|p| !p.is_empty()) {
         let (key, value) = part.split_once('=').ok_or_else(form)?;
         let (key, value) = (key.trim(), value.trim());
@@ -220,6 +230,11 @@ pub fn parse_vm(text: &str, base: &Settings) -> Result<VmText> {
             "core" => core = Some(value.parse().with_context(wrong)?),
             "async-faults" => async_faults = switch(value).with_context(wrong)?,
             "reporting" => reporting = switch(value).with_context(wrong)?,
+            "balloon" => balloon = switch(value).with_context(wrong)?,
+            "guest-swap" => {
+                words::replacement(value).with_context(wrong)?;
+                settings.guest_swap = Some(value.into());
+            }
             "seed" => settings.seed = value.parse().with_context(wrong)?,
             _ => {
                 let known: Vec<&str> = VM_KEYS.iter().map(|k| k.0).collect();
@@ -230,7 +245,7 @@ pub fn parse_vm(text: &str, base: &Settings) -> Result<VmText> {
     if settings.machines.contains(',') {
         bail!("VM {name}: machine {}: a VM is one machine", settings.machines);
     }
-    Ok(VmText { name: name.into(), core, async_faults, reporting, settings })
+    Ok(VmText { name: name.into(), core, async_faults, reporting, balloon, settings })
 }
 
 fn switch(value: &str) -> Result<bool> {
@@ -248,9 +263,10 @@ impl Lab {
     /// See [`parse_vm`] and [`Lab::experiment`].
     pub fn vm(&self, text: &str, base: &Settings) -> Result<VmExperiment> {
         let (text, contents) = Contents::take(text)?;
-        let VmText { name, core, async_faults, reporting, settings } = parse_vm(&text, base)?;
+        let VmText { name, core, async_faults, reporting, balloon, settings } =
+            parse_vm(&text, base)?;
         let experiment = self.experiment(&settings).with_context(|| format!("VM {name}"))?;
-        Ok(VmExperiment { name, core, contents, async_faults, reporting, experiment })
+        Ok(VmExperiment { name, core, contents, async_faults, reporting, balloon, experiment })
     }
 
     /// The fleet of a configuration file.
@@ -295,8 +311,9 @@ impl Lab {
                     .with_context(|| format!("VM {}", vm.name))?;
             let (plan, source) = opened.into_parts();
             let pinned = vm.core.map(|core| core as usize);
-            let VmExperiment { async_faults, reporting, .. } = *vm;
-            vms.push(Vm { name: vm.name.clone(), plan, source, pinned, async_faults, reporting });
+            let VmExperiment { async_faults, reporting, balloon, .. } = *vm;
+            let name = vm.name.clone();
+            vms.push(Vm { name, plan, source, pinned, async_faults, reporting, balloon });
         }
         Ok(fleet::run(&plan, vms, stop, progress)?)
     }
@@ -313,7 +330,7 @@ mod tests {
     #[test]
     fn a_vm_is_a_name_sources_and_keys() {
         let text = "db = gups zipf ; machine=shadow:4k+2m; memory=4GiB;vcpus=2; core=1; seed=7";
-        let VmText { name, core, async_faults, reporting, settings: s } = parse(text).unwrap();
+        let VmText { name, core, async_faults, reporting, settings: s, .. } = parse(text).unwrap();
         assert_eq!((name.as_str(), core, async_faults, reporting), ("db", Some(1), true, false));
         assert!(!parse("a=gups; async-faults=off").unwrap().async_faults);
         assert!(parse("a=gups; reporting=on").unwrap().reporting);
@@ -334,6 +351,7 @@ mod tests {
             ("a=gups; memory=x", "VM a: memory"),
             ("a=gups; async-faults=maybe", "VM a: async-faults: `maybe` is neither on nor off"),
             ("a=gups; machine=nested,shadow", "a VM is one machine"),
+            ("a=gups; guest-swap=best", "VM a: guest-swap: replacement best: there are lru, fifo"),
         ] {
             let error = format!("{:#}", parse(text).unwrap_err());
             assert!(error.contains(says), "{text}: {error}");

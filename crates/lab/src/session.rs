@@ -111,6 +111,7 @@ fn plan(experiment: &Experiment, catalogue: &Catalogue, threads: usize) -> Resul
         guest_bytes: e.guest_memory,
         host_bytes: e.host_memory,
         low_bytes: e.low_memory,
+        guest_swap: e.guest_swap.as_deref().map(words::replacement).transpose()?,
         bad_frames: e.bad_frames()?,
         fragmentation: (
             in_memory(e.guest_fragmentation, &e.guest_free_blocks)?,

@@ -92,6 +92,8 @@ pub struct Settings {
     pub host_memory: Option<u64>,
     /// The gap for I/O in guest memory is reclaimed, and so many bytes stay below it.
     pub low_memory: Option<u64>,
+    /// Modelled guests that are short of memory swap pages, which this policy chooses.
+    pub guest_swap: Option<String>,
     /// Paging mode of the guest; `4-level`, or that of a recorded guest.
     pub guest_paging: Option<String>,
     /// Paging mode of nested tables and of the host.
@@ -137,6 +139,7 @@ impl Default for Settings {
             guest_memory: None,
             host_memory: None,
             low_memory: None,
+            guest_swap: None,
             guest_paging: None,
             host_paging: GUEST_PAGING.into(),
             guest_fragmentation: Fragmentation::default(),
@@ -252,6 +255,7 @@ impl Settings {
             guest_free_blocks,
             host_free_blocks,
             low_memory: self.low_memory,
+            guest_swap: self.guest_swap.clone(),
             guest_bad: self.guest_bad,
             guest_bad_at: self.guest_bad_at.clone(),
             daemons: self.daemons,

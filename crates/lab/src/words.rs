@@ -3,6 +3,7 @@
 use anyhow::{Context, Result, anyhow, bail};
 use nestwalk_mm::{FREE_BLOCKS, Fragmentation, FreeBlocks, PagePolicy};
 use nestwalk_sim::compare::spec::{Defaults, GuestSpec, MachineSpec, PAGES};
+use nestwalk_sim::replacement::Kind;
 use nestwalk_sim::schemes::Catalogue;
 use nestwalk_tables::{MODES, Mode};
 
@@ -155,6 +156,15 @@ pub fn machine(spec: &MachineSpec, guest: &'static Mode, host: &'static Mode) ->
         }
     }
     Ok(())
+}
+
+/// The policy of page replacement of that name.
+///
+/// # Errors
+/// There is none.
+pub fn replacement(name: &str) -> Result<Kind> {
+    let known: Vec<&str> = Kind::ALL.iter().map(|k| k.0).collect();
+    Kind::by_name(name).ok_or_else(|| anyhow!("replacement {name}: there are {}", known.join(", ")))
 }
 
 #[cfg(test)]

@@ -31,7 +31,10 @@ mod translations;
 pub use balloon::{Ballooned, Exchange, HOT_PLUG_BYTES};
 pub use daemons::{DaemonConfig, DaemonStats, KhugepagedConfig, RangerConfig};
 pub use error::MmError;
-pub use guest::{DYNAMIC_PCIDS, GuestConfig, GuestError, GuestStats, ModelledGuest, Sink};
+pub use guest::{
+    DYNAMIC_PCIDS, GuestConfig, GuestError, GuestStats, ModelledGuest, PageChoice, ProcessPage,
+    Sink, SwapStats,
+};
 pub use host::compaction::Compacted;
 pub use host::daemons::HostDaemonRun;
 pub use host::segment::{HostSegment, SegmentChange, SegmentRequest};
@@ -57,5 +60,5 @@ pub use placement_stats::PlacementStats;
 pub use remap::{Mappings, Remap, RemapError, RemapStats, Survey};
 pub use space::{
     Access, AddressSpace, Contiguous, Counters, FLUSH_CEILING, Flush, GATHER_PAGES, Mapped, Memory,
-    Observer, PrimaryConfig, SpaceConfig, Unobserved, Vma, VmaSet,
+    Observer, PrimaryConfig, SpaceConfig, SwapSpace, Unobserved, Vma, VmaSet,
 };

@@ -257,6 +257,10 @@ pub struct CompareArgs {
     /// above 4 GiB extended by as much
     #[arg(long, value_enum, default_value_t, help_heading = "Memory")]
     pub io_gap: GapArg,
+    /// A modelled guest that is short of memory swaps pages of 4 KiB; which, a policy says: fifo, clock,
+    /// two-lists, mglru, working-set
+    #[arg(long, value_name = "POLICY", help_heading = "Memory")]
+    pub guest_swap: Option<String>,
     /// With --io-gap reclaimed: what stays below the gap all the same [default: 256MiB]
     #[arg(long, value_name = "BYTES", help_heading = "Memory")]
     pub low_memory: Option<String>,

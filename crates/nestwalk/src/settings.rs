@@ -63,6 +63,7 @@ pub fn settings(args: &CompareArgs) -> Result<Settings> {
         guest_memory: size("--guest-memory", args.guest_memory.as_deref())?,
         host_memory: size("--host-memory", args.host_memory.as_deref())?,
         low_memory: low_memory(args)?,
+        guest_swap: args.guest_swap.clone(),
         guest_paging: args.guest_paging.clone(),
         host_paging: args.host_paging.clone(),
         guest_fragmentation: words::fragmentation(

@@ -138,7 +138,7 @@ fn json_has_the_documented_fields_and_no_others() {
     // Waits for pages of a host that is short of memory, and free pages told to it:
     // `fleet/tests/fleet_waits.rs`.
     let rare = ["table_emulation", "preempted", "write_protected", "pml_full", "table_memory"];
-    let waits = ["page_ready", "page_ready_ack", "halted", "free_pages"];
+    let waits = ["page_ready", "page_ready_ack", "halted", "free_pages", "balloon"];
     let rare: Vec<String> =
         rare.iter().chain(&waits).map(|exit| format!("machines[].vm_exits.{exit}")).collect();
     let rare = |p: &&String| !rare.contains(p);

@@ -71,6 +71,10 @@ fn what_cannot_be_is_refused() {
         ("--vm a=uniform;reporting=on", "give it --host-memory"),
         ("--vm a=words;reporting=on --host-memory 1GiB", "name pages of a modelled guest"),
         ("--vm a=uniform;async-faults=1", "neither on nor off"),
+        ("--vm a=uniform;balloon=on", "give it --host-memory"),
+        ("--vm a=words;balloon=on --host-memory 1GiB", "cannot be asked for pages"),
+        ("--vm a=uniform;guest-swap=lru", "no kernel hears of every use"),
+        ("--vm a=uniform;guest-swap=best", "there are lru, fifo"),
         (
             "--vm a=uniform --replacement best",
             "there are lru, fifo, clock, two-lists, mglru, working-set",
@@ -102,6 +106,74 @@ fn what_cannot_be_is_refused() {
     assert_eq!(ran.code, 2, "{}", ran.err);
     assert!(ran.err.contains("smaller than what cannot be taken back"), "{}", ran.err);
     assert_eq!(parse(&ran.out)["complete"], false);
+}
+
+/// VMs with governors of different policies run beside a shadow and a nested one, and each is governed
+/// as it is alone on a machine whose host never interferes: by its own samples.
+#[test]
+fn governors_of_different_policies_run_side_by_side() {
+    let lab = Lab::new();
+    let machines = [
+        ("a", "switching/dynamic-thresholds"),
+        ("b", "switching/dsp"),
+        ("c", "switching/static-thresholds"),
+        ("d", "shadow"),
+        ("e", "nested"),
+    ];
+    let vms: Vec<String> = machines
+        .iter()
+        .map(|(name, machine)| format!("--vm {name}=storm;machine={machine}"))
+        .collect();
+    let line = format!("compare {} --not-apart --verify", vms.join(" "));
+    let table = lab.ok(&line);
+    for word in ["paging mode", "dsp", "static-thresholds", "dynamic-thresholds", "shadow, %"] {
+        assert!(table.contains(word), "{word}: {table}");
+    }
+    let results = lab.json(&line);
+    let governed = |name: &str| &vm(&results, name)["together"]["switching"];
+    let mut lives = std::collections::BTreeSet::new();
+    for name in ["a", "b", "c"] {
+        let modes = governed(name);
+        assert!(count(modes, "samples") > 5, "{name}: {modes}");
+        let time = number(modes, "shadow_percent") + number(modes, "nested_percent");
+        assert!((time - 100.0).abs() < 1e-6, "{name}: {modes}");
+        lives.insert(modes["switches"].to_string());
+    }
+    assert!(lives.len() > 1, "the policies differ: {lives:?}");
+    assert!(["d", "e"].iter().all(|name| governed(name).is_null()));
+    for (name, _) in machines {
+        assert_eq!(count(&vm(&results, name)["together"]["referee"], "violations"), 0);
+    }
+}
+
+/// A guest that swaps, asked by its host for pages or not, is told, and repeats.
+#[test]
+fn guests_that_swap_are_told_and_repeat() {
+    let lab = Lab::new();
+    let vms = |balloon| {
+        format!(
+            "compare --vm a=zipf;memory=64MiB;footprint=24MiB;accesses=100k;guest-swap=clock;balloon={balloon} \
+             --vm b=zipf;memory=64MiB;footprint=24MiB;accesses=100k;guest-swap=mglru;balloon={balloon} \
+             --host-memory 60MiB --replacement clock --turn 50k --not-apart --verify"
+        )
+    };
+    let table = lab.ok(&vms("on"));
+    for word in
+        ["guest swaps", "mglru", "given by", "a guest that swaps is the same in all columns"]
+    {
+        assert!(table.contains(word), "{word}: {table}");
+    }
+    let first = lab.ok(&format!("{} --output out --format json", vms("on")));
+    assert_eq!(lab.ok("run out/config.toml --format json --threads 3"), first);
+    let (on, off) = (parse(&first), lab.json(&vms("off")));
+    let taken = |results: &Value| count(&vm(results, "a")["guest_swap"], "taken_back");
+    assert!(taken(&on) > 100 && taken(&off) == 0, "{} {}", taken(&on), taken(&off));
+    assert!(count(&vm(&on, "a")["guest_swap"], "ballooned") > 100);
+    let native = lab.json(
+        "compare zipf --footprint 48MiB --accesses 100k --guest-memory 64MiB --guest-swap clock --machines native,nested",
+    );
+    let guests = native["guests"].to_string();
+    assert!(guests.contains("swapped_in"), "{guests}");
 }
 
 /// A VM that moves is told in table and results, and the saved configuration repeats it.

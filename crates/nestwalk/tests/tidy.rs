@@ -36,7 +36,7 @@ const SHARED: [&str; 10] = [
     "lz4_flex",
     // System calls behind safe interfaces: each crate wraps those that it makes.
     "memmap2",
-    "rustix",
+    "nix",
 ];
 
 /// Every file of the repository with this ending.

@@ -10,6 +10,7 @@ pub mod hardware;
 pub mod hypervisor;
 pub mod machine;
 pub mod measure;
+pub mod replacement;
 pub mod report;
 pub mod scheme;
 pub mod schemes;

@@ -332,6 +332,7 @@ fn results(workload: &str, footprint: u64, accesses: u64, machines: &str) -> Vec
         daemons: nestwalk_sim::DaemonTimes::default(),
         fragmentation: Default::default(),
         sampling: None,
+        guest_swap: None,
         pcids: true,
         seed: 1,
         verify: true,

@@ -47,6 +47,7 @@ fn plan(machines: &str, mode: &'static Mode, vcpus: u8, threads: usize) -> Plan 
         vcpus: usize::from(vcpus),
         guest_bytes: MEMORY,
         host_bytes: 8 << 30,
+        guest_swap: None,
         low_bytes: None,
         bad_frames: nestwalk_mm::BadFrames::NONE,
         daemons: nestwalk_sim::DaemonTimes::default(),

@@ -195,6 +195,7 @@ fn plan(machines: &str, vcpus: usize, threads: usize) -> Plan {
         vcpus,
         guest_bytes: 1 << 30,
         host_bytes: 4 << 30,
+        guest_swap: None,
         low_bytes: None,
         bad_frames: nestwalk_mm::BadFrames::NONE,
         daemons: nestwalk_sim::DaemonTimes::default(),

@@ -197,6 +197,7 @@ fn exits_add_up_in_any_life() {
         ExitReason::Halted,
         ExitReason::FreePages,
         ExitReason::TableMemory,
+        ExitReason::Balloon,
         // The profile's processor delivers interrupts without one.
         ExitReason::InterruptReceived,
     ];

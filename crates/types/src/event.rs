@@ -320,6 +320,14 @@ pub enum Control {
         /// Its size.
         size: PageSize,
     },
+    /// The guest's kernel has given a page to a device, which reads it from memory: it is swapped. Said
+    /// by modelled guests alone.
+    WrittenOut {
+        /// The vCPU whose kernel did it.
+        vcpu: VcpuId,
+        /// Guest-physical address of the 4 KiB page.
+        gpa: Gpa,
+    },
     /// The guest stored to a page that was a table until the kernel took it out of its tables: it is
     /// no table from here on. Said by a captured guest, whose own stores are runs of the stream.
     TableRetired {

@@ -39,7 +39,15 @@ pub fn workload(name: &str, vcpus: u8, seed: u64, accesses: u64) -> Box<dyn Sour
 /// A VM of one vCPU whose guest is told of nothing and tells nothing.
 pub fn vm(name: &str, machine: &str, source: Box<dyn Source>) -> Vm {
     let plan = plan(machine, 1);
-    Vm { name: name.into(), plan, source, pinned: None, async_faults: false, reporting: false }
+    Vm {
+        name: name.into(),
+        plan,
+        source,
+        pinned: None,
+        async_faults: false,
+        reporting: false,
+        balloon: false,
+    }
 }
 
 pub fn run(fleet: &FleetPlan, vms: Vec<Vm>) -> FleetOutcome {

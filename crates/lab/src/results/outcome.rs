@@ -26,7 +26,7 @@ pub fn json(outcome: &GuestOutcome, profile: &Profile) -> Value {
 
 fn modelled(s: &GuestStats, profile: &Profile) -> Value {
     let Ballooned { pages, compaction_pages, .. } = s.balloon;
-    json!({
+    let mut value = json!({
         "faults": s.faults,
         "first_touches": s.first_touches,
         "copies": s.copies,
@@ -62,7 +62,17 @@ fn modelled(s: &GuestStats, profile: &Profile) -> Value {
         "daemon_splits": s.daemons.split,
         "daemon_interrupts": s.daemon_interrupts,
         "daemon_ms": daemons_ns(&s.daemons, s.daemon_interrupts, profile) / 1e6,
-    })
+    });
+    if let Some(swap) = &s.swap {
+        value["swap"] = json!({
+            "pages_scanned": swap.scanned,
+            "taken_back": swap.taken,
+            "written": swap.written,
+            "swapped_in": swap.came_back,
+            "ballooned": swap.ballooned,
+        });
+    }
+    value
 }
 
 fn remapped(s: &RemapStats) -> Value {
@@ -136,8 +146,16 @@ pub fn lines(name: &str, outcome: &GuestOutcome, profile: &Profile) -> String {
 }
 
 fn summary(s: &GuestStats) -> String {
+    let swapped = s.swap.map_or(String::new(), |swap| {
+        format!(
+            ", {} pages swapped ({} written), {} came back",
+            count(swap.taken),
+            count(swap.written),
+            count(swap.came_back)
+        )
+    });
     format!(
-        "{} faults, {} resident at most, {} tables at most",
+        "{} faults, {} resident at most, {} tables at most{swapped}",
         count(s.faults),
         bytes(s.peak_resident_bytes),
         bytes(s.peak_table_bytes)

@@ -132,6 +132,9 @@ impl<I: Address, O: Address> Observer<I, O> for Watch<'_, I, O> {
     fn invalidate(&mut self, flush: Flush<I>) {
         self.0.invalidate(flush);
     }
+    fn written_out(&mut self, frame: O) {
+        self.0.written_out(frame);
+    }
     fn exchanged(&mut self, exchange: &Exchange<O>) {
         self.0.exchanged(exchange);
     }
@@ -163,7 +166,7 @@ pub(crate) trait Home<I: Address, O: Address> {
     fn changed(&mut self, id: u64, start: u64, bytes: u64);
 }
 
-/// The daemons of one kernel.
+/// The daemons of one kernel; none by default.
 #[derive(Debug)]
 pub(crate) struct Daemons {
     khugepaged: Option<Khugepaged>,
@@ -172,6 +175,13 @@ pub(crate) struct Daemons {
     khugepaged_due: u64,
     ranger_due: u64,
     pub stats: DaemonStats,
+}
+
+impl Default for Daemons {
+    fn default() -> Self {
+        let (khugepaged, ranger, stats) = (None, None, DaemonStats::default());
+        Self { khugepaged, ranger, khugepaged_due: u64::MAX, ranger_due: u64::MAX, stats }
+    }
 }
 
 impl Daemons {

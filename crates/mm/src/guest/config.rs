@@ -3,6 +3,7 @@
 use crate::balloon::Ballooned;
 use crate::daemons::{DaemonConfig, DaemonStats};
 use crate::error::MmError;
+use crate::guest::reclaim::SwapStats;
 use crate::physical::bad_frames::BadFrames;
 use crate::physical::fragmentation::Fragmentation;
 use crate::physical::size::Size;
@@ -121,6 +122,8 @@ pub struct GuestStats {
     pub daemons: DaemonStats,
     /// Times that they interrupted a vCPU to have translations removed.
     pub daemon_interrupts: u64,
+    /// What the kernel swapped, if it does.
+    pub swap: Option<SwapStats>,
 }
 
 /// Why the modelled guest cannot go on. What was processed before is in the output.

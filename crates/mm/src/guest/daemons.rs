@@ -4,7 +4,7 @@ use crate::daemons::{Daemons, Home, Watch};
 use crate::guest::cpu::Cpu;
 use crate::guest::emit::{Emit, Output, Work};
 use crate::guest::{GuestError, GuestStats, ModelledGuest, Process};
-use crate::space::{AddressSpace, Memory};
+use crate::space::{AddressSpace, Memory, canonical};
 use nestwalk_types::{Address, ByNumber, Gpa, Gva, OsWork, Run, VcpuId};
 
 /// When daemons run: the guest's time, and what they work with.
@@ -50,11 +50,19 @@ impl ModelledGuest {
     /// Lets daemons work whose time has come.
     fn run_daemons(&mut self, output: &mut Output<'_>) {
         self.work.emit(output);
+        let mut daemons = std::mem::take(&mut self.clock.daemons);
+        daemons.run(self.clock.instructions, &mut self.home(output));
+        self.clock.daemons = daemons;
+        self.work.emit(output);
+    }
+
+    /// All processes, for those of the kernel who work on any of them.
+    pub(super) fn home<'g, 'o>(&'g mut self, output: &'g mut Output<'o>) -> GuestHome<'g, 'o> {
         let mut ids = ByNumber::new();
         for (id, process) in self.processes.iter() {
             ids.insert(process.context, id);
         }
-        let mut home = GuestHome {
+        GuestHome {
             ids,
             memory: &mut self.memory,
             processes: &mut self.processes,
@@ -64,14 +72,13 @@ impl ModelledGuest {
             work: &mut self.work,
             stats: &mut self.stats,
             entry_bytes: self.config.mode.entry_bytes,
-        };
-        self.clock.daemons.run(self.clock.instructions, &mut home);
-        self.work.emit(output);
+            daemon: true,
+        }
     }
 }
 
 /// All processes of the guest. Address spaces are known by their context numbers.
-struct GuestHome<'g, 'o> {
+pub(super) struct GuestHome<'g, 'o> {
     /// Processes by their contexts.
     ids: ByNumber<u64>,
     memory: &'g mut Memory<Gpa>,
@@ -82,6 +89,19 @@ struct GuestHome<'g, 'o> {
     work: &'g mut Work,
     stats: &'g mut GuestStats,
     entry_bytes: u8,
+    /// They run on a processor of their own, from which they interrupt vCPUs.
+    pub(super) daemon: bool,
+}
+
+impl GuestHome<'_, '_> {
+    /// vCPUs look the page up in the tables when they use it next.
+    pub(super) fn forget(&mut self, id: u64, page: u64) {
+        let Some(mode) = self.look(id).map(|space| space.config().mode) else { return };
+        let gva = Gva::new(canonical(mode, page << 12));
+        for cpu in self.cpus.iter_mut().filter(|cpu| cpu.loaded == id) {
+            cpu.translations.forget_page(gva);
+        }
+    }
 }
 
 impl Home<Gva, Gpa> for GuestHome<'_, '_> {
@@ -114,7 +134,7 @@ impl Home<Gva, Gpa> for GuestHome<'_, '_> {
             work: self.work,
             invalidations: &mut self.stats.invalidations,
             segment_loads: &mut self.stats.segment_loads,
-            interrupts: Some(&mut self.stats.daemon_interrupts),
+            interrupts: self.daemon.then_some(&mut self.stats.daemon_interrupts),
         };
         Some(f(&mut process.space, self.memory, &mut Watch(&mut emit)))
     }

@@ -141,6 +141,9 @@ impl Observer<Gva, Gpa> for Emit<'_, '_> {
     fn page_copied(&mut self, _: Gpa, _: Gpa, size: PageSize) {
         self.work.add(OsWork::PageCopied, size.base_pages());
     }
+    fn written_out(&mut self, gpa: Gpa) {
+        self.output.control(Control::WrittenOut { vcpu: self.vcpu, gpa });
+    }
     fn exchanged(&mut self, exchange: &Exchange<Gpa>) {
         let Exchange { ref pages, start, bytes } = *exchange;
         self.output.control(Control::SelfBallooned { pages: pages.clone(), start, bytes });

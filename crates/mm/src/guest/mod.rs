@@ -8,11 +8,13 @@ mod cpu;
 mod daemons;
 mod emit;
 mod process;
+mod reclaim;
 mod translate;
 
 pub use config::{GuestConfig, GuestError, GuestStats};
 pub use cpu::DYNAMIC_PCIDS;
 pub use emit::Sink;
+pub use reclaim::{PageChoice, ProcessPage, SwapStats};
 
 use crate::daemons::Daemons;
 use crate::error::MmError;
@@ -23,6 +25,7 @@ use cpu::Cpu;
 use daemons::Clock;
 use emit::{Output, Work};
 use nestwalk_types::{Batch, ByNumber, Control, Gpa, GuestBatch, Gva, OsWork, ProcessId, VcpuId};
+use reclaim::Reclaim;
 
 /// A process: an address space and its identity towards TLBs.
 struct Process {
@@ -57,6 +60,8 @@ pub struct ModelledGuest {
     work: Work,
     stats: GuestStats,
     clock: Clock,
+    /// Swapping, if there is any.
+    reclaim: Option<Box<Reclaim>>,
 }
 
 impl ModelledGuest {
@@ -98,6 +103,7 @@ impl ModelledGuest {
             work: Work::default(),
             stats: GuestStats::default(),
             clock: Clock::new(Daemons::new(&config.daemons, policy, placement)),
+            reclaim: None,
         })
     }
 
@@ -145,6 +151,7 @@ impl ModelledGuest {
             balloon: self.memory.balloon,
             placement: self.memory.placement_stats(untouched),
             daemons: self.clock.daemons.stats,
+            swap: self.swap_stats(),
             ..self.stats
         }
     }
@@ -193,6 +200,9 @@ impl ModelledGuest {
             }
             if let Some(last) = runs.last() {
                 self.current = last.vcpu;
+            }
+            if self.reclaim.is_some() {
+                self.time_passes(runs);
             }
         }
         self.work.emit(output);
@@ -252,6 +262,7 @@ impl ModelledGuest {
             Control::TableRetired { .. } => refused("a table that was freed"),
             Control::Prefault { .. } => refused("memory that the host has pages for"),
             Control::Process { .. } => refused("a process of a recorded guest"),
+            Control::WrittenOut { .. } => refused("a page that goes to a device"),
         }
     }
 

@@ -7,6 +7,9 @@ use crate::guest::{GuestError, ModelledGuest, Process};
 use crate::space::{AddressSpace, Memory};
 use nestwalk_types::{Address, Control, Gpa, Gva, OsWork, ProcessId, Protection, VcpuId};
 
+/// Bytes that a kernel which swaps makes present at a time.
+const PIECE: u64 = 64 << 12;
+
 impl ModelledGuest {
     /// Says what an error of an address space means for the guest.
     pub(super) fn error(&self, process: ProcessId, error: MmError) -> GuestError {
@@ -186,11 +189,24 @@ impl ModelledGuest {
     ) -> Result<(), GuestError> {
         let vcpu = self.acting_for(id);
         let gaps = self.with(id, vcpu, output, |space, memory, emit| {
-            let gaps = space.map_gaps(memory, start, bytes, Protection::ALL, emit)?;
-            space.populate(memory, start, bytes, emit)?;
-            Ok(gaps)
+            space.map_gaps(memory, start, bytes, Protection::ALL, emit)
         })?;
         self.stats.implicit_mappings += gaps;
+        // A kernel that swaps may have to make room between pages.
+        let piece = if self.reclaim.is_some() { PIECE } else { bytes.max(1) };
+        let mut done = 0;
+        while done < bytes {
+            let (at, bytes) = (start.offset_by(done), piece.min(bytes - done));
+            self.make_room(bytes >> 12, output);
+            self.with(id, vcpu, output, |space, memory, emit| {
+                space.populate(memory, at, bytes, emit)
+            })?;
+            done += bytes;
+            let context = self.processes.get(id.0.into()).map_or(0, |p| p.context);
+            if self.reclaim.is_some() {
+                (0..bytes >> 12).for_each(|i| self.page_came(context, at.offset_by(i << 12)));
+            }
+        }
         Ok(())
     }
 
@@ -206,6 +222,7 @@ impl ModelledGuest {
         }
         self.exit(child, output);
         let vcpu = self.acting_for(parent);
+        self.make_room(self.memory.counters.table_frames, output);
         let space =
             self.with(parent, vcpu, output, |space, memory, emit| space.fork(memory, emit))?;
         self.contexts += 1;

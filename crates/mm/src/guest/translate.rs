@@ -24,6 +24,9 @@ impl Ahead {
     }
 }
 
+/// Frames that a fault needs at most: a page, and tables of five levels.
+const FAULT_FRAMES: u64 = 6;
+
 impl ModelledGuest {
     /// Gives each run its address; what the kernel must do before goes to the output before the
     /// run.
@@ -223,6 +226,7 @@ impl ModelledGuest {
         let access = Access { write: run.flags.is_store(), execute: fetch };
         let block = self.config.policy.implicit_block(self.config.mode);
         let user = !run.flags.is_kernel();
+        self.make_room(FAULT_FRAMES, output);
         let (mapped, implicit, delivered) =
             self.with(id, run.vcpu, output, |space, memory, emit| {
                 let implicit = space.map_around(memory, gva, block, Protection::ALL, emit)?;
@@ -236,6 +240,10 @@ impl ModelledGuest {
                 }
                 Ok((space.fault(memory, gva, access, emit)?, implicit, delivered))
             })?;
+        if mapped.fresh && self.reclaim.is_some() {
+            let context = self.cpu(run.vcpu).loaded;
+            self.page_came(context, gva.align_down(PageSize::SIZE_4K));
+        }
         self.stats.implicit_mappings += u64::from(implicit);
         if delivered {
             self.stats.faults += 1;

@@ -187,6 +187,7 @@ impl ObservedGuest {
             Control::RegionOfInterest | Control::OsWork { .. } => {}
             Control::LoadSegment { .. } => return refused("a load of segment registers"),
             Control::SelfBallooned { .. } => return refused("memory that was exchanged"),
+            Control::WrittenOut { .. } => return refused("a page that goes to a device"),
             Control::Switch { .. } => return refused("a switch between processes"),
             Control::Map { .. } => return refused("a mapping"),
             Control::Populate { .. } => return refused("a populated range"),

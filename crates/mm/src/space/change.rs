@@ -2,6 +2,7 @@
 
 use crate::error::MmError;
 use crate::space::gather::Gather;
+use crate::space::swap::is_swapped;
 use crate::space::{AddressSpace, Memory, Observer, size_index};
 use nestwalk_tables::{Entry, Level, entry};
 use nestwalk_types::{Address, Protection};
@@ -170,6 +171,10 @@ impl<I: Address, O: Address> AddressSpace<I, O> {
             let at = mode.entry_at(table, address, level);
             let entry = self.read(memory, at);
             if !entry.is_present() {
+                if level == 1 && is_swapped(entry) && memory.swap.is_some() {
+                    self.store(memory, at, Entry(0), observer);
+                    memory.swap.iter_mut().for_each(|swap| swap.entry_cleared(entry));
+                }
             } else if self.is_leaf(entry, level) {
                 self.store(memory, at, Entry(0), observer);
                 memory.counters.leaves[size_index(size)] -= 1;

@@ -3,11 +3,22 @@
 use crate::error::MmError;
 use crate::placement::Request;
 use crate::space::region::Taken;
+use crate::space::swap::is_swapped;
 use crate::space::{
-    Access, AddressSpace, Flush, Mapped, Memory, Observer, Spot, Vma, out_of_memory, size_index,
+    Access, AddressSpace, Flush, Mapped, Memory, Observer, Spot, Vma, out_of_memory,
 };
 use nestwalk_tables::{Entry, entry};
 use nestwalk_types::{Address, PageSize, Protection};
+
+/// Index of a page size in [`crate::space::Counters::leaves`].
+pub(crate) const fn size_index(size: PageSize) -> usize {
+    match size.shift() {
+        0..=12 => 0,
+        13..=21 => 1,
+        22 => 2,
+        _ => 3,
+    }
+}
 
 impl<I: Address, O: Address> AddressSpace<I, O> {
     /// Answers a fault as Linux's `handle_mm_fault` does: maps a cleared page, copies or reuses a
@@ -189,7 +200,9 @@ impl<I: Address, O: Address> AddressSpace<I, O> {
             if spot.level > level {
                 spot = self.descend(memory, address, level, observer)?;
             }
-            let shares_zero = !write && !self.filling && !self.in_region(address);
+            // A page of the swap device comes back from there.
+            let swapped = level == 1 && is_swapped(spot.entry);
+            let shares_zero = !write && !self.filling && !swapped && !self.in_region(address);
             if let (1, true, Some(zero)) = (level, shares_zero, memory.zero_frame) {
                 let protection = Protection { write: false, ..vma.protection };
                 let leaf =
@@ -198,6 +211,9 @@ impl<I: Address, O: Address> AddressSpace<I, O> {
             }
             if let Some(frame) = self.place(memory, address, size, vma, false) {
                 observer.page_cleared(frame, size);
+                if let Some(swap) = memory.swap.as_mut().filter(|_| swapped) {
+                    swap.read(spot.entry, frame.page_number());
+                }
                 let used = match (self.filling, write) {
                     (true, _) => 0,
                     (false, true) => entry::ACCESSED | entry::DIRTY,

@@ -1,6 +1,7 @@
 //! fork: a copy-on-write copy of an address space.
 
 use crate::error::MmError;
+use crate::space::swap::is_swapped;
 use crate::space::{AddressSpace, Flush, Memory, Observer, out_of_memory, size_index};
 use nestwalk_tables::{Entry, Level, entry};
 use nestwalk_types::Address;
@@ -52,6 +53,11 @@ impl<I: Address, O: Address> AddressSpace<I, O> {
             let (source, target) = (from.offset_by(offset), to.offset_by(offset));
             let mut entry = self.read(memory, source);
             if !entry.is_present() {
+                // `copy_nonpresent_pte`, `swap_duplicate`.
+                if level == 1 && is_swapped(entry) && memory.swap.is_some() {
+                    self.store(memory, target, entry, observer);
+                    memory.swap.iter_mut().for_each(|swap| swap.entry_copied(entry));
+                }
                 continue;
             }
             if self.is_leaf(entry, level) {

@@ -11,7 +11,7 @@
 //! munmap:       leaves = 0; entries of tables = 0; invalidation; only then are frames free
 //! ```
 //!
-//! Memory is anonymous and private: there is no page cache, no swapping and no NUMA.
+//! Memory is anonymous and private: there is no page cache and no NUMA. Pages may be swapped.
 
 mod change;
 mod collapse;
@@ -23,12 +23,15 @@ mod migrate;
 mod promote;
 mod region;
 mod split;
+mod swap;
 mod vma;
 
 pub(crate) use collapse::{Collapse, CollapseLimits};
+pub(crate) use fault::size_index;
 pub use gather::{FLUSH_CEILING, Flush, GATHER_PAGES};
 pub(crate) use migrate::{Block, Taken as TakenOut};
 pub use region::{Contiguous, PrimaryConfig};
+pub use swap::SwapSpace;
 pub use vma::{Vma, VmaSet};
 
 use crate::balloon::{Ballooned, Exchange};
@@ -101,6 +104,11 @@ pub trait Observer<I, O> {
     #[inline]
     fn invalidate(&mut self, flush: Flush<I>) {
         let _ = flush;
+    }
+    /// A page that was unmapped is given to a device, which reads it from memory and writes it down.
+    #[inline]
+    fn written_out(&mut self, frame: O) {
+        let _ = frame;
     }
     /// Free memory was exchanged for new memory, which is there from now on.
     #[inline]
@@ -179,16 +187,6 @@ impl Counters {
     }
 }
 
-/// Index of a page size in [`Counters::leaves`].
-pub(crate) const fn size_index(size: PageSize) -> usize {
-    match size.shift() {
-        0..=12 => 0,
-        13..=21 => 1,
-        22 => 2,
-        _ => 3,
-    }
-}
-
 /// The physical memory of one dimension and the tables in it.
 pub struct Memory<O> {
     /// Frames.
@@ -201,6 +199,8 @@ pub struct Memory<O> {
     pub zero_frame: Option<O>,
     /// Memory that was exchanged.
     pub balloon: Ballooned,
+    /// The swap device, if there is one.
+    pub swap: Option<Box<SwapSpace>>,
     /// See [`crate::PlacementStats::fmfi_start`].
     pub(crate) fmfi_start: f64,
 }
@@ -212,7 +212,7 @@ impl<O: Address> Memory<O> {
         let tables = TableMemory::new();
         let (counters, balloon) = (Counters::default(), Ballooned::default());
         let fmfi_start = crate::placement_stats::fmfi(&physical);
-        Self { physical, tables, counters, zero_frame, balloon, fmfi_start }
+        Self { physical, tables, counters, zero_frame, balloon, swap: None, fmfi_start }
     }
 
     /// Whether entries of the mode reach all of the memory.
@@ -243,6 +243,11 @@ impl<O: Address> Memory<O> {
             // A frame that several VMs share is counted by the one that had it first.
             let freed = self.physical.release(frame, size.order());
             self.counters.data_frames = self.counters.data_frames.saturating_sub(freed);
+            if freed > 0
+                && let Some(swap) = &mut self.swap
+            {
+                swap.frame_freed(frame.page_number());
+            }
         }
     }
     fn share(&mut self, frame: O, size: PageSize) {

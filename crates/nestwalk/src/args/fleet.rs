@@ -10,7 +10,8 @@ use nestwalk_lab::{Fleet, MERGE_KEYS, MIGRATION_KEYS};
 #[command(next_help_heading = "Several VMs on one host")]
 pub struct FleetArgs {
     /// A VM: 'NAME=SOURCE; machine=shadow:4k+4k; memory=4GiB; vcpus=2', given once for each; other
-    /// keys: core, footprint, accesses, seed, async-faults, reporting, zero, common. With it
+    /// keys: core, footprint, accesses, seed, async-faults, reporting, guest-swap,
+    /// balloon, zero, common. With it
     /// --host-memory is the memory that all of them share
     #[arg(long = "vm", value_name = "VM")]
     pub vms: Vec<String>,

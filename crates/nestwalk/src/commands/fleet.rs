@@ -1,5 +1,6 @@
 //! `compare --vm`: several VMs on one host, and what neighbours cost each.
 
+mod guests;
 mod merging;
 mod migrations;
 
@@ -205,6 +206,8 @@ impl Found for Results<'_> {
         out.push('\n');
         out += &self.interference(screen);
         out += &self.memory(screen);
+        out += &guests::swapping(self.outcome, screen);
+        out += &guests::switching(self.outcome, screen);
         if self.fleet.merge.is_some() {
             out += &merging::table(self.outcome, screen);
         }
@@ -226,6 +229,13 @@ impl Results<'_> {
         let filtered = vms.filter_map(|vm| Some((vm.name.as_str(), vm.shown_again?)));
         let (names, again): (Vec<&str>, Vec<u64>) = filtered.unzip();
         let mut all = Vec::new();
+        if self.outcome.vms.iter().any(|vm| vm.guest_swap.is_some()) {
+            all.push(
+                "a guest that swaps is the same in all columns, and in its ideal run: what that costs its \
+                 kernel is no part of overheads, and what it waits for its device is told in JSON"
+                    .into(),
+            );
+        }
         if !names.is_empty() {
             all.push(format!(
                 "recordings of {} hide accesses that hit in small TLBs; after another VM's turn, and where \

@@ -2,9 +2,10 @@
 
 use crate::compare::spec::{DimensionSpec, GuestSpec, MachineSpec};
 use crate::compare::{CompareError, Plan};
+use crate::replacement::OfGuest;
 use nestwalk_mm::{
-    DroppedRun, GuestConfig, GuestStats, ModelledGuest, ObservedGuest, ObservedStats,
-    PhysicalMemory, Remap, RemapStats,
+    DroppedRun, GuestConfig, GuestStats, ModelledGuest, ObservedGuest, ObservedStats, PagePolicy,
+    PhysicalMemory, PlacementKind, Remap, RemapStats, SwapStats,
 };
 use nestwalk_types::{Batch, Gpa, GuestBatch, GuestInfo, SourceInfo};
 
@@ -109,11 +110,39 @@ impl Guest {
 
     /// Its physical memory, if its kernel is modelled.
     pub fn physical(&self) -> Option<&PhysicalMemory<Gpa>> {
+        self.modelled().map(|guest| &guest.memory().physical)
+    }
+
+    /// The same as a modelled guest.
+    const fn modelled(&self) -> Option<&ModelledGuest> {
         match self {
-            Self::Modelled(guest) => Some(&guest.memory().physical),
-            Self::Remapped(inner) => Some(&inner.guest.memory().physical),
+            Self::Modelled(guest) => Some(guest),
+            Self::Remapped(inner) => Some(&inner.guest),
             Self::Observed(_) => None,
         }
+    }
+
+    /// What it and its swap device did to each other, if it has one.
+    pub fn swap_stats(&self) -> Option<SwapStats> {
+        self.modelled()?.swap_stats()
+    }
+
+    /// Its balloon driver takes so many pages, as far as it can; see [`ModelledGuest::inflate`].
+    ///
+    /// # Errors
+    /// The guest cannot go on.
+    pub fn inflate(
+        &mut self,
+        spec: GuestSpec,
+        pages: u64,
+        output: &mut GuestBatch,
+    ) -> Result<Vec<Gpa>, CompareError> {
+        let inflated = match self {
+            Self::Modelled(guest) => guest.inflate(pages, output),
+            Self::Remapped(inner) => inner.guest.inflate(pages, output),
+            Self::Observed(_) => Ok(Vec::new()),
+        };
+        inflated.map_err(|source| CompareError::Guest { guest: spec.name(), source })
     }
 
     /// What it did.
@@ -170,5 +199,18 @@ fn modelled(plan: &Plan, spec: DimensionSpec) -> Result<ModelledGuest, CompareEr
         ..GuestConfig::new(plan.guest_mode, plan.guest_bytes)
     };
     let guest = spec.name();
-    ModelledGuest::new(config).map_err(|source| CompareError::Guest { guest, source })
+    let made = ModelledGuest::new(config);
+    let mut made = made.map_err(|source| CompareError::Guest { guest: guest.clone(), source })?;
+    if let Some(kind) = plan.guest_swap {
+        let wrong =
+            |reason| CompareError::Swap { guest: guest.clone(), policy: kind.name(), reason };
+        if spec.pages != PagePolicy::Base || spec.placement != PlacementKind::default() {
+            return Err(wrong("pages of a guest that swaps are of 4 KiB, anywhere; name 4k"));
+        }
+        let choice = OfGuest::new(kind).ok_or_else(|| {
+            wrong("no kernel hears of every use; take clock, two-lists, mglru, working-set or fifo")
+        })?;
+        made.swap_by(Box::new(choice));
+    }
+    Ok(made)
 }

@@ -21,6 +21,7 @@ use crate::compare::sampling::{Phase, Sampled, Sampling, Stretches, Thinner, Tot
 use crate::compare::spec::{GuestSpec, MachineSpec};
 use crate::machine::DynMachine;
 use crate::measure::counters::Counters;
+use crate::replacement::Kind;
 use crate::report::contiguity::ContiguityResult;
 use crate::report::placement::PlacementResult;
 use crate::report::results::MachineResult;
@@ -54,6 +55,8 @@ pub struct Plan {
     pub vcpus: usize,
     /// Bytes of guest memory.
     pub guest_bytes: u64,
+    /// Modelled guests that are short of memory swap pages, which this policy chooses.
+    pub guest_swap: Option<Kind>,
     /// Bytes of host memory.
     pub host_bytes: u64,
     /// The gap for I/O in guest memory is reclaimed, and so many bytes stay low.
@@ -104,6 +107,7 @@ impl Plan {
             machines,
             profile,
             guest_mode: &LONG4,
+            guest_swap: None,
             host_mode: &LONG4,
             vcpus: 1,
             guest_bytes,
@@ -141,6 +145,16 @@ pub enum CompareError {
         guest: String,
         /// Why.
         source: GuestError,
+    },
+    /// A guest cannot swap as it is configured.
+    #[error("guest {guest}: swapping by {policy}: {reason}")]
+    Swap {
+        /// Its policies.
+        guest: String,
+        /// The policy of replacement.
+        policy: &'static str,
+        /// Why, and what would be right.
+        reason: &'static str,
     },
     /// The recorded guest cannot be followed.
     #[error("guest observed: {0}")]

@@ -359,6 +359,13 @@ impl Events<'_> {
                 self.tell_uncounted(Event::Prefault { start, bytes })
             }
             Control::Process { .. } => Ok(()),
+            // The device reads it through the VMM process.
+            Control::WrittenOut { gpa, .. } => {
+                if self.platform.host.is_some() {
+                    self.platform.host_page(gpa)?;
+                }
+                self.host_promoted()
+            }
             Control::SelfBallooned { ref pages, start, bytes } => {
                 self.self_ballooned(pages, start, bytes)
             }

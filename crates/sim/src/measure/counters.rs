@@ -136,7 +136,7 @@ impl CounterRow {
 macro_rules! counters {
     ($($section:ident { $($name:ident: $unit:literal, $meaning:literal;)* })*) => {
         /// Counts of one machine since its region of interest began.
-        #[derive(Clone, PartialEq, Eq, Debug, Default)]
+        #[derive(Clone, PartialEq, Eq, Debug)]
         pub struct Counters {
             $($(#[doc = concat!($meaning, " (", $unit, ")")] pub $name: u64,)*)*
             /// References of completed walks.
@@ -160,6 +160,23 @@ macro_rules! counters {
             pub os_work: [u64; OsWork::ALL.len()],
             /// How often each vCPU took the lock of the shadow tables, which one holds at a time.
             pub lock_visits: PerVcpu,
+        }
+        // By hand: the library has defaults of arrays of up to 32 elements, and there are more reasons.
+        impl Default for Counters {
+            fn default() -> Self {
+                Self {
+                    $($($name: 0,)*)*
+                    references: References::default(),
+                    faulted_references: References::default(),
+                    data: [0; ServedBy::COUNT],
+                    fetch: [0; ServedBy::COUNT],
+                    background: [0; ServedBy::COUNT],
+                    exits: [0; ExitReason::ALL.len()],
+                    walks_switched: [0; FULLY_NESTED + 1],
+                    os_work: [0; OsWork::ALL.len()],
+                    lock_visits: PerVcpu::default(),
+                }
+            }
         }
         impl Counters {
             /// The plain counters, in the order in which results have them.

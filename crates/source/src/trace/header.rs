@@ -264,6 +264,7 @@ pub const fn control_name(control: &Control) -> &'static str {
         Control::LoadCr3 { .. } => "load_cr3",
         Control::LoadSegment { .. } => "load_segment",
         Control::SelfBallooned { .. } => "self_ballooned",
+        Control::WrittenOut { .. } => "written_out",
         Control::Invalidate { .. } => "invalidate",
         Control::TableAdded { .. } => "table_new",
         Control::TableWrite { .. } => "table_write",

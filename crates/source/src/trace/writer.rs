@@ -281,6 +281,7 @@ const fn is_architectural(control: &Control) -> bool {
         // No recorded guest has segment registers, and traces have no place for them.
         Control::LoadSegment { .. }
         | Control::SelfBallooned { .. }
+        | Control::WrittenOut { .. }
         | Control::Switch { .. }
         | Control::Map { .. }
         | Control::Populate { .. }

@@ -79,6 +79,7 @@ exit_reasons! {
         "free page reporting: a request with up to 32 free blocks of 2 MiB, which the host takes back";
     TableMemory "table_memory" Exit
         "pvDMT: a hypercall by which the guest has memory for its tables from the host, or gives it back";
+    Balloon "balloon" Exit "ballooning: a request with up to 256 pages, which the host takes";
     InterruptSent "interrupt_sent" Exit
         "a vCPU's store to the interrupt controller to interrupt another";
     InterruptReceived "interrupt_received" Exit

@@ -109,6 +109,7 @@ impl Encoder {
             // Recorded guests have no segment registers, and no need of contiguous memory.
             Control::LoadSegment { .. }
             | Control::SelfBallooned { .. }
+            | Control::WrittenOut { .. }
             | Control::Switch { .. }
             | Control::Map { .. }
             | Control::Populate { .. }

@@ -1,10 +1,12 @@
-//! Which page a host that is short of memory takes back: a policy each file.
+//! Which page a kernel that is short of memory takes back, a host's or a guest's: a policy each file.
 //!
 //! A policy knows pages by number, and asks of one whether it was used since it last asked: what
 //! that costs, and what accessed bits cannot show, is the business of whoever answers.
 
 mod clock;
+pub mod device;
 mod fifo;
+mod guests;
 mod lru;
 mod mglru;
 mod two_lists;
@@ -12,12 +14,14 @@ mod working_set;
 
 pub use clock::Clock;
 pub use fifo::Fifo;
+pub use guests::OfGuest;
 pub use lru::Lru;
 pub use mglru::Mglru;
 pub use two_lists::TwoLists;
 pub use working_set::WorkingSet;
 
-/// A page of guest memory: the number of its VM, and its first guest frame number.
+/// A page of guest memory: the number of its VM, and its first guest frame number. In a guest: the
+/// number of its address space, and its page number.
 pub type Page = (u32, u64);
 
 /// Says whether a page was used since this was last asked of it; `None` if it is gone meanwhile.
