@@ -168,7 +168,7 @@ fn the_referee_holds_while_pages_go_and_come_back() {
                 pinned: None,
                 async_faults: !(round + i).is_multiple_of(3),
                 reporting: (round + i).is_multiple_of(2),
-                balloon: (round + i) % 3 > 0,
+                balloon: !(round + i).is_multiple_of(3),
             }
         };
         let vms: Vec<Vm> = (0..3u64).map(draw).collect();

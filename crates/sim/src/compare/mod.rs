@@ -439,8 +439,8 @@ fn of_counts(
     let names = (slot.machine.name(), spec.scheme.name);
     let own = &counters[slot.index];
     let mut result = MachineResult::new(names, own, &plan.profile, ideal, report.page_tables);
-    result.contiguity = report.contiguity.clone().map(|s| ContiguityResult::new(own, s));
-    result.tables = report.tables.clone().map(|s| TablesResult::new(own, s));
+    result.contiguity = report.contiguity.map(|s| ContiguityResult::new(own, s));
+    result.tables = report.tables.map(|s| TablesResult::new(own, s));
     result
 }
 

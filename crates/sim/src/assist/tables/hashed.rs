@@ -71,7 +71,7 @@ pub struct Hashed {
     /// Sizes in use, smallest first, and how many entries have each.
     sizes: Vec<(u8, u64)>,
     /// By core: the size that was found last.
-    predictors: Vec<Box<[u8; PREDICTOR]>>,
+    predictors: Vec<[u8; PREDICTOR]>,
     work: Work,
 }
 
@@ -81,7 +81,7 @@ impl Hashed {
         let base = memory.take(config.places * LINE)?;
         let work = Work { pages: (config.places * LINE).div_ceil(4096), ..Work::default() };
         let places = vec![Place::default(); config.places as usize];
-        let predictors = vec![Box::new([12; PREDICTOR]); cores];
+        let predictors = vec![[12; PREDICTOR]; cores];
         Some(Self { config, base, places, used: 0, sizes: Vec::new(), predictors, work })
     }
 
