@@ -3,7 +3,7 @@
 //!
 //! Wunderlich, Wenisch, Falsafi, Hoe: "SMARTS: Accelerating Microarchitecture Simulation via Rigorous
 //! Statistical Sampling" (ISCA 2003): units at equal distances, warmed up before each. Their functional
-//! warming would cost what detail costs here, where warming is all that a simulation does; [`thinner`]
+//! warming would cost what detail costs here, where warming is all that a simulation does; `thinner`
 //! has what takes its place. Simulation points are those of Sherwood et al. (ASPLOS 2002).
 
 mod estimate;

@@ -9,7 +9,7 @@
 //!   new one instead, so that a look-up still reads one line of each way. Each insertion moves a line
 //!   on. Ways of a table are resized one at a time, the smallest first.
 //! - *Collisions.* A line that is in the way moves to its place in another way, taken at random from a
-//!   seed, and so on. After [`MOST_MOVES`] moves the table grows.
+//!   seed, and so on. After `MOST_MOVES` moves the table grows.
 //! - *Walk tables* (CWT) say which sizes of pages a section of 2 MiB, and one of 1 GiB, has, and of a
 //!   large page in which way it is. Each core has some of their entries, of 64 sections each (CWC).
 //!   With an entry at hand a look-up reads the ways of the tables that may have the page, or of a large
