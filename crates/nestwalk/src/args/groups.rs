@@ -10,7 +10,7 @@ use std::fmt::Write;
 /// Headings, and the commands under each. Whoever adds a command adds it here; one that is nowhere
 /// stands under the last.
 const GROUPS: [(&str, &[&str]); 5] = [
-    ("Compare", &["compare", "run", "sweep", "report", "reproduce"]),
+    ("Compare", &["compare", "run", "sweep", "report", "reproduce", "conform"]),
     ("Teach", &["walk", "step", "reach"]),
     ("Live machines", &["advise", "inspect", "govern", "measure"]),
     ("Recordings and traces", &["setup", "capture", "trace"]),

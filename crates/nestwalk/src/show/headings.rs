@@ -241,55 +241,59 @@ pub static ADVICE: [Heading; 4] = [
 
 /// The table of `measure`.
 pub static MEASURED: [Heading; 5] = [
-    word("figure", "figure", "measure: what was measured"),
-    word("pages", "pages", "measure: the size of the pages that it is of"),
+    word("figure", "measure.figure", "measure: what was measured"),
+    word("pages", "measure.pages", "measure: the size of the pages that it is of"),
     Heading {
         title: "value",
         align: Align::Right,
-        from: "value",
+        from: "measure.value",
         meaning: "measure: the figure, or `unknown`",
     },
-    word("unit", "unit", "measure: the figure's unit, if it has one"),
-    word("from", "source", "measure: what the figure follows from, or why it is unknown"),
+    word("unit", "measure.unit", "measure: the figure's unit, if it has one"),
+    word("from", "measure.source", "measure: what the figure follows from, or why it is unknown"),
 ];
 
 /// The table of `measure --check`.
 pub static CHECKED: [Heading; 11] = [
-    word("program", "program", "measure --check: what was run for real, and simulated"),
-    word("pages", "pages", "measure --check: the pages of its memory"),
-    number("real\nns", "real_ns", "measure --check: nanoseconds of an access, measured"),
+    word("program", "check.program", "measure --check: what was run for real, and simulated"),
+    word("pages", "check.pages", "measure --check: the pages of its memory"),
+    number("real\nns", "check.real_ns", "measure --check: nanoseconds of an access, measured"),
     number(
         "+",
-        "real_spread_ns",
+        "check.real_spread_ns",
         "measure --check: how far the fastest quarter of its parts lies apart",
     ),
-    number("simulated\nns", "simulated_ns", "measure --check: the same with the profile"),
+    number("simulated\nns", "check.simulated_ns", "measure --check: the same with the profile"),
     number(
         "off\n%",
-        "deviation_percent",
+        "check.deviation_percent",
         "measure --check: by how much the simulation takes longer",
     ),
     number(
         "real\n/ 2 MiB",
-        "real_of_large",
+        "check.real_of_large",
         "measure --check: real run time, of that with pages of 2 MiB",
     ),
     number(
         "simulated\n/ 2 MiB",
-        "simulated_of_large",
+        "check.simulated_of_large",
         "measure --check: the same of the simulation",
     ),
     number(
         "simulated\n/ ideal",
-        "simulated_of_ideal",
+        "check.simulated_of_ideal",
         "measure --check: simulated, of the ideal machine",
     ),
     number(
         "walks\n/ 1000 acc.",
-        "walks_per_1000_accesses",
+        "check.walks_per_1000_accesses",
         "measure --check: simulated page walks",
     ),
-    number("refs\n/ walk", "refs_per_walk", "measure --check: references of a walk, simulated"),
+    number(
+        "refs\n/ walk",
+        "check.refs_per_walk",
+        "measure --check: references of a walk, simulated",
+    ),
 ];
 
 /// Words of the lines around the tables, and in cells.

@@ -181,7 +181,7 @@ impl<S: Scheme, T: TlbFamily> Machine<S, T> {
     fn run_groups(&mut self, runs: &[Run], gpas: &[Gpa]) -> Result<(), MachineError> {
         for (runs, gpas) in runs.chunks(GROUP).zip(gpas.chunks(GROUP)) {
             let far = self.recent_misses >= WORTHWHILE;
-            self.platform.cpu.set_deferring(far);
+            self.platform.cpu.set_deferring(far && self.scheme.may_wait());
             if far {
                 self.scheme.prefetch(&self.platform.cpu, runs, gpas);
             }

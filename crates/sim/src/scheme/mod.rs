@@ -187,6 +187,13 @@ pub trait Scheme: Software {
         false
     }
 
+    /// Whether references to memory may wait for others while misses are frequent: latencies of a walk add
+    /// up, and nobody asks at once where one was served. The results are the same.
+    #[inline(always)]
+    fn may_wait(&self) -> bool {
+        true
+    }
+
     /// Translates an access in place of the first-level TLB, which is not looked up then.
     #[inline(always)]
     fn instead_of_l1(&mut self, _cpu: &mut Processor, _run: &Run) -> Option<Translation> {

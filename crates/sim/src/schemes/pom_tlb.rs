@@ -121,6 +121,12 @@ impl<B> PomTlb<B> {
 }
 
 impl<B: Scheme> Scheme for PomTlb<B> {
+    // The reference to a set is waited for before the next.
+    #[inline(always)]
+    fn may_wait(&self) -> bool {
+        false
+    }
+
     #[inline]
     fn walk<W: WalkWatch>(
         &mut self,

@@ -103,8 +103,8 @@ mod tests {
                 let (above, key) = name.rsplit_once('.').unwrap_or(("", name));
                 let found = match rest {
                     "" => FIELDS.iter().any(|f| f.0 == name),
-                    // Its tests look at the fields of `advise`.
-                    _ if first == "choices[]" => true,
+                    // Their tests look at the fields of `advise` and `measure`.
+                    _ if ["choices[]", "measure", "check"].contains(&first) => true,
                     _ if first == "sampling" => key == "half_widths",
                     _ if first == "repeats" => name.ends_with("run_time.deviation"),
                     _ if name.contains(".entries.") => first == "coverage",

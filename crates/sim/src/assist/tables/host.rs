@@ -313,7 +313,7 @@ pub(super) fn in_background(
     lines: impl Iterator<Item = Hpa>,
 ) {
     for at in lines {
-        counters.background[hardware.caches.data(core, at) as usize] += 1;
+        hardware.background(counters, core, at);
     }
 }
 

@@ -84,6 +84,12 @@ fn boxed<G: GuestSide + 'static, H: HostSide + 'static>(
 }
 
 impl<G: GuestSide, H: HostSide> Scheme for Tabled<G, H> {
+    // References of a look-up run at once: the longest counts.
+    #[inline(always)]
+    fn may_wait(&self) -> bool {
+        false
+    }
+
     #[inline]
     fn walk<W: WalkWatch>(
         &mut self,
