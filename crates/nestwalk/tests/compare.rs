@@ -99,7 +99,7 @@ fn json_has_the_documented_fields_and_no_others() {
             .into(),
         format!("compare gups {SMALL} --verify --machines hashed,native-hashed"),
         format!("compare gups {SMALL} --verify --repeat 2"),
-        format!("compare gups {SMALL} --sample=every=5k,unit=1k,warm=1k"),
+        format!("compare gups {SMALL} --verify --sample=every=5k,unit=1k,warm=1k"),
     ];
     let mut found = BTreeSet::new();
     recording::write(&lab, "guest.nwt", Filter::RUNS);

@@ -76,7 +76,7 @@ static PEERS: &[(&str, &str)] = &[
 ];
 
 /// Share by which instructions per access may grow before it counts as a regression.
-const TOLERANCE: f64 = 0.05;
+const TOLERANCE: f64 = 0.02;
 
 /// `nestwalk bench`.
 pub fn bench(args: &BenchArgs) -> Result<()> {
