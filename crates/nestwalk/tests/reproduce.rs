@@ -370,7 +370,11 @@ fn other_tables_have_their_published_numbers_beside_them() {
         ["nested", "hashed", "hashed-nested", "flattened", "ecpt", "pvdmt", "learned", "pom-tlb"];
     assert_eq!(machines, [all, all].concat());
     for row in rows {
-        assert!(number(row, "refs_per_walk") >= 1.0 && number(row, "table_bytes") > 0.0, "{row}");
+        // The TLB in memory holds all of so small a program: nothing is walked.
+        let unwalked = row["machine"] == "pom-tlb" && row["program"] == "gups";
+        let refs = number(row, "refs_per_walk");
+        assert!(if unwalked { refs < 1e-9 } else { refs >= 1.0 }, "{row}");
+        assert!(number(row, "table_bytes") > 0.0, "{row}");
         let published = row["published_walk_speedup"].as_f64();
         let near = published.is_some_and(|p| (number(row, "walk_speedup") / p - 1.0).abs() <= 0.1);
         let silent = near || row["machine"] == "nested";
