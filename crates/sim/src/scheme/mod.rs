@@ -187,8 +187,8 @@ pub trait Scheme: Software {
         false
     }
 
-    /// Whether references to memory may wait for others while misses are frequent: latencies of a walk add
-    /// up, and nobody asks at once where one was served. The results are the same.
+    /// Whether references to memory may wait for others while misses are frequent: latencies of a walk
+    /// add up, and nobody asks at once where one was served. The results are the same.
     #[inline(always)]
     fn may_wait(&self) -> bool {
         true
