@@ -117,7 +117,11 @@ impl Case {
         let definition = by_name(scheme).unwrap();
         let build = MachineConfig {
             name: scheme.into(),
-            variant: definition.options.normalize("").unwrap(),
+            // Aged hosts have no 16 MiB in one piece.
+            variant: definition
+                .options
+                .normalize(if scheme == "pom-tlb" { "mib=1" } else { "" })
+                .unwrap(),
             vmm: nestwalk_sim::scheme::vmm_options::VmmOptions::default(),
             profile: Profile::load("zen2").unwrap(),
             guest_mode: self.mode,
