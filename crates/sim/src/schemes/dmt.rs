@@ -7,7 +7,7 @@
 
 use super::{Definition, Facts};
 use crate::assist::tables::direct::{Direct, DirectConfig};
-use crate::assist::tables::{self, Sides};
+use crate::assist::tables::{self, Any, Sides};
 use crate::machine::DynMachine;
 use crate::scheme::options::{OptionRow, OptionTable, whole};
 use crate::scheme::vmm_options::VmmKind;
@@ -65,7 +65,7 @@ fn make(
 ) -> Result<Box<dyn DynMachine>, MachineError> {
     let config = DirectConfig { host_memory, ..request.options(&OPTIONS)? };
     tables::build(request, sides, false, move |host, _| {
-        Some(Direct::new(if host { config.of_host() } else { config }))
+        Some(Any::from(Direct::new(if host { config.of_host() } else { config })))
     })
 }
 

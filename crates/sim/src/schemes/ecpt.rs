@@ -10,7 +10,7 @@
 
 use super::{Definition, Facts};
 use crate::assist::tables::cuckoo::{Cuckoo, CuckooConfig, MOST_WAYS};
-use crate::assist::tables::{self, Sides};
+use crate::assist::tables::{self, Any, Sides};
 use crate::machine::DynMachine;
 use crate::scheme::options::{OptionRow, OptionTable, whole};
 use crate::scheme::vmm_options::VmmKind;
@@ -105,7 +105,9 @@ fn make(request: MachineConfig, sides: Sides) -> Result<Box<dyn DynMachine>, Mac
     let (config, cores) = (request.options(&OPTIONS)?, request.vcpus);
     // A guest of radix tables has its walk caches; elsewhere those of walk tables take their place.
     let cached = sides == Sides::Host || sides == Sides::Guest;
-    tables::build(request, sides, cached, move |_, m| Cuckoo::new(config, cores, m))
+    tables::build(request, sides, cached, move |_, m| {
+        Cuckoo::new(config, cores, m).map(Any::from)
+    })
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@
 
 use super::{Definition, Facts};
 use crate::assist::tables::flattened::{FlatConfig, Flattened};
-use crate::assist::tables::{self, Sides};
+use crate::assist::tables::{self, Any, Sides};
 use crate::machine::DynMachine;
 use crate::scheme::options::{OptionRow, OptionTable, whole};
 use crate::scheme::vmm_options::VmmKind;
@@ -72,7 +72,9 @@ static OPTIONS: OptionTable<FlatConfig> = OptionTable::new(&[
 
 fn make(request: MachineConfig, sides: Sides) -> Result<Box<dyn DynMachine>, MachineError> {
     let (config, cores) = (request.options(&OPTIONS)?, request.vcpus);
-    tables::build(request, sides, true, move |host, m| Flattened::new(config, cores, host, m))
+    tables::build(request, sides, true, move |host, m| {
+        Flattened::new(config, cores, host, m).map(Any::from)
+    })
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@
 
 use super::{Definition, Facts};
 use crate::assist::tables::hashed::{HashConfig, Hashed};
-use crate::assist::tables::{self, Sides};
+use crate::assist::tables::{self, Any, Sides};
 use crate::machine::DynMachine;
 use crate::scheme::options::{OptionRow, OptionTable, one_of, whole, word_of};
 use crate::scheme::vmm_options::VmmKind;
@@ -113,7 +113,7 @@ fn make<const CACHES: bool>(
 ) -> Result<Box<dyn DynMachine>, MachineError> {
     let (config, cores) = (request.options(options)?, request.vcpus);
     tables::build(request, sides, config.cached(), move |_, m| {
-        Hashed::new(config.table, cores, m)
+        Hashed::new(config.table, cores, m).map(Any::from)
     })
 }
 

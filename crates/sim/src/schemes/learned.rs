@@ -6,7 +6,7 @@
 
 use super::{Definition, Facts};
 use crate::assist::tables::learned::{Learned, LearnedConfig};
-use crate::assist::tables::{self, Sides};
+use crate::assist::tables::{self, Any, Sides};
 use crate::machine::DynMachine;
 use crate::scheme::options::{OptionRow, OptionTable, whole};
 use crate::scheme::vmm_options::VmmKind;
@@ -60,7 +60,9 @@ static OPTIONS: OptionTable<LearnedConfig> = OptionTable::new(&[
 fn make(request: MachineConfig, sides: Sides) -> Result<Box<dyn DynMachine>, MachineError> {
     let (config, cores) = (request.options(&OPTIONS)?, request.vcpus);
     let cached = sides == Sides::Host;
-    tables::build(request, sides, cached, move |_, _| Some(Learned::new(config, cores)))
+    tables::build(request, sides, cached, move |_, _| {
+        Some(Any::from(Learned::new(config, cores)))
+    })
 }
 
 #[cfg(test)]

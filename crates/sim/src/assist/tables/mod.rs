@@ -9,6 +9,7 @@
 //! keeps the structure in step with them ([`mirror::Mirror`]). What that takes is counted: each entry
 //! that is stored, each that a larger table makes it move, memory that is cleared.
 
+mod any;
 pub mod cuckoo;
 pub mod direct;
 pub mod flattened;
@@ -22,6 +23,7 @@ mod supply;
 #[cfg(test)]
 mod testing;
 
+pub use any::Any;
 pub use guest::{GuestSide, GuestTable, RadixGuest};
 pub use host::{HostSide, HostTable, NoHost};
 pub use scheme::{Sides, Tabled, build};
