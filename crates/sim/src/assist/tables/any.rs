@@ -1,5 +1,5 @@
-//! The structures of the catalogue as one type, so that the loop of a machine is compiled once for each pair
-//! of sides and not for each structure.
+//! The structures of the catalogue as one type, so that the loop of a machine is compiled once for each
+//! pair of sides and not for each structure.
 
 use super::cuckoo::Cuckoo;
 use super::direct::Direct;
