@@ -3,6 +3,7 @@
 //! metal; the third is a family of TLBs.
 
 pub mod coalescing;
+mod links;
 pub mod ranges;
 pub mod segments;
 pub mod tables;
