@@ -267,3 +267,15 @@ fn lectures_are_answered() {
     let refused = lab.refused("reproduce lectures --programs nosuch");
     assert!(refused.contains("the questions are shadow-tables, churn"), "{refused}");
 }
+
+/// What a recorded kernel did is done.
+#[test]
+fn recorded_guests_are_asked_for_no_swapping() {
+    let lab = Lab::new();
+    for line in
+        ["compare storm --guest-swap clock", "compare --vm a=storm;guest-swap=clock --vm b=gups"]
+    {
+        let error = lab.refused(line);
+        assert!(error.contains("recorded kernel") && error.contains("name 4k"), "{error}");
+    }
+}

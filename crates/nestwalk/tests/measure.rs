@@ -78,3 +78,13 @@ fn a_check_shows_both_and_how_far_they_are_apart() {
     assert!(lab.refused("measure --check nosuch").contains("--check"));
     assert!(lab.refused("measure --check zen4 --write x.toml").contains("--write"));
 }
+
+#[test]
+fn folders_that_are_not_there_are_told_before_anything_is_measured() {
+    let lab = Lab::new();
+    for option in ["--write", "--svg"] {
+        let error = lab.refused(&format!("measure {option} none/here"));
+        assert!(error.contains("no folder none"), "{error}");
+        assert!(!error.contains("walks"), "{error}");
+    }
+}

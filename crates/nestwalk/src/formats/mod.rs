@@ -195,6 +195,21 @@ pub fn save_rows(file: &Path, found: &dyn Found) -> Result<()> {
     written.with_context(|| format!("{}: cannot be written", file.display()))
 }
 
+/// That the folder of a file which an option names is there, for commands that take long before they
+/// write it.
+///
+/// # Errors
+/// It is not.
+pub fn check_folder(option: &str, file: &Path) -> Result<()> {
+    let folder = file.parent().filter(|f| !f.as_os_str().is_empty());
+    match folder {
+        Some(folder) if !folder.is_dir() => {
+            bail!("{option} {}: there is no folder {}", file.display(), folder.display())
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Writes one file that an option names.
 ///
 /// # Errors

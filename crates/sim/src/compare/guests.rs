@@ -68,6 +68,12 @@ impl Guest {
     pub fn new(plan: &Plan, spec: &MachineSpec, info: &SourceInfo) -> Result<Self, CompareError> {
         Ok(match (spec.guest, &info.guest) {
             (GuestSpec::Observed, Some(recorded)) => {
+                if let Some(kind) = plan.guest_swap {
+                    let reason =
+                        "a recorded kernel has done what it did; name 4k in place of `observed`";
+                    let (guest, policy) = (spec.guest.name(), kind.name());
+                    return Err(CompareError::Swap { guest, policy, reason });
+                }
                 Self::Observed(Box::new(ObservedGuest::new(recorded)?))
             }
             (GuestSpec::Observed, None) => {

@@ -26,7 +26,15 @@ pub fn measure(args: &MeasureArgs) -> Result<()> {
     if let Some(file) = &args.check {
         return check::check(file, effort, args.format(), args.quiet);
     }
+    // Said before minutes of measuring, and not after.
+    for (option, file) in [("--svg", &args.svg), ("--write", &args.write)] {
+        if let Some(file) = file {
+            formats::check_folder(option, file)?;
+        }
+    }
     let found = Measured { survey: run(effort, args.quiet)? };
+    let out = args.format().render(&found)?;
+    std::io::stdout().lock().write_all(out.as_bytes())?;
     if let Some(file) = &args.svg {
         formats::write_file("--svg", file, &svg(&found.figure().scene()))?;
     }
@@ -34,8 +42,6 @@ pub fn measure(args: &MeasureArgs) -> Result<()> {
         let text = profile_text(&found.survey)?;
         formats::write_file("--write", file, &text)?;
     }
-    let out = args.format().render(&found)?;
-    std::io::stdout().lock().write_all(out.as_bytes())?;
     Ok(())
 }
 
