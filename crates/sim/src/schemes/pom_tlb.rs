@@ -121,6 +121,11 @@ impl<B> PomTlb<B> {
 }
 
 impl<B: Scheme> Scheme for PomTlb<B> {
+    #[inline(always)]
+    fn looks_up_first(&self) -> bool {
+        self.shared.looks_up_first()
+    }
+
     // The reference to a set is waited for before the next.
     #[inline(always)]
     fn may_wait(&self) -> bool {

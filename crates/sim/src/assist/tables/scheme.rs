@@ -84,6 +84,11 @@ fn boxed<G: GuestSide + 'static, H: HostSide + 'static>(
 }
 
 impl<G: GuestSide, H: HostSide> Scheme for Tabled<G, H> {
+    #[inline(always)]
+    fn looks_up_first(&self) -> bool {
+        true
+    }
+
     // References of a look-up run at once: the longest counts.
     #[inline(always)]
     fn may_wait(&self) -> bool {
