@@ -6,7 +6,7 @@
 //! as POWER's segment registers tell segments of 1 TiB; loads of CR3 load them. In modes of two levels a
 //! root is a region by itself. A region is followed from when a vCPU first needs it.
 //!
-//! What is missing because its table is linked in too many places ([`Links`]) is answered by software,
+//! What is missing because its table is linked in too many places (`assist::links`) is answered by software,
 //! access by access.
 
 use crate::assist::links::{Leaves, Links, Place};
