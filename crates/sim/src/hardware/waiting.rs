@@ -114,8 +114,9 @@ impl Hardware {
 }
 
 impl Processor {
-    /// References may wait from now on, or no longer. Nobody may watch them.
-    #[inline]
+    /// References may wait from now on, or no longer. Nobody may watch them. Once in many runs: one copy
+    /// for all machines.
+    #[inline(never)]
     pub fn set_deferring(&mut self, on: bool) {
         if on == self.hardware.caches.is_deferring() {
             return;
@@ -130,7 +131,7 @@ impl Processor {
 
     /// No reference waits any more: counters and the tally of a walk under way are what they would be if
     /// none had.
-    #[inline]
+    #[inline(never)]
     pub fn settle(&mut self) {
         let Self { hardware, counters, .. } = self;
         if hardware.caches.is_deferring() {

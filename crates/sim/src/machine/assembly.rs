@@ -1,6 +1,7 @@
 //! What a machine is made of, and how the rest of the world sees it.
 
 use super::events::{Drive, Events};
+use super::pace::{Engine, Pace};
 use super::{DynMachine, Tenant};
 use crate::hardware::tlbs::{PlainTlbs, TlbFamily};
 use crate::hardware::world::World;
@@ -26,10 +27,7 @@ pub struct Machine<S, T: TlbFamily = PlainTlbs> {
     pub(super) drive: Drive,
     /// Sees the ends of walks.
     pub(super) watch: T::Watch,
-    /// Second-level misses, and accesses that segments served, in the last group of runs.
-    pub(super) recent_misses: u64,
-    /// vCPU and page of the last run, kept where something is due.
-    pub(super) last: (VcpuId, u64),
+    pub(super) pace: Pace,
 }
 
 impl<S: Scheme> Machine<S> {
@@ -55,8 +53,7 @@ impl<S: Scheme, T: TlbFamily> Machine<S, T> {
             drive,
             name,
             watch: T::Watch::default(),
-            recent_misses: 0,
-            last: (VcpuId(0), u64::MAX),
+            pace: Pace::default(),
         })
     }
 
@@ -103,7 +100,7 @@ impl<S: Scheme, T: TlbFamily> DynMachine for Machine<S, T> {
     }
 
     fn run(&mut self, batch: &GuestBatch) -> Result<(), MachineError> {
-        self.run_batch(batch).map_err(|e| e.of(&self.name))
+        (self as &mut dyn Engine).run_batch(batch).map_err(|e| e.of(&self.name))
     }
 
     fn counters(&self) -> &Counters {
@@ -172,15 +169,20 @@ impl<S: Scheme, T: TlbFamily> DynMachine for Machine<S, T> {
     }
 
     fn watch(&mut self, run: &Run) -> Result<Vec<Step>, MachineError> {
-        let request = Request::of(run);
-        let mut before = self.events().begin_watch(&request)?;
-        let mut result = self.access(&request, false);
+        (self as &mut dyn Engine).watch(&Request::of(run))
+    }
+}
+
+impl dyn Engine + '_ {
+    fn watch(&mut self, request: &Request) -> Result<Vec<Step>, MachineError> {
+        let mut before = self.events().begin_watch(request)?;
+        let mut result = self.access(request, false);
         if matches!(result, Ok(Some(_))) {
             // All faults are handled: one more walk from cold is the one to show.
-            self.events().show_walk(&request, &mut before);
-            result = self.access(&request, false);
+            self.events().show_walk(request, &mut before);
+            result = self.access(request, false);
         }
-        self.events().end_watch(&request, before, result)
+        self.events().end_watch(request, before, result)
     }
 }
 

@@ -1,7 +1,7 @@
 //! What happens to a machine beside accesses: controls of the stream, faults, timers, daemons of the
 //! host. It knows the scheme's software, and nothing of its hardware.
 
-use super::ATTEMPTS;
+use super::pace::ATTEMPTS;
 use crate::hardware::Request;
 use crate::hardware::walk::Fault;
 use crate::machine::coverage::{CoverageResult, Snapshots};

@@ -9,29 +9,29 @@ mod assembly;
 pub mod coverage;
 mod events;
 mod guarding;
+mod hits;
+mod pace;
 pub mod referee;
 mod tenant;
 
-use crate::hardware::prefetch::{GROUP, WORTHWHILE};
+use crate::hardware::prefetch::WORTHWHILE;
 use crate::hardware::tlbs::{Look, TlbFamily};
 use crate::hardware::walk::Fault;
-use crate::hardware::{Hardware, Request, Step, program_references};
+use crate::hardware::{Request, Step, program_references};
 use crate::machine::coverage::CoverageResult;
+use crate::machine::hits::{needs, run_hits};
+use crate::machine::pace::{Engine, Pace};
+use events::Events;
 use crate::machine::referee::Verdict;
 use crate::measure::counters::Counters;
 use crate::measure::walk_map::WalkPlace;
-use crate::scheme::{Event, Handled, MachineError, Processor, Report, Scheme};
+use crate::scheme::{Event, MachineError, Platform, Processor, Report, Scheme};
 use crate::switching::sampler::{Cut, Recorded};
 pub use assembly::Machine;
 use nestwalk_hw::{Profile, Translation};
 use nestwalk_mm::PlacementStats;
-use nestwalk_types::{Address, Gpa, GuestBatch, Hpa, Run, RunFlags};
+use nestwalk_types::{Gpa, GuestBatch, Hpa, Run, RunFlags};
 pub use tenant::{Life, Tenant};
-
-/// Walks that one access may need: each handled fault maps one more page, and a nested walk meets at
-/// most one fault for each of 5 guest tables and the page, each with a few more for the VMM's own
-/// progress.
-const ATTEMPTS: u32 = 64;
 
 /// A machine whatever its scheme. Called once per batch.
 pub trait DynMachine: Send {
@@ -94,25 +94,6 @@ pub trait DynMachine: Send {
     fn watch(&mut self, run: &Run) -> Result<Vec<Step>, MachineError>;
 }
 
-/// The bits that a run's first access needs to find set, by its flags.
-static NEEDS: [u64; 8] = {
-    let mut needs = [0; 8];
-    let mut flags = 0u8;
-    while flags < 8 {
-        let (store, fetch) =
-            (flags & RunFlags::STORE.bits() != 0, flags & RunFlags::FETCH.bits() != 0);
-        let user = flags & RunFlags::KERNEL.bits() == 0;
-        needs[flags as usize] = Translation::needs(store, fetch, user);
-        flags += 1;
-    }
-    needs
-};
-
-#[inline(always)]
-fn needs(run: &Run) -> u64 {
-    NEEDS[usize::from(run.flags.bits() & 7)]
-}
-
 /// What a group of runs adds to counters, whatever becomes of its accesses.
 #[derive(Default)]
 pub struct Sums {
@@ -124,7 +105,7 @@ pub struct Sums {
 
 impl Sums {
     /// Those of these runs.
-    #[inline]
+    #[inline(never)]
     pub fn of(runs: &[Run]) -> Self {
         let (mut sums, mut flags) = (Self::default(), RunFlags::default());
         for run in runs {
@@ -159,137 +140,6 @@ impl Sums {
 }
 
 impl<S: Scheme, T: TlbFamily> Machine<S, T> {
-    fn run_batch(&mut self, batch: &GuestBatch) -> Result<(), MachineError> {
-        for (controls, runs) in batch.batch.segments() {
-            let mut controls = controls.iter();
-            while let Some(request) = self.events().until_fault(&mut controls)? {
-                self.access(&request, true)?;
-                self.events().fault_ends(&request)?;
-            }
-            self.run_slice(&batch.batch.runs[runs.clone()], &batch.gpas[runs])?;
-        }
-        Ok(())
-    }
-
-    fn run_slice(&mut self, runs: &[Run], gpas: &[Gpa]) -> Result<(), MachineError> {
-        let done = self.run_groups(runs, gpas);
-        self.platform.cpu.settle();
-        done
-    }
-
-    /// While misses are frequent references wait: there is nothing to gain where they hit.
-    fn run_groups(&mut self, runs: &[Run], gpas: &[Gpa]) -> Result<(), MachineError> {
-        for (runs, gpas) in runs.chunks(GROUP).zip(gpas.chunks(GROUP)) {
-            let far = self.recent_misses >= WORTHWHILE;
-            self.platform.cpu.set_deferring(far && self.scheme.may_wait());
-            if far {
-                self.scheme.prefetch(&self.platform.cpu, runs, gpas);
-            }
-            let before = self.platform.cpu.counters.far_accesses();
-            self.run_on_time(runs, gpas)?;
-            let now = self.platform.cpu.counters.far_accesses();
-            self.recent_misses = now.saturating_sub(before);
-        }
-        Ok(())
-    }
-
-    /// Runs a group, with what is due in the middle of it.
-    #[inline]
-    fn run_on_time(&mut self, runs: &[Run], gpas: &[Gpa]) -> Result<(), MachineError> {
-        let due = self.scheme.next_timer().min(self.drive.due(&self.platform));
-        if due == u64::MAX {
-            return self.run_group(runs, gpas);
-        }
-        let instructions: u64 = runs.iter().map(|r| u64::from(r.instructions)).sum();
-        if self.platform.instructions + instructions >= due {
-            return self.run_watched(runs, gpas);
-        }
-        if let Some(run) = runs.last() {
-            self.last = (run.vcpu, run.gva.page_number());
-        }
-        self.run_group(runs, gpas)
-    }
-
-    /// Runs one by one. What becomes due within a page waits for its last run.
-    #[cold]
-    fn run_watched(&mut self, runs: &[Run], gpas: &[Gpa]) -> Result<(), MachineError> {
-        for (run, gpa) in runs.iter().zip(gpas) {
-            let page = (run.vcpu, run.gva.page_number());
-            if page != self.last {
-                self.timers()?;
-            }
-            self.last = page;
-            self.run_group(std::slice::from_ref(run), std::slice::from_ref(gpa))?;
-        }
-        Ok(())
-    }
-
-    #[inline]
-    fn timers(&mut self) -> Result<(), MachineError> {
-        let due = self.scheme.next_timer().min(self.drive.due(&self.platform));
-        if self.platform.instructions >= due { self.events().timers() } else { Ok(()) }
-    }
-
-    fn run_group(&mut self, runs: &[Run], gpas: &[Gpa]) -> Result<(), MachineError> {
-        let plain = T::PLAIN && self.scheme.looks_up_first() && self.drive.referee.is_none();
-        let short = plain && self.recent_misses < WORTHWHILE;
-        let mut next = 0;
-        while next < runs.len() {
-            if short {
-                next += self.run_hits(&runs[next..]);
-            }
-            let (Some(run), Some(gpa)) = (runs.get(next), gpas.get(next)) else { break };
-            let (hpa, hit) = self.translate(run)?;
-            let Processor { hardware, counters, .. } = &mut self.platform.cpu;
-            program_references(&mut hardware.caches, counters, run, hpa);
-            if self.drive.referee.is_some() {
-                self.events().check(run, *gpa, hpa, hit);
-            }
-            next += 1;
-        }
-        let sums = Sums::of(runs);
-        self.platform.instructions += sums.instructions;
-        sums.count(&mut self.platform.cpu.counters);
-        sums.count_look_ups(&mut self.platform.cpu.counters);
-        Ok(())
-    }
-
-    /// Runs what finds its translation the most recently used of its set in the first level, which
-    /// changes nothing there, until something does not; how many did.
-    #[inline]
-    fn run_hits(&mut self, runs: &[Run]) -> usize {
-        let Processor { hardware, counters, .. } = &mut self.platform.cpu;
-        let Hardware { cores, caches, .. } = hardware;
-        let mut done = 0;
-        while let Some(first) = runs.get(done) {
-            let half = first.gva.value() >> 63;
-            let Some(core) = cores.get(usize::from(first.vcpu.0)) else { break };
-            let alike = |run: &&Run| run.vcpu == first.vcpu && run.gva.value() >> 63 == half;
-            let levels = [&core.l1d, &core.l1i].map(|tlb| tlb.latest(half as usize, core.asid));
-            let before = done;
-            while let Some(run) = runs.get(done).filter(alike) {
-                let fetch = run.flags.is_fetch();
-                let level = levels[usize::from(fetch)];
-                let hits = |run: &&Run| alike(run) && run.flags.is_fetch() == fetch;
-                let of_kind = done;
-                while let Some(run) = runs.get(done).filter(hits)
-                    && let Some(hit) = level.find(run.gva.value())
-                    && hit.serves(needs(run))
-                {
-                    program_references(caches, counters, run, hit.apply(run.gva));
-                    done += 1;
-                }
-                if done == of_kind {
-                    return done;
-                }
-            }
-            if done == before {
-                break;
-            }
-        }
-        done
-    }
-
     /// Where a run's first access is, and the translation used.
     #[inline]
     fn translate(&mut self, run: &Run) -> Result<(Hpa, Translation), MachineError> {
@@ -384,7 +234,7 @@ impl<S: Scheme, T: TlbFamily> Machine<S, T> {
         self.before_walk(request)?;
         let found = match self.walk(request, false) {
             Ok(translation) => translation,
-            Err(fault) => match self.after_fault(request, fault, false)? {
+            Err(fault) => match (self as &mut dyn Engine).after_fault(request, fault, false)? {
                 Some(translation) => translation,
                 None => return Err(self.events().not_mapped(request)),
             },
@@ -395,24 +245,57 @@ impl<S: Scheme, T: TlbFamily> Machine<S, T> {
             found
         })
     }
+}
 
-    /// As [`Machine::resolve`], where no time is lost: one copy for all who ask. `None`: the access
-    /// faults in the guest, which is told (`delivered`), whatever is found by then.
-    #[cold]
-    #[inline(never)]
-    fn access(
-        &mut self,
-        request: &Request,
-        delivered: bool,
-    ) -> Result<Option<Translation>, MachineError> {
-        self.before_walk(request)?;
-        match self.walk(request, delivered) {
-            Ok(translation) => Ok(Some(translation)),
-            Err(fault) => self.after_fault(request, fault, delivered),
-        }
+impl<S: Scheme, T: TlbFamily> Engine for Machine<S, T> {
+    fn events(&mut self) -> Events<'_> {
+        self.events()
     }
 
-    /// Updates that the guest's kernel has deferred are sent, if the access shows that it would have.
+    fn platform(&mut self) -> &mut Platform {
+        &mut self.platform
+    }
+
+    fn pace(&mut self) -> &mut Pace {
+        &mut self.pace
+    }
+
+    fn due(&self) -> u64 {
+        self.scheme.next_timer().min(self.drive.due(&self.platform))
+    }
+
+    fn may_wait(&self) -> bool {
+        self.scheme.may_wait()
+    }
+
+    fn read_ahead(&mut self, runs: &[Run], gpas: &[Gpa]) {
+        self.scheme.prefetch(&self.platform.cpu, runs, gpas);
+    }
+
+    fn run_group(&mut self, runs: &[Run], gpas: &[Gpa]) -> Result<(), MachineError> {
+        let plain = T::PLAIN && self.scheme.looks_up_first() && self.drive.referee.is_none();
+        let short = plain && self.pace.recent_misses < WORTHWHILE;
+        let mut next = 0;
+        while next < runs.len() {
+            if short {
+                next += run_hits(&mut self.platform.cpu, &runs[next..]);
+            }
+            let (Some(run), Some(gpa)) = (runs.get(next), gpas.get(next)) else { break };
+            let (hpa, hit) = self.translate(run)?;
+            let Processor { hardware, counters, .. } = &mut self.platform.cpu;
+            program_references(&mut hardware.caches, counters, run, hpa);
+            if self.drive.referee.is_some() {
+                self.events().check(run, *gpa, hpa, hit);
+            }
+            next += 1;
+        }
+        let sums = Sums::of(runs);
+        self.platform.instructions += sums.instructions;
+        sums.count(&mut self.platform.cpu.counters);
+        sums.count_look_ups(&mut self.platform.cpu.counters);
+        Ok(())
+    }
+
     #[inline]
     fn before_walk(&mut self, request: &Request) -> Result<(), MachineError> {
         if self.platform.deferred {
@@ -424,8 +307,6 @@ impl<S: Scheme, T: TlbFamily> Machine<S, T> {
         Ok(())
     }
 
-    /// One walk, whose costs are counted if it comes to its end. `delivered`: the guest is told of a
-    /// fault, whatever the walk finds by now.
     #[inline]
     fn walk(&mut self, request: &Request, delivered: bool) -> Result<Translation, Fault> {
         self.platform.cpu.hardware.begin_walk();
@@ -436,35 +317,5 @@ impl<S: Scheme, T: TlbFamily> Machine<S, T> {
             hardware.end_walk(counters, delivered);
         }
         result
-    }
-
-    /// Software handles the fault of a walk, and the access walks again, until one comes to its end.
-    /// `None`: the fault is the guest's.
-    #[cold]
-    fn after_fault(
-        &mut self,
-        request: &Request,
-        fault: Fault,
-        delivered: bool,
-    ) -> Result<Option<Translation>, MachineError> {
-        let mut fault = fault;
-        for _ in 0..ATTEMPTS {
-            let handled = self.events().fault(request, fault, delivered)?;
-            match handled {
-                Handled::Emulated(translation) => return Ok(Some(translation)),
-                Handled::GuestFault => return Ok(None),
-                Handled::Retry | Handled::RetryOnce | Handled::RetryUncounted => {}
-            }
-            self.before_walk(request)?;
-            let walked = self.walk(request, delivered);
-            if handled == Handled::RetryOnce {
-                self.events().tell(Event::RetryEnded)?;
-            }
-            match walked {
-                Ok(translation) => return Ok(Some(translation)),
-                Err(next) => fault = next,
-            }
-        }
-        Err(self.events().stuck(request))
     }
 }

@@ -207,12 +207,19 @@ macro_rules! counters {
                         std::array::from_fn(|place| sum(&|part| of(part).0[d][place]))
                     }))
                 };
+                let of_parts: Vec<_> = parts.iter().map(|(factor, part)| (factor, part.values())).collect();
+                let mut values = whole.values();
+                for ((at, value), row) in values.iter_mut().enumerate().zip(&Self::ROWS) {
+                    if !is_event(row.name) {
+                        let sum: f64 = of_parts.iter().map(|(factor, of)| *factor * of[at] as f64).sum();
+                        *value = sum.round() as u64;
+                    }
+                }
+                // A loop over an array and one look at each field: so many fields, each with a sum of
+                // its own, would be a large part of this crate.
+                let [$($($name),*),*] = values;
                 Self {
-                    $($($name: if is_event(stringify!($name)) {
-                        whole.$name
-                    } else {
-                        sum(&|part| part.$name)
-                    },)*)*
+                    $($($name,)*)*
                     references: references(&|part| &part.references),
                     faulted_references: references(&|part| &part.faulted_references),
                     data: std::array::from_fn(|place| sum(&|part| part.data[place])),
