@@ -1,6 +1,6 @@
 //! The same program, performed by the simulator's shadow MMU.
 
-use crate::program::{Action, CODE, FILL, Program, WINDOW};
+use crate::program::{Action, FILL, Image, Program, WINDOW};
 use crate::{Answers, Events};
 use nestwalk_hw::Profile;
 use nestwalk_mm::{DaemonConfig, HostConfig, HostMemory, PagePolicy, PlacementKind};
@@ -41,10 +41,11 @@ fn page(p: PageName) -> String {
 }
 
 /// An event as a line, the same as a trace's ([`crate::trace::event`]).
-fn told(event: &ShadowEvent) -> String {
+pub(crate) fn told(event: &ShadowEvent) -> String {
     match *event {
         ShadowEvent::Fault { gva, code } => format!("fault {:x} {code:x}", gva.value() & !0xfff),
         ShadowEvent::Injected => "inject".to_owned(),
+        ShadowEvent::Emulated => "emulate".to_owned(),
         ShadowEvent::Accessed(at) => format!("accessed {:x}", at.value()),
         ShadowEvent::Dirty(at) => format!("dirty {:x}", at.value()),
         ShadowEvent::Got(p, new) => {
@@ -59,18 +60,19 @@ fn told(event: &ShadowEvent) -> String {
     }
 }
 
-struct Guest {
+struct Guest<'a> {
     machine: Machine<Shadow>,
+    program: &'a Program,
 }
 
 type Told = Result<(), String>;
 
-fn machine(program: &Program, version: KvmVersion) -> Result<Machine<Shadow>, String> {
+pub(crate) fn machine(program: &Program, version: KvmVersion) -> Result<Machine<Shadow>, String> {
     let told = |e: &dyn std::fmt::Display| e.to_string();
     let guest_bytes = program.pages << 12;
     let policy = if program.huge { "2m" } else { "4k" };
     let config = HostConfig {
-        bytes: HOST_BYTES,
+        bytes: HOST_BYTES.max(guest_bytes * 2),
         mode: &LONG4,
         policy: PagePolicy::by_name(policy).ok_or("no such pages")?,
         placement: PlacementKind::default(),
@@ -95,27 +97,25 @@ fn machine(program: &Program, version: KvmVersion) -> Result<Machine<Shadow>, St
         verify: false,
     };
     let scheme = Shadow::new(&build).map_err(|e| told(&e))?;
-    Machine::new(scheme, build).map_err(|e| told(&e))
+    let mut machine = Machine::new(scheme, build).map_err(|e| told(&e))?;
+    let whole = [(0, program.pages)];
+    let backed = if program.backed.is_empty() { &whole[..] } else { &program.backed };
+    for gfn in backed.iter().flat_map(|(first, count)| *first..first + count) {
+        machine.platform.host_page(Gpa::new(gfn << 12)).map_err(|e| told(&e))?;
+    }
+    Ok(machine)
 }
 
-impl Guest {
-    fn new(program: &Program, version: KvmVersion) -> Result<Self, String> {
-        let mut guest = Self { machine: machine(program, version)? };
-        for gfn in 0..program.pages {
-            let there = guest.machine.platform.host_page(Gpa::new(gfn << 12));
-            there.map_err(|e| e.to_string())?;
-        }
+impl<'a> Guest<'a> {
+    fn new(program: &'a Program, version: KvmVersion) -> Result<Self, String> {
+        let mut guest = Self { machine: machine(program, version)?, program };
         for gfn in &program.tables {
             let mut entries = Box::new([0; 512]);
             for (i, entry) in entries.iter_mut().enumerate() {
                 let at = gfn << 12 | (i as u64) << 3;
                 *entry = program.memory.get(&at).copied().unwrap_or(0);
             }
-            guest.say(Control::TableAdded {
-                vcpu: V0,
-                gpa: Gpa::new(gfn << 12),
-                entries: Some(entries),
-            })?;
+            guest.add(*gfn, entries)?;
         }
         guest.machine.scheme.mmu.observe();
         guest.load(program.root)?;
@@ -128,12 +128,18 @@ impl Guest {
         self.machine.run(&batch).map_err(|e| e.to_string())
     }
 
+    /// A page has these contents from now on.
+    fn add(&mut self, gfn: u64, words: Box<[u64; 512]>) -> Told {
+        let gpa = Gpa::new(gfn << 12);
+        self.say(Control::TableAdded { vcpu: V0, gpa, entries: Some(words) })
+    }
+
     fn load(&mut self, root: u64) -> Told {
         self.say(Control::LoadCr3 { vcpu: V0, root: Gpa::new(root), pcid: 0, keep: false })
     }
 
     /// Where the guest's tables lead, and whether they allow the access.
-    fn look_up(&self, va: u64, write: bool, fetch: bool) -> (Option<u64>, bool) {
+    fn look_up(&self, (va, user): (u64, bool), write: bool, fetch: bool) -> (Option<u64>, bool) {
         let world = &self.machine.platform.cpu.world;
         let mut table = world.roots[0];
         let mut permissions = Permissions::ALL;
@@ -147,70 +153,86 @@ impl Guest {
                 let size = LONG4.span(level);
                 let frame: Gpa = entry.frame(size);
                 let gpa = frame.offset_by(Gva::new(va).offset_in(size)).value();
-                return (Some(gpa), permissions.allow(write, fetch, false));
+                return (Some(gpa), permissions.allow(write, fetch, user));
             }
             table = entry.target();
         }
         (None, false)
     }
 
-    /// An access of the kernel; one that its tables do not allow faults, and its handler runs.
-    fn access(&mut self, va: u64, write: bool, fetch: bool) -> Result<Option<u64>, String> {
-        let (gpa, allowed) = self.look_up(va, write, fetch);
+    /// An access; one that the kernel's tables do not allow faults, and its handler runs.
+    fn access(
+        &mut self,
+        (va, user): (u64, bool),
+        write: bool,
+        fetch: bool,
+    ) -> Result<Option<u64>, String> {
+        let (gpa, allowed) = self.look_up((va, user), write, fetch);
         if !allowed {
-            let code = FaultCode { present: gpa.is_some(), write, user: false, fetch };
+            let code = FaultCode { present: gpa.is_some(), write, user, fetch };
             self.say(Control::Fault { vcpu: V0, gva: Gva::new(va), code })?;
             // Descriptors, the stack, and the handler.
             for (write, fetch) in [(false, false), (true, false), (false, true)] {
-                self.run(CODE, write, fetch)?;
+                self.run((self.program.own.va, false), write, fetch)?;
             }
             return Ok(None);
         }
-        self.run(va, write, fetch)?;
+        self.run((va, user), write, fetch)?;
         Ok(gpa)
     }
 
-    fn run(&mut self, va: u64, write: bool, fetch: bool) -> Told {
+    fn run(&mut self, (va, user): (u64, bool), write: bool, fetch: bool) -> Told {
         let kind =
             RunFlags::when(RunFlags::STORE, write).union(RunFlags::when(RunFlags::FETCH, fetch));
         let mut batch = GuestBatch::default();
         batch.batch.runs.push(Run {
             gva: Gva::new(va),
-            pc: Gva::new(CODE),
+            pc: Gva::new(self.program.own.va),
             lines: 1 << (va >> 6 & 63),
             count: 1,
             instructions: 1,
             vcpu: V0,
-            flags: kind.union(RunFlags::KERNEL),
+            flags: kind.union(RunFlags::when(RunFlags::KERNEL, !user)),
         });
         batch.gpas.push(Gpa::new(0));
         self.machine.run(&batch).map_err(|e| e.to_string())
     }
 
     /// A store of 8 bytes; one to a table is told as such.
-    fn store(&mut self, va: u64, value: u64) -> Told {
-        let Some(gpa) = self.access(va, true, false)? else { return Ok(()) };
+    fn store(&mut self, (va, user): (u64, bool), value: u64) -> Told {
+        let Some(gpa) = self.access((va, user), true, false)? else { return Ok(()) };
         self.say(Control::TableWrite { vcpu: V0, gpa: Gpa::new(gpa), value })
     }
 
     fn act(&mut self, action: Action) -> Told {
+        if let Action::Place(number) = action {
+            let image = self.program.images.get(number).ok_or("no such image")?;
+            let Image { gfn, words } = image.clone();
+            return self.add(gfn, words.unwrap_or_else(|| Box::new([FILL; 512])));
+        }
+        let user =
+            matches!(action, Action::UserRead(_) | Action::UserWrite(_) | Action::UserFetch(_));
+        let code = (self.program.own.va, user);
         // Every action enters the guest, where the emulated processor begins with an empty TLB.
         self.machine.platform.cpu.hardware.invalidate_everywhere();
-        self.run(CODE, false, true)?;
+        self.run(code, false, true)?;
         match action {
-            Action::Read(va) => self.access(va, false, false).map(|_| ())?,
-            Action::Write(va) => self.store(va, FILL)?,
-            Action::Fetch(va) => self.access(va, false, true).map(|_| ())?,
-            Action::Store(at, value) => self.store(WINDOW + at, value)?,
+            Action::Read(va) | Action::UserRead(va) => {
+                self.access((va, user), false, false).map(|_| ())?;
+            }
+            Action::Write(va) | Action::UserWrite(va) => self.store((va, user), FILL)?,
+            Action::Fetch(va) | Action::UserFetch(va) => {
+                return self.access((va, user), false, true).map(|_| ());
+            }
+            Action::Store(at, value) => self.store((WINDOW + at, false), value)?,
+            Action::Put(at, value) => self.store((at, false), value)?,
             Action::Invlpg(va) => {
                 self.say(Control::Invalidate { vcpu: V0, what: Invalidation::Page(Gva::new(va)) })?
             }
             Action::Cr3(root) => self.load(root)?,
+            Action::Place(_) => {}
         }
-        if matches!(action, Action::Fetch(_)) {
-            return Ok(());
-        }
-        self.run(CODE, false, true)
+        self.run(code, false, true)
     }
 }
 

@@ -77,8 +77,14 @@ fn lines(answers: &[(String, Events)]) -> String {
 /// FNV-1a of the lines of a script's answers.
 #[must_use]
 pub fn hash(answers: &[(String, Events)]) -> u64 {
+    fold(&lines(answers))
+}
+
+/// FNV-1a of a text.
+#[must_use]
+pub fn fold(text: &str) -> u64 {
     let fold = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
-    lines(answers).bytes().fold(0xcbf2_9ce4_8422_2325, fold)
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, fold)
 }
 
 impl Sheet {

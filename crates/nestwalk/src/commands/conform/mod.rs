@@ -1,6 +1,7 @@
 //! `conform`: the modelled KVM against the real one, event by event.
 
 mod live;
+mod recorded;
 mod show;
 
 use crate::args::ConformArgs;
@@ -57,6 +58,9 @@ pub fn conform(args: &ConformArgs) -> Result<()> {
         }
         return Ok(());
     }
+    if !args.recorded.is_empty() {
+        return recorded::conform(args);
+    }
     let programs = chosen(&args.scripts)?;
     let seeds = args.random.unwrap_or(if args.scripts.is_empty() { RANDOM } else { 0 });
     let phases = Phases::new(args.quiet);
@@ -104,6 +108,21 @@ fn chosen(words: &[String]) -> Result<Vec<Program>> {
     texts.iter().map(|(name, text)| Ok(compile(name, text)?)).collect()
 }
 
+/// Versions of the kernel that were asked for, with their rules.
+fn kernels(args: &ConformArgs) -> Vec<(&'static str, KvmVersion)> {
+    let all = [("6.1", KvmVersion::V6_1), ("6.12", KvmVersion::V6_12)];
+    let wanted = |version: &str| args.kvm.is_empty() || args.kvm.iter().any(|v| v == version);
+    all.into_iter().filter(|(version, _)| wanted(version)).collect()
+}
+
+/// Writes an answer sheet where it is to be kept, if it is.
+fn save(args: &ConformArgs, name: &str, text: &str) -> Result<()> {
+    let Some(folder) = &args.record else { return Ok(()) };
+    let path = folder.join(name);
+    std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
+    std::fs::write(&path, text).with_context(|| path.display().to_string())
+}
+
 /// The kernels to compare with, from answer sheets or asked now.
 fn referees(
     args: &ConformArgs,
@@ -111,17 +130,11 @@ fn referees(
     seeds: u64,
     phases: &Phases,
 ) -> Result<Vec<Referee>> {
-    let all = [("6.1", KvmVersion::V6_1), ("6.12", KvmVersion::V6_12)];
-    let wanted = |version: &str| args.kvm.is_empty() || args.kvm.iter().any(|v| v == version);
     let mut referees = Vec::new();
-    for (version, rules) in all.into_iter().filter(|(version, _)| wanted(version)) {
+    for (version, rules) in kernels(args) {
         let sheet = if args.live {
             let sheet = live::ask(version, programs, seeds, args.source.as_deref(), phases)?;
-            if let Some(folder) = &args.record {
-                let path = folder.join(format!("{version}.txt"));
-                std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
-                std::fs::write(&path, sheet.text()).with_context(|| path.display().to_string())?;
-            }
+            save(args, &format!("{version}.txt"), &sheet.text())?;
             sheet
         } else {
             let text = sheet::recorded(version).context("no answers were recorded")?;
