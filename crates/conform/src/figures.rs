@@ -11,6 +11,7 @@
 //! chunk HASH                       of the events of each 1,000 actions
 //! ```
 
+use crate::paging::Paging;
 use crate::program::{Action, Program};
 use crate::recording::{Part, is_own};
 use crate::sheet::{self, SheetError};
@@ -48,9 +49,9 @@ pub struct Figures {
 
 /// Events without those of the small guest's own page.
 #[must_use]
-pub fn without_own(program: &Program, answers: Answers) -> Answers {
+pub fn without_own(program: &Program, paging: Paging, answers: Answers) -> Answers {
     let keep = |events: Events| -> Events {
-        events.into_iter().filter(|event| !is_own(event, program.own)).collect()
+        events.into_iter().filter(|event| !is_own(event, paging, program.own)).collect()
     };
     answers.into_iter().map(keep).collect()
 }
@@ -81,8 +82,13 @@ fn reason(store: bool, followed: &[String]) -> &'static str {
 }
 
 /// Exits that answers tell.
-fn exits(program: &Program, answers: &Answers) -> Counts {
+fn exits(program: &Program, paging: Paging, answers: &Answers) -> Counts {
     let mut exits = Counts::new();
+    if paging == Paging::Nested {
+        let faults = answers.iter().flatten().filter(|event| event.starts_with("fault "));
+        exits.insert("ept_violation".to_owned(), faults.count() as u64);
+        return exits;
+    }
     let mut add = |reason: &str| *exits.entry(reason.to_owned()).or_default() += 1;
     for (action, events) in program.actions.iter().zip(answers) {
         match action {
@@ -110,13 +116,13 @@ fn chunks(program: &Program, answers: &Answers) -> Vec<u64> {
 impl Figures {
     /// Of a program and what it led to, without the small guest's own page.
     #[must_use]
-    pub fn of(part: &Part, answers: &Answers, counters: Counts) -> Self {
+    pub fn of(part: &Part, paging: Paging, answers: &Answers, counters: Counts) -> Self {
         let program = &part.program;
         Self {
             limit: part.limit,
             actions: program.actions.len(),
             program: sheet::fold(&program.text()),
-            exits: exits(program, answers),
+            exits: exits(program, paging, answers),
             events: kinds(answers.iter().flatten()),
             counters,
             chunks: chunks(program, answers),
@@ -144,10 +150,12 @@ pub struct Recordings {
 
 /// The answers that come with the program, by the version of the kernel.
 #[must_use]
-pub fn recorded(version: &str) -> Option<&'static str> {
-    match version {
-        "6.1" => Some(include_str!("../sheets/recorded-6.1.txt")),
-        "6.12" => Some(include_str!("../sheets/recorded-6.12.txt")),
+pub fn recorded(version: &str, paging: Paging) -> Option<&'static str> {
+    match (paging, version) {
+        (Paging::Shadow, "6.1") => Some(include_str!("../sheets/recorded-6.1.txt")),
+        (Paging::Shadow, "6.12") => Some(include_str!("../sheets/recorded-6.12.txt")),
+        (Paging::Nested, "6.1") => Some(include_str!("../sheets/nested-recorded-6.1.txt")),
+        (Paging::Nested, "6.12") => Some(include_str!("../sheets/nested-recorded-6.12.txt")),
         _ => None,
     }
 }

@@ -5,6 +5,7 @@ use crate::{Answers, Events};
 use nestwalk_hw::Profile;
 use nestwalk_mm::{DaemonConfig, HostConfig, HostMemory, PagePolicy, PlacementKind};
 use nestwalk_sim::hypervisor::shadow::observe::{PageName, Permits, ShadowEvent};
+use nestwalk_sim::scheme::Scheme;
 use nestwalk_sim::scheme::vmm_options::{KvmVersion, VmmOptions};
 use nestwalk_sim::schemes::shadow::Shadow;
 use nestwalk_sim::{DynMachine, Machine, MachineConfig};
@@ -60,14 +61,16 @@ pub(crate) fn told(event: &ShadowEvent) -> String {
     }
 }
 
-struct Guest<'a> {
-    machine: Machine<Shadow>,
+/// A guest of a machine, that performs a program.
+pub(crate) struct Guest<'a, S: Scheme> {
+    pub(crate) machine: Machine<S>,
     program: &'a Program,
 }
 
 type Told = Result<(), String>;
 
-pub(crate) fn machine(program: &Program, version: KvmVersion) -> Result<Machine<Shadow>, String> {
+/// A machine for a program, without its scheme.
+pub(crate) fn config(program: &Program, version: KvmVersion) -> Result<MachineConfig, String> {
     let told = |e: &dyn std::fmt::Display| e.to_string();
     let guest_bytes = program.pages << 12;
     let policy = if program.huge { "2m" } else { "4k" };
@@ -83,8 +86,8 @@ pub(crate) fn machine(program: &Program, version: KvmVersion) -> Result<Machine<
     };
     let host =
         HostMemory::with_config(&config, &[(Gpa::new(0), guest_bytes)]).map_err(|e| told(&e))?;
-    let build = MachineConfig {
-        name: "shadow".into(),
+    Ok(MachineConfig {
+        name: program.name.clone(),
         variant: String::new(),
         vmm: VmmOptions { kvm: version, ..VmmOptions::default() },
         // AMD's, as the emulated processor: no erratum of large pages.
@@ -95,20 +98,35 @@ pub(crate) fn machine(program: &Program, version: KvmVersion) -> Result<Machine<
         guest_bytes,
         host: Some(host),
         verify: false,
-    };
-    let scheme = Shadow::new(&build).map_err(|e| told(&e))?;
-    let mut machine = Machine::new(scheme, build).map_err(|e| told(&e))?;
+    })
+}
+
+/// A machine with shadow paging, whose host has the pages that the program's has.
+pub(crate) fn machine(program: &Program, version: KvmVersion) -> Result<Machine<Shadow>, String> {
+    let config = config(program, version)?;
+    let scheme = Shadow::new(&config).map_err(|e| e.to_string())?;
+    backed(program, scheme, config)
+}
+
+/// The machine of a scheme, whose host has the pages that the program's has.
+pub(crate) fn backed<S: Scheme>(
+    program: &Program,
+    scheme: S,
+    config: MachineConfig,
+) -> Result<Machine<S>, String> {
+    let mut machine = Machine::new(scheme, config).map_err(|e| e.to_string())?;
     let whole = [(0, program.pages)];
     let backed = if program.backed.is_empty() { &whole[..] } else { &program.backed };
     for gfn in backed.iter().flat_map(|(first, count)| *first..first + count) {
-        machine.platform.host_page(Gpa::new(gfn << 12)).map_err(|e| told(&e))?;
+        machine.platform.host_page(Gpa::new(gfn << 12)).map_err(|e| e.to_string())?;
     }
     Ok(machine)
 }
 
-impl<'a> Guest<'a> {
-    fn new(program: &'a Program, version: KvmVersion) -> Result<Self, String> {
-        let mut guest = Self { machine: machine(program, version)?, program };
+impl<'a, S: Scheme> Guest<'a, S> {
+    /// Its tables are there; no root is loaded yet.
+    pub(crate) fn new(program: &'a Program, machine: Machine<S>) -> Result<Self, String> {
+        let mut guest = Self { machine, program };
         for gfn in &program.tables {
             let mut entries = Box::new([0; 512]);
             for (i, entry) in entries.iter_mut().enumerate() {
@@ -117,8 +135,6 @@ impl<'a> Guest<'a> {
             }
             guest.add(*gfn, entries)?;
         }
-        guest.machine.scheme.mmu.observe();
-        guest.load(program.root)?;
         Ok(guest)
     }
 
@@ -215,6 +231,7 @@ impl<'a> Guest<'a> {
         let code = (self.program.own.va, user);
         // Every action enters the guest, where the emulated processor begins with an empty TLB.
         self.machine.platform.cpu.hardware.invalidate_everywhere();
+        self.machine.platform.cpu.hardware.invalidate_nested_everywhere();
         self.run(code, false, true)?;
         match action {
             Action::Read(va) | Action::UserRead(va) => {
@@ -236,18 +253,32 @@ impl<'a> Guest<'a> {
     }
 }
 
-/// Performs a program with the rules of a KVM version.
+impl<S: Scheme> Guest<'_, S> {
+    /// Loads the first root and performs all actions. `take` takes what the scheme has told since.
+    pub(crate) fn perform(
+        mut self,
+        take: impl Fn(&mut S) -> Events,
+    ) -> Result<Answers, ModelError> {
+        let program = self.program;
+        let failed = |action, what| ModelError { script: program.name.clone(), action, what };
+        self.load(program.root).map_err(|e| failed(0, e))?;
+        let mut answers = Answers::new();
+        for (i, action) in program.actions.iter().enumerate() {
+            self.act(*action).map_err(|e| failed(i, e))?;
+            answers.push(take(&mut self.machine.scheme));
+        }
+        Ok(answers)
+    }
+}
+
+/// Performs a program under shadow paging, with the rules of a KVM version.
 ///
 /// # Errors
 /// The simulator cannot go on; it is said where.
 pub fn perform(program: &Program, version: KvmVersion) -> Result<Answers, ModelError> {
-    let failed = |action, what| ModelError { script: program.name.clone(), action, what };
-    let mut guest = Guest::new(program, version).map_err(|e| failed(0, e))?;
-    let mut answers = Answers::new();
-    for (i, action) in program.actions.iter().enumerate() {
-        guest.act(*action).map_err(|e| failed(i, e))?;
-        let events = guest.machine.scheme.mmu.take_observed();
-        answers.push(events.iter().map(told).collect::<Events>());
-    }
-    Ok(answers)
+    let failed = |what| ModelError { script: program.name.clone(), action: 0, what };
+    let machine = machine(program, version).map_err(failed)?;
+    let mut guest = Guest::new(program, machine).map_err(failed)?;
+    guest.machine.scheme.mmu.observe();
+    guest.perform(|shadow| shadow.mmu.take_observed().iter().map(told).collect())
 }

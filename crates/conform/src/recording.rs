@@ -18,6 +18,7 @@
 //!
 //! Stores to pages that are tables are made for the table's own event alone.
 
+use crate::paging::Paging;
 use crate::program::{Action, FILL, Image, Own, Program};
 use nestwalk_tables::entry::{ACCESSED, DIRTY, LARGE, PRESENT, USER, WRITE};
 use nestwalk_tables::{Entry, LONG4, Permissions, TableMemory};
@@ -412,7 +413,7 @@ fn kind(write: bool, fetch: bool, user: bool) -> (u64, fn(u64) -> Action) {
 
 /// Whether an event is of the small guest's own page or its tables, which no recorded guest has.
 #[must_use]
-pub fn is_own(event: &str, own: Own) -> bool {
+pub fn is_own(event: &str, paging: Paging, own: Own) -> bool {
     let mut words = event.split(' ');
     let (Some(kind), Some(Ok(number))) =
         (words.next(), words.next().map(|w| u64::from_str_radix(w, 16)))
@@ -420,8 +421,8 @@ pub fn is_own(event: &str, own: Own) -> bool {
         return false;
     };
     match kind {
-        "fault" => number == own.va,
-        "accessed" | "dirty" => number >> 12 >= own.gfn,
+        "fault" if paging == Paging::Shadow => number == own.va,
+        "fault" | "accessed" | "dirty" => number >> 12 >= own.gfn,
         _ => number >= own.gfn,
     }
 }

@@ -9,6 +9,7 @@ Examples:
   nestwalk conform
   nestwalk conform --kvm 6.12 --random 1000
   nestwalk conform flood-directory --events
+  nestwalk conform --nested
   nestwalk conform --list
   nestwalk conform --recorded gcc                   (a recorded Linux guest in place of scripts)
   nestwalk conform --recorded storm --kvm 6.1 --format json
@@ -40,6 +41,9 @@ pub struct ConformArgs {
         conflicts_with_all = ["scripts", "random", "list", "events"]
     )]
     pub recorded: Vec<String>,
+    /// Nested paging in place of shadow paging
+    #[arg(long)]
+    pub nested: bool,
     /// Ask about so many actions of each recorded guest, from its beginning [default: 300000]
     #[arg(long, value_name = "N", requires_all = ["recorded", "live"])]
     pub actions: Option<usize>,

@@ -1,10 +1,12 @@
 //! The real KVM is asked, under QEMU.
 
+use crate::args::ConformArgs;
 use crate::commands::setup::built_in;
 use crate::progress::{Phase, Phases};
 use anyhow::{Result, bail};
 use nestwalk_capture::{Cache, KvmKernel, build_vmm, qemu_version, run_under_kvm};
 use nestwalk_conform::figures::{Figures, Recordings, without_own};
+use nestwalk_conform::paging::Paging;
 use nestwalk_conform::program::Program;
 use nestwalk_conform::recording::Part;
 use nestwalk_conform::sheet::{Sheet, answered, hash};
@@ -26,16 +28,21 @@ struct Asked {
 }
 
 /// Has the real KVM perform programs.
-fn perform(version: &str, text: &str, source: Option<&Path>, phases: &Phases) -> Result<Asked> {
+fn perform(
+    (version, paging): (&str, Paging),
+    text: &str,
+    args: &ConformArgs,
+    phases: &Phases,
+) -> Result<Asked> {
     let qemu = Path::new("qemu-system-x86_64");
     let (major, minor) = qemu_version(qemu)?;
     let cache = Cache::locate()?;
     let say = &mut |step: nestwalk_capture::Step<'_>| phases.step(step, &mut crate::tell::say);
-    let source = source.map_or_else(built_in, Path::to_path_buf);
+    let source = args.source.clone().unwrap_or_else(built_in);
     let vmm = build_vmm(&cache, &source, say)?;
     let kernel = KvmKernel::of(&cache, version, say)?;
     phases.begin(Phase::new("running the real KVM"));
-    let out = run_under_kvm(&cache, qemu, &kernel, (&vmm, text), false)?;
+    let out = run_under_kvm(&cache, qemu, &kernel, (&vmm, text), paging == Paging::Nested)?;
     let report = trace::report(&String::from_utf8_lossy(&out));
     if let Some((name, why)) = report.failed.first() {
         bail!("{name}: the real KVM could not perform it: {why}");
@@ -54,15 +61,15 @@ fn perform(version: &str, text: &str, source: Option<&Path>, phases: &Phases) ->
 /// # Errors
 /// A piece is missing, QEMU fails, or a script cannot be performed.
 pub(super) fn ask(
-    version: &str,
+    kernel: (&str, Paging),
     programs: &[Program],
     seeds: u64,
-    source: Option<&Path>,
+    args: &ConformArgs,
     phases: &Phases,
 ) -> Result<Sheet> {
     let random: Vec<Program> = (1..=seeds).map(random::program).collect::<Result<_, _>>()?;
     let text: String = programs.iter().chain(&random).map(Program::text).collect();
-    let Asked { report, kernel, qemu } = perform(version, &text, source, phases)?;
+    let Asked { report, kernel, qemu } = perform(kernel, &text, args, phases)?;
     let mut sheet = Sheet { kernel, qemu, ..Sheet::default() };
     let of = |program: &Program| {
         let answers = report.answers.get(&program.name).cloned().unwrap_or_default();
@@ -82,22 +89,23 @@ pub(super) fn ask(
 /// # Errors
 /// A piece is missing, QEMU fails, or a part cannot be performed.
 pub(super) fn ask_recorded(
-    version: &str,
+    kernel: (&str, Paging),
     parts: &[Part],
-    source: Option<&Path>,
+    args: &ConformArgs,
     phases: &Phases,
 ) -> Result<(Recordings, BTreeMap<String, Answers>)> {
     let text: String = parts.iter().map(|part| part.program.text()).collect();
-    let Asked { mut report, kernel, qemu } = perform(version, &text, source, phases)?;
+    let paging = kernel.1;
+    let Asked { mut report, kernel, qemu } = perform(kernel, &text, args, phases)?;
     let mut recordings = Recordings { kernel, qemu, ..Recordings::default() };
     let mut all = BTreeMap::new();
     for part in parts {
         let name = &part.program.name;
         let answers = report.answers.remove(name).unwrap_or_default();
-        let answers = without_own(&part.program, answers);
+        let answers = without_own(&part.program, paging, answers);
         let mut counters = report.counters.remove(name).unwrap_or_default();
         counters.retain(|name, n| *n > 0 && COUNTERS.iter().any(|c| name.starts_with(c)));
-        recordings.figures.insert(name.clone(), Figures::of(part, &answers, counters));
+        recordings.figures.insert(name.clone(), Figures::of(part, paging, &answers, counters));
         all.insert(name.clone(), answers);
     }
     Ok((recordings, all))

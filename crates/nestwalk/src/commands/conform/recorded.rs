@@ -1,18 +1,20 @@
 //! `conform --recorded`: recorded guests, performed by the small guest under the real KVM.
 
-use super::{kernels, live, save};
+use super::{before, kernels, live, paging, save};
 use crate::args::ConformArgs;
 use crate::formats::Found;
 use crate::progress::{Amount, Phase, Phases};
 use crate::screen::Screen;
 use crate::show::headings;
 use anyhow::{Context, Result, bail};
+use nestwalk_conform::Answers;
 use nestwalk_conform::compare::{Difference, first_difference};
 use nestwalk_conform::figures::{self, Counts, Figures, Recordings, without_own};
+use nestwalk_conform::paging::Paging;
 use nestwalk_conform::recording::{Part, part};
 use nestwalk_conform::stream::{self, Streamed};
-use nestwalk_conform::{Answers, model};
 use nestwalk_report::count;
+use nestwalk_sim::scheme::vmm_options::KvmVersion;
 use nestwalk_source::trace::TraceReader;
 use nestwalk_types::Source;
 use serde_json::{Value, json};
@@ -28,7 +30,8 @@ const TOLERANCE: u64 = 2;
 /// The real KVM of a kernel.
 struct Referee {
     version: &'static str,
-    rules: nestwalk_sim::scheme::vmm_options::KvmVersion,
+    rules: KvmVersion,
+    paging: Paging,
     recordings: Recordings,
     /// Every event, if it was asked just now.
     answers: BTreeMap<String, Answers>,
@@ -37,6 +40,7 @@ struct Referee {
 /// A recording under one kernel.
 struct Compared {
     version: &'static str,
+    paging: Paging,
     kernel: String,
     qemu: String,
     live: bool,
@@ -99,18 +103,19 @@ fn referees(args: &ConformArgs, limit: usize, phases: &Phases) -> Result<Vec<Ref
     if args.live {
         parts = args.recorded.iter().map(|word| take(word, limit)).collect::<Result<_>>()?;
     }
-    let mut referees = Vec::new();
+    let (paging, mut referees) = (paging(args), Vec::new());
     for (version, rules) in kernels(args) {
         let (recordings, answers) = if args.live {
-            let asked = live::ask_recorded(version, &parts, args.source.as_deref(), phases)?;
-            save(args, &format!("recorded-{version}.txt"), &asked.0.text())?;
+            let asked = live::ask_recorded((version, paging), &parts, args, phases)?;
+            let name = format!("{}recorded-{version}.txt", before(paging));
+            save(args, &name, &asked.0.text())?;
             asked
         } else {
-            let text = figures::recorded(version).context("no answers were recorded")?;
+            let text = figures::recorded(version, paging).context("no answers were recorded")?;
             let sheet = Recordings::read(text).with_context(|| format!("answers of {version}"))?;
             (sheet, BTreeMap::new())
         };
-        referees.push(Referee { version, rules, recordings, answers });
+        referees.push(Referee { version, rules, paging, recordings, answers });
     }
     Ok(referees)
 }
@@ -121,9 +126,10 @@ fn compare(referee: &Referee, word: &str) -> Result<Compared> {
         bail!("{word}: KVM {} was not asked; --live asks it", referee.version);
     };
     let part = take(word, real.limit)?;
-    let answers = model::perform(&part.program, referee.rules)?;
-    let answers = without_own(&part.program, answers);
-    let model = Figures::of(&part, &answers, Counts::new());
+    let paging = referee.paging;
+    let answers = paging.perform(&part.program, referee.rules)?;
+    let answers = without_own(&part.program, paging, answers);
+    let model = Figures::of(&part, paging, &answers, Counts::new());
     if (model.actions, model.program) != (real.actions, real.program) {
         bail!(
             "{word}: KVM {} was asked about another recording of this name; --live asks it again",
@@ -131,11 +137,12 @@ fn compare(referee: &Referee, word: &str) -> Result<Compared> {
         );
     }
     let (_, mut source) = open(word)?;
-    let machine = stream::run(&mut *source, &part, referee.rules)?;
+    let machine = stream::run(&mut *source, &part, paging, referee.rules)?;
     let asked = referee.answers.get(&name);
     let shown = asked.and_then(|real| first_difference(real, &answers));
     Ok(Compared {
         version: referee.version,
+        paging,
         kernel: referee.recordings.kernel.clone(),
         qemu: referee.recordings.qemu.clone(),
         live: asked.is_some(),
@@ -189,6 +196,7 @@ impl Compared {
         let (real, model, machine) = (&self.real, &self.model, &self.machine);
         let mut value = json!({
             "kvm": self.version,
+            "paging": self.paging.name(),
             "kernel": self.kernel,
             "qemu": self.qemu,
             "live": self.live,
@@ -219,11 +227,12 @@ impl Compared {
     fn text(&self) -> String {
         let how = if self.live { "asked now" } else { "recorded" };
         let mut text = format!(
-            "{} ({} instructions of the guest) under the KVM of Linux {}, QEMU {}, {how}, shadow paging:\n",
+            "{} ({} instructions of the guest) under the KVM of Linux {}, QEMU {}, {how}, {} paging:\n",
             self.name,
             count(self.instructions),
             self.kernel,
-            self.qemu
+            self.qemu,
+            self.paging.name()
         );
         // Writing to a string cannot fail.
         let actions = count(self.real.actions as u64);
@@ -259,6 +268,7 @@ impl Found for Recorded<'_> {
             c.figures().into_iter().map(|(kind, name, [real, model, machine])| {
                 json!({
                     "kvm": c.version,
+                    "paging": c.paging.name(),
                     "kernel": c.kernel,
                     "recording": c.name,
                     "figure": kind,

@@ -26,6 +26,7 @@ impl Found for Conformance<'_> {
             v.scripts.iter().map(|s| {
                 json!({
                     "kvm": v.referee.version,
+                    "paging": v.referee.paging.name(),
                     "kernel": v.referee.sheet.kernel,
                     "script": s.name,
                     "actions": s.actions,
@@ -77,6 +78,7 @@ impl Conformance<'_> {
         };
         json!({
             "kvm": v.referee.version,
+            "paging": v.referee.paging.name(),
             "kernel": v.referee.sheet.kernel,
             "qemu": v.referee.sheet.qemu,
             "live": v.referee.live,
@@ -125,10 +127,11 @@ fn summary(v: &Verdict) -> String {
     let events: usize = v.scripts.iter().map(|s| s.events).sum();
     let how = if v.referee.live { "asked now" } else { "recorded" };
     let mut text = format!(
-        "KVM of Linux {} under QEMU {}, {how}, shadow paging: {agree} of {} scripts agree in every event \
+        "KVM of Linux {} under QEMU {}, {how}, {} paging: {agree} of {} scripts agree in every event \
          ({events} events)",
         v.referee.sheet.kernel,
         v.referee.sheet.qemu,
+        v.referee.paging.name(),
         v.scripts.len()
     );
     if v.random > 0 {
