@@ -262,16 +262,14 @@ impl Performer {
                 self.place(gpa.page_number(), Some(words.clone()));
             }
             Control::TableRetired { gpa, .. } => self.overwritten(gpa.value()),
-            Control::TableWrite { gpa, value, .. } => {
-                if self.guest.contains(*gpa) {
-                    self.store(gpa.value(), *value);
-                }
+            Control::TableWrite { gpa, value, .. } if self.guest.contains(*gpa) => {
+                self.store(gpa.value(), *value);
             }
             Control::LoadCr3 { root, .. } => self.load(root.value()),
             Control::Invalidate { what, .. } if self.has_begun() => match what {
                 Invalidation::Page(gva) | Invalidation::PageInPcid(gva, _) => {
                     self.act(Action::Invlpg(gva.value()));
-                    self.pages.insert(gva.page_number() & (1 << 36) - 1, self.now);
+                    self.pages.insert(page_of(gva.value()), self.now);
                 }
                 Invalidation::Pcid(_) | Invalidation::AllButGlobal | Invalidation::All => {
                     self.act(Action::Cr3(self.root));
@@ -378,7 +376,7 @@ impl Performer {
             return;
         }
         let (number, action) = kind(write, fetch, user);
-        let page = gva >> 12 & ((1 << 36) - 1);
+        let page = page_of(gva);
         let key = |kind: u64| (self.root >> 12) << 39 | page << 3 | kind;
         if self.made.get(key(number)).is_some_and(|made| *made >= self.changed(&way, page)) {
             self.left_out.repeated += 1;
@@ -397,6 +395,11 @@ impl Performer {
         let upper = way.upper.iter().filter_map(|gfn| self.upper.get(*gfn));
         upper.chain(leaf).chain(self.pages.get(page)).fold(self.loaded, |a, b| a.max(*b))
     }
+}
+
+/// Number of an address's page, without the bits that repeat the highest.
+const fn page_of(gva: u64) -> u64 {
+    gva >> 12 & ((1 << 36) - 1)
 }
 
 /// Number of an access's kind, and its action.

@@ -12,7 +12,7 @@ Examples:
   nestwalk conform --nested
   nestwalk conform --list
   nestwalk conform --recorded gcc                   (a recorded Linux guest in place of scripts)
-  nestwalk conform --recorded storm --kvm 6.1 --format json
+  nestwalk conform --recorded gcc --nested --kvm 6.1 --format json
   nestwalk conform --live                           (boots kernels 6.1 and 6.12 under QEMU)
   nestwalk conform --live mine.txt --events         (asks the real KVM about scripts of your own)
 
