@@ -181,6 +181,7 @@ fn init(npt: bool) -> String {
         ("sysfs", "/sys"),
         ("devtmpfs", "/dev"),
         ("tracefs", "/sys/kernel/tracing"),
+        ("debugfs", "/sys/kernel/debug"),
     ] {
         script += &format!("/bin/busybox mount -t {kind} {kind} {at}\n");
     }

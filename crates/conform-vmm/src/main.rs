@@ -9,10 +9,14 @@
 //! ```text
 //! script NAME PAGES        a fresh virtual machine with so many pages of 4 KiB, every byte of them 0xee
 //! huge                     the host backs it with pages of 2 MiB
+//! back GPA PAGES           the host has these pages, and others so named, in place of all
+//! own VA GPA               where the guest's own page is mapped in every address space, and where it is
 //! zero GPA                 a page is cleared
 //! poke GPA VALUE COUNT     eight bytes are stored, and after them as often the same for the next page
 //! start CR3                the root to begin with
 //! r|w|x|i|c A [VALUE]      the guest reads, stores VALUE, jumps there, executes INVLPG, loads CR3
+//! R|W|X A [VALUE]          the first three in user mode
+//! t|f GPA                  actions of the VMM: a page is cleared, or every byte of it is 0xee again
 //! end
 //! ```
 
@@ -35,7 +39,7 @@ fn run(path: &str) -> Result<(), String> {
         let script: Vec<&str> = lines.by_ref().take_while(|l| *l != "end").collect();
         trace.clear()?;
         trace.mark(&format!("script {head}"))?;
-        if let Err(e) = host.perform(head, &script, &trace) {
+        if let Err(e) = host.perform(head, &script, (&trace, &out)) {
             trace.mark(&format!("failed {e}"))?;
         }
         trace.mark("end")?;

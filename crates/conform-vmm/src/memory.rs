@@ -43,17 +43,26 @@ impl Memory {
         self.base as u64
     }
 
-    /// Every byte gets this value, so that the host has every page.
-    pub fn fill(&mut self, value: u8) {
-        // SAFETY: the range is mapped and ours; the guest does not run meanwhile.
-        unsafe { std::ptr::write_bytes(self.base, value, self.bytes) };
+    fn has(&self, at: usize, bytes: usize) -> Result<(), String> {
+        let fits = at.checked_add(bytes).is_some_and(|end| end <= self.bytes);
+        if fits {
+            Ok(())
+        } else {
+            Err(format!("{at:x} is behind the guest's {:x} bytes", self.bytes))
+        }
+    }
+
+    /// Every byte of a range gets this value, so that the host has its pages.
+    pub fn fill(&mut self, at: usize, bytes: usize, value: u8) -> Result<(), String> {
+        self.has(at, bytes)?;
+        // SAFETY: the range was checked; the guest does not run meanwhile.
+        unsafe { std::ptr::write_bytes(self.base.add(at), value, bytes) };
+        Ok(())
     }
 
     /// Stores bytes.
     pub fn put(&mut self, at: usize, bytes: &[u8]) -> Result<(), String> {
-        if at.checked_add(bytes.len()).is_none_or(|end| end > self.bytes) {
-            return Err(format!("{at:x} is behind the guest's {:x} bytes", self.bytes));
-        }
+        self.has(at, bytes.len())?;
         // SAFETY: the range was checked; the guest does not run meanwhile.
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.base.add(at), bytes.len()) };
         Ok(())

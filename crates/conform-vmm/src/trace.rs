@@ -7,10 +7,11 @@ use std::os::unix::fs::OpenOptionsExt;
 
 const ROOT: &str = "/sys/kernel/tracing";
 /// What is recorded.
-const EVENTS: [&str; 11] = [
+const EVENTS: [&str; 12] = [
     "kvm/kvm_exit",
     "kvm/kvm_page_fault",
     "kvm/kvm_inj_exception",
+    "kvm/kvm_emulate_insn",
     "kvmmmu/kvm_mmu_get_page",
     "kvmmmu/kvm_mmu_set_spte",
     "kvmmmu/kvm_mmu_sync_page",
@@ -20,6 +21,25 @@ const EVENTS: [&str; 11] = [
     "kvmmmu/kvm_mmu_set_dirty_bit",
     "kvmmmu/fast_page_fault",
 ];
+
+/// The exit for OUT, as AMD's processors number it.
+const IO: u32 = 0x7b;
+/// Where KVM counts, a folder for each virtual machine.
+const COUNTERS: &str = "/sys/kernel/debug/kvm";
+
+/// What KVM has counted for the virtual machine, by name; none if the kernel does not say it.
+pub fn counters() -> Vec<(String, u64)> {
+    let folders = fs::read_dir(COUNTERS).into_iter().flatten().flatten().map(|e| e.path());
+    let files = folders.filter_map(|f| fs::read_dir(f).ok()).flatten().flatten();
+    let mut all: Vec<(String, u64)> = files
+        .filter_map(|file| {
+            let value = fs::read_to_string(file.path()).ok()?.trim().parse().ok()?;
+            Some((file.file_name().to_str()?.to_owned(), value))
+        })
+        .collect();
+    all.sort();
+    all
+}
 
 fn set(file: &str, value: &str) -> Result<(), String> {
     let path = format!("{ROOT}/{file}");
@@ -37,6 +57,8 @@ impl Trace {
     pub fn start() -> Result<Self, String> {
         set("buffer_size_kb", "16384")?;
         set("trace_options", "nocontext-info")?;
+        // Each action ends with OUT, of which nothing is to be known.
+        set("events/kvm/kvm_exit/filter", &format!("exit_reason != {IO}"))?;
         for event in EVENTS {
             set(&format!("events/{event}/enable"), "1")?;
         }

@@ -1,10 +1,11 @@
 //! The same program, performed by the simulator's shadow MMU.
 
-use crate::program::{Action, CODE, FILL, Program, WINDOW};
+use crate::program::{Action, FILL, Image, Program, WINDOW};
 use crate::{Answers, Events};
 use nestwalk_hw::Profile;
 use nestwalk_mm::{DaemonConfig, HostConfig, HostMemory, PagePolicy, PlacementKind};
 use nestwalk_sim::hypervisor::shadow::observe::{PageName, Permits, ShadowEvent};
+use nestwalk_sim::scheme::Scheme;
 use nestwalk_sim::scheme::vmm_options::{KvmVersion, VmmOptions};
 use nestwalk_sim::schemes::shadow::Shadow;
 use nestwalk_sim::{DynMachine, Machine, MachineConfig};
@@ -41,10 +42,11 @@ fn page(p: PageName) -> String {
 }
 
 /// An event as a line, the same as a trace's ([`crate::trace::event`]).
-fn told(event: &ShadowEvent) -> String {
+pub(crate) fn told(event: &ShadowEvent) -> String {
     match *event {
         ShadowEvent::Fault { gva, code } => format!("fault {:x} {code:x}", gva.value() & !0xfff),
         ShadowEvent::Injected => "inject".to_owned(),
+        ShadowEvent::Emulated => "emulate".to_owned(),
         ShadowEvent::Accessed(at) => format!("accessed {:x}", at.value()),
         ShadowEvent::Dirty(at) => format!("dirty {:x}", at.value()),
         ShadowEvent::Got(p, new) => {
@@ -59,18 +61,21 @@ fn told(event: &ShadowEvent) -> String {
     }
 }
 
-struct Guest {
-    machine: Machine<Shadow>,
+/// A guest of a machine, that performs a program.
+pub(crate) struct Guest<'a, S: Scheme> {
+    pub(crate) machine: Machine<S>,
+    program: &'a Program,
 }
 
 type Told = Result<(), String>;
 
-fn machine(program: &Program, version: KvmVersion) -> Result<Machine<Shadow>, String> {
+/// A machine for a program, without its scheme.
+pub(crate) fn config(program: &Program, version: KvmVersion) -> Result<MachineConfig, String> {
     let told = |e: &dyn std::fmt::Display| e.to_string();
     let guest_bytes = program.pages << 12;
     let policy = if program.huge { "2m" } else { "4k" };
     let config = HostConfig {
-        bytes: HOST_BYTES,
+        bytes: HOST_BYTES.max(guest_bytes * 2),
         mode: &LONG4,
         policy: PagePolicy::by_name(policy).ok_or("no such pages")?,
         placement: PlacementKind::default(),
@@ -81,8 +86,8 @@ fn machine(program: &Program, version: KvmVersion) -> Result<Machine<Shadow>, St
     };
     let host =
         HostMemory::with_config(&config, &[(Gpa::new(0), guest_bytes)]).map_err(|e| told(&e))?;
-    let build = MachineConfig {
-        name: "shadow".into(),
+    Ok(MachineConfig {
+        name: program.name.clone(),
         variant: String::new(),
         vmm: VmmOptions { kvm: version, ..VmmOptions::default() },
         // AMD's, as the emulated processor: no erratum of large pages.
@@ -93,32 +98,43 @@ fn machine(program: &Program, version: KvmVersion) -> Result<Machine<Shadow>, St
         guest_bytes,
         host: Some(host),
         verify: false,
-    };
-    let scheme = Shadow::new(&build).map_err(|e| told(&e))?;
-    Machine::new(scheme, build).map_err(|e| told(&e))
+    })
 }
 
-impl Guest {
-    fn new(program: &Program, version: KvmVersion) -> Result<Self, String> {
-        let mut guest = Self { machine: machine(program, version)? };
-        for gfn in 0..program.pages {
-            let there = guest.machine.platform.host_page(Gpa::new(gfn << 12));
-            there.map_err(|e| e.to_string())?;
-        }
+/// A machine with shadow paging, whose host has the pages that the program's has.
+pub(crate) fn machine(program: &Program, version: KvmVersion) -> Result<Machine<Shadow>, String> {
+    let config = config(program, version)?;
+    let scheme = Shadow::new(&config).map_err(|e| e.to_string())?;
+    backed(program, scheme, config)
+}
+
+/// The machine of a scheme, whose host has the pages that the program's has.
+pub(crate) fn backed<S: Scheme>(
+    program: &Program,
+    scheme: S,
+    config: MachineConfig,
+) -> Result<Machine<S>, String> {
+    let mut machine = Machine::new(scheme, config).map_err(|e| e.to_string())?;
+    let whole = [(0, program.pages)];
+    let backed = if program.backed.is_empty() { &whole[..] } else { &program.backed };
+    for gfn in backed.iter().flat_map(|(first, count)| *first..first + count) {
+        machine.platform.host_page(Gpa::new(gfn << 12)).map_err(|e| e.to_string())?;
+    }
+    Ok(machine)
+}
+
+impl<'a, S: Scheme> Guest<'a, S> {
+    /// Its tables are there; no root is loaded yet.
+    pub(crate) fn new(program: &'a Program, machine: Machine<S>) -> Result<Self, String> {
+        let mut guest = Self { machine, program };
         for gfn in &program.tables {
             let mut entries = Box::new([0; 512]);
             for (i, entry) in entries.iter_mut().enumerate() {
                 let at = gfn << 12 | (i as u64) << 3;
                 *entry = program.memory.get(&at).copied().unwrap_or(0);
             }
-            guest.say(Control::TableAdded {
-                vcpu: V0,
-                gpa: Gpa::new(gfn << 12),
-                entries: Some(entries),
-            })?;
+            guest.add(*gfn, entries)?;
         }
-        guest.machine.scheme.mmu.observe();
-        guest.load(program.root)?;
         Ok(guest)
     }
 
@@ -128,12 +144,18 @@ impl Guest {
         self.machine.run(&batch).map_err(|e| e.to_string())
     }
 
+    /// A page has these contents from now on.
+    fn add(&mut self, gfn: u64, words: Box<[u64; 512]>) -> Told {
+        let gpa = Gpa::new(gfn << 12);
+        self.say(Control::TableAdded { vcpu: V0, gpa, entries: Some(words) })
+    }
+
     fn load(&mut self, root: u64) -> Told {
         self.say(Control::LoadCr3 { vcpu: V0, root: Gpa::new(root), pcid: 0, keep: false })
     }
 
     /// Where the guest's tables lead, and whether they allow the access.
-    fn look_up(&self, va: u64, write: bool, fetch: bool) -> (Option<u64>, bool) {
+    fn look_up(&self, (va, user): (u64, bool), write: bool, fetch: bool) -> (Option<u64>, bool) {
         let world = &self.machine.platform.cpu.world;
         let mut table = world.roots[0];
         let mut permissions = Permissions::ALL;
@@ -147,85 +169,116 @@ impl Guest {
                 let size = LONG4.span(level);
                 let frame: Gpa = entry.frame(size);
                 let gpa = frame.offset_by(Gva::new(va).offset_in(size)).value();
-                return (Some(gpa), permissions.allow(write, fetch, false));
+                return (Some(gpa), permissions.allow(write, fetch, user));
             }
             table = entry.target();
         }
         (None, false)
     }
 
-    /// An access of the kernel; one that its tables do not allow faults, and its handler runs.
-    fn access(&mut self, va: u64, write: bool, fetch: bool) -> Result<Option<u64>, String> {
-        let (gpa, allowed) = self.look_up(va, write, fetch);
+    /// An access; one that the kernel's tables do not allow faults, and its handler runs.
+    fn access(
+        &mut self,
+        (va, user): (u64, bool),
+        write: bool,
+        fetch: bool,
+    ) -> Result<Option<u64>, String> {
+        let (gpa, allowed) = self.look_up((va, user), write, fetch);
         if !allowed {
-            let code = FaultCode { present: gpa.is_some(), write, user: false, fetch };
+            let code = FaultCode { present: gpa.is_some(), write, user, fetch };
             self.say(Control::Fault { vcpu: V0, gva: Gva::new(va), code })?;
             // Descriptors, the stack, and the handler.
             for (write, fetch) in [(false, false), (true, false), (false, true)] {
-                self.run(CODE, write, fetch)?;
+                self.run((self.program.own.va, false), write, fetch)?;
             }
             return Ok(None);
         }
-        self.run(va, write, fetch)?;
+        self.run((va, user), write, fetch)?;
         Ok(gpa)
     }
 
-    fn run(&mut self, va: u64, write: bool, fetch: bool) -> Told {
+    fn run(&mut self, (va, user): (u64, bool), write: bool, fetch: bool) -> Told {
         let kind =
             RunFlags::when(RunFlags::STORE, write).union(RunFlags::when(RunFlags::FETCH, fetch));
         let mut batch = GuestBatch::default();
         batch.batch.runs.push(Run {
             gva: Gva::new(va),
-            pc: Gva::new(CODE),
+            pc: Gva::new(self.program.own.va),
             lines: 1 << (va >> 6 & 63),
             count: 1,
             instructions: 1,
             vcpu: V0,
-            flags: kind.union(RunFlags::KERNEL),
+            flags: kind.union(RunFlags::when(RunFlags::KERNEL, !user)),
         });
         batch.gpas.push(Gpa::new(0));
         self.machine.run(&batch).map_err(|e| e.to_string())
     }
 
     /// A store of 8 bytes; one to a table is told as such.
-    fn store(&mut self, va: u64, value: u64) -> Told {
-        let Some(gpa) = self.access(va, true, false)? else { return Ok(()) };
+    fn store(&mut self, (va, user): (u64, bool), value: u64) -> Told {
+        let Some(gpa) = self.access((va, user), true, false)? else { return Ok(()) };
         self.say(Control::TableWrite { vcpu: V0, gpa: Gpa::new(gpa), value })
     }
 
     fn act(&mut self, action: Action) -> Told {
+        if let Action::Place(number) = action {
+            let image = self.program.images.get(number).ok_or("no such image")?;
+            let Image { gfn, words } = image.clone();
+            return self.add(gfn, words.unwrap_or_else(|| Box::new([FILL; 512])));
+        }
+        let user =
+            matches!(action, Action::UserRead(_) | Action::UserWrite(_) | Action::UserFetch(_));
+        let code = (self.program.own.va, user);
         // Every action enters the guest, where the emulated processor begins with an empty TLB.
         self.machine.platform.cpu.hardware.invalidate_everywhere();
-        self.run(CODE, false, true)?;
+        self.machine.platform.cpu.hardware.invalidate_nested_everywhere();
+        self.run(code, false, true)?;
         match action {
-            Action::Read(va) => self.access(va, false, false).map(|_| ())?,
-            Action::Write(va) => self.store(va, FILL)?,
-            Action::Fetch(va) => self.access(va, false, true).map(|_| ())?,
-            Action::Store(at, value) => self.store(WINDOW + at, value)?,
+            Action::Read(va) | Action::UserRead(va) => {
+                self.access((va, user), false, false).map(|_| ())?;
+            }
+            Action::Write(va) | Action::UserWrite(va) => self.store((va, user), FILL)?,
+            Action::Fetch(va) | Action::UserFetch(va) => {
+                return self.access((va, user), false, true).map(|_| ());
+            }
+            Action::Store(at, value) => self.store((WINDOW + at, false), value)?,
+            Action::Put(at, value) => self.store((at, false), value)?,
             Action::Invlpg(va) => {
                 self.say(Control::Invalidate { vcpu: V0, what: Invalidation::Page(Gva::new(va)) })?
             }
             Action::Cr3(root) => self.load(root)?,
+            Action::Place(_) => {}
         }
-        if matches!(action, Action::Fetch(_)) {
-            return Ok(());
-        }
-        self.run(CODE, false, true)
+        self.run(code, false, true)
     }
 }
 
-/// Performs a program with the rules of a KVM version.
+impl<S: Scheme> Guest<'_, S> {
+    /// Loads the first root and performs all actions. `take` takes what the scheme has told since.
+    pub(crate) fn perform(
+        mut self,
+        take: impl Fn(&mut S) -> Events,
+    ) -> Result<Answers, ModelError> {
+        let program = self.program;
+        let failed = |action, what| ModelError { script: program.name.clone(), action, what };
+        self.load(program.root).map_err(|e| failed(0, e))?;
+        let mut answers = Answers::new();
+        for (i, action) in program.actions.iter().enumerate() {
+            self.act(*action).map_err(|e| failed(i, e))?;
+            answers.push(take(&mut self.machine.scheme));
+        }
+        Ok(answers)
+    }
+}
+
+/// Performs a program under shadow paging, with the rules of a KVM version.
 ///
 /// # Errors
 /// The simulator cannot go on; it is said where.
 pub fn perform(program: &Program, version: KvmVersion) -> Result<Answers, ModelError> {
-    let failed = |action, what| ModelError { script: program.name.clone(), action, what };
-    let mut guest = Guest::new(program, version).map_err(|e| failed(0, e))?;
-    let mut answers = Answers::new();
-    for (i, action) in program.actions.iter().enumerate() {
-        guest.act(*action).map_err(|e| failed(i, e))?;
-        let events = guest.machine.scheme.mmu.take_observed();
-        answers.push(events.iter().map(told).collect::<Events>());
-    }
-    Ok(answers)
+    let failed = |what| ModelError { script: program.name.clone(), action: 0, what };
+    let machine = machine(program, version).map_err(failed)?;
+    let mut guest = Guest::new(program, machine).map_err(failed)?;
+    guest.machine.scheme.mmu.observe();
+    guest.perform(|shadow| shadow.mmu.take_observed().iter().map(told).collect())
 }

@@ -23,7 +23,7 @@
 //!
 //! FLAGS are letters: `r` present, `w`, `x`, `u`, `a`ccessed, `d`irty, in any order.
 
-use crate::program::{Action, Program};
+use crate::program::{Action, Own, Program};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Frames of the guest's own tables: of its code at 2 to 4, of the window at 5 to 11.
@@ -89,6 +89,9 @@ pub fn compile(name: &str, text: &str) -> Result<Program, ScriptError> {
         name: name.to_owned(),
         pages: PAGES,
         huge: kernel.huge,
+        backed: Vec::new(),
+        own: Own::default(),
+        images: Vec::new(),
         tables: kernel.tables,
         root: kernel.roots[0] << 12,
         memory: kernel.memory.into_iter().filter(|(at, _)| at & NX == 0).collect(),

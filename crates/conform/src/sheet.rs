@@ -13,6 +13,7 @@
 //!
 //! Of random scripts a sheet has the hash of the lines that they would have here.
 
+use crate::paging::Paging;
 use crate::program::Program;
 use crate::{Answers, Events};
 use std::collections::BTreeMap;
@@ -23,10 +24,12 @@ const HEAD: &str = "nestwalk answer sheet 1";
 
 /// The answers that were recorded, by the version of the kernel.
 #[must_use]
-pub fn recorded(version: &str) -> Option<&'static str> {
-    match version {
-        "6.1" => Some(include_str!("../sheets/6.1.txt")),
-        "6.12" => Some(include_str!("../sheets/6.12.txt")),
+pub fn recorded(version: &str, paging: Paging) -> Option<&'static str> {
+    match (paging, version) {
+        (Paging::Shadow, "6.1") => Some(include_str!("../sheets/6.1.txt")),
+        (Paging::Shadow, "6.12") => Some(include_str!("../sheets/6.12.txt")),
+        (Paging::Nested, "6.1") => Some(include_str!("../sheets/nested-6.1.txt")),
+        (Paging::Nested, "6.12") => Some(include_str!("../sheets/nested-6.12.txt")),
         _ => None,
     }
 }
@@ -77,8 +80,14 @@ fn lines(answers: &[(String, Events)]) -> String {
 /// FNV-1a of the lines of a script's answers.
 #[must_use]
 pub fn hash(answers: &[(String, Events)]) -> u64 {
+    fold(&lines(answers))
+}
+
+/// FNV-1a of a text.
+#[must_use]
+pub fn fold(text: &str) -> u64 {
     let fold = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
-    lines(answers).bytes().fold(0xcbf2_9ce4_8422_2325, fold)
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, fold)
 }
 
 impl Sheet {

@@ -3,6 +3,9 @@
 use crate::{Answers, Events};
 use std::collections::BTreeMap;
 
+/// The small guest's store, MOV [RDI], RSI.
+const STORE: &str = "48 89 37";
+
 /// The value behind a word: `gfn 20 l4` has `20` behind `gfn`.
 fn after<'a>(words: &[&'a str], word: &str) -> Option<&'a str> {
     let place = words.iter().position(|w| *w == word)?;
@@ -46,6 +49,8 @@ pub fn event(line: &str) -> Option<String> {
             let first = rest.contains("#PF") && !rest.contains("reinjected");
             first.then(|| "inject".to_owned())
         }
+        // Of a store; the VMM emulates INVLPG and loads of CR3, too.
+        "kvm_emulate_insn" => rest.contains(STORE).then(|| "emulate".to_owned()),
         "kvm_mmu_set_accessed_bit" => Some(format!("accessed {}", after(&words, "gpa")?)),
         "kvm_mmu_set_dirty_bit" => Some(format!("dirty {}", after(&words, "gpa")?)),
         "kvm_mmu_get_page" => {
@@ -78,10 +83,36 @@ pub fn event(line: &str) -> Option<String> {
 pub struct Report {
     /// Answers by name of the script.
     pub answers: BTreeMap<String, Answers>,
+    /// Exits by name of the script and reason, but for the OUT that ends each action.
+    pub exits: BTreeMap<String, BTreeMap<String, u64>>,
+    /// What KVM itself has counted by the end of the script, by its names.
+    pub counters: BTreeMap<String, BTreeMap<String, u64>>,
     /// Scripts that could not be performed, with the reason.
     pub failed: Vec<(String, String)>,
+    /// The kernel had no room for so many lines.
+    pub lost: u64,
     /// All scripts were performed.
     pub complete: bool,
+}
+
+impl Report {
+    /// A line that the kernel wrote between marks.
+    fn line(&mut self, name: &str, line: &str) {
+        if let Some(lost) = line.split_once("[LOST ").and_then(|(_, rest)| rest.split_once(' ')) {
+            self.lost += lost.0.parse().unwrap_or(1);
+        }
+        let reason = line.split_once("kvm_exit: ").and_then(|(_, rest)| {
+            let (_, reason) = rest.split_once("reason ")?;
+            Some(reason.split_once(" rip ")?.0.to_owned())
+        });
+        if let Some(reason) = reason {
+            *self.exits.entry(name.to_owned()).or_default().entry(reason).or_default() += 1;
+        } else if let Some(event) = event(line)
+            && let Some(last) = self.answers.entry(name.to_owned()).or_default().last_mut()
+        {
+            last.push(event);
+        }
+    }
 }
 
 /// Reads the output of the real guest's VMM.
@@ -92,11 +123,8 @@ pub fn report(text: &str) -> Report {
     let mut open = false;
     for line in text.lines() {
         let Some((_, mark)) = line.split_once('@') else {
-            if open && let Some(event) = event(line) {
-                let answers = report.answers.entry(name.clone()).or_default();
-                if let Some(last) = answers.last_mut() {
-                    last.push(event);
-                }
+            if open {
+                report.line(&name, line);
             }
             continue;
         };
@@ -108,6 +136,11 @@ pub fn report(text: &str) -> Report {
                 open = true;
             }
             Some("do") => report.answers.entry(name.clone()).or_default().push(Events::new()),
+            Some("counter") => {
+                if let (Some(what), Some(Ok(n))) = (words.next(), words.next().map(str::parse)) {
+                    report.counters.entry(name.clone()).or_default().insert(what.to_owned(), n);
+                }
+            }
             Some("close") => open = false,
             Some("failed") => {
                 let why: Vec<&str> = words.collect();

@@ -1,6 +1,7 @@
 //! The model against what real KVMs answered, and the parts that bring the two together.
 
 use nestwalk_conform::compare::first_difference;
+use nestwalk_conform::paging::Paging;
 use nestwalk_conform::program::Action;
 use nestwalk_conform::script::compile;
 use nestwalk_conform::sheet::{Sheet, answered, hash, recorded};
@@ -11,7 +12,7 @@ use std::collections::BTreeSet;
 const VERSIONS: [(&str, KvmVersion); 2] = [("6.1", KvmVersion::V6_1), ("6.12", KvmVersion::V6_12)];
 
 fn sheet(version: &str) -> Sheet {
-    Sheet::read(recorded(version).unwrap()).unwrap()
+    Sheet::read(recorded(version, Paging::Shadow).unwrap()).unwrap()
 }
 
 /// Every script was asked, as it is now, and the model does what the real KVM did.
@@ -33,6 +34,30 @@ fn every_event_of_every_script_agrees() {
             let real: Answers = sheet.scripts[name].iter().map(|(_, e)| e.clone()).collect();
             let model = model::perform(&program, rules).unwrap();
             assert_eq!(first_difference(&real, &model), None, "{version}: {name}");
+        }
+    }
+}
+
+/// The same under nested paging: each violation, the tables that are made for it, and the entry.
+#[test]
+fn every_violation_of_every_script_agrees() {
+    for (version, rules) in VERSIONS {
+        let sheet = Sheet::read(recorded(version, Paging::Nested).unwrap()).unwrap();
+        assert!(sheet.kernel.starts_with(version) && sheet.random.len() >= 100, "{version}");
+        for (name, text) in &scripts::all() {
+            let program = compile(name, text).unwrap();
+            let real: Answers = sheet.scripts[name].iter().map(|(_, e)| e.clone()).collect();
+            // A script reads its code, and tables before that.
+            assert!(real[0].iter().filter(|e| e.starts_with("fault ")).count() >= 1, "{name}");
+            let model = Paging::Nested.perform(&program, rules).unwrap();
+            assert_eq!(first_difference(&real, &model), None, "{version}: {name}");
+            let shadow = Paging::Shadow.perform(&program, rules).unwrap();
+            assert!(first_difference(&real, &shadow).is_some(), "{version}: {name}");
+        }
+        for seed in (1..=100).step_by(4) {
+            let program = random::program(seed).unwrap();
+            let model = Paging::Nested.perform(&program, rules).unwrap();
+            assert_eq!(hash(&answered(&program, &model)), sheet.random[&seed], "{version}: {seed}");
         }
     }
 }
@@ -72,8 +97,10 @@ fn rules_of_other_versions_do_not_agree() {
 #[test]
 fn sheets_are_read_as_they_are_written() {
     for (version, _) in VERSIONS {
-        let text = recorded(version).unwrap();
-        assert_eq!(sheet(version).text(), text);
+        for paging in [Paging::Shadow, Paging::Nested] {
+            let text = recorded(version, paging).unwrap();
+            assert_eq!(Sheet::read(text).unwrap().text(), text);
+        }
     }
     for (text, what) in [
         ("x", "line 1 of the answer sheet: it does not begin"),
@@ -114,6 +141,12 @@ fn lines_of_traces_are_events() {
             Some("accessed 23010"),
         ),
         ("kvm_mmu_set_accessed_bit: gpa 23010", Some("accessed 23010")),
+        (
+            "kvm_page_fault: vcpu 0 rip 0x0 address 0x0000000000020ff8 error_code 0x200000006",
+            Some("fault 20000 200000006"),
+        ),
+        ("kvm_emulate_insn: 0:ffff800000000010:48 89 37 (prot64)", Some("emulate")),
+        ("kvm_emulate_insn: 0:ffff800000000030:0f 01 3f (prot64)", None),
         ("kvm_inj_exception: #PF (0x2)", Some("inject")),
         ("kvm_inj_exception: #PF (0x2) [reinjected]", None),
         (
@@ -124,6 +157,19 @@ fn lines_of_traces_are_events() {
     ] {
         assert_eq!(trace::event(line).as_deref(), event, "{line}");
     }
+}
+
+/// Exits are counted by reason, and lines that the kernel lost are not passed over.
+#[test]
+fn reports_tell_exits_counters_and_what_was_lost() {
+    let text = "@script a 800\n@do 0\nkvm_exit: vcpu 0 reason PF excp rip 0x0 info1 0x0\n\
+                kvm_inj_exception: #PF (0x2)\nCPU:0 [LOST 12 EVENTS]\n@counter pf_guest 1\n@close\n\
+                kvm_exit: vcpu 0 reason hlt rip 0x0\n@end\n@done\n";
+    let report = trace::report(text);
+    assert_eq!(report.answers["a"], [["inject".to_owned()]]);
+    assert_eq!(report.exits["a"].iter().next(), Some((&"PF excp".to_owned(), &1)));
+    assert_eq!((report.exits["a"].len(), report.counters["a"]["pf_guest"]), (1, 1));
+    assert_eq!((report.lost, report.complete), (12, true));
 }
 
 #[test]

@@ -9,7 +9,10 @@ Examples:
   nestwalk conform
   nestwalk conform --kvm 6.12 --random 1000
   nestwalk conform flood-directory --events
+  nestwalk conform --nested
   nestwalk conform --list
+  nestwalk conform --recorded gcc                   (a recorded Linux guest in place of scripts)
+  nestwalk conform --recorded gcc --nested --kvm 6.1 --format json
   nestwalk conform --live                           (boots kernels 6.1 and 6.12 under QEMU)
   nestwalk conform --live mine.txt --events         (asks the real KVM about scripts of your own)
 
@@ -30,6 +33,20 @@ pub struct ConformArgs {
     /// Random scripts to compare, by seeds from 1 [default: 100; none if scripts are named]
     #[arg(long, value_name = "N")]
     pub random: Option<u64>,
+    /// Recorded guests in place of scripts: storm, gcc, redis, or with --live a file
+    #[arg(
+        long,
+        value_name = "NAME|FILE",
+        value_delimiter = ',',
+        conflicts_with_all = ["scripts", "random", "list", "events"]
+    )]
+    pub recorded: Vec<String>,
+    /// Nested paging in place of shadow paging
+    #[arg(long)]
+    pub nested: bool,
+    /// Ask about so many actions of each recorded guest, from its beginning [default: 300000]
+    #[arg(long, value_name = "N", requires_all = ["recorded", "live"])]
+    pub actions: Option<usize>,
     /// Ask the real KVM again, under QEMU
     #[arg(long)]
     pub live: bool,

@@ -253,6 +253,23 @@ pub static MEASURED: [Heading; 5] = [
     word("from", "measure.source", "measure: what the figure follows from, or why it is unknown"),
 ];
 
+/// The table of `conform --recorded`.
+pub static RECORDED: [Heading; 5] = [
+    word("what", "recorded.figure", "conform --recorded: exits by reason, or events by kind"),
+    word("name", "recorded.name", "conform --recorded: the reason or the kind"),
+    number("KVM", "recorded.real", "conform --recorded: what the real KVM did"),
+    number(
+        "model",
+        "recorded.model",
+        "conform --recorded: what the model did for the same actions",
+    ),
+    number(
+        "machine",
+        "recorded.machine",
+        "conform --recorded: what a shadow machine did with the recording itself, as `compare` runs it",
+    ),
+];
+
 /// The table of `measure --check`.
 pub static CHECKED: [Heading; 11] = [
     word("program", "check.program", "measure --check: what was run for real, and simulated"),

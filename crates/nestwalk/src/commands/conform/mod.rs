@@ -1,16 +1,18 @@
 //! `conform`: the modelled KVM against the real one, event by event.
 
 mod live;
+mod recorded;
 mod show;
 
 use crate::args::ConformArgs;
 use crate::progress::{Amount, Phase, Phases};
 use anyhow::{Context, Result, bail};
 use nestwalk_conform::compare::{Difference, first_difference};
+use nestwalk_conform::paging::Paging;
 use nestwalk_conform::program::Program;
 use nestwalk_conform::script::compile;
 use nestwalk_conform::sheet::{self, Sheet};
-use nestwalk_conform::{Answers, model, random, scripts};
+use nestwalk_conform::{Answers, random, scripts};
 use nestwalk_sim::scheme::vmm_options::KvmVersion;
 use std::path::Path;
 
@@ -22,6 +24,7 @@ struct Referee {
     /// As `--kvm` has it.
     version: &'static str,
     rules: KvmVersion,
+    paging: Paging,
     sheet: Sheet,
     /// It was asked just now.
     live: bool,
@@ -56,6 +59,9 @@ pub fn conform(args: &ConformArgs) -> Result<()> {
             crate::tell::say(&format!("script {name}\n{}", text.trim_end()));
         }
         return Ok(());
+    }
+    if !args.recorded.is_empty() {
+        return recorded::conform(args);
     }
     let programs = chosen(&args.scripts)?;
     let seeds = args.random.unwrap_or(if args.scripts.is_empty() { RANDOM } else { 0 });
@@ -104,6 +110,34 @@ fn chosen(words: &[String]) -> Result<Vec<Program>> {
     texts.iter().map(|(name, text)| Ok(compile(name, text)?)).collect()
 }
 
+/// Versions of the kernel that were asked for, with their rules.
+fn kernels(args: &ConformArgs) -> Vec<(&'static str, KvmVersion)> {
+    let all = [("6.1", KvmVersion::V6_1), ("6.12", KvmVersion::V6_12)];
+    let wanted = |version: &str| args.kvm.is_empty() || args.kvm.iter().any(|v| v == version);
+    all.into_iter().filter(|(version, _)| wanted(version)).collect()
+}
+
+/// What was asked for.
+const fn paging(args: &ConformArgs) -> Paging {
+    if args.nested { Paging::Nested } else { Paging::Shadow }
+}
+
+/// How names of answer sheets begin.
+const fn before(paging: Paging) -> &'static str {
+    match paging {
+        Paging::Shadow => "",
+        Paging::Nested => "nested-",
+    }
+}
+
+/// Writes an answer sheet where it is to be kept, if it is.
+fn save(args: &ConformArgs, name: &str, text: &str) -> Result<()> {
+    let Some(folder) = &args.record else { return Ok(()) };
+    let path = folder.join(name);
+    std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
+    std::fs::write(&path, text).with_context(|| path.display().to_string())
+}
+
 /// The kernels to compare with, from answer sheets or asked now.
 fn referees(
     args: &ConformArgs,
@@ -111,23 +145,17 @@ fn referees(
     seeds: u64,
     phases: &Phases,
 ) -> Result<Vec<Referee>> {
-    let all = [("6.1", KvmVersion::V6_1), ("6.12", KvmVersion::V6_12)];
-    let wanted = |version: &str| args.kvm.is_empty() || args.kvm.iter().any(|v| v == version);
-    let mut referees = Vec::new();
-    for (version, rules) in all.into_iter().filter(|(version, _)| wanted(version)) {
+    let (paging, mut referees) = (paging(args), Vec::new());
+    for (version, rules) in kernels(args) {
         let sheet = if args.live {
-            let sheet = live::ask(version, programs, seeds, args.source.as_deref(), phases)?;
-            if let Some(folder) = &args.record {
-                let path = folder.join(format!("{version}.txt"));
-                std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
-                std::fs::write(&path, sheet.text()).with_context(|| path.display().to_string())?;
-            }
+            let sheet = live::ask((version, paging), programs, seeds, args, phases)?;
+            save(args, &format!("{}{version}.txt", before(paging)), &sheet.text())?;
             sheet
         } else {
-            let text = sheet::recorded(version).context("no answers were recorded")?;
+            let text = sheet::recorded(version, paging).context("no answers were recorded")?;
             Sheet::read(text).with_context(|| format!("answers of {version}"))?
         };
-        referees.push(Referee { version, rules, sheet, live: args.live });
+        referees.push(Referee { version, rules, paging, sheet, live: args.live });
     }
     Ok(referees)
 }
@@ -154,7 +182,7 @@ fn verdict(referee: Referee, programs: &[Program], seeds: u64, phases: &Phases) 
             );
         };
         let program = random::program(seed)?;
-        let answers = model::perform(&program, referee.rules)?;
+        let answers = referee.paging.perform(&program, referee.rules)?;
         if sheet::hash(&sheet::answered(&program, &answers)) != *hash {
             differing.push(seed);
         }
@@ -176,7 +204,7 @@ fn compare(
         );
     }
     let real: Answers = answered.iter().map(|(_, events)| events.clone()).collect();
-    let model = model::perform(program, referee.rules)?;
+    let model = referee.paging.perform(program, referee.rules)?;
     let difference = first_difference(&real, &model);
     Ok(Compared {
         name: program.name.clone(),

@@ -4,6 +4,7 @@ use super::{Compared, Verdict};
 use crate::formats::Found;
 use crate::screen::Screen;
 use anyhow::Result;
+use nestwalk_conform::compare::Difference;
 use serde_json::{Value, json};
 use std::fmt::Write;
 
@@ -25,6 +26,7 @@ impl Found for Conformance<'_> {
             v.scripts.iter().map(|s| {
                 json!({
                     "kvm": v.referee.version,
+                    "paging": v.referee.paging.name(),
                     "kernel": v.referee.sheet.kernel,
                     "script": s.name,
                     "actions": s.actions,
@@ -76,6 +78,7 @@ impl Conformance<'_> {
         };
         json!({
             "kvm": v.referee.version,
+            "paging": v.referee.paging.name(),
             "kernel": v.referee.sheet.kernel,
             "qemu": v.referee.sheet.qemu,
             "live": v.referee.live,
@@ -100,10 +103,15 @@ fn events(script: &Compared, text: &mut String) {
 
 fn difference(script: &Compared, text: &mut String) {
     let Some((d, action)) = &script.difference else { return };
-    let _ = writeln!(
-        text,
-        "{}, action {} ({action}): event {} differs; KVM's on the left, the model's on the right",
-        script.name, d.action, d.event
+    *text += &side_by_side(&format!("{}, action {} ({action})", script.name, d.action), d);
+    text.push('\n');
+}
+
+/// The events of an action that differ, one by one.
+pub(super) fn side_by_side(place: &str, d: &Difference) -> String {
+    let mut text = format!(
+        "{place}: event {} differs; KVM's on the left, the model's on the right\n",
+        d.event
     );
     let none = String::new();
     for i in 0..d.real.len().max(d.model.len()) {
@@ -111,7 +119,7 @@ fn difference(script: &Compared, text: &mut String) {
         let mark = if real == model { ' ' } else { '*' };
         let _ = writeln!(text, "  {mark} {real:36} {model}");
     }
-    text.push('\n');
+    text
 }
 
 fn summary(v: &Verdict) -> String {
@@ -119,10 +127,11 @@ fn summary(v: &Verdict) -> String {
     let events: usize = v.scripts.iter().map(|s| s.events).sum();
     let how = if v.referee.live { "asked now" } else { "recorded" };
     let mut text = format!(
-        "KVM of Linux {} under QEMU {}, {how}, shadow paging: {agree} of {} scripts agree in every event \
+        "KVM of Linux {} under QEMU {}, {how}, {} paging: {agree} of {} scripts agree in every event \
          ({events} events)",
         v.referee.sheet.kernel,
         v.referee.sheet.qemu,
+        v.referee.paging.name(),
         v.scripts.len()
     );
     if v.random > 0 {

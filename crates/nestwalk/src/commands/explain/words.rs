@@ -25,6 +25,7 @@ fn all() -> impl Iterator<Item = &'static Heading> {
         .chain(&headings::ADVICE)
         .chain(&headings::MEASURED)
         .chain(&headings::CHECKED)
+        .chain(&headings::RECORDED)
 }
 
 /// Columns with this heading.
@@ -103,8 +104,8 @@ mod tests {
                 let (above, key) = name.rsplit_once('.').unwrap_or(("", name));
                 let found = match rest {
                     "" => FIELDS.iter().any(|f| f.0 == name),
-                    // Their tests look at the fields of `advise` and `measure`.
-                    _ if ["choices[]", "measure", "check"].contains(&first) => true,
+                    // Their tests look at the fields of `advise`, `measure` and `conform`.
+                    _ if ["choices[]", "measure", "check", "recorded"].contains(&first) => true,
                     _ if first == "sampling" => key == "half_widths",
                     _ if first == "repeats" => name.ends_with("run_time.deviation"),
                     _ if name.contains(".entries.") => first == "coverage",

@@ -52,6 +52,8 @@ pub enum ShadowEvent {
     },
     /// The fault goes to the guest.
     Injected,
+    /// The VMM emulates the store that faulted.
+    Emulated,
     /// The VMM set the accessed bit of a guest's entry.
     Accessed(Gpa),
     /// The VMM set the dirty bit of a guest's entry.

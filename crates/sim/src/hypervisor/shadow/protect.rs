@@ -139,6 +139,7 @@ impl ShadowMmu {
 
     /// The walk that comes next may store by this entry.
     pub(super) fn begin_emulation(&mut self, spte: Hpa) {
+        self.tell(ShadowEvent::Emulated);
         if let Some(entry) = self.memory.read(spte, 8) {
             self.emulated = Some((spte, entry));
             self.memory.write(spte, 8, entry | WRITE | DIRTY);
