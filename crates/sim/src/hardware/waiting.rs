@@ -114,7 +114,7 @@ impl Hardware {
 }
 
 impl Processor {
-    /// References may wait from now on, or no longer. Nobody may watch them.
+    /// References may wait from now on, or no longer. Nobody may watch them, and there may be one node only.
     #[inline]
     pub fn set_deferring(&mut self, on: bool) {
         if on == self.hardware.caches.is_deferring() {
@@ -122,7 +122,8 @@ impl Processor {
         }
         if on {
             let unseen = matches!(self.hardware.watcher, Watcher::Nobody);
-            self.hardware.caches.set_deferring(unseen);
+            let may = unseen && !self.hardware.caches.has_nodes();
+            self.hardware.caches.set_deferring(may);
         } else {
             self.settle();
         }
@@ -136,6 +137,11 @@ impl Processor {
         if hardware.caches.is_deferring() {
             hardware.caches.set_deferring(false);
             hardware.count_waiting(counters);
+        }
+        if let Some(nodes) = hardware.caches.nodes_mut() {
+            let far = nodes.take_program();
+            counters.remote_references += far.references;
+            counters.remote_cycles += far.cycles;
         }
     }
 }

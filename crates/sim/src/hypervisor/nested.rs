@@ -144,5 +144,8 @@ impl Software for Nested {
 
     fn report(&self, platform: &Platform, out: &mut Report) {
         out.page_tables = PageTableBytes::of_vm(platform, self.mmu.bytes(), 0);
+        if platform.placing.is_some() {
+            out.nested_tables = self.mmu.frames().collect();
+        }
     }
 }

@@ -10,6 +10,7 @@
 use crate::hardware::Request;
 use crate::hardware::walk::NestedTables;
 use crate::measure::counters::ExitReason;
+use crate::scheme::placing::Use;
 use crate::scheme::vmm_options::VmmRules;
 use crate::scheme::{MachineError, Platform};
 use nestwalk_mm::HostMemory;
@@ -35,11 +36,23 @@ pub struct NestedMmu {
 const PREFETCH: u64 = 8;
 
 /// Nested tables take their frames from the host; nobody watches their entries.
-struct FromHost<'a>(&'a mut HostMemory);
+struct FromHost<'a> {
+    host: &'a mut HostMemory,
+    /// Tables that were made.
+    made: Vec<Hpa>,
+}
+
+impl<'a> FromHost<'a> {
+    const fn new(host: &'a mut HostMemory) -> Self {
+        Self { host, made: Vec::new() }
+    }
+}
 
 impl TableOwner<Hpa> for FromHost<'_> {
     fn new_table(&mut self, _level: Level) -> Option<Hpa> {
-        self.0.alloc_table()
+        let table = self.host.alloc_table()?;
+        self.made.push(table);
+        Some(table)
     }
     fn stored(&mut self, _at: Hpa, _entry: Entry) {}
 }
@@ -224,8 +237,10 @@ impl NestedMmu {
         // KVM marks writable entries accessed and dirty when it makes them (`set_spte`).
         let flags = if self.rules.ept_ad { ACCESSED | DIRTY } else { 0 };
         let leaf = Entry::leaf(frame, allowed, level > 1).with(flags);
-        let mut owner = FromHost(host);
-        match store(&mut self.memory, self.mode, self.root, gpa, level, leaf, &mut owner) {
+        let mut owner = FromHost::new(host);
+        let stored = store(&mut self.memory, self.mode, self.root, gpa, level, leaf, &mut owner);
+        let made = owner.made;
+        match stored {
             Ok((_, old)) if level > 1 && old.is_present() && !old.has(LARGE) => {
                 // A table of smaller pages, which the host has joined (KVM, `mmu_set_spte`).
                 self.free_tables(old.target(), level - 1, host);
@@ -239,7 +254,22 @@ impl NestedMmu {
                 });
             }
         }
+        self.place_tables(platform, made);
         Ok(())
+    }
+
+    /// Tables that were made, and the root if this is the first of them, come to lie on their node.
+    fn place_tables(&self, platform: &mut Platform, made: Vec<Hpa>) {
+        let Some(nodes) = platform.cpu.hardware.caches.nodes() else { return };
+        let root = nodes.of(self.root).is_none().then_some(self.root);
+        for table in root.into_iter().chain(made) {
+            platform.place(table, 4096, Use::NestedTable);
+        }
+    }
+
+    /// Frames of the tables.
+    pub fn frames(&self) -> impl Iterator<Item = Hpa> {
+        self.memory.pages()
     }
 
     /// Frees a table that is linked no more, and those below it.
@@ -276,7 +306,7 @@ impl NestedMmu {
     /// As [`NestedMmu::host_changed`], of a range.
     pub fn unmap_range(&mut self, platform: &mut Platform, at: Gpa, bytes: u64) -> u64 {
         let Some(host) = &mut platform.host else { return 0 };
-        let mut owner = FromHost(host);
+        let mut owner = FromHost::new(host);
         let (mut cleared, mut done) = (0, 0);
         while done < bytes {
             let gpa = at.offset_by(done);

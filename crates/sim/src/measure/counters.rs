@@ -109,6 +109,8 @@ pub enum Section {
     Contiguity,
     /// In the machine's `tables`, which only schemes have whose tables are of another kind.
     Tables,
+    /// In the machine's `nodes`, which only machines of several nodes have.
+    Nodes,
     /// Nowhere: for engine, referee, and schemes of other crates.
     Inner,
 }
@@ -387,6 +389,16 @@ counters! {
         table_resizes: "count", "changes of the size of such a table";
         table_refusals: "count",
             "blocks of memory for such tables that were not to be had in one piece";
+    }
+    Nodes {
+        remote_walk_references: "count",
+            "references of walks, faulted ones included, that the memory of another node served";
+        remote_walk_cycles: "cycles",
+            "of walk_cycles, what these took beyond the latency of memory on the own node";
+        remote_references: "count",
+            "the program's references, fetches included, that the memory of another node served";
+        remote_cycles: "cycles",
+            "what these took beyond the latency of memory on the own node, nothing hidden";
     }
     Contiguity {
         predictions: "count", "SpOT: walks beside which the program went on with a guess";
