@@ -110,6 +110,11 @@ impl Nodes {
         node
     }
 
+    /// A frame of 4 KiB is given back.
+    pub fn forget(&mut self, at: Hpa) {
+        self.set(at, NOWHERE);
+    }
+
     fn set(&mut self, at: Hpa, node: u8) {
         let frame = (at.value() >> 12) as usize;
         if node == NOWHERE && self.of(at).is_none() {

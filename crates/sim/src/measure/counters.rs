@@ -399,6 +399,16 @@ counters! {
             "the program's references, fetches included, that the memory of another node served";
         remote_cycles: "cycles",
             "what these took beyond the latency of memory on the own node, nothing hidden";
+        guest_tables_scanned: "count", "guest tables that its kernel looked at, to move them";
+        guest_tables_moved: "4 KiB pages", "of these, the ones that it moved to another node";
+        nested_tables_scanned: "count", "nested tables that the VMM looked at, to move them";
+        nested_tables_moved: "4 KiB pages", "of these, the ones that it moved to another node";
+        guest_copy_stores: "count",
+            "stores of the guest kernel to copies of its tables, beside those to the tables themselves";
+        guest_copy_pages: "4 KiB pages", "pages that it filled for such copies";
+        nested_copy_stores: "count",
+            "stores of the VMM to copies of nested tables, beside those to the tables themselves";
+        nested_copy_pages: "4 KiB pages", "pages that it cleared for such copies";
     }
     Contiguity {
         predictions: "count", "SpOT: walks beside which the program went on with a guess";

@@ -5,6 +5,8 @@
 //! - *`data`*, *`gpt`*, *`ept`*: on which node pages of data, guest tables and nested tables come to lie.
 //!   `touch` is the node of the vCPU for which the kernel or VMM hands the page out, as Linux does.
 //! - *`load`*: other programs keep this node's memory busy.
+//! - *`migrate`*, *`copies`*: vMitosis moves tables to the node of what they point to, or keeps a copy of them
+//!   on each node; *`scan`* is how often it looks for tables to move.
 
 use super::options::{OptionRow, one_of, whole, word_of};
 use super::vmm_options::VmmOptions;
@@ -43,6 +45,37 @@ impl Default for Pin {
     }
 }
 
+/// Tables of which dimensions.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Which {
+    /// None.
+    #[default]
+    None,
+    /// The guest's.
+    Gpt,
+    /// Nested ones.
+    Ept,
+    /// Both.
+    Both,
+}
+
+impl Which {
+    /// The guest's tables are among them.
+    pub const fn gpt(self) -> bool {
+        matches!(self, Self::Gpt | Self::Both)
+    }
+    /// Nested tables are among them.
+    pub const fn ept(self) -> bool {
+        matches!(self, Self::Ept | Self::Both)
+    }
+}
+
+const WHICH: [(&str, Which); 4] =
+    [("none", Which::None), ("gpt", Which::Gpt), ("ept", Which::Ept), ("both", Which::Both)];
+
+/// Instructions from one scan to the next, unless given.
+pub const SCAN: u64 = 1_000_000;
+
 /// What was asked for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct NodeOptions {
@@ -58,6 +91,12 @@ pub struct NodeOptions {
     pub ept: Put,
     /// The node whose memory is busy.
     pub load: Option<u8>,
+    /// Tables that move to the node of what they point to.
+    pub migrate: Which,
+    /// Tables of which there is a copy on each node.
+    pub copies: Which,
+    /// Instructions from one scan for tables to move to the next, [`SCAN`] unless given.
+    pub scan: Option<u64>,
 }
 
 const WORDS: [(&str, Put); 2] = [("touch", Put::Touch), ("interleave", Put::Interleave)];
@@ -144,6 +183,34 @@ pub(super) const LOAD: Row = Row {
     get: |o| o.nodes.load.map_or_else(|| "none".into(), |n| n.to_string()),
 };
 
+pub(super) const MIGRATE: Row = Row {
+    name: "migrate",
+    values: "none|gpt|ept|both",
+    meaning: "tables move to the node of most of what they point to: the guest's, nested ones; none unless \
+              given",
+    set: |o, value| one_of(value, &WHICH).map(|which| o.nodes.migrate = which),
+    get: |o| word_of(&o.nodes.migrate, &WHICH),
+};
+pub(super) const COPIES: Row = Row {
+    name: "copies",
+    values: "none|gpt|ept|both",
+    meaning: "each node has a copy of tables: of the guest's, of nested ones; none unless given",
+    set: |o, value| one_of(value, &WHICH).map(|which| o.nodes.copies = which),
+    get: |o| word_of(&o.nodes.copies, &WHICH),
+};
+pub(super) const SCAN_EVERY: Row = Row {
+    name: "scan",
+    values: "N",
+    meaning: "migrate: instructions from one scan to the next, doubled by each that moves nothing; 1000000 \
+              unless given",
+    set: |o, value| {
+        let every = whole(value, 1000, 1 << 40)?;
+        o.nodes.scan = (every != SCAN).then_some(every);
+        Ok(())
+    },
+    get: |o| o.nodes.scan.unwrap_or(SCAN).to_string(),
+};
+
 impl NodeOptions {
     /// Whether these go together.
     ///
@@ -154,12 +221,25 @@ impl NodeOptions {
             return match *self == Self::default() {
                 true => Ok(()),
                 false => {
-                    Err("pin, data, gpt, ept and load are for machines of several nodes; add \
+                    Err("pin, data, gpt, ept, load, migrate, copies and scan are for machines of several nodes; add \
                               nodes=2"
                         .into())
                 }
             };
         };
+        for (name, put, migrate, copies) in [
+            ("gpt", self.gpt, self.migrate.gpt(), self.copies.gpt()),
+            ("ept", self.ept, self.migrate.ept(), self.copies.ept()),
+        ] {
+            if copies && (migrate || put != Put::Touch) {
+                return Err(format!(
+                    "copies: each node has these tables; leave {name}=, and migrate= of them, out"
+                ));
+            }
+        }
+        if self.scan.is_some() && self.migrate == Which::None {
+            return Err("scan: nothing moves; add migrate=both".into());
+        }
         let puts = [("data", self.data), ("gpt", self.gpt), ("ept", self.ept)];
         let named = puts.into_iter().filter_map(|(name, put)| match put {
             Put::On(node) => Some((name, node)),

@@ -25,8 +25,15 @@ pub struct Placing {
 }
 
 impl Placing {
-    /// As asked for.
+    /// As asked for; of tables that have copies, those themselves are the copy of node 0.
     pub const fn new(options: NodeOptions) -> Self {
+        let mut options = options;
+        if options.copies.gpt() {
+            options.gpt = Put::On(0);
+        }
+        if options.copies.ept() {
+            options.ept = Put::On(0);
+        }
         Self { options, turns: [0; 3] }
     }
 

@@ -12,7 +12,9 @@
 //! - *`kvm`* (4.19 unless given): the Linux version whose rules of shadow paging are followed.
 //! - The nodes of the machine, and what lies on which, are rows of [`super::node_options`].
 
-use crate::scheme::node_options::{DATA, EPT, GPT, LOAD, NODES, NodeOptions, PIN};
+use crate::scheme::node_options::{
+    COPIES, DATA, EPT, GPT, LOAD, MIGRATE, NODES, NodeOptions, PIN, SCAN_EVERY,
+};
 use crate::scheme::options::{OptionRow, OptionTable, one_of, word_of};
 use nestwalk_hw::Profile;
 
@@ -60,7 +62,19 @@ const KVM: Row = Row {
 static NESTED: OptionTable<VmmOptions> = OptionTable::new(&[EPT_AD, NX_HUGE_PAGES]);
 static NESTED_NODES: OptionTable<VmmOptions> = OptionTable {
     check: |o| o.nodes.check(),
-    ..OptionTable::new(&[EPT_AD, NX_HUGE_PAGES, NODES, PIN, DATA, GPT, EPT, LOAD])
+    ..OptionTable::new(&[
+        EPT_AD,
+        NX_HUGE_PAGES,
+        NODES,
+        PIN,
+        DATA,
+        GPT,
+        EPT,
+        LOAD,
+        MIGRATE,
+        COPIES,
+        SCAN_EVERY,
+    ])
 };
 static BARE_METAL: OptionTable<VmmOptions> =
     OptionTable { check: |o| o.nodes.check(), ..OptionTable::new(&[NODES, PIN, DATA, GPT, LOAD]) };
