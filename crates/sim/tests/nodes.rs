@@ -59,8 +59,9 @@ fn lines(dimension: Dimension) -> u64 {
     of.map(|s| s.at.value() >> 6).collect::<HashSet<_>>().len() as u64
 }
 
-/// Every reference that a cold walk sends to memory of another node costs the difference, no other does:
-/// of the 24, 4 for the guest's tables, and of the 20 to nested tables one for each line that they lie in.
+/// Every reference that a cold walk sends to memory of another node costs the difference, no other
+/// does: of the 24, 4 for the guest's tables, and of the 20 to nested tables one for each line that
+/// they lie in.
 #[test]
 fn a_cold_walk_costs_what_its_lines_on_the_other_node_cost() {
     let [remote, loaded] = beyond(&bare_profile());

@@ -1,5 +1,6 @@
-//! vMitosis: tables that move to the node of what they point to, and copies of tables on each node. Costs
-//! against closed forms, whole lives under the referee, and copies that miss a store, which it must catch.
+//! vMitosis: tables that move to the node of what they point to, and copies of tables on each node.
+//! Costs against closed forms, whole lives under the referee, and copies that miss a store, which it
+//! must catch.
 
 mod common;
 

@@ -3,9 +3,9 @@
 //! Each node has a last-level cache, which holds the lines that its own cores use, wherever they lie.
 //! Only what misses there asks for the frame's node, so a machine of one node pays nothing for this.
 //!
-//! A frame's node is a property of the frame, given when the frame is handed out, and not of its address:
-//! a placement changes no address, so that what differs between two placements is latency alone. Each
-//! node has a number of frames; where it has none left, the next node gives one.
+//! A frame's node is a property of the frame, given when the frame is handed out, and not of its
+//! address: a placement changes no address, so that what differs between two placements is latency
+//! alone. Each node has a number of frames; where it has none left, the next node gives one.
 
 use super::{Cache, Caches};
 use crate::geometry::Geometry;

@@ -114,7 +114,8 @@ impl Hardware {
 }
 
 impl Processor {
-    /// References may wait from now on, or no longer. Nobody may watch them, and there may be one node only.
+    /// References may wait from now on, or no longer. Nobody may watch them, and there may be one node
+    /// only.
     #[inline]
     pub fn set_deferring(&mut self, on: bool) {
         if on == self.hardware.caches.is_deferring() {

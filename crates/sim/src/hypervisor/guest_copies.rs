@@ -1,9 +1,9 @@
 //! A copy of the guest's tables on each node (vMitosis, ASPLOS 2021), which the guest's kernel keeps: a
 //! vCPU's CR3 points to the copy of its node, and every store to a table is made in each copy.
 //!
-//! The guest's own tables are the copy of node 0. A table is copied from when it is linked to a root that
-//! was loaded, so that its level is known: pointers to tables are those of the copy, all else is the same.
-//! Pages for copies lie beyond the guest's memory, 512 at a time for a node.
+//! The guest's own tables are the copy of node 0. A table is copied from when it is linked to a root
+//! that was loaded, so that its level is known: pointers to tables are those of the copy, all else is
+//! the same. Pages for copies lie beyond the guest's memory, 512 at a time for a node.
 
 use crate::hardware::world::{GuestCopy, World};
 use crate::hypervisor::nested_mmu::NestedMmu;

@@ -1,6 +1,6 @@
-//! Guest tables that move to the node of what they point to (vMitosis, ASPLOS 2021), as the guest's kernel
-//! moves them: it takes another page, copies the table, and has every vCPU forget the old one. The model
-//! keeps the page's address, as it does for every placement.
+//! Guest tables that move to the node of what they point to (vMitosis, ASPLOS 2021), as the guest's
+//! kernel moves them: it takes another page, copies the table, and has every vCPU forget the old one.
+//! The model keeps the page's address, as it does for every placement.
 
 use crate::hypervisor::nested_mmu::belongs;
 use crate::scheme::Platform;

@@ -2,11 +2,12 @@
 //!
 //! - *`nodes`*: sockets, each with a last-level cache and a part of the memory.
 //! - *`pin`*: the node on whose cores the vCPUs run, or `spread`: neighbours together, as many on each.
-//! - *`data`*, *`gpt`*, *`ept`*: on which node pages of data, guest tables and nested tables come to lie.
-//!   `touch` is the node of the vCPU for which the kernel or VMM hands the page out, as Linux does.
+//! - *`data`*, *`gpt`*, *`ept`*: on which node pages of data, guest tables and nested tables come to
+//!   lie. `touch` is the node of the vCPU for which the kernel or VMM hands the page out, as Linux
+//!   does.
 //! - *`load`*: other programs keep this node's memory busy.
-//! - *`migrate`*, *`copies`*: vMitosis moves tables to the node of what they point to, or keeps a copy of them
-//!   on each node; *`scan`* is how often it looks for tables to move.
+//! - *`migrate`*, *`copies`*: vMitosis moves tables to the node of what they point to, or keeps a copy
+//!   of them on each node; *`scan`* is how often it looks for tables to move.
 
 use super::options::{OptionRow, one_of, whole, word_of};
 use super::vmm_options::VmmOptions;

@@ -58,8 +58,8 @@ impl Placing {
 }
 
 impl Platform {
-    /// The frames of `bytes` bytes from `at` on are handed out for the current vCPU. Nothing happens on a
-    /// machine of one node.
+    /// The frames of `bytes` bytes from `at` on are handed out for the current vCPU. Nothing happens
+    /// on a machine of one node.
     pub fn place(&mut self, at: Hpa, bytes: u64, what: Use) {
         let Some(placing) = &mut self.placing else { return };
         if let Some(nodes) = self.cpu.hardware.caches.nodes_mut() {

@@ -1,5 +1,5 @@
-//! vMitosis (Panwar et al.; ASPLOS 2021): what page tables on another node cost VMs of one node and of all
-//! nodes, and what moving and copying them wins back, beside the times of the artifact's logs.
+//! vMitosis (Panwar et al.; ASPLOS 2021): what page tables on another node cost VMs of one node and of
+//! all nodes, and what moving and copying them wins back, beside the times of the artifact's logs.
 
 use super::Ended;
 use super::programs::{BuiltIn, Program, Ran, chosen, each};
@@ -19,12 +19,12 @@ const PROFILE: &str = "cascade-lake-6252";
 
 /// Programs of the artifact that are had here; of those with many threads, the pattern of their memory.
 const BUILT_IN: &[BuiltIn] = &[
-    ("gups", "gups:mirror=1 --footprint 16GiB --warmup 6M --accesses 4M"),
-    ("btree", "btree --footprint 8GiB --warmup 6M --accesses 4M"),
-    ("memcached", "kvstore --footprint 8GiB --warmup 6M --accesses 4M"),
-    ("xsbench", "xsbench --footprint 8GiB --warmup 6M --accesses 4M"),
-    ("xsbench-wide", "uniform:reads=1 --footprint 8GiB --vcpus 4 --warmup 6M --accesses 4M"),
-    ("memcached-wide", "zipf:reads=0.9 --footprint 8GiB --vcpus 4 --warmup 6M --accesses 4M"),
+    ("gups", "gups:mirror=1 --footprint 64GiB --warmup 6M --accesses 4M"),
+    ("btree", "btree --footprint 16GiB --warmup 6M --accesses 4M"),
+    ("memcached", "kvstore --footprint 16GiB --warmup 6M --accesses 4M"),
+    ("xsbench", "xsbench --footprint 16GiB --warmup 6M --accesses 4M"),
+    ("xsbench-wide", "uniform:reads=1 --footprint 16GiB --vcpus 4 --warmup 6M --accesses 4M"),
+    ("memcached-wide", "zipf:reads=0.9 --footprint 16GiB --vcpus 4 --warmup 6M --accesses 4M"),
 ];
 
 /// Where the tables of a run are: its name in the artifact, and the machine. Guest's tables first, then
@@ -59,8 +59,8 @@ const NATIVE: [Place; 3] = [
     ("RI", "native/nodes=2/data=0/gpt=1/load=1:4k"),
 ];
 
-/// `Execution Time (seconds)` of the artifact's logs, `evaluation/reference/data`, 4 KiB pages: by program, in
-/// the order of the places.
+/// `Execution Time (seconds)` of the artifact's logs, `evaluation/reference/data`, 4 KiB pages: by
+/// program, in the order of the places.
 struct Log {
     program: &'static str,
     places: &'static [Place],

@@ -1,5 +1,5 @@
-//! A copy of the nested tables on each node (vMitosis, ASPLOS 2021): every store is made in each, walkers
-//! of a node's cores read its own, and an entry was accessed if it was in any.
+//! A copy of the nested tables on each node (vMitosis, ASPLOS 2021): every store is made in each,
+//! walkers of a node's cores read its own, and an entry was accessed if it was in any.
 //!
 //! The tables themselves are the copy of node 0.
 

@@ -1,5 +1,5 @@
-//! Nested tables that move to the node of what they point to (vMitosis, ASPLOS 2021): from the leaves up,
-//! a table more than half of whose entries point to another node goes there.
+//! Nested tables that move to the node of what they point to (vMitosis, ASPLOS 2021): from the leaves
+//! up, a table more than half of whose entries point to another node goes there.
 
 use super::NestedMmu;
 use crate::scheme::Platform;
@@ -10,8 +10,8 @@ use nestwalk_tables::entry::{FRAME, LARGE};
 use nestwalk_tables::{Entry, Level, Mode, TableMemory};
 use nestwalk_types::{Address, Hpa};
 
-/// Where a table belongs whose entries point to so many frames on each node: elsewhere, if more than half
-/// are there.
+/// Where a table belongs whose entries point to so many frames on each node: elsewhere, if more than
+/// half are there.
 pub(in crate::hypervisor) fn belongs(counts: &[u64; MOST as usize], own: u8) -> Option<u8> {
     let all: u64 = counts.iter().sum();
     let (most, count) = counts.iter().enumerate().max_by_key(|(i, n)| (**n, usize::MAX - i))?;
