@@ -1,6 +1,7 @@
 //! Data caches: they decide how long each reference takes. Tags only, no contents.
 
 mod helper;
+mod nodes;
 mod queue;
 mod sets;
 mod stages;
@@ -12,6 +13,7 @@ use crate::assoc::SetAssoc;
 use crate::geometry::Geometry;
 use crate::profile::CacheProfile;
 use nestwalk_types::Hpa;
+pub use nodes::{Far, NodeLayout, Nodes};
 pub use queue::Settled;
 pub use stages::{KINDS, Reference, Served};
 
@@ -103,17 +105,20 @@ struct CoreCaches {
 #[derive(Clone, Debug)]
 struct Levels {
     cores: Vec<CoreCaches>,
+    /// Of node 0, if there are several.
     llc: Cache,
+    nodes: Option<Box<Nodes>>,
 }
 
 impl Levels {
     /// In place of levels that are elsewhere: nothing may be looked up.
     fn none() -> Self {
-        Self { cores: Vec::new(), llc: Cache::Twelve(Sets::none()) }
+        Self { cores: Vec::new(), llc: Cache::Twelve(Sets::none()), nodes: None }
     }
 }
 
-/// All caches of a machine: private first and second levels, a shared last level.
+/// All caches of a machine: private first and second levels, a shared last level; one on each node, if
+/// there are several.
 ///
 /// A miss fills every level that missed. Not modelled: write-backs, prefetchers, coherence traffic,
 /// back-invalidation.
@@ -141,7 +146,7 @@ impl Caches {
             l2: Cache::new(profile.l2.geometry()),
         };
         let llc = Cache::new(profile.llc.geometry());
-        let levels = Levels { cores: vec![core; cores], llc };
+        let levels = Levels { cores: vec![core; cores], llc, nodes: None };
         Self { levels, queue: Queue::default(), helper: None }
     }
     /// A data reference, of the program or of the walker (page walkers load through the first-level
@@ -150,24 +155,24 @@ impl Caches {
     pub fn data(&mut self, core: usize, at: Hpa) -> ServedBy {
         debug_assert!(!self.has_waiting(), "out of order");
         let line = at.value() >> 6;
-        let Levels { cores, llc } = &mut self.levels;
+        let Levels { cores, llc, nodes } = &mut self.levels;
         let private = &mut cores[core];
         if private.l1d.access(line) {
             return ServedBy::L1;
         }
-        beyond(&mut private.l2, llc, line)
+        beyond(&mut private.l2, (llc, nodes), core, line)
     }
     /// An instruction fetch. No reference may wait.
     #[inline]
     pub fn fetch(&mut self, core: usize, at: Hpa) -> ServedBy {
         debug_assert!(!self.has_waiting(), "out of order");
         let line = at.value() >> 6;
-        let Levels { cores, llc } = &mut self.levels;
+        let Levels { cores, llc, nodes } = &mut self.levels;
         let private = &mut cores[core];
         if private.l1i.access(line) {
             return ServedBy::L1;
         }
-        beyond(&mut private.l2, llc, line)
+        beyond(&mut private.l2, (llc, nodes), core, line)
     }
     /// The memory of the last-level set of an address, to be read ahead of its use. The value means
     /// nothing.
@@ -186,14 +191,28 @@ impl Caches {
 }
 
 #[inline(never)]
-fn beyond(l2: &mut Cache, llc: &mut Cache, line: u64) -> ServedBy {
+fn beyond(
+    l2: &mut Cache,
+    (llc, nodes): (&mut Cache, &mut Option<Box<Nodes>>),
+    core: usize,
+    line: u64,
+) -> ServedBy {
     if l2.access(line) {
-        ServedBy::L2
-    } else if llc.access(line) {
-        ServedBy::Llc
-    } else {
-        ServedBy::Memory
+        return ServedBy::L2;
     }
+    if let Some(nodes) = nodes {
+        return beyond_nodes(llc, nodes, core, line);
+    }
+    if llc.access(line) { ServedBy::Llc } else { ServedBy::Memory }
+}
+
+#[inline(never)]
+fn beyond_nodes(llc: &mut Cache, nodes: &mut Nodes, core: usize, line: u64) -> ServedBy {
+    if nodes.last_level(llc, core).access(line) {
+        return ServedBy::Llc;
+    }
+    nodes.memory(core, line);
+    ServedBy::Memory
 }
 
 #[cfg(test)]

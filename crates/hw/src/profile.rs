@@ -151,6 +151,16 @@ numbers! {
 }
 
 numbers! {
+    /// Memory of a machine with several sockets, each of which is a node.
+    NodesProfile "nodes" {
+        remote_cycles:
+            "Latency of a reference that the memory of another node serves, in core cycles.";
+        loaded_cycles:
+            "The same if other programs keep that node's memory busy.";
+    }
+}
+
+numbers! {
     /// What an interrupt from vCPU to vCPU costs in exits, as far as the processor does not deliver it.
     InterruptProfile "interrupts" {
         sender_exits:
@@ -275,6 +285,9 @@ pub struct Profile {
     pub nested_tlb: Option<ArrayProfile>,
     /// Data caches.
     pub caches: CacheProfile,
+    /// Memory of other nodes, if its latency is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nodes: Option<NodesProfile>,
     /// Interrupts between vCPUs.
     pub interrupts: InterruptProfile,
     /// Direct segments, for schemes that have them.
@@ -351,6 +364,7 @@ impl Profile {
         let mut numbers = Vec::new();
         numbers.extend(self.core.numbers());
         numbers.push(("caches.memory_cycles", &self.caches.memory_cycles));
+        numbers.extend(self.nodes.iter().flat_map(NodesProfile::numbers));
         numbers.extend(self.interrupts.numbers());
         numbers.extend(self.segment.numbers());
         numbers.extend(self.software.numbers());

@@ -31,6 +31,7 @@ pub use measure::energy::{ENERGY_FIELDS, Energy, EnergyResult};
 pub use measure::series::interval_costs;
 pub use measure::walk_map::{WALK_MAP_FIELDS, WalkPlace};
 pub use report::contiguity::CONTIGUITY_FIELDS;
+pub use report::nodes::NODE_FIELDS;
 pub use report::placement::{PLACEMENT_FIELDS, PlacementResult};
 pub use report::results::{FIELDS, Field, MachineResult};
 pub use report::tables::{STRUCTURE_FIELDS, TABLE_FIELDS, TablesResult};

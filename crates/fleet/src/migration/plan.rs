@@ -104,7 +104,7 @@ impl MigrationPlan {
                 spec.name
             )));
         }
-        let nested = spec.scheme.vmm == VmmKind::Nested
+        let nested = matches!(spec.scheme.vmm, VmmKind::Nested | VmmKind::NestedNodes)
             && spec
                 .vmm
                 .rules(VmmKind::Nested, &members[vm].plan.profile)

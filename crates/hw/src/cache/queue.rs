@@ -1,7 +1,7 @@
 //! References that wait until there are many of them.
 
 use super::helper::Helper;
-use super::{Caches, Reference, Served};
+use super::{Caches, Far, Reference, Served};
 
 /// References at which there are enough.
 const ENOUGH: usize = 1024;
@@ -40,7 +40,8 @@ impl Caches {
     pub fn have_helper(&mut self) {
         self.helper = Helper::new();
     }
-    /// References may wait from now on, or no longer; those that wait are sent then.
+    /// References may wait from now on, or no longer; those that wait are sent then. On a machine of
+    /// several nodes none may.
     pub fn set_deferring(&mut self, on: bool) {
         let enough = if self.helper.is_some() { ENOUGH_TO_SEND } else { ENOUGH };
         if on {
@@ -62,13 +63,20 @@ impl Caches {
     }
     /// A walk begins: what waits from now on is of it until it ends.
     #[inline(always)]
-    pub const fn walk_begins(&mut self) {
+    pub fn walk_begins(&mut self) {
         self.queue.began = self.queue.references.len();
+        if let Some(nodes) = &mut self.levels.nodes {
+            nodes.walk_begins();
+        }
     }
-    /// The walk under way ends.
+    /// The walk under way ends. Returns what memory of other nodes has taken it.
     #[inline(always)]
-    pub const fn walk_ends(&mut self) {
+    pub fn walk_ends(&mut self) -> Far {
         self.queue.began = usize::MAX;
+        match &mut self.levels.nodes {
+            None => Far::default(),
+            Some(nodes) => nodes.walk_ends(),
+        }
     }
     /// Between walks: sends what waits if it is enough.
     #[inline(always)]

@@ -121,6 +121,22 @@ impl Profile {
             );
             return Err(wrong("caches.memory_cycles", problem));
         }
+        self.check_nodes(wrong)
+    }
+
+    fn check_nodes(
+        &self,
+        wrong: &impl Fn(&str, String) -> ProfileError,
+    ) -> Result<(), ProfileError> {
+        let Some(nodes) = &self.nodes else { return Ok(()) };
+        let local = ("caches.memory_cycles", self.caches.memory_cycles.value);
+        let remote = ("nodes.remote_cycles", nodes.remote_cycles.value);
+        let loaded = ("nodes.loaded_cycles", nodes.loaded_cycles.value);
+        for ((near, least), (key, value)) in [(local, remote), (remote, loaded)] {
+            if value < least {
+                return Err(wrong(key, format!("{value} is below {near}, {least}")));
+            }
+        }
         Ok(())
     }
 

@@ -321,6 +321,7 @@ pub static PARTS: LazyLock<Vec<(&str, &[Field])>> = LazyLock::new(|| {
         ("segments.vmm", SEGMENT),
         ("contiguity", &CONTIGUITY_FIELDS),
         ("contiguity.background_refs", SERVED),
+        ("nodes", &nestwalk_sim::NODE_FIELDS),
         ("tables", &nestwalk_sim::TABLE_FIELDS),
         ("tables.guest", nestwalk_sim::STRUCTURE_FIELDS),
         ("tables.host", nestwalk_sim::STRUCTURE_FIELDS),

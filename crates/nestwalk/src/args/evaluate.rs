@@ -27,6 +27,8 @@ pub enum Publication {
     Lectures,
     /// Other page tables: hashed, flattened, cuckoo, a TLB in memory, beside what their papers have.
     Tables,
+    /// vMitosis (ASPLOS 2021): page tables on other nodes, moved and copied.
+    Numa,
 }
 
 /// Tables that stay at a switch.

@@ -3,11 +3,15 @@
 use super::spec::{DimensionSpec, MachineSpec};
 use super::{CompareError, Plan};
 use crate::machine::DynMachine;
-use crate::scheme::MachineConfig;
+use crate::scheme::{MachineConfig, MachineError};
 use nestwalk_mm::{
     HostConfig, HostMemory, KERNEL_BYTES, PhysicalMemory, pc_memory_map, reclaimed_memory_map,
 };
 use nestwalk_types::Hpa;
+
+/// Why a VM among others has no nodes.
+const SHARED_NODES: &str = "nodes: the memory and caches of a host that several VMs share are those of one node; \
+                            leave it out, or run the machine by itself with `compare`";
 
 /// Makes one machine of the plan.
 ///
@@ -49,6 +53,10 @@ pub fn machine_in(
     spec: &MachineSpec,
     physical: Option<PhysicalMemory<Hpa>>,
 ) -> Result<Box<dyn DynMachine>, CompareError> {
+    if physical.is_some() && spec.vmm.nodes.nodes.is_some() {
+        let (machine, reason) = (spec.name.clone(), SHARED_NODES.into());
+        return Err(MachineError::Variant { machine, reason }.into());
+    }
     let built = (spec.scheme.build)(configuration_in(plan, spec, physical)?);
     Ok(built.map_err(|e| e.of(&spec.name))?)
 }

@@ -23,6 +23,7 @@ use crate::machine::DynMachine;
 use crate::measure::counters::Counters;
 use crate::replacement::Kind;
 use crate::report::contiguity::ContiguityResult;
+use crate::report::nodes::NodesResult;
 use crate::report::placement::PlacementResult;
 use crate::report::results::MachineResult;
 use crate::report::tables::TablesResult;
@@ -441,6 +442,7 @@ fn of_counts(
     let mut result = MachineResult::new(names, own, &plan.profile, ideal, report.page_tables);
     result.contiguity = report.contiguity.map(|s| ContiguityResult::new(own, s));
     result.tables = report.tables.map(|s| TablesResult::new(own, s));
+    result.nodes = report.nodes.clone().map(|s| NodesResult::new(own, s));
     result
 }
 

@@ -12,7 +12,7 @@ pub mod world;
 use self::core::PcidLevels;
 use crate::measure::counters::{Counters, Dimension, References};
 use crate::measure::walk_map::WalkMap;
-use nestwalk_hw::cache::Reference;
+use nestwalk_hw::cache::{NodeLayout, Reference};
 use nestwalk_hw::{Asid, Caches, Coalesced, EntryCache, Profile, ServedBy, Tlb, WalkCache};
 use nestwalk_tables::Mode;
 use nestwalk_types::{Gpa, Gva, Hpa, Invalidation, PageSize, Run, VcpuId};
@@ -263,7 +263,14 @@ impl Hardware {
     /// Empties the data caches, and returns them as they were.
     pub fn take_caches(&mut self) -> Caches {
         let cold = Caches::new(&self.profile.caches, self.cores.len());
+        let cold = cold.with_nodes_of(&self.caches, self.profile.caches.llc.geometry());
         std::mem::replace(&mut self.caches, cold)
+    }
+
+    /// The machine has these nodes; its data caches are empty.
+    pub fn set_nodes(&mut self, layout: NodeLayout) {
+        let cold = Caches::new(&self.profile.caches, self.cores.len());
+        self.caches = cold.with_nodes(layout, self.profile.caches.llc.geometry());
     }
 
     /// The region of interest begins: what was counted before is forgotten.
@@ -283,7 +290,10 @@ impl Hardware {
     /// Ends a walk: adds its costs to the counters.
     #[inline(always)]
     pub fn end_walk(&mut self, counters: &mut Counters, faulted: bool) {
-        self.caches.walk_ends();
+        let far = self.caches.walk_ends();
+        self.tally.cycles += far.cycles;
+        counters.remote_walk_references += far.references;
+        counters.remote_walk_cycles += far.cycles;
         counters.walk_cycles += self.tally.cycles;
         if self.caches_entries {
             counters.entry_cache_lookups += std::mem::take(&mut self.entry_lookups);

@@ -114,8 +114,8 @@ impl Hardware {
 }
 
 impl Processor {
-    /// References may wait from now on, or no longer. Nobody may watch them. Once in many runs: one copy
-    /// for all machines.
+    /// References may wait from now on, or no longer. Nobody may watch them, and there may be one node
+    /// only. Once in many runs: one copy for all machines.
     #[inline(never)]
     pub fn set_deferring(&mut self, on: bool) {
         if on == self.hardware.caches.is_deferring() {
@@ -123,7 +123,8 @@ impl Processor {
         }
         if on {
             let unseen = matches!(self.hardware.watcher, Watcher::Nobody);
-            self.hardware.caches.set_deferring(unseen);
+            let may = unseen && !self.hardware.caches.has_nodes();
+            self.hardware.caches.set_deferring(may);
         } else {
             self.settle();
         }
@@ -137,6 +138,11 @@ impl Processor {
         if hardware.caches.is_deferring() {
             hardware.caches.set_deferring(false);
             hardware.count_waiting(counters);
+        }
+        if let Some(nodes) = hardware.caches.nodes_mut() {
+            let far = nodes.take_program();
+            counters.remote_references += far.references;
+            counters.remote_cycles += far.cycles;
         }
     }
 }

@@ -18,19 +18,40 @@ pub struct World {
     pub roots: Vec<Gpa>,
     /// The address of every root that a vCPU has loaded and whose page has had no other use since.
     pub known_roots: NumberSet,
+    /// Copies of the guest's tables on the nodes from 1 on, if its kernel keeps any.
+    pub copies: Vec<GuestCopy>,
+    /// Node of each vCPU, if there are copies.
+    pub nodes: Vec<u8>,
+}
+
+/// A copy of the guest's tables, at addresses of its own.
+pub struct GuestCopy {
+    /// Its table pages.
+    pub memory: TableMemory<Gpa>,
+    /// Its root tables by vCPU.
+    pub roots: Vec<Gpa>,
 }
 
 impl World {
     /// A world in which nothing is mapped.
     pub fn new(mode: &'static Mode, vcpus: usize) -> Self {
         let (roots, known_roots) = (vec![Gpa::new(0); vcpus], NumberSet::new());
-        Self { mode, guest: TableMemory::new(), roots, known_roots }
+        let (copies, nodes) = (Vec::new(), Vec::new());
+        Self { mode, guest: TableMemory::new(), roots, known_roots, copies, nodes }
     }
     /// The guest's tables as a vCPU walks them.
     #[inline]
     pub fn tables(&mut self, vcpu: VcpuId) -> Tables<'_, Gpa> {
+        let (mode, dimension) = (self.mode, Dimension::Guest);
+        if !self.copies.is_empty()
+            && let Some(node) = self.nodes.get(usize::from(vcpu.0))
+            && let Some(i) = usize::from(*node).checked_sub(1).filter(|i| *i < self.copies.len())
+        {
+            let GuestCopy { memory, roots } = &mut self.copies[i];
+            return Tables { mode, memory, root: roots[usize::from(vcpu.0)], dimension };
+        }
         let root = self.root(vcpu);
-        Tables { mode: self.mode, memory: &mut self.guest, root, dimension: Dimension::Guest }
+        Tables { mode, memory: &mut self.guest, root, dimension }
     }
     /// The vCPU's root table.
     #[inline]

@@ -4,6 +4,8 @@
 pub mod agile;
 pub mod bare_metal;
 pub mod direct;
+pub mod guest_copies;
+pub mod guest_tables;
 pub mod nested;
 pub mod nested_mmu;
 pub mod rmap;

@@ -3,7 +3,10 @@
 use crate::hardware::Request;
 use crate::hardware::prefetch::{LeafHints, read_sets};
 use crate::hardware::walk::{Fault, WalkWatch, Watched, walk_2d};
+use crate::hypervisor::guest_copies::GuestCopies;
+use crate::hypervisor::guest_tables;
 use crate::hypervisor::nested_mmu::NestedMmu;
+use crate::scheme::node_options::{SCAN, Which};
 use crate::scheme::vmm_options::VmmKind;
 use crate::scheme::{
     Event, Handled, MachineConfig, MachineError, PageTableBytes, Platform, Processor, Report,
@@ -13,12 +16,21 @@ use nestwalk_hw::Translation;
 use nestwalk_policy::Mode as PagingMode;
 use nestwalk_types::{Address, Gpa, Hpa, PageSize, Run};
 
+/// Why tables of few levels have no copies.
+const SMALL: &str = "copies: pages for copies of the guest's tables lie at 1 TiB, which only tables of 4 and 5 levels \
+                     reach; leave it out";
+
 /// The nested tables of the VM.
 pub struct Nested {
     /// The hypervisor's half.
     pub mmu: NestedMmu,
     guest_hints: LeafHints<Gpa>,
     nested_hints: LeafHints<Hpa>,
+    /// Copies of the guest's tables, if its kernel keeps any.
+    copies: Option<Box<GuestCopies>>,
+    migrating: Which,
+    /// When tables are looked at next, to move them, and how long after that again.
+    scan: (u64, u64),
 }
 
 impl Nested {
@@ -28,12 +40,36 @@ impl Nested {
     /// There is no host, or no frame.
     pub fn new(request: &mut MachineConfig) -> Result<Self, MachineError> {
         let rules = request.rules(VmmKind::Nested)?;
-        Ok(Self::with(NestedMmu::new(request.nested_mode, &mut request.host, rules)?))
+        let mut nested = Self::with(NestedMmu::new(request.nested_mode, &mut request.host, rules)?);
+        let options = request.vmm.nodes;
+        let nodes = options.nodes.unwrap_or(1);
+        if options.copies.ept() {
+            nested.mmu.replicate(nodes, &mut request.host)?;
+        }
+        if options.copies.gpt() {
+            if request.guest_mode.levels < 4 || request.nested_mode.levels < 4 {
+                let (machine, reason) = (request.name.clone(), SMALL.into());
+                return Err(MachineError::Variant { machine, reason });
+            }
+            nested.copies = Some(Box::new(GuestCopies::new(nodes)));
+        }
+        if options.migrate != Which::None {
+            let every = options.scan.unwrap_or(SCAN);
+            (nested.migrating, nested.scan) = (options.migrate, (every, every));
+        }
+        Ok(nested)
     }
 
     /// With these tables.
     pub fn with(mmu: NestedMmu) -> Self {
-        Self { mmu, guest_hints: LeafHints::default(), nested_hints: LeafHints::default() }
+        Self {
+            mmu,
+            guest_hints: LeafHints::default(),
+            nested_hints: LeafHints::default(),
+            copies: None,
+            migrating: Which::None,
+            scan: (u64::MAX, 0),
+        }
     }
 }
 
@@ -69,7 +105,8 @@ impl Scheme for Nested {
     ) -> Result<Translation, Fault> {
         let Processor { world, hardware, counters } = cpu;
         let (leaves, watch) = watch.parts();
-        let mut host = Watched { tables: self.mmu.tables(), watch };
+        let node = || hardware.caches().nodes().map_or(0, |n| n.of_core(request.core()));
+        let mut host = Watched { tables: self.mmu.tables_on(node), watch };
         walk_2d(hardware, counters, &mut world.tables(request.vcpu), &mut host, request, leaves)
     }
 
@@ -109,6 +146,9 @@ impl Software for Nested {
     }
 
     fn on(&mut self, platform: &mut Platform, event: Event<'_>) -> Result<(), MachineError> {
+        if let Some(copies) = &mut self.copies {
+            copies.on(platform, &mut self.mmu, &event)?;
+        }
         match event {
             Event::PageWritten { vcpu, at, size } => self.mmu.back(platform, vcpu, at, size),
             Event::Prefault { start, bytes } => self.backed(platform, start, bytes),
@@ -120,6 +160,25 @@ impl Software for Nested {
             }
             other => platform.bare_metal(other),
         }
+    }
+
+    #[inline]
+    fn next_timer(&self) -> u64 {
+        self.scan.0
+    }
+
+    /// Linux looks more rarely where it has found nothing to move (`update_task_scan_period`).
+    fn timer(&mut self, platform: &mut Platform) -> Result<(), MachineError> {
+        let mut moved = 0;
+        if self.migrating.ept() {
+            moved += self.mmu.migrate_tables(platform);
+        }
+        if self.migrating.gpt() {
+            moved += guest_tables::migrate(platform);
+        }
+        let every = if moved > 0 { self.scan.1 } else { self.scan.1.saturating_mul(2) };
+        self.scan = (platform.instructions.saturating_add(every), every);
+        Ok(())
     }
 
     fn take_accessed(
@@ -144,5 +203,8 @@ impl Software for Nested {
 
     fn report(&self, platform: &Platform, out: &mut Report) {
         out.page_tables = PageTableBytes::of_vm(platform, self.mmu.bytes(), 0);
+        if platform.placing.is_some() {
+            out.nested_tables = self.mmu.frames().collect();
+        }
     }
 }

@@ -7,9 +7,15 @@
 //! (`disallowed_hugepage_adjust`). KVM's recovery thread, which zaps a sixtieth of these tables each
 //! minute so that they may become large again, is left out: simulated programs run for less.
 
+mod copies;
+mod moving;
+
+use self::copies::NodeCopy;
+pub(super) use self::moving::belongs;
 use crate::hardware::Request;
 use crate::hardware::walk::NestedTables;
 use crate::measure::counters::ExitReason;
+use crate::scheme::placing::Use;
 use crate::scheme::vmm_options::VmmRules;
 use crate::scheme::{MachineError, Platform};
 use nestwalk_mm::HostMemory;
@@ -29,19 +35,37 @@ pub struct NestedMmu {
     /// Levels above 1, and numbers of pages of such a level, that hold something executed: no large
     /// entry maps them any more.
     executed: FxHashSet<(Level, u64)>,
+    /// Copies on other nodes than the first.
+    copies: Vec<NodeCopy>,
 }
 
 /// Entries in the group that KVM fills together.
 const PREFETCH: u64 = 8;
 
 /// Nested tables take their frames from the host; nobody watches their entries.
-struct FromHost<'a>(&'a mut HostMemory);
+struct FromHost<'a> {
+    host: &'a mut HostMemory,
+    /// Tables that were made.
+    made: Vec<Hpa>,
+    /// Entries that were stored.
+    stores: u64,
+}
+
+impl<'a> FromHost<'a> {
+    const fn new(host: &'a mut HostMemory) -> Self {
+        Self { host, made: Vec::new(), stores: 0 }
+    }
+}
 
 impl TableOwner<Hpa> for FromHost<'_> {
     fn new_table(&mut self, _level: Level) -> Option<Hpa> {
-        self.0.alloc_table()
+        let table = self.host.alloc_table()?;
+        self.made.push(table);
+        Some(table)
     }
-    fn stored(&mut self, _at: Hpa, _entry: Entry) {}
+    fn stored(&mut self, _at: Hpa, _entry: Entry) {
+        self.stores += 1;
+    }
 }
 
 impl NestedMmu {
@@ -59,7 +83,8 @@ impl NestedMmu {
         let root = host.as_mut().and_then(HostMemory::alloc_table).ok_or(no_frame)?;
         let mut memory = TableMemory::new();
         memory.insert(root, None);
-        Ok(Self { mode, memory, root, limit: u64::MAX, rules, executed: FxHashSet::default() })
+        let (executed, copies) = (FxHashSet::default(), Vec::new());
+        Ok(Self { mode, memory, root, limit: u64::MAX, rules, executed, copies })
     }
 
     /// An empty root table with an entry for each piece of the guest's memory that one covers, in
@@ -87,7 +112,7 @@ impl NestedMmu {
         let mut memory = TableMemory::new();
         (0..pages).for_each(|page| memory.insert(root.offset_by(page << 12), None));
         let (rules, executed) = (VmmRules::PLAIN, FxHashSet::default());
-        Ok(Self { mode, memory, root, limit, rules, executed })
+        Ok(Self { mode, memory, root, limit, rules, executed, copies: Vec::new() })
     }
 
     /// Whether there are entries for new memory.
@@ -115,8 +140,8 @@ impl NestedMmu {
     }
 
     /// Bytes of nested tables.
-    pub const fn bytes(&self) -> u64 {
-        self.memory.len() * 4096
+    pub fn bytes(&self) -> u64 {
+        self.memory.len() * 4096 + self.copied_bytes()
     }
 
     /// Answers an EPT violation on a vCPU: asks the host for the page and maps it. `request` is the
@@ -224,11 +249,13 @@ impl NestedMmu {
         // KVM marks writable entries accessed and dirty when it makes them (`set_spte`).
         let flags = if self.rules.ept_ad { ACCESSED | DIRTY } else { 0 };
         let leaf = Entry::leaf(frame, allowed, level > 1).with(flags);
-        let mut owner = FromHost(host);
-        match store(&mut self.memory, self.mode, self.root, gpa, level, leaf, &mut owner) {
+        let mut owner = FromHost::new(host);
+        let stored = store(&mut self.memory, self.mode, self.root, gpa, level, leaf, &mut owner);
+        let made = owner.made;
+        match stored {
             Ok((_, old)) if level > 1 && old.is_present() && !old.has(LARGE) => {
                 // A table of smaller pages, which the host has joined (KVM, `mmu_set_spte`).
-                self.free_tables(old.target(), level - 1, host);
+                free_below(&mut self.memory, self.mode, (old.target(), level - 1), host);
                 platform.flush_remote_nested();
             }
             Ok(_) | Err(MapError::Occupied(_)) => {}
@@ -239,20 +266,22 @@ impl NestedMmu {
                 });
             }
         }
-        Ok(())
+        self.place_tables(platform, made);
+        if self.copies.is_empty() { Ok(()) } else { self.store_copies(platform, gpa, level, leaf) }
     }
 
-    /// Frees a table that is linked no more, and those below it.
-    fn free_tables(&mut self, table: Hpa, level: Level, host: &mut HostMemory) {
-        for i in 0..self.mode.entries(level) {
-            let at = table.offset_by(i * u64::from(self.mode.entry_bytes));
-            let entry = Entry(self.memory.read(at, self.mode.entry_bytes).unwrap_or(0));
-            if level > 1 && entry.is_present() && !entry.has(LARGE) {
-                self.free_tables(entry.target(), level - 1, host);
-            }
+    /// Tables that were made, and the root if this is the first of them, come to lie on their node.
+    fn place_tables(&self, platform: &mut Platform, made: Vec<Hpa>) {
+        let Some(nodes) = platform.cpu.hardware.caches.nodes() else { return };
+        let root = nodes.of(self.root).is_none().then_some(self.root);
+        for table in root.into_iter().chain(made) {
+            platform.place(table, 4096, Use::NestedTable);
         }
-        self.memory.remove(table);
-        host.free_table(table);
+    }
+
+    /// Frames of the tables.
+    pub fn frames(&self) -> impl Iterator<Item = Hpa> {
+        self.memory.pages().chain(self.copied_frames())
     }
 
     /// Whether a page is mapped.
@@ -264,6 +293,7 @@ impl NestedMmu {
     pub fn unload(self, platform: &mut Platform) {
         if let Some(host) = &mut platform.host {
             self.memory.pages().for_each(|table| host.free_table(table));
+            self.unload_copies(host);
         }
     }
 
@@ -276,23 +306,10 @@ impl NestedMmu {
     /// As [`NestedMmu::host_changed`], of a range.
     pub fn unmap_range(&mut self, platform: &mut Platform, at: Gpa, bytes: u64) -> u64 {
         let Some(host) = &mut platform.host else { return 0 };
-        let mut owner = FromHost(host);
-        let (mut cleared, mut done) = (0, 0);
-        while done < bytes {
-            let gpa = at.offset_by(done);
-            let Ok(leaf) = look_up(&self.memory, self.mode, self.root, gpa) else {
-                done += PageSize::SIZE_4K.bytes();
-                continue;
-            };
-            if let Some(level) = self.mode.leaf_level(leaf.size) {
-                // The table is there, so nothing is allocated and nothing can fail.
-                let none = Entry(0);
-                let stored =
-                    store(&mut self.memory, self.mode, self.root, gpa, level, none, &mut owner);
-                cleared += u64::from(stored.is_ok());
-            }
-            // The range may begin within the leaf.
-            done += leaf.size.bytes() - gpa.offset_in(leaf.size);
+        let mut owner = FromHost::new(host);
+        let cleared = clear(&mut self.memory, (self.mode, self.root), at, bytes, &mut owner);
+        if !self.copies.is_empty() {
+            self.clear_copies(platform, at, bytes);
         }
         cleared
     }
@@ -303,21 +320,8 @@ impl NestedMmu {
         if !self.rules.ept_ad {
             return None;
         }
-        let (mut accessed, mut done) = (false, 0);
-        while done < size.bytes() {
-            let gpa = at.offset_by(done);
-            let Ok(leaf) = look_up(&self.memory, self.mode, self.root, gpa) else {
-                done += PageSize::SIZE_4K.bytes();
-                continue;
-            };
-            let without = leaf.entry.without(ACCESSED);
-            if leaf.entry.has(ACCESSED) {
-                accessed = true;
-                self.memory.write(leaf.at, self.mode.entry_bytes, without.0);
-            }
-            done += leaf.size.bytes() - gpa.offset_in(leaf.size);
-        }
-        Some(accessed)
+        let own = take(&mut self.memory, (self.mode, self.root), at, size);
+        Some(self.take_copied(at, size) || own)
     }
 
     /// The guest kernel writes a whole page: every part of it that is not mapped is a violation.
@@ -342,4 +346,72 @@ impl NestedMmu {
         }
         Ok(())
     }
+}
+
+/// Frees a table that is linked no more, and those below it.
+fn free_below(
+    memory: &mut TableMemory<Hpa>,
+    mode: &Mode,
+    (table, level): (Hpa, Level),
+    host: &mut HostMemory,
+) {
+    for i in 0..mode.entries(level) {
+        let at = table.offset_by(i * u64::from(mode.entry_bytes));
+        let entry = Entry(memory.read(at, mode.entry_bytes).unwrap_or(0));
+        if level > 1 && entry.is_present() && !entry.has(LARGE) {
+            free_below(memory, mode, (entry.target(), level - 1), host);
+        }
+    }
+    memory.remove(table);
+    host.free_table(table);
+}
+
+/// Clears the entries that map a range; how many there were.
+fn clear(
+    memory: &mut TableMemory<Hpa>,
+    (mode, root): (&Mode, Hpa),
+    at: Gpa,
+    bytes: u64,
+    owner: &mut FromHost<'_>,
+) -> u64 {
+    let (mut cleared, mut done) = (0, 0);
+    while done < bytes {
+        let gpa = at.offset_by(done);
+        let Ok(leaf) = look_up(memory, mode, root, gpa) else {
+            done += PageSize::SIZE_4K.bytes();
+            continue;
+        };
+        if let Some(level) = mode.leaf_level(leaf.size) {
+            // The table is there, so nothing is allocated and nothing can fail.
+            let stored = store(memory, mode, root, gpa, level, Entry(0), owner);
+            cleared += u64::from(stored.is_ok());
+        }
+        // The range may begin within the leaf.
+        done += leaf.size.bytes() - gpa.offset_in(leaf.size);
+    }
+    cleared
+}
+
+/// Whether an entry of the range was accessed; the bits are clear from now on.
+fn take(
+    memory: &mut TableMemory<Hpa>,
+    (mode, root): (&Mode, Hpa),
+    at: Gpa,
+    size: PageSize,
+) -> bool {
+    let (mut accessed, mut done) = (false, 0);
+    while done < size.bytes() {
+        let gpa = at.offset_by(done);
+        let Ok(leaf) = look_up(memory, mode, root, gpa) else {
+            done += PageSize::SIZE_4K.bytes();
+            continue;
+        };
+        let without = leaf.entry.without(ACCESSED);
+        if leaf.entry.has(ACCESSED) {
+            accessed = true;
+            memory.write(leaf.at, mode.entry_bytes, without.0);
+        }
+        done += leaf.size.bytes() - gpa.offset_in(leaf.size);
+    }
+    accessed
 }

@@ -11,7 +11,7 @@ use crate::machine::referee::Verdict;
 use crate::measure::counters::Counters;
 use crate::measure::walk_map::WalkPlace;
 use crate::scheme::MachineConfig;
-use crate::scheme::{Event, MachineError, Platform, Processor, Report, Scheme};
+use crate::scheme::{Event, MachineError, NodesState, Platform, Processor, Report, Scheme};
 use crate::switching::sampler::{Cut, Recorded};
 use nestwalk_hw::{Caches, Profile, Translation};
 use nestwalk_mm::{HostMemory, PlacementStats};
@@ -46,7 +46,7 @@ impl<S: Scheme, T: TlbFamily> Machine<S, T> {
     /// # Errors
     /// The scheme cannot be set up.
     pub fn with_tlbs(scheme: S, build: MachineConfig) -> Result<Self, MachineError> {
-        let (name, platform, drive) = parts(build);
+        let (name, platform, drive) = parts(build)?;
         Ok(Self {
             platform,
             scheme,
@@ -114,6 +114,8 @@ impl<S: Scheme, T: TlbFamily> DynMachine for Machine<S, T> {
     fn report(&self) -> Report {
         let mut report = Report::default();
         self.scheme.report(&self.platform, &mut report);
+        let nested_tables = std::mem::take(&mut report.nested_tables);
+        report.nodes = NodesState::of(&self.platform, nested_tables);
         report
     }
 
@@ -187,11 +189,17 @@ impl dyn Engine + '_ {
 }
 
 /// All of a machine that knows neither its scheme nor its family of TLBs.
-fn parts(build: MachineConfig) -> (String, Platform, Drive) {
+fn parts(build: MachineConfig) -> Result<(String, Platform, Drive), MachineError> {
+    let nodes = build.nodes()?;
     let vpid = if build.host.is_some() { GUEST_VPID } else { 0 };
+    let mut hardware = Hardware::new(&build.profile, build.vcpus, vpid);
+    let placing = nodes.map(|(layout, placing)| {
+        hardware.set_nodes(layout);
+        Box::new(placing)
+    });
     let platform = Platform {
         cpu: Processor {
-            hardware: Hardware::new(&build.profile, build.vcpus, vpid),
+            hardware,
             world: World::new(build.guest_mode, build.vcpus),
             counters: Counters::default(),
         },
@@ -202,9 +210,10 @@ fn parts(build: MachineConfig) -> (String, Platform, Drive) {
         interrupt_exits: build.profile.interrupts.exits(),
         deferred: false,
         guard: None,
+        placing,
     };
     let drive = Drive::new(build.verify.then_some(build.name.as_str()));
-    (build.name, platform, drive)
+    Ok((build.name, platform, drive))
 }
 
 /// What was there before an access was watched, and is there again after it.

@@ -8,6 +8,7 @@ use crate::machine::coverage::{CoverageResult, Snapshots};
 use crate::machine::referee::Referee;
 use crate::measure::counters::{Counters, ExitReason};
 use crate::measure::series::Series;
+use crate::scheme::placing::Use;
 use crate::scheme::{Event, Handled, MachineError, Platform, Processor, Software};
 use crate::switching::sampler::{Cut, Recorded, Recorder};
 use nestwalk_hw::{Profile, Translation};
@@ -385,6 +386,7 @@ impl Events<'_> {
                 self.known(vcpu)?;
                 self.platform.cpu.world.guest.remove(gpa);
                 self.platform.cpu.world.known_roots.remove(gpa.value());
+                self.platform.place_guest_page(gpa, 4096, Use::Data);
                 self.tell(Event::TableRetired { vcpu, at: gpa })
             }
             Control::LoadCr3 { vcpu, root, pcid, keep } => {
@@ -458,6 +460,7 @@ impl Events<'_> {
         self.platform.cpu.world.guest.insert(at, entries);
         // A root is loaded after this; what was one before is another table now.
         self.platform.cpu.world.known_roots.remove(at.value());
+        self.platform.place_guest_page(at, 4096, Use::GuestTable);
         self.tell(Event::TableAdded { vcpu, at })
     }
 
@@ -474,7 +477,7 @@ impl Events<'_> {
     fn page_cleared(&mut self, vcpu: VcpuId, gpa: Gpa, size: PageSize) -> Result<(), MachineError> {
         self.platform.cpu.counters.pages_cleared += size.base_pages();
         for i in 0..size.base_pages() {
-            self.platform.cpu.world.guest.remove(gpa.offset_by(i << 12));
+            self.platform.cleared(gpa.offset_by(i << 12));
         }
         self.tell(Event::PageWritten { vcpu, at: gpa, size })
     }

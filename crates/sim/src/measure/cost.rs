@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! program     = instructions * base_cpi (the kernel's, where the stream shows them: * kernel_cpi)
-//!               + data_exposed * (latency beyond the first level)
+//!               + data_exposed * (latency beyond the first level, of other nodes' memory, too)
 //! guest OS    = faults, clears, copies, forks, execs, exits, switches, daemons' work * their times, as
 //!               far as the stream does not show the guest kernel at work: `OsWork`, `PageCleared`;
 //!               loads of CR3 * their cycles
@@ -54,7 +54,9 @@ impl Cycles {
         let core = &profile.core;
         let program = base_cycles(c, profile)
             + core.data_exposed.value
-                * (beyond_l1(&c.data, profile) + beyond_l1(&c.fetch, profile));
+                * (beyond_l1(&c.data, profile)
+                    + beyond_l1(&c.fetch, profile)
+                    + c.remote_cycles as f64);
         let translation = core.walk_exposed.value
             * (c.walk_cycles.saturating_sub(c.hidden_walk_cycles) as f64
                 + second_level_lookups(c) as f64 * core.l2_tlb_hit_cycles.value
@@ -111,7 +113,7 @@ pub fn walk_delay(c: &Counters, profile: &Profile) -> f64 {
 /// what `data_exposed` and `walk_exposed` are shares of, on a machine without segments and guesses.
 pub fn hideable(c: &Counters, profile: &Profile) -> [f64; 2] {
     [
-        beyond_l1(&c.data, profile) + beyond_l1(&c.fetch, profile),
+        beyond_l1(&c.data, profile) + beyond_l1(&c.fetch, profile) + c.remote_cycles as f64,
         c.walk_cycles as f64
             + second_level_lookups(c) as f64 * profile.core.l2_tlb_hit_cycles.value,
     ]

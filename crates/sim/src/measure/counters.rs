@@ -109,6 +109,8 @@ pub enum Section {
     Contiguity,
     /// In the machine's `tables`, which only schemes have whose tables are of another kind.
     Tables,
+    /// In the machine's `nodes`, which only machines of several nodes have.
+    Nodes,
     /// Nowhere: for engine, referee, and schemes of other crates.
     Inner,
 }
@@ -394,6 +396,26 @@ counters! {
         table_resizes: "count", "changes of the size of such a table";
         table_refusals: "count",
             "blocks of memory for such tables that were not to be had in one piece";
+    }
+    Nodes {
+        remote_walk_references: "count",
+            "references of walks, faulted ones included, that the memory of another node served";
+        remote_walk_cycles: "cycles",
+            "of walk_cycles, what these took beyond the latency of memory on the own node";
+        remote_references: "count",
+            "the program's references, fetches included, that the memory of another node served";
+        remote_cycles: "cycles",
+            "what these took beyond the latency of memory on the own node, nothing hidden";
+        guest_tables_scanned: "count", "guest tables that its kernel looked at, to move them";
+        guest_tables_moved: "4 KiB pages", "of these, the ones that it moved to another node";
+        nested_tables_scanned: "count", "nested tables that the VMM looked at, to move them";
+        nested_tables_moved: "4 KiB pages", "of these, the ones that it moved to another node";
+        guest_copy_stores: "count",
+            "stores of the guest kernel to copies of its tables, beside those to the tables themselves";
+        guest_copy_pages: "4 KiB pages", "pages that it filled for such copies";
+        nested_copy_stores: "count",
+            "stores of the VMM to copies of nested tables, beside those to the tables themselves";
+        nested_copy_pages: "4 KiB pages", "pages that it cleared for such copies";
     }
     Contiguity {
         predictions: "count", "SpOT: walks beside which the program went on with a guess";

@@ -8,6 +8,7 @@ use crate::measure::counters::{Counters, Dimension, ExitReason, FULLY_NESTED, Se
 use crate::measure::energy::EnergyResult;
 use crate::measure::walk_map::WalkPlace;
 use crate::report::contiguity::ContiguityResult;
+use crate::report::nodes::NodesResult;
 use crate::report::placement::PlacementResult;
 use crate::report::tables::TablesResult;
 use crate::scheme::SwitchingResult;
@@ -236,6 +237,8 @@ results! {
         tables: TablesResult,
             "of schemes whose tables are of another kind: what software did for them, and how large they \
              are";
+        nodes: NodesResult,
+            "of machines of several nodes: what memory of other nodes served, and where frames lie";
         switching: SwitchingResult,
             "of schemes whose paging mode changes: time in each mode, and the switches";
         coverage: CoverageResult,
@@ -343,6 +346,7 @@ mod tests {
         result.segments = Some(SegmentState::default());
         result.contiguity = Some(ContiguityResult::default());
         result.tables = Some(TablesResult::default());
+        result.nodes = Some(NodesResult::default());
         result.host_placement = Some(PlacementResult::default());
         result.coverage = Some(CoverageResult::default());
         result.walk_map = Some(Vec::new());

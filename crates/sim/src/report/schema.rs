@@ -61,6 +61,19 @@ fn counters(generator: &mut SchemaGenerator, section: Section) -> Schema {
     all.schema()
 }
 
+/// The counters of machines of several nodes, as results have them.
+pub(crate) struct NodeCounters;
+
+impl JsonSchema for NodeCounters {
+    fn schema_name() -> Cow<'static, str> {
+        "NodeCounters".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        counters(generator, Section::Nodes)
+    }
+}
+
 /// The counters of schemes that use contiguity, as results have them.
 pub(crate) struct ContiguityCounters;
 

@@ -2,8 +2,10 @@
 
 use crate::scheme::MachineError;
 use crate::scheme::options::OptionTable;
+use crate::scheme::placing::Placing;
 use crate::scheme::vmm_options::{VmmKind, VmmOptions, VmmRules};
 use nestwalk_hw::Profile;
+use nestwalk_hw::cache::NodeLayout;
 use nestwalk_mm::HostMemory;
 use nestwalk_tables::Mode;
 
@@ -39,6 +41,17 @@ impl MachineConfig {
     pub fn options<C: Default>(&self, table: &OptionTable<C>) -> Result<C, MachineError> {
         let wrong = |reason| MachineError::Variant { machine: self.name.clone(), reason };
         table.parse(&self.variant).map_err(wrong)
+    }
+
+    /// The machine's nodes, and what comes to lie on which, if there are several.
+    ///
+    /// # Errors
+    /// The profile has no latency of remote memory.
+    pub fn nodes(&self) -> Result<Option<(NodeLayout, Placing)>, MachineError> {
+        let wrong = |reason| MachineError::Variant { machine: self.name.clone(), reason };
+        let bytes = self.host.as_ref().map_or(self.guest_bytes, |h| h.physical().bytes());
+        let layout = self.vmm.nodes.layout(&self.profile, self.vcpus, bytes).map_err(wrong)?;
+        Ok(layout.map(|layout| (layout, Placing::new(self.vmm.nodes))))
     }
 
     /// What the VMM's options come to on this processor.

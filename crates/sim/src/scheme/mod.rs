@@ -4,7 +4,9 @@ pub mod build;
 mod error;
 mod event;
 pub mod guard;
+pub mod node_options;
 pub mod options;
+pub mod placing;
 mod platform;
 mod report;
 pub mod vmm_options;
@@ -22,8 +24,8 @@ use nestwalk_tables::Mode;
 use nestwalk_types::{Gpa, PageSize, Run};
 pub use platform::Platform;
 pub use report::{
-    ContiguityState, PageTableBytes, Report, SegmentInfo, SegmentState, StructureState, Switched,
-    SwitchingResult, TableState,
+    ContiguityState, NodesState, PageTableBytes, Report, SegmentInfo, SegmentState, StructureState,
+    Switched, SwitchingResult, TableState,
 };
 
 /// How software handled a fault.

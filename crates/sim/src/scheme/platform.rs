@@ -1,6 +1,7 @@
 //! What hardware and software of a machine have in reach.
 
 use super::guard::Guard;
+use super::placing::Placing;
 use super::{Event, MachineError};
 use crate::hardware::Processor;
 use crate::measure::counters::ExitReason;
@@ -29,6 +30,8 @@ pub struct Platform {
     pub deferred: bool,
     /// The host listens for stores.
     pub guard: Option<Box<Guard>>,
+    /// Where pages come to lie, on a machine of several nodes.
+    pub placing: Option<Box<Placing>>,
 }
 
 impl Platform {
@@ -69,6 +72,9 @@ impl Platform {
         if page.fresh {
             self.cpu.counters.host_faults += 1;
             self.cpu.counters.host_pages_cleared += page.size.base_pages();
+        }
+        if self.placing.is_some() {
+            self.place_page(gpa, (page.frame, page.size), page.fresh);
         }
         Ok((page.frame, page.size))
     }

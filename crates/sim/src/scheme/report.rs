@@ -3,7 +3,7 @@
 use super::Platform;
 use crate::hardware::walk::segments::SegmentUnit;
 use nestwalk_policy::{Decision, Mode, Sample};
-use nestwalk_types::Address;
+use nestwalk_types::{Address, Hpa};
 use serde::Serialize;
 
 /// One segment and its escape filter, as hardware has them.
@@ -117,6 +117,38 @@ pub struct TableState {
     pub radix_bytes: u64,
 }
 
+/// Where the frames of a machine of several nodes lie.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct NodesState {
+    /// Frames of 4 KiB in use, by node.
+    pub frames: Vec<u64>,
+    /// Of these, those of the guest's tables.
+    pub guest_tables: Vec<u64>,
+    /// Of these, those of nested tables.
+    pub nested_tables: Vec<u64>,
+}
+
+impl NodesState {
+    /// Of a machine of several nodes, whose nested tables are in these frames.
+    pub fn of(platform: &Platform, nested: Vec<Hpa>) -> Option<Self> {
+        let nodes = platform.cpu.hardware.caches.nodes()?;
+        let by_node = |frames: &mut dyn Iterator<Item = Hpa>| {
+            let mut counts = vec![0; nodes.count()];
+            for node in frames.filter_map(|frame| nodes.of(frame)) {
+                counts[usize::from(node)] += 1;
+            }
+            counts
+        };
+        let guest = platform.cpu.world.guest.pages();
+        Some(Self {
+            frames: nodes.used().to_vec(),
+            guest_tables: by_node(&mut guest.filter_map(|table| platform.frame_of(table))),
+            nested_tables: by_node(&mut nested.into_iter()),
+        })
+    }
+}
+
 /// What a scheme reports beside counters, by section; a section that it does not have is `None`.
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct Report {
@@ -130,6 +162,10 @@ pub struct Report {
     pub switching: Option<SwitchingResult>,
     /// Tables in place of radix tables.
     pub tables: Option<TableState>,
+    /// Nodes.
+    pub nodes: Option<NodesState>,
+    /// Frames of nested tables, on a machine of several nodes.
+    pub nested_tables: Vec<Hpa>,
 }
 
 /// One change of the paging mode.

@@ -10,7 +10,11 @@
 //!   page that is executed is mapped by 4 KiB (Linux 5.4 and later, against the erratum iTLB multihit).
 //!   `auto` is on for the processors that have the erratum, which their profile says.
 //! - *`kvm`* (4.19 unless given): the Linux version whose rules of shadow paging are followed.
+//! - The nodes of the machine, and what lies on which, are rows of [`super::node_options`].
 
+use crate::scheme::node_options::{
+    COPIES, DATA, EPT, GPT, LOAD, MIGRATE, NODES, NodeOptions, PIN, SCAN_EVERY,
+};
 use crate::scheme::options::{OptionRow, OptionTable, one_of, word_of};
 use nestwalk_hw::Profile;
 
@@ -56,6 +60,24 @@ const KVM: Row = Row {
 };
 
 static NESTED: OptionTable<VmmOptions> = OptionTable::new(&[EPT_AD, NX_HUGE_PAGES]);
+static NESTED_NODES: OptionTable<VmmOptions> = OptionTable {
+    check: |o| o.nodes.check(),
+    ..OptionTable::new(&[
+        EPT_AD,
+        NX_HUGE_PAGES,
+        NODES,
+        PIN,
+        DATA,
+        GPT,
+        EPT,
+        LOAD,
+        MIGRATE,
+        COPIES,
+        SCAN_EVERY,
+    ])
+};
+static BARE_METAL: OptionTable<VmmOptions> =
+    OptionTable { check: |o| o.nodes.check(), ..OptionTable::new(&[NODES, PIN, DATA, GPT, LOAD]) };
 static SHADOW: OptionTable<VmmOptions> = OptionTable::new(&[NX_HUGE_PAGES, KVM]);
 static AGILE: OptionTable<VmmOptions> = OptionTable::new(&[EPT_AD_OFF, NX_HUGE_PAGES]);
 static OTHER: OptionTable<VmmOptions> = OptionTable::new(&[]);
@@ -86,6 +108,10 @@ pub enum VmmKind {
     Other,
     /// KVM with nested tables.
     Nested,
+    /// The same, on a machine that may have several nodes.
+    NestedNodes,
+    /// No VMM, on a machine that may have several nodes.
+    BareMetal,
     /// KVM with shadow tables alone.
     Shadow,
     /// Agile paging's: as [`VmmKind::Nested`], walks of guest tables being reads unless asked for.
@@ -98,6 +124,8 @@ impl VmmKind {
         match self {
             Self::Other => &OTHER,
             Self::Nested => &NESTED,
+            Self::NestedNodes => &NESTED_NODES,
+            Self::BareMetal => &BARE_METAL,
             Self::Shadow => &SHADOW,
             Self::Agile => &AGILE,
         }
@@ -113,6 +141,8 @@ pub struct VmmOptions {
     pub nx_huge_pages: Option<bool>,
     /// Whose rules of shadow paging.
     pub kvm: KvmVersion,
+    /// The machine's nodes.
+    pub nodes: NodeOptions,
 }
 
 /// What they come to on a processor.
@@ -173,7 +203,7 @@ mod tests {
         assert_eq!(rest, ["lived=long"]);
         assert_eq!(
             options,
-            VmmOptions { ept_ad: Some(false), nx_huge_pages: Some(true), kvm: KvmVersion::V4_19 }
+            VmmOptions { ept_ad: Some(false), nx_huge_pages: Some(true), ..VmmOptions::default() }
         );
         assert_eq!(NESTED.spell(&options), "eptad=off/nx_huge_pages=on");
         assert_eq!(take(VmmKind::Nested, &NESTED.spell(&options)), (options, vec![]));
@@ -217,7 +247,7 @@ mod tests {
             );
         }
         let off =
-            VmmOptions { ept_ad: Some(false), nx_huge_pages: Some(false), kvm: KvmVersion::V4_19 };
+            VmmOptions { ept_ad: Some(false), nx_huge_pages: Some(false), ..VmmOptions::default() };
         assert_eq!(of(off, "cascade-lake-6252").unwrap(), VmmRules::PLAIN);
         let e = of(off, "zen2").unwrap_err();
         assert!(e.contains("eptad=off") && e.contains("zen2"), "{e}");

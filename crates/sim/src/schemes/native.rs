@@ -16,7 +16,7 @@ pub const DEFINITION: Definition = Definition {
     summary: "bare metal: one walk over the guest's own tables",
     virtualized: false,
     facts: Facts::NONE,
-    vmm: VmmKind::Other,
+    vmm: VmmKind::BareMetal,
     options: &NO_OPTIONS,
     build,
 };

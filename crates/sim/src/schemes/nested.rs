@@ -16,7 +16,7 @@ pub const DEFINITION: Definition = Definition {
     summary: "two-dimensional walks over guest and nested tables (EPT, NPT)",
     virtualized: true,
     facts: Facts { sampled: true, ..Facts::NONE },
-    vmm: VmmKind::Nested,
+    vmm: VmmKind::NestedNodes,
     options: &OPTIONS,
     build,
 };

@@ -3,15 +3,16 @@
 use super::all_fields;
 use nestwalk_hw::SoftwareProfile;
 use nestwalk_hw::energy::EnergyProfile;
-use nestwalk_hw::profile::{CoreProfile, InterruptProfile, SegmentProfile};
+use nestwalk_hw::profile::{CoreProfile, InterruptProfile, NodesProfile, SegmentProfile};
 use nestwalk_sim::measure::cost::{Account, PRICES, Price};
 
 /// Numbers of a profile: key and meaning.
 type Numbers = &'static [(&'static str, &'static str)];
 
 /// Tables of a profile that have nothing but numbers.
-const TABLES: [(&str, Numbers); 5] = [
+const TABLES: [(&str, Numbers); 6] = [
     ("core", CoreProfile::ROWS),
+    ("nodes", NodesProfile::ROWS),
     ("interrupts", InterruptProfile::ROWS),
     ("segment", SegmentProfile::ROWS),
     ("software", SoftwareProfile::ROWS),

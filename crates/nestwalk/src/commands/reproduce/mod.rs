@@ -8,6 +8,7 @@ mod isca20;
 mod lectures;
 mod lmbench;
 mod micro14;
+mod numa;
 mod programs;
 mod series;
 mod tables;
@@ -42,6 +43,7 @@ pub fn reproduce(args: &ReproduceArgs) -> Result<()> {
         Publication::Lmbench => boxed(lmbench::run(args)?),
         Publication::Lectures => boxed(lectures::run(args)?),
         Publication::Tables => boxed(tables::run(args)?),
+        Publication::Numa => boxed(numa::run(args)?),
     };
     if let Some(folder) = &output.output {
         formats::save(folder, found.as_ref())?;

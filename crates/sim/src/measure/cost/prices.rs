@@ -131,6 +131,7 @@ prices! {
     Locked shadow_entry_ns 1 (sync_present);
     Locked shadow_entry_ns 1 (nested_prefetches);
     Hypervisor table_entry_ns 1 (nested_table_moves);
+    Hypervisor table_entry_ns 1 (nested_copy_stores);
     Locked shadow_page_ns 1 (shadow_pages);
     Hypervisor inject_fault_ns 1 (exit TrueFault);
     Hypervisor inject_fault_ns 1 (async_faults);
@@ -151,9 +152,12 @@ prices! {
     Host host_fault_ns 1 (host_faults);
     Host clear_page_ns 1 (host_pages_cleared);
     Hypervisor clear_page_ns 1 (nested_table_pages);
+    Hypervisor clear_page_ns 1 (nested_copy_pages);
     // What is copied is read and written.
     Moving clear_page_ns 2 (pages_moved);
+    Moving clear_page_ns 2 (nested_tables_moved);
     Moving scan_page_ns 1 (host_pages_scanned);
+    Moving scan_page_ns 1 (nested_tables_scanned);
     Moving migrate_page_ns 1 (host_pages_unmapped);
     Moving collapse_ns 1 (host_collapses);
     Hypervisor balloon_page_ns 1 (balloon_pages);
@@ -167,17 +171,22 @@ prices! {
     Guest clear_page_ns 1 (pages_cleared);
     Guest clear_page_ns 2 (work PageCopied);
     Guest clear_page_ns 1 (guest_table_pages);
+    // A copy is read from the table that it is one of, and written.
+    Guest clear_page_ns 2 (guest_copy_pages);
+    Guest clear_page_ns 2 (guest_tables_moved);
     Guest guest_fork_ns 1 (work Fork);
     Guest guest_exec_ns 1 (work Exec);
     Guest guest_exit_ns 1 (work Exit);
     Guest guest_switch_ns 1 (work ContextSwitch);
     Guest scan_page_ns 1 (work PageScanned);
+    Guest scan_page_ns 1 (guest_tables_scanned);
     Guest migrate_page_ns 1 (work PageMigrated);
     Guest collapse_ns 1 (work Collapse);
     Guest shootdown_ns 1 (work Shootdown);
     // Tables of another kind, which the stream's kernel does not have.
     Guest table_entry_ns 1 (guest_table_updates);
     Guest table_entry_ns 1 (guest_table_moves);
+    Guest table_entry_ns 1 (guest_copy_stores);
 }
 
 /// Each price that these accounts pay, and how often it was paid.
