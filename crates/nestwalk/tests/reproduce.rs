@@ -227,6 +227,33 @@ fn what_was_found_before_an_error_is_printed() {
     assert!(message.contains("program none"), "{message}");
 }
 
+/// Page tables on other nodes: with copies no walk leaves its node, and the worst place is remote and
+/// busy.
+#[test]
+fn placements_over_nodes_have_the_published_times_beside_them() {
+    let lab = Lab::new();
+    let found = lab.json(
+        "reproduce numa --programs gups,xsbench-wide --footprint 256MiB --accesses 50k --verify --quiet",
+    );
+    assert_eq!(found["complete"], true);
+    let rows = found["rows"].as_array().unwrap();
+    assert_eq!(rows.len(), 3 + 10 + 4);
+    let of = |program: &str, place: &str| {
+        let row = rows.iter().find(|r| r["program"] == program && r["place"] == place).unwrap();
+        let number = |key: &str| row[key].as_f64().unwrap();
+        (number("simulated"), number("remote_walk_percent"), number("published"))
+    };
+    assert!((of("gups", "RRI").2 - 792.0 / 260.0).abs() < 1e-9);
+    assert!((of("xsbench-wide", "FM").2 - 482.0 / 782.0).abs() < 1e-9);
+    let times = ["LL", "LR", "RR", "RRI"].map(|place| of("gups", place).0);
+    assert!((times[0] - 1.0).abs() < 1e-9 && times.is_sorted(), "{times:?}");
+    assert!(of("gups", "LL").1 < 1e-9 && of("gups", "RR").1 > 0.0);
+    for (place, local) in [("F", false), ("FM", true), ("I", false), ("IM", true)] {
+        let remote = of("xsbench-wide", place).1;
+        assert_eq!(remote < 1e-9, local, "{place}: {remote}");
+    }
+}
+
 #[test]
 fn what_cannot_be_reproduced_is_said() {
     let lab = Lab::new();
