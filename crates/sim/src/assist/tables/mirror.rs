@@ -6,8 +6,8 @@
 //! as POWER's segment registers tell segments of 1 TiB; loads of CR3 load them. In modes of two levels a
 //! root is a region by itself. A region is followed from when a vCPU first needs it.
 //!
-//! What is missing because its table is linked in too many places (`assist::links`) is answered by software,
-//! access by access.
+//! What is missing because its table is linked in too many places (`assist::links`) is answered by
+//! software, access by access.
 
 use crate::assist::links::{Leaves, Links, Place};
 use crate::hardware::world::World;
