@@ -382,6 +382,9 @@ counters! {
         guest_table_pages: "4 KiB pages", "memory that it clears for such tables";
         nested_table_moves: "count", "the same moves of the VMM";
         nested_table_pages: "4 KiB pages", "memory that the VMM clears for such tables";
+        guest_table_copies: "4 KiB pages",
+            "pages that the guest's kernel copies because such a table says where they lie";
+        nested_table_copies: "4 KiB pages", "the same copies of the VMM";
         table_emulations: "count",
             "accesses that software made, whose tables are linked in more places than it follows";
         table_resizes: "count", "changes of the size of such a table";

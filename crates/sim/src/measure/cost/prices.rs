@@ -151,6 +151,7 @@ prices! {
     Host host_fault_ns 1 (host_faults);
     Host clear_page_ns 1 (host_pages_cleared);
     Hypervisor clear_page_ns 1 (nested_table_pages);
+    Hypervisor clear_page_ns 2 (nested_table_copies);
     // What is copied is read and written.
     Moving clear_page_ns 2 (pages_moved);
     Moving scan_page_ns 1 (host_pages_scanned);
@@ -167,6 +168,7 @@ prices! {
     Guest clear_page_ns 1 (pages_cleared);
     Guest clear_page_ns 2 (work PageCopied);
     Guest clear_page_ns 1 (guest_table_pages);
+    Guest clear_page_ns 2 (guest_table_copies);
     Guest guest_fork_ns 1 (work Fork);
     Guest guest_exec_ns 1 (work Exec);
     Guest guest_exit_ns 1 (work Exit);
