@@ -376,6 +376,7 @@ fn other_tables_have_their_published_numbers_beside_them() {
         "learned",
         "utopia",
         "pom-tlb",
+        "victima",
     ];
     assert_eq!(machines, [all, all].concat());
     for row in rows {

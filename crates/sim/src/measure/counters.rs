@@ -301,6 +301,11 @@ counters! {
         shared_tlb_lookups: "count", "shared TLB: look-ups, on misses of second levels";
         shared_tlb_hits: "count", "shared TLB: such look-ups that found a translation";
         memory_tlb_reads: "count", "TLB in memory: sets read, on misses of second levels";
+        tlb_block_hits: "count",
+            "TLB blocks: second-level TLB misses that a line of the second-level cache served";
+        nested_block_hits: "count",
+            "TLB blocks: guest-physical addresses that such a line translated for the walker";
+        tlb_block_fills: "count", "TLB blocks: lines of the second-level cache that became blocks";
         segment_hits: "count",
             "segments: first-level TLB misses that a segment served beside the second level, by \
              no reference";
