@@ -84,6 +84,28 @@ impl Cache {
             Self::Other(sets) => access_other(sets, line),
         }
     }
+    /// Uses a line if it is there; nothing is filled. Whether it was there.
+    pub fn touch(&mut self, line: u64) -> bool {
+        match self {
+            Self::Twelve(sets) => sets.touch(line),
+            Self::Sixteen(sets) => sets.touch(line),
+            Self::Other(sets) => {
+                let (tag, set) = sets.indexer().split(line);
+                sets.look_up(set, tag as u32).is_some()
+            }
+        }
+    }
+    /// Removes a line if it is there; its way is filled next.
+    pub fn remove(&mut self, line: u64) {
+        match self {
+            Self::Twelve(sets) => sets.remove(line),
+            Self::Sixteen(sets) => sets.remove(line),
+            Self::Other(sets) => {
+                let (tag, set) = sets.indexer().split(line);
+                sets.remove(set, tag as u32);
+            }
+        }
+    }
 }
 
 #[inline(never)]
@@ -179,6 +201,21 @@ impl Caches {
     #[inline]
     pub fn last_level_place(&self, at: Hpa) -> &u32 {
         self.levels.llc.place(at.value() >> 6)
+    }
+    /// Uses a line of a core's second level by its number, if it is there. No reference may wait.
+    pub fn use_second_level(&mut self, core: usize, line: u64) -> bool {
+        debug_assert!(!self.has_waiting(), "out of order");
+        self.levels.cores[core].l2.touch(line)
+    }
+    /// Puts a line into a core's second level alone. Whether it was there. No reference may wait.
+    pub fn fill_second_level(&mut self, core: usize, line: u64) -> bool {
+        debug_assert!(!self.has_waiting(), "out of order");
+        self.levels.cores[core].l2.access(line)
+    }
+    /// Removes the line of an address from a core's second level. No reference may wait.
+    pub fn drop_from_second_level(&mut self, core: usize, at: Hpa) {
+        debug_assert!(!self.has_waiting(), "out of order");
+        self.levels.cores[core].l2.remove(at.value() >> 6);
     }
     /// The private caches of a core change places with those of a core elsewhere.
     pub fn exchange_core(&mut self, core: usize, other: &mut Self, of_other: usize) {

@@ -3,6 +3,7 @@
 //! Hardware only reads tables. Nothing here calls an OS or a VMM.
 
 pub mod assoc;
+pub mod blocks;
 pub mod cache;
 pub mod clustered;
 pub mod coalesced;

@@ -393,8 +393,18 @@ fn other_tables_have_their_published_numbers_beside_them() {
     let results = lab.json(line);
     let rows = results["rows"].as_array().unwrap();
     let machines: Vec<&str> = rows.iter().map(|r| r["machine"].as_str().unwrap()).collect();
-    let all =
-        ["nested", "hashed", "hashed-nested", "flattened", "ecpt", "pvdmt", "learned", "pom-tlb"];
+    let all = [
+        "nested",
+        "hashed",
+        "hashed-nested",
+        "flattened",
+        "ecpt",
+        "pvdmt",
+        "learned",
+        "utopia",
+        "pom-tlb",
+        "victima",
+    ];
     assert_eq!(machines, [all, all].concat());
     for row in rows {
         // The TLB in memory holds all of so small a program: nothing is walked.

@@ -12,11 +12,13 @@ use nestwalk_sim::assist::tables::direct::{Direct, DirectConfig};
 use nestwalk_sim::assist::tables::flattened::{FlatConfig, Flattened};
 use nestwalk_sim::assist::tables::hashed::{HashConfig, Hashed};
 use nestwalk_sim::assist::tables::learned::{Learned, LearnedConfig};
+use nestwalk_sim::assist::tables::restricted::{Restricted, RestrictedConfig};
 use nestwalk_sim::assist::tables::{
-    Found, GuestSide, GuestTable, HostSide, HostTable, Key, NoHost, NoMemory, RadixGuest,
-    Structure, StructureState, Supply, Tabled, Work,
+    Found, GuestTable, HostTable, Key, NoHost, NoMemory, RadixGuest, Structure, StructureState,
+    Supply, Tabled, Work,
 };
 use nestwalk_sim::hypervisor::nested_mmu::NestedMmu;
+use nestwalk_sim::scheme::Scheme;
 use nestwalk_sim::scheme::vmm_options::VmmRules;
 use nestwalk_sim::schemes::by_name;
 use nestwalk_sim::{Counters, Dimension, DynMachine, Machine, MachineConfig};
@@ -107,6 +109,22 @@ fn learned_walks_have_the_length_of_the_formula() {
         assert!(guest == 2 && (6..=24).contains(&nested), "{size}: {guest} and {nested}");
         let (guest, nested) = cold("learned-nested", &LONG4, size, host);
         assert!(guest == g && (2 * (g + 1)..=8 * (g + 1)).contains(&nested), "{size}: {nested}");
+    }
+}
+
+/// Filter and tags of a set at once, of each size that has a segment; of what is in none a radix walk
+/// follows.
+#[test]
+fn restricted_walks_have_the_length_of_the_formula() {
+    for (size, host) in [(S4K, "4k"), (S4K, "2m"), (S2M, "4k"), (S2M, "2m")] {
+        let g = u64::from(LONG4.walk_references(LONG4.leaf_level(size).unwrap()));
+        let h = if host == "4k" { 4 } else { 3 };
+        let what = format!("{size} on {host}");
+        let of = |scheme: &str| cold(scheme, &LONG4, size, host);
+        assert_eq!(of("utopia"), (2, 6), "{what}");
+        assert_eq!(of("native-utopia"), (2, 0), "{what}");
+        assert_eq!(of("utopia-nested"), (g, 2 * (g + 1)), "{what}");
+        assert_eq!(of("utopia-guest"), (2, 3 * h), "{what}");
     }
 }
 
@@ -242,10 +260,7 @@ impl Case {
 
 /// Runs a life, in which the host takes pages back now and then. Counters and violations at the end; a
 /// machine that cannot go on is told apart.
-fn live<G: GuestSide, H: HostSide>(
-    case: &Case,
-    machine: &mut Machine<Tabled<G, H>>,
-) -> (Counters, u64, bool) {
+fn live<S: Scheme>(case: &Case, machine: &mut Machine<S>) -> (Counters, u64, bool) {
     let mut r = SplitMix64::new(case.seed);
     let mut used: Vec<Gpa> = Vec::new();
     for events in case.life() {
@@ -279,6 +294,12 @@ fn small_learned(_memory: &mut dyn Supply) -> Option<Learned> {
     Some(Learned::new(LearnedConfig { error: 2, held: 2 }, 4))
 }
 
+/// Sets of one way: what collides displaces.
+fn small_restricted(memory: &mut dyn Supply) -> Option<Restricted> {
+    let config = RestrictedConfig { mib: [1, 16], ways: [1, 1], held: 8, evict: true };
+    Restricted::new(config, 4, true, memory)
+}
+
 /// Every third node finds no memory.
 fn small_flattened(memory: &mut dyn Supply) -> Option<Flattened> {
     Flattened::new(FlatConfig { refused: 33, ..FlatConfig::default() }, 4, true, memory)
@@ -294,6 +315,7 @@ fn lives<S: Structure + 'static>(make: fn(&mut dyn Supply) -> Option<S>) -> Coun
         sum.guest_table_updates += c.guest_table_updates;
         sum.table_refusals += c.table_refusals;
         sum.guest_table_moves += c.guest_table_moves;
+        sum.guest_table_copies += c.guest_table_copies;
     };
     for case in Case::all() {
         let mut build = case.build(true);
@@ -349,6 +371,16 @@ fn the_referee_approves_of_direct_tables_in_random_lives() {
 fn the_referee_approves_of_learned_tables_in_random_lives() {
     let c = lives(small_learned);
     assert!(c.table_resizes > 100 && c.guest_table_updates > 10_000, "{}", c.table_resizes);
+}
+
+#[test]
+fn the_referee_approves_of_restricted_segments_in_random_lives() {
+    let c = lives(small_restricted);
+    assert!(
+        c.guest_table_copies > 20 && c.guest_table_updates > 10_000,
+        "{}",
+        c.guest_table_copies
+    );
 }
 
 // ---- canaries ----------------------------------------------------------------------------------

@@ -86,6 +86,27 @@ impl<const Q: usize> Sets<Q> {
         self.access_in(self.set(line), line)
     }
 
+    /// Uses a line if it is there; nothing is filled. Whether it was there.
+    pub fn touch(&mut self, line: u64) -> bool {
+        let tag = (line / u64::from(UNIT)) as u32;
+        lanes::equal(&self.sets[self.set(line)].tags, tag) != 0 && self.access(line)
+    }
+
+    /// Removes a line if it is there; its way is filled next.
+    pub fn remove(&mut self, line: u64) {
+        let (last, at) = (self.last, self.set(line));
+        let set = &mut self.sets[at];
+        let found = lanes::equal(&set.tags, (line / u64::from(UNIT)) as u32);
+        if found == 0 {
+            return;
+        }
+        let way = found.trailing_zeros() as usize & 15;
+        let age = set.ages[way];
+        set.ages.iter_mut().filter(|a| **a > age && **a <= last).for_each(|a| *a -= 1);
+        set.ages[way] = last;
+        set.tags.as_flattened_mut()[way] = u32::MAX;
+    }
+
     /// As [`Sets::access`], of a line whose set is known.
     #[inline(always)]
     pub fn access_in(&mut self, set: usize, line: u64) -> bool {
@@ -208,6 +229,41 @@ mod tests {
         compare::<3>(13 * 64, 11);
         compare::<4>(7 * 128, 15);
         compare::<2>(64, 8);
+    }
+
+    /// Against lists again, with look-ups that fill nothing and removals.
+    #[test]
+    fn lines_that_are_removed_make_room_and_look_ups_alone_fill_nothing() {
+        let (sets, ways) = (64_u64, 6);
+        let mut subject = Sets::<3>::new(Geometry::new(64 * 6, 6).unwrap());
+        let mut lists = vec![Vec::<u64>::new(); sets as usize];
+        let mut random = SplitMix64::new(5);
+        let (mut found, mut removed) = (0, 0);
+        for _ in 0..100_000 {
+            let line = (1 << 37) + random.below(sets * 12);
+            let list = &mut lists[(line % sets) as usize];
+            let at = list.iter().position(|l| *l == line);
+            match random.below(4) {
+                0 => {
+                    subject.remove(line);
+                    removed += u32::from(at.is_some());
+                    list.retain(|l| *l != line);
+                    continue;
+                }
+                1 => {
+                    assert_eq!(subject.touch(line), at.is_some());
+                    found += u32::from(at.is_some());
+                    if at.is_none() {
+                        continue;
+                    }
+                }
+                _ => assert_eq!(subject.access(line), at.is_some()),
+            }
+            list.retain(|l| *l != line);
+            list.truncate(ways - 1);
+            list.insert(0, line);
+        }
+        assert!(found > 5_000 && removed > 5_000, "{found} found, {removed} removed");
     }
 
     #[test]

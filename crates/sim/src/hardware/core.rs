@@ -118,6 +118,9 @@ impl Core {
         if let Some(coalesced) = &mut self.coalesced {
             coalesced.invalidate_page(gva, asid, global);
         }
+        if let Some(blocks) = &mut self.blocks {
+            blocks.invalidate_page(gva, asid, global);
+        }
     }
 
     /// The partial walks of one address, by prefix.
@@ -134,6 +137,9 @@ impl Core {
         }
         if let Some(coalesced) = &mut self.coalesced {
             coalesced.remove(gva, asid, global);
+        }
+        if let Some(blocks) = &mut self.blocks {
+            blocks.remove(gva, asid, global);
         }
     }
 
@@ -152,6 +158,9 @@ impl Core {
         if let Some(coalesced) = &mut self.coalesced {
             coalesced.invalidate_asid(asid);
         }
+        if let Some(blocks) = &mut self.blocks {
+            blocks.invalidate_asid(asid);
+        }
         self.walk_cache.invalidate_asid(asid);
         self.forget_entries();
     }
@@ -163,6 +172,9 @@ impl Core {
         }
         if let Some(coalesced) = &mut self.coalesced {
             coalesced.invalidate_vpid(vpid, global);
+        }
+        if let Some(blocks) = &mut self.blocks {
+            blocks.invalidate_all(global);
         }
         self.walk_cache.invalidate_vpid(vpid);
         self.forget_entries();

@@ -12,6 +12,7 @@ pub mod world;
 use self::core::PcidLevels;
 use crate::measure::counters::{Counters, Dimension, References};
 use crate::measure::walk_map::WalkMap;
+use nestwalk_hw::blocks::Blocks;
 use nestwalk_hw::cache::{NodeLayout, Reference};
 use nestwalk_hw::{Asid, Caches, Coalesced, EntryCache, Profile, ServedBy, Tlb, WalkCache};
 use nestwalk_tables::Mode;
@@ -44,6 +45,8 @@ pub struct Core {
     /// TLBs whose entries cover several base pages, in place of the three above, for schemes that have
     /// them.
     pub coalesced: Option<Box<Coalesced>>,
+    /// Translations in lines of the second-level data cache, for schemes that have them.
+    pub blocks: Option<Box<Blocks>>,
     /// Tag of the current address space: with PCID 0 on a processor without PCIDs.
     pub asid: Asid,
     /// PCIDs that were loaded so far, each once.
@@ -204,6 +207,7 @@ impl Hardware {
             entry_cache: p.entry_cache.as_ref().map(|e| Box::new(EntryCache::new(e))),
             nested_tlb,
             coalesced: None,
+            blocks: None,
             asid: Asid::new(vpid, 0),
             loaded: vec![0],
             pcid: 0,
@@ -395,6 +399,9 @@ impl Hardware {
             if let Some(nested) = &mut core.nested_tlb {
                 nested.invalidate_vpid(vpid, true);
             }
+            if let Some(blocks) = &mut core.blocks {
+                blocks.invalidate_nested();
+            }
         }
     }
 
@@ -411,6 +418,9 @@ impl Hardware {
         let host = Asid::new(core.asid.vpid(), 0);
         if let Some(nested) = &mut core.nested_tlb {
             nested.invalidate_page(gpa, host, false);
+        }
+        if let Some(blocks) = &mut core.blocks {
+            blocks.remove_nested(gpa, host);
         }
         core.nested_walk_cache.invalidate_address(nested, gpa, host);
         if let Some((mode, gva)) = linear {

@@ -310,6 +310,11 @@ counters! {
         shared_tlb_lookups: "count", "shared TLB: look-ups, on misses of second levels";
         shared_tlb_hits: "count", "shared TLB: such look-ups that found a translation";
         memory_tlb_reads: "count", "TLB in memory: sets read, on misses of second levels";
+        tlb_block_hits: "count",
+            "TLB blocks: second-level TLB misses that a line of the second-level cache served";
+        nested_block_hits: "count",
+            "TLB blocks: guest-physical addresses that such a line translated for the walker";
+        tlb_block_fills: "count", "TLB blocks: lines of the second-level cache that became blocks";
         segment_hits: "count",
             "segments: first-level TLB misses that a segment served beside the second level, by \
              no reference";
@@ -391,6 +396,9 @@ counters! {
         guest_table_pages: "4 KiB pages", "memory that it clears for such tables";
         nested_table_moves: "count", "the same moves of the VMM";
         nested_table_pages: "4 KiB pages", "memory that the VMM clears for such tables";
+        guest_table_copies: "4 KiB pages",
+            "pages that the guest's kernel copies because such a table says where they lie";
+        nested_table_copies: "4 KiB pages", "the same copies of the VMM";
         table_emulations: "count",
             "accesses that software made, whose tables are linked in more places than it follows";
         table_resizes: "count", "changes of the size of such a table";

@@ -75,7 +75,8 @@ schemes! {
     dual_direct, spot + NATIVE, rmm + NATIVE, anchor + NATIVE, colt + NATIVE, clustered + NATIVE,
     shared_tlb + NATIVE, shadow_colt, hashed + NESTED + GUEST + NATIVE,
     flattened + NESTED + GUEST + NATIVE, ecpt + NESTED + GUEST + NATIVE, pom_tlb + NATIVE,
-    dmt + PARAVIRTUAL + NATIVE, learned + NESTED + NATIVE,
+    dmt + PARAVIRTUAL + NATIVE, learned + NESTED + NATIVE, utopia + NESTED + GUEST + NATIVE,
+    victima + NATIVE,
 }
 
 /// Other names of schemes: what vendors and kernels call them.

@@ -6,6 +6,7 @@ use super::direct::Direct;
 use super::flattened::Flattened;
 use super::hashed::Hashed;
 use super::learned::Learned;
+use super::restricted::Restricted;
 use super::{Found, Key, NoMemory, Structure, StructureState, Supply, Work};
 
 macro_rules! any {
@@ -76,4 +77,4 @@ macro_rules! any {
     };
 }
 
-any!(Hashed Flattened Cuckoo Direct Learned);
+any!(Hashed Flattened Cuckoo Direct Learned Restricted);

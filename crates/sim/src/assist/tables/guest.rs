@@ -170,7 +170,7 @@ impl<S: Structure> GuestTable<S> {
             }
         }
         let asked = if supply.host.is_some() { supply.asked } else { 0 };
-        let Work { updates, moves, pages, resizes, refused } =
+        let Work { updates, moves, pages, resizes, refused, copies } =
             std::mem::take(self.structure.work());
         let c = &mut platform.cpu.counters;
         c.exits[ExitReason::TableMemory as usize] += asked;
@@ -179,6 +179,7 @@ impl<S: Structure> GuestTable<S> {
         c.guest_table_pages += pages;
         c.table_resizes += resizes;
         c.table_refusals += refused;
+        c.guest_table_copies += copies;
         for range in self.area.take_fresh() {
             host.back(platform, vcpu, range)?;
         }

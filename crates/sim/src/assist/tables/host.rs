@@ -205,13 +205,14 @@ impl<S: Structure> HostTable<S> {
     }
 
     fn count(&mut self, platform: &mut Platform) {
-        let Work { updates: _, moves, pages, resizes, refused } =
+        let Work { updates: _, moves, pages, resizes, refused, copies } =
             std::mem::take(self.structure.work());
         let c = &mut platform.cpu.counters;
         c.nested_table_moves += moves;
         c.nested_table_pages += pages;
         c.table_resizes += resizes;
         c.table_refusals += refused;
+        c.nested_table_copies += copies;
     }
 }
 

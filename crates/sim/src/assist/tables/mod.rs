@@ -18,6 +18,7 @@ pub mod hashed;
 mod host;
 pub mod learned;
 pub mod mirror;
+pub mod restricted;
 mod scheme;
 mod supply;
 #[cfg(test)]
@@ -82,6 +83,8 @@ pub struct Work {
     pub resizes: u64,
     /// Pieces of memory that were asked for and not to be had.
     pub refused: u64,
+    /// Pages of 4 KiB that were copied, since a table says where they lie.
+    pub copies: u64,
 }
 
 /// No memory for a table that cannot do without.

@@ -153,6 +153,7 @@ prices! {
     Host clear_page_ns 1 (host_pages_cleared);
     Hypervisor clear_page_ns 1 (nested_table_pages);
     Hypervisor clear_page_ns 1 (nested_copy_pages);
+    Hypervisor clear_page_ns 2 (nested_table_copies);
     // What is copied is read and written.
     Moving clear_page_ns 2 (pages_moved);
     Moving clear_page_ns 2 (nested_tables_moved);
@@ -174,6 +175,7 @@ prices! {
     // A copy is read from the table that it is one of, and written.
     Guest clear_page_ns 2 (guest_copy_pages);
     Guest clear_page_ns 2 (guest_tables_moved);
+    Guest clear_page_ns 2 (guest_table_copies);
     Guest guest_fork_ns 1 (work Fork);
     Guest guest_exec_ns 1 (work Exec);
     Guest guest_exit_ns 1 (work Exit);
