@@ -52,11 +52,16 @@ impl Extent {
     const fn of([runs, accesses, instructions, controls]: [u64; 4]) -> Self {
         Self { runs, accesses, instructions, controls }
     }
-    /// A run more.
-    pub(super) fn add(&mut self, run: &Run) {
-        self.runs += 1;
-        self.accesses += u64::from(run.count);
-        self.instructions += u64::from(run.instructions);
+    /// So many runs more.
+    pub(super) fn add(&mut self, runs: &[Run]) {
+        let (mut accesses, mut instructions) = (0, 0);
+        for run in runs {
+            accesses += u64::from(run.count);
+            instructions += u64::from(run.instructions);
+        }
+        self.runs += runs.len() as u64;
+        self.accesses += accesses;
+        self.instructions += instructions;
     }
 }
 
@@ -83,8 +88,8 @@ pub(super) fn encode(piece: &Piece, line_addresses: bool) -> Result<Encoded, &'s
     let mut encoder = runs::Encoder::new(line_addresses);
     for run in &piece.runs {
         encoder.run(run);
-        held.add(run);
     }
+    held.add(&piece.runs);
     let mut controls = controls::Encoder::new();
     for (position, control) in &piece.controls {
         controls.control(u64::from(*position), control)?;
@@ -284,11 +289,8 @@ impl Decoder {
                 break;
             }
         }
-        for _ in first..end {
-            let run = self.runs.run();
-            self.done.add(&run);
-            batch.runs.push(run);
-        }
+        self.runs.runs((end - first) as usize, &mut batch.runs);
+        self.done.add(&batch.runs);
         if !self.runs.is_sound() {
             return Err(format!("one of the runs {first} to {end} cannot be decoded"));
         }

@@ -99,21 +99,35 @@ impl Site {
     const fn new(place: Place) -> Self {
         Self { place, touch: Touch::NONE, stride: 0, after: [NO_SITE; AFTER] }
     }
+
+    /// Another site came after it, which becomes the latest that did.
+    #[inline(always)]
+    const fn came_after(&mut self, site: u32) {
+        let [a, b, c, d] = self.after;
+        self.after = if a == site {
+            return;
+        } else if b == site {
+            [b, a, c, d]
+        } else if c == site {
+            [c, a, b, d]
+        } else {
+            [site, a, b, c]
+        };
+    }
 }
 
-/// What came after four sites.
+/// The site that came after others.
 #[derive(Clone, Copy)]
-struct Four {
-    touch: Touch,
+struct Next {
     site: u32,
     tag: u16,
 }
 
-/// What came after two sites.
-#[derive(Clone, Copy)]
-struct Two {
-    site: u32,
-    tag: u16,
+const NEXT: Next = Next { site: NO_SITE, tag: 0 };
+
+/// So many times the same, made where it stays: a stack has no room for it.
+fn table<T: Copy, const N: usize>(each: T) -> Box<[T; N]> {
+    vec![each; N].try_into().unwrap_or_else(|_| Box::new([each; N]))
 }
 
 /// What is known of one vCPU.
@@ -139,10 +153,17 @@ pub(super) struct Context {
 
 /// The state of both sides. A chunk begins with a new one.
 pub(super) struct Model {
+    /// That of the vCPU at hand.
+    lane: Lane,
+    /// Those of the others.
     lanes: Vec<Lane>,
     sites: Vec<Site>,
-    four: Box<[Four]>,
-    two: Box<[Two]>,
+    // Arrays, so that an index of as many bits needs no look.
+    four: Box<[Next; 1 << FOUR]>,
+    /// What the site that came after four touched. Apart, since each guess of a site waits for the last
+    /// one, and nothing for this.
+    touches: Box<[Touch; 1 << FOUR]>,
+    two: Box<[Next; 1 << TWO]>,
     pub(super) pages: Pages,
     pub(super) code: CodePages,
     /// The vCPU of the latest run.
@@ -153,10 +174,12 @@ impl Model {
     pub(super) fn new() -> Self {
         let nowhere = Place { pc: 0, flags: RunFlags::of(nestwalk_types::AccessKind::Load) };
         Self {
+            lane: LANE,
             lanes: vec![LANE],
             sites: vec![Site::new(nowhere)],
-            four: vec![Four { touch: Touch::NONE, site: NO_SITE, tag: 0 }; 1 << FOUR].into(),
-            two: vec![Two { site: NO_SITE, tag: 0 }; 1 << TWO].into(),
+            four: table(NEXT),
+            touches: table(Touch::NONE),
+            two: table(NEXT),
             pages: Pages::new(),
             code: CodePages::new(),
             vcpu: VcpuId(0),
@@ -165,26 +188,25 @@ impl Model {
 
     /// Goes on with another vCPU.
     pub(super) fn switch(&mut self, vcpu: VcpuId) {
-        self.vcpu = vcpu;
-        let needed = usize::from(vcpu.0) + 1;
+        let needed = usize::from(vcpu.0.max(self.vcpu.0)) + 1;
         if self.lanes.len() < needed {
             self.lanes.resize(needed, LANE);
         }
+        self.lanes[usize::from(self.vcpu.0)] = self.lane;
+        self.vcpu = vcpu;
+        self.lane = self.lanes[usize::from(vcpu.0)];
     }
 
-    #[inline(always)]
-    fn lane(&self) -> &Lane {
-        &self.lanes[usize::from(self.vcpu.0)]
-    }
     /// Instruction address and line of the latest run of this kind.
     #[inline(always)]
     pub(super) fn last(&self, fetch: bool) -> (u64, u64) {
-        self.lane().last[usize::from(fetch)]
+        self.lane.last[usize::from(fetch)]
     }
 
     #[inline(always)]
     pub(super) fn context(&self) -> Context {
-        let [a, b, c, d] = self.lane().sites.map(u64::from);
+        let [a, b, c, d] = self.lane.sites;
+        let [a, b, c, d] = [u64::from(a), u64::from(b), u64::from(c), u64::from(d)];
         let two = (a | b << 32).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let four = (two ^ two >> 29 ^ c << 20 ^ d << 40).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         Context {
@@ -248,12 +270,12 @@ impl Model {
 
     /// What the site touched last in this context, or at all if the context is new.
     #[inline(always)]
-    pub(super) fn touch_in(&self, context: Context, site: u32) -> Touch {
+    pub(super) fn touch_in(&self, context: Context, number: u32, site: &Site) -> Touch {
         let four = &self.four[context.four];
-        if four.site == site && four.tag == context.four_tag {
-            four.touch
+        if four.site == number && four.tag == context.four_tag {
+            self.touches[context.four]
         } else {
-            self.sites[site as usize].touch
+            site.touch
         }
     }
 
@@ -266,20 +288,16 @@ impl Model {
         if four.site != site || four.tag != context.four_tag {
             four.site = site;
             four.tag = context.four_tag;
-            self.two[context.two] = Two { site, tag: context.two_tag };
-            let after = &mut self.sites[context.one as usize].after;
-            let known = after.iter().position(|&a| a == site).unwrap_or(AFTER - 1);
-            after.copy_within(..known, 1);
-            after[0] = site;
+            self.two[context.two] = Next { site, tag: context.two_tag };
+            self.sites[context.one as usize].came_after(site);
         }
-        four.touch = touch;
+        self.touches[context.four] = touch;
         let own = &mut self.sites[site as usize];
         own.stride = touch.line.wrapping_sub(own.touch.line) as i64;
         own.touch = touch;
-        let lane = &mut self.lanes[usize::from(self.vcpu.0)];
-        let [a, b, c, _] = lane.sites;
-        lane.sites = [site, a, b, c];
-        lane.last[usize::from(run.flags.is_fetch())] = (run.pc.value(), touch.line);
+        let [a, b, c, _] = self.lane.sites;
+        self.lane.sites = [site, a, b, c];
+        self.lane.last[usize::from(run.flags.is_fetch())] = (run.pc.value(), touch.line);
     }
 }
 

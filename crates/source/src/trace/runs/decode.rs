@@ -51,53 +51,73 @@ impl Decoder {
         self.is_sound() && self.columns.iter().all(Cursor::is_finished)
     }
 
-    /// The next run. What it says means nothing if [`Decoder::is_sound`] is false afterwards.
-    #[inline(always)]
-    pub(in crate::trace) fn run(&mut self) -> Run {
-        if self.until_switch == 0 {
-            self.switch();
+    /// The next runs, appended to `runs`. What they say means nothing if [`Decoder::is_sound`] is false
+    /// afterwards.
+    pub(in crate::trace) fn runs(&mut self, count: usize, runs: &mut Vec<Run>) {
+        runs.reserve(count);
+        let mut left = count as u64;
+        while left > 0 {
+            if self.until_switch == 0 {
+                self.switch();
+            }
+            let alike = left.min(self.until_switch);
+            self.until_switch -= alike;
+            left -= alike;
+            runs.extend((0..alike as usize).map(|_| self.run()));
         }
-        self.until_switch -= 1;
+    }
+
+    /// The next run, of the vCPU at hand.
+    #[inline(always)]
+    fn run(&mut self) -> Run {
         let code = self.byte(Column::Code);
         let context = self.model.context();
         let number = match code & 3 {
             0 => self.model.guess(context),
-            SITE_TOLD => self.told_site(context),
-            which => self.model.guesses(context)[usize::from(which)],
+            which => self.later_site(which, context),
         };
         let Some(site) = self.model.site(number) else { return self.no_run() };
+        let Place { pc, flags } = site.place;
+        let fetch = flags.is_fetch();
         let known = Known::of(&self.model, context, number, site);
-        let place = known.site.place;
         let how = code >> 2 & 7;
         let line = match how {
-            AS_PC => place.pc >> 6,
             IN_CONTEXT => known.touch.line,
+            AS_PC => pc >> 6,
             BY_STRIDE => known.stride_line(),
-            AS_LAST => known.site.touch.line,
-            _ => self.told_line(how, &known),
+            AS_LAST => known.last.line,
+            _ => self.told_line(how, known.touch.line, known.page),
         };
-        let fetch = place.flags.is_fetch();
         let mut lines = known.lines(how, line);
-        if code & LINES_TOLD != 0 {
-            lines = self.told_lines(line & 63, known.site.touch.lines);
-        }
         let Touch { mut count, mut instructions, .. } = known.touch;
-        if code & COUNT_TOLD != 0 {
-            count = self.number(if fetch { Column::FetchCount } else { Column::DataCount });
-        }
-        if code & INSTRUCTIONS_TOLD != 0 {
-            let column = if fetch { Column::FetchInstructions } else { Column::DataInstructions };
-            instructions = self.number(column);
+        if code >= LINES_TOLD {
+            if code & LINES_TOLD != 0 {
+                lines = self.told_lines(line & 63, known.last.lines);
+            }
+            if code & COUNT_TOLD != 0 {
+                count = self.number(if fetch { Column::FetchCount } else { Column::DataCount });
+            }
+            if code & INSTRUCTIONS_TOLD != 0 {
+                let column = if fetch { Column::FetchInstructions } else { Column::DataInstructions };
+                instructions = self.number(column);
+            }
         }
         let mut gva = address(line);
         if !self.line_addresses {
             gva = gva.offset_by(u64::from(self.byte(Column::Low) & 63));
         }
-        let pc = Gva::new(place.pc);
-        let (vcpu, flags) = (self.model.vcpu, place.flags);
-        let run = Run { gva, pc, lines, count, instructions, vcpu, flags };
+        let run = Run { gva, pc: Gva::new(pc), lines, count, instructions, vcpu: self.model.vcpu, flags };
         self.model.learn(context, number, &run);
         run
+    }
+
+    /// A site that is not the first guess.
+    #[inline(never)]
+    fn later_site(&mut self, which: u8, context: Context) -> u32 {
+        match which {
+            SITE_TOLD => self.told_site(context),
+            which => self.model.guesses(context)[usize::from(which)],
+        }
     }
 
     /// What stands for a run of a site that does not exist.
@@ -146,14 +166,15 @@ impl Decoder {
         self.model.code.take(page, rank).unwrap_or_else(|| self.impossible())
     }
 
-    fn told_line(&mut self, how: u8, known: &Known) -> u64 {
+    #[inline(never)]
+    fn told_line(&mut self, how: u8, in_context: u64, page: u64) -> u64 {
         if how == PAGE_IN_CONTEXT {
-            return moved(known.touch.line, self.byte(Column::NearLine));
+            return moved(in_context, self.byte(Column::NearLine));
         }
         let within = self.byte(Column::Line);
         if how == PAGE_NEW {
             let delta = unzigzag(self.columns[Column::NewPage as usize].varint());
-            let page = known.page.wrapping_add(delta as u64) & PAGE_BITS;
+            let page = page.wrapping_add(delta as u64) & PAGE_BITS;
             let line = page << 6 | u64::from(within & 63);
             self.model.pages.add(line);
             return line;
@@ -162,13 +183,14 @@ impl Decoder {
             PAGE_BESIDE => (self.number(Column::RankBeside), 0),
             _ => (self.number(Column::Rank), self.byte(Column::Set)),
         };
-        let set = Pages::set(known.page.wrapping_add(u64::from(other)));
+        let set = Pages::set(page.wrapping_add(u64::from(other)));
         let Some(last) = self.model.pages.last(set, rank) else { return self.impossible() };
         let line = moved(last, within);
         self.model.pages.renew(rank, line);
         line
     }
 
+    #[inline(never)]
     fn told_lines(&mut self, own: u64, site: u64) -> u64 {
         let turned = match self.byte(Column::Lines) {
             LINES_OWN => 1,

@@ -56,7 +56,7 @@ impl Encoder {
         let mut code = which | how << 2;
         if run.lines != known.lines(how, line) {
             code |= LINES_TOLD;
-            self.lines(run.lines, line & 63, known.site.touch.lines);
+            self.lines(run.lines, line & 63, known.last.lines);
         }
         if run.count != known.touch.count {
             code |= COUNT_TOLD;
@@ -122,7 +122,7 @@ impl Encoder {
             IN_CONTEXT
         } else if line == known.stride_line() {
             BY_STRIDE
-        } else if line == known.site.touch.line {
+        } else if line == known.last.line {
             AS_LAST
         } else {
             if line >> 6 == known.touch.line >> 6 {

@@ -124,7 +124,9 @@ const UP: u8 = 60;
 struct Known {
     /// What the site touched last in this context.
     touch: Touch,
-    site: Site,
+    /// What it touched last at all, and how far its address moved then, in lines.
+    last: Touch,
+    stride: i64,
     /// Page of the latest run of the same kind on this vCPU.
     page: u64,
 }
@@ -133,19 +135,19 @@ impl Known {
     #[inline(always)]
     fn of(model: &Model, context: Context, number: u32, site: &Site) -> Self {
         let (_, line) = model.last(site.place.flags.is_fetch());
-        Self { touch: model.touch_in(context, number), site: *site, page: line >> 6 }
+        Self { touch: model.touch_in(context, number, site), last: site.touch, stride: site.stride, page: line >> 6 }
     }
     #[inline(always)]
     fn stride_line(&self) -> u64 {
-        self.site.touch.line.wrapping_add(self.site.stride as u64) & LINE_BITS
+        self.last.line.wrapping_add(self.stride as u64) & LINE_BITS
     }
     #[inline(always)]
     fn lines(&self, how: u8, line: u64) -> u64 {
         match how {
             IN_CONTEXT => self.touch.lines,
             _ => {
-                let touch = &self.site.touch;
-                touch.lines.rotate_left((line.wrapping_sub(touch.line) & 63) as u32)
+                let Touch { lines, line: last, .. } = self.last;
+                lines.rotate_left((line.wrapping_sub(last) & 63) as u32)
             }
         }
     }
