@@ -98,6 +98,10 @@ fn json_has_the_documented_fields_and_no_others() {
          --verify --host-fragmentation bad --machines vmm-direct/start=paged/compact=40000000"
             .into(),
         format!("compare gups {SMALL} --verify --machines hashed,native-hashed"),
+        format!(
+            "compare gups {SMALL} --verify --machines nested/nodes=2/ept=1/copies=both,native/nodes=2/data=1 \
+             --profile cascade-lake-6252"
+        ),
         format!("compare gups {SMALL} --verify --repeat 2"),
         format!("compare gups {SMALL} --verify --sample=every=5k,unit=1k,warm=1k"),
     ];
@@ -120,6 +124,7 @@ fn json_has_the_documented_fields_and_no_others() {
                     "machines[].segments" => !has_segments(scheme),
                     "machines[].contiguity" => !uses_contiguity(scheme),
                     "machines[].tables" => !has_tables(scheme),
+                    "machines[].nodes" => !m["name"].as_str().unwrap().contains("nodes="),
                     "machines[].coverage" => scheme == "ideal" || !line.contains("--contiguity"),
                     "machines[].walk_map" => scheme == "ideal" || !line.contains("--walk-map"),
                     "machines[].host_placement" => m["host_placement"].is_null(),
