@@ -99,7 +99,7 @@ fn json_has_the_documented_fields_and_no_others() {
             .into(),
         format!("compare gups {SMALL} --verify --machines hashed,native-hashed"),
         format!(
-            "compare gups {SMALL} --verify --machines nested/nodes=2/ept=1/copies=both,native/nodes=2/data=1 \
+            "compare gups {SMALL} --verify --machines nested/nodes=2/ept=1/copies=gpt,native/nodes=2/data=1 \
              --profile cascade-lake-6252"
         ),
         format!("compare gups {SMALL} --verify --repeat 2"),
