@@ -177,24 +177,20 @@ impl Caches {
     pub fn data(&mut self, core: usize, at: Hpa) -> ServedBy {
         debug_assert!(!self.has_waiting(), "out of order");
         let line = at.value() >> 6;
-        let Levels { cores, llc, nodes } = &mut self.levels;
-        let private = &mut cores[core];
-        if private.l1d.access(line) {
+        if self.levels.cores[core].l1d.access(line) {
             return ServedBy::L1;
         }
-        beyond(&mut private.l2, (llc, nodes), core, line)
+        beyond(&mut self.levels, core, line)
     }
     /// An instruction fetch. No reference may wait.
     #[inline]
     pub fn fetch(&mut self, core: usize, at: Hpa) -> ServedBy {
         debug_assert!(!self.has_waiting(), "out of order");
         let line = at.value() >> 6;
-        let Levels { cores, llc, nodes } = &mut self.levels;
-        let private = &mut cores[core];
-        if private.l1i.access(line) {
+        if self.levels.cores[core].l1i.access(line) {
             return ServedBy::L1;
         }
-        beyond(&mut private.l2, (llc, nodes), core, line)
+        beyond(&mut self.levels, core, line)
     }
     /// The memory of the last-level set of an address, to be read ahead of its use. The value means
     /// nothing.
@@ -228,13 +224,9 @@ impl Caches {
 }
 
 #[inline(never)]
-fn beyond(
-    l2: &mut Cache,
-    (llc, nodes): (&mut Cache, &mut Option<Box<Nodes>>),
-    core: usize,
-    line: u64,
-) -> ServedBy {
-    if l2.access(line) {
+fn beyond(levels: &mut Levels, core: usize, line: u64) -> ServedBy {
+    let Levels { cores, llc, nodes } = levels;
+    if cores[core].l2.access(line) {
         return ServedBy::L2;
     }
     if let Some(nodes) = nodes {

@@ -269,7 +269,7 @@ mod tests {
         caches.walk_begins();
         caches.data(0, frame(2));
         assert_eq!(caches.nodes_mut().unwrap().take_program().references, 1);
-        assert_eq!(caches.walk_ends(), Far { references: 1, cycles: 100 });
+        assert_eq!(caches.walk_ends(), Some(Far { references: 1, cycles: 100 }));
         caches.data(0, frame(3));
         assert_eq!(caches.nodes_mut().unwrap().take_program().references, 1);
     }

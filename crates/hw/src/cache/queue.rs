@@ -69,14 +69,11 @@ impl Caches {
             nodes.walk_begins();
         }
     }
-    /// The walk under way ends. Returns what memory of other nodes has taken it.
+    /// The walk under way ends. Returns what memory of other nodes has taken it, if there are others.
     #[inline(always)]
-    pub fn walk_ends(&mut self) -> Far {
+    pub fn walk_ends(&mut self) -> Option<Far> {
         self.queue.began = usize::MAX;
-        match &mut self.levels.nodes {
-            None => Far::default(),
-            Some(nodes) => nodes.walk_ends(),
-        }
+        self.levels.nodes.as_mut().map(|nodes| nodes.walk_ends())
     }
     /// Between walks: sends what waits if it is enough.
     #[inline(always)]

@@ -294,10 +294,11 @@ impl Hardware {
     /// Ends a walk: adds its costs to the counters.
     #[inline(always)]
     pub fn end_walk(&mut self, counters: &mut Counters, faulted: bool) {
-        let far = self.caches.walk_ends();
-        self.tally.cycles += far.cycles;
-        counters.remote_walk_references += far.references;
-        counters.remote_walk_cycles += far.cycles;
+        if let Some(far) = self.caches.walk_ends() {
+            self.tally.cycles += far.cycles;
+            counters.remote_walk_references += far.references;
+            counters.remote_walk_cycles += far.cycles;
+        }
         counters.walk_cycles += self.tally.cycles;
         if self.caches_entries {
             counters.entry_cache_lookups += std::mem::take(&mut self.entry_lookups);
