@@ -217,6 +217,15 @@ pub fn whole(value: &str, least: u64, most: u64) -> Result<u64, String> {
     number.ok_or_else(|| format!("not a whole number from {} to {}", bound(least), bound(most)))
 }
 
+/// A power of two from `least` to `most`.
+///
+/// # Errors
+/// The bounds, or that it is none.
+pub fn power_of_two(value: &str, least: u64, most: u64) -> Result<u64, String> {
+    let n = whole(value, least, most)?;
+    if n.is_power_of_two() { Ok(n) } else { Err("it is a power of two".into()) }
+}
+
 /// A number from `least` to `most`.
 ///
 /// # Errors

@@ -19,7 +19,7 @@ use crate::hardware::walk::{Fault, WalkWatch};
 use crate::hypervisor::bare_metal::Native;
 use crate::hypervisor::nested::Nested;
 use crate::machine::{DynMachine, Machine};
-use crate::scheme::options::{OptionRow, OptionTable, whole};
+use crate::scheme::options::{OptionRow, OptionTable, power_of_two};
 use crate::scheme::vmm_options::VmmKind;
 use crate::scheme::{
     Event, Handled, MachineConfig, MachineError, Platform, Processor, Report, Scheme, Software,
@@ -67,10 +67,7 @@ static OPTIONS: OptionTable<Config> = OptionTable::new(&[OptionRow {
     name: "mib",
     values: "N",
     meaning: "MiB of the TLB, 16 bytes an entry, a power of two (16)",
-    set: |c, value| {
-        c.mib = whole(value, 1, 256)?;
-        if c.mib.is_power_of_two() { Ok(()) } else { Err("it is a power of two".into()) }
-    },
+    set: |c, value| power_of_two(value, 1, 256).map(|n| c.mib = n),
     get: |c| c.mib.to_string(),
 }]);
 

@@ -9,7 +9,7 @@ use super::{Definition, Facts};
 use crate::assist::tables::restricted::{Restricted, RestrictedConfig};
 use crate::assist::tables::{self, Any, Sides};
 use crate::machine::DynMachine;
-use crate::scheme::options::{OptionRow, OptionTable, one_of, whole, word_of};
+use crate::scheme::options::{OptionRow, OptionTable, one_of, power_of_two, word_of};
 use crate::scheme::vmm_options::VmmKind;
 use crate::scheme::{MachineConfig, MachineError};
 
@@ -52,15 +52,9 @@ pub const NATIVE: Definition = Definition {
 
 const FULL: [(&str, bool); 2] = [("evict", true), ("keep", false)];
 
-/// A power of two within limits.
-fn power(value: &str, least: u64, most: u64) -> Result<u64, String> {
-    let n = whole(value, least, most)?;
-    if n.is_power_of_two() { Ok(n) } else { Err("it is a power of two".into()) }
-}
-
 /// MiB, or 0 for as much as there is.
 fn mib(value: &str, least: u64) -> Result<u64, String> {
-    if value == "all" { Ok(0) } else { power(value, least, 1 << 20) }
+    if value == "all" { Ok(0) } else { power_of_two(value, least, 1 << 20) }
 }
 
 fn spelled(mib: u64) -> String {
@@ -87,14 +81,14 @@ static OPTIONS: OptionTable<RestrictedConfig> = OptionTable::new(&[
         name: "ways",
         values: "N",
         meaning: "ways of the sets of base pages, a power of two (16)",
-        set: |c, value| power(value, 1, 16).map(|n| c.ways[0] = n),
+        set: |c, value| power_of_two(value, 1, 16).map(|n| c.ways[0] = n),
         get: |c| c.ways[0].to_string(),
     },
     OptionRow {
         name: "held",
         values: "N",
         meaning: "lines of tags that a core holds, and as many of filters, a power of two (32)",
-        set: |c, value| power(value, 4, 1024).map(|n| c.held = n as u32),
+        set: |c, value| power_of_two(value, 4, 1024).map(|n| c.held = n as u32),
         get: |c| c.held.to_string(),
     },
     OptionRow {
