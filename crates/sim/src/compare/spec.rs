@@ -8,6 +8,7 @@
 //! `nested:observed+2m` has the guest of the recording as it was: its tables, and its kernel's
 //! placement. So nothing but the host has policies, and a single placement is the host's.
 
+use crate::scheme::options::SchemeOptions;
 use crate::scheme::vmm_options::VmmOptions;
 use crate::schemes::{Catalogue, Definition};
 use nestwalk_mm::{PLACEMENTS, PagePolicy, PlacementKind};
@@ -224,8 +225,10 @@ impl MachineSpec {
             known: catalogue.schemes().map(|s| s.name).collect::<Vec<_>>().join(", "),
         })?;
         let wrong = |reason| SpecError::Variant { name: name.into(), reason };
-        let (vmm, own) = scheme.vmm.options().take(variant.split('/')).map_err(wrong)?;
-        let variant = scheme.options.normalize(&own.join("/")).map_err(wrong)?;
+        let of_vmm = scheme.vmm.options();
+        let (vmm, own) = of_vmm.take(variant.split('/')).map_err(wrong)?;
+        let own = own.join("/");
+        let variant = scheme.options.normalize_beside(&own, &of_vmm.keys()).map_err(wrong)?;
         let halves = |text: Option<&str>| match text.map(|t| t.split_once('+').ok_or(t)) {
             None => (None, None),
             Some(Ok((guest, host))) => (Some(guest.to_owned()), Some(host.to_owned())),
@@ -451,8 +454,13 @@ mod tests {
         let error = |name: &str| MachineSpec::parse(name, base()).unwrap_err().to_string();
         let e = error("nestde");
         assert!(e.contains("no scheme `nestde`") && e.contains("nested"), "{e}");
-        let e = error("shadow/fast:8k");
+        let e = error("ideal/fast:8k");
         assert!(e.contains("only one kind") && e.contains("`/fast`"), "{e}");
+        // What the VMM's options are is told beside the scheme's own.
+        let e = error("shadow/fast=yes:4k");
+        assert!(e.contains("no option `fast`") && e.contains("kvm=4.19"), "{e}");
+        let e = error("nested/fast:4k");
+        assert!(e.contains("`fast`") && e.contains("eptad=") && e.contains("ept="), "{e}");
         let e = error("nested:8k");
         assert!(e.contains("`8k`") && e.contains("4k") && e.contains("thp"), "{e}");
         let e = error("native:4k+2m");

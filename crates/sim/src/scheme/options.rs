@@ -51,10 +51,20 @@ impl<C: Default> OptionTable<C> {
     /// # Errors
     /// What is wrong, and what would be right.
     pub fn parse_parts<'a>(&self, parts: impl IntoIterator<Item = &'a str>) -> Result<C, String> {
+        self.parse_beside(parts, &[])
+    }
+
+    /// As [`OptionTable::parse_parts`], where `beside` are options of another table, which were taken
+    /// before: an unknown one is answered with all that there are.
+    fn parse_beside<'a>(
+        &self,
+        parts: impl IntoIterator<Item = &'a str>,
+        beside: &[Key],
+    ) -> Result<C, String> {
         let (config, rest) = self.take(parts)?;
         match rest.first() {
             None => Ok(config),
-            Some(part) => Err(unknown(part, &self.keys())),
+            Some(part) => Err(unknown(part, &[&self.keys(), beside].concat())),
         }
     }
 
@@ -180,6 +190,16 @@ pub trait SchemeOptions: fmt::Debug + Sync {
     /// # Errors
     /// What is wrong, and what would be right.
     fn normalize(&self, text: &str) -> Result<String, String>;
+
+    /// As [`SchemeOptions::normalize`], where a machine's name may have the options `beside`, too, which
+    /// are not in `text`: whoever asks for an unknown one is told all.
+    ///
+    /// # Errors
+    /// As [`SchemeOptions::normalize`].
+    fn normalize_beside(&self, text: &str, beside: &[Key]) -> Result<String, String> {
+        let _ = beside;
+        self.normalize(text)
+    }
 }
 
 impl<C: Default> SchemeOptions for OptionTable<C> {
@@ -188,7 +208,11 @@ impl<C: Default> SchemeOptions for OptionTable<C> {
     }
 
     fn normalize(&self, text: &str) -> Result<String, String> {
-        self.parse(text).map(|config| self.spell(&config))
+        self.normalize_beside(text, &[])
+    }
+
+    fn normalize_beside(&self, text: &str, beside: &[Key]) -> Result<String, String> {
+        self.parse_beside(parts(text), beside).map(|config| self.spell(&config))
     }
 }
 
