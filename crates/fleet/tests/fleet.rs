@@ -1,6 +1,6 @@
 //! Several VMs on one host: what they share, and that none sees another.
 
-mod common;
+use crate::common;
 
 use common::fleets::{self, MIB, pattern, plan, run, run_well, workload};
 use nestwalk_fleet::replacement::Kind;

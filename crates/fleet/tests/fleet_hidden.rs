@@ -1,7 +1,7 @@
 //! Filtered recordings in a fleet: what a host makes a VM forget, its recording does not show, and what
 //! is touched again for it.
 
-mod common;
+use crate::common;
 
 use common::fleets::{MIB, pattern, run_well};
 use nestwalk_fleet::replacement::Kind;

@@ -1,6 +1,6 @@
 //! Guests and native machines that swap, and hosts that ask their balloons.
 
-mod common;
+use crate::common;
 
 use common::fleets::{self, MIB, pattern, plan, run_well};
 use nestwalk_fleet::replacement::Kind;

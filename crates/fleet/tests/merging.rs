@@ -1,7 +1,7 @@
 //! Pages of the same contents that VMs of a fleet share: what is saved, what stores break, what is
 //! caught; and random fleets with reclaim, merging and migration under way.
 
-mod common;
+use crate::common;
 
 use common::fleets::{MIB, pattern, plan, run, run_well, vm, workload};
 use nestwalk_fleet::merging::{MergePlan, Shares};

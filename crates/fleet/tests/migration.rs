@@ -1,6 +1,6 @@
 //! VMs of a fleet that move to other hosts: rounds, logs of stores, down times, contents.
 
-mod common;
+use crate::common;
 
 use common::fleets::{MIB, pattern, plan, run, run_well, vm, workload};
 use common::lives::Life;

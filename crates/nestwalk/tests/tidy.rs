@@ -393,6 +393,20 @@ fn links_between_documents_lead_somewhere() {
 
 /// What mdbook makes a site of has every page once, and nothing leads out of it.
 #[test]
+fn no_file_of_tests_is_left_out() {
+    for root in files("all.rs").into_iter().filter(|path| path.ends_with("tests/all.rs")) {
+        let folder = root.parent().unwrap();
+        let listed = fs::read_to_string(&root).unwrap();
+        for entry in fs::read_dir(folder).unwrap() {
+            let name = entry.unwrap().file_name().into_string().unwrap();
+            let Some(module) = name.strip_suffix(".rs").filter(|m| *m != "all") else { continue };
+            let line = format!("mod {module};");
+            assert!(listed.lines().any(|l| l == line), "{}: add `{line}`", root.display());
+        }
+    }
+}
+
+#[test]
 fn the_site_has_every_page_of_the_documentation() {
     let docs = workspace().join("docs");
     let mut listed = links(&fs::read_to_string(docs.join("SUMMARY.md")).unwrap());

@@ -4,7 +4,7 @@
 //! Lengths are those of Table II of the paper (Gandhi, Hill, Swift, ISCA 2016): a level costs 1
 //! reference in shadow mode and 5 in nested mode, and the guest's root 4 more if it must be translated.
 
-mod common;
+use crate::common;
 
 use common::lives::Life;
 use common::machines::{

@@ -1,7 +1,7 @@
 //! When agile paging moves guest tables: hand-made sequences of stores and intervals, and what comes of
 //! it on whole programs.
 
-mod common;
+use crate::common;
 
 use common::machines::{Probe, Setup, exits, with_tiny_tlbs};
 use common::{Script, approve, bare_profile};

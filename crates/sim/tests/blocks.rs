@@ -1,7 +1,7 @@
 //! TLB blocks in data caches: what a hit costs and a walk teaches, the referee over random lives with
 //! host pages that are taken back, and blocks that outlive their invalidation.
 
-mod common;
+use crate::common;
 
 use common::lives::{Life, steps};
 use common::machines::{Probe, Setup, plain, with_tiny_tlbs};

@@ -2,7 +2,7 @@
 //! lengths](walk_lengths.rs): which part of an address an entry is about, what an access counts when
 //! it is retried, whose an entry is.
 
-mod common;
+use crate::common;
 
 use common::machines::{Probe, Setup, exits, tlb, with_roomy_tlbs};
 use common::{Script, V0, approve, bare_profile};

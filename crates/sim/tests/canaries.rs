@@ -1,7 +1,7 @@
 //! Schemes that are wrong on purpose. The referee must catch each, on a life that the right scheme
 //! passes: a referee that finds nothing is only worth something if it can find something.
 
-mod common;
+use crate::common;
 
 use common::lives::Life;
 use common::machines::{Probe, Setup, plain};

@@ -3,7 +3,7 @@
 //! is full and holds nothing twice. Each use is independent of all before, so n uses have a standard
 //! deviation of `sqrt(p (1 - p) / n)`; four of them are allowed, in whole machines.
 
-mod common;
+use crate::common;
 
 use common::machines::{Probe, Setup, array, only_to_level, plain, tlb, with_tiny_tlbs};
 use common::{Script, approve, bare_profile};

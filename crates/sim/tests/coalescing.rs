@@ -1,7 +1,7 @@
 //! TLB entries of several pages against what was not written for them: conventional TLBs, streams whose
 //! walks are known, and a naive coalescer over a page-by-page map.
 
-mod common;
+use crate::common;
 
 use common::lives::Life;
 use common::machines::{Probe, Setup, plain, with_roomy_tlbs};

@@ -1,7 +1,7 @@
 //! TLBs that put pages together which do not belong together. The referee must catch each, on lives that
 //! the right ones pass.
 
-mod common;
+use crate::common;
 
 use common::Script;
 use common::lives::Life;

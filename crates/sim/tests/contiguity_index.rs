@@ -1,7 +1,7 @@
 //! The index of runs that schemes of contiguity follow from table writes: after any life it equals a
 //! recount from the page tables.
 
-mod common;
+use crate::common;
 
 use common::lives::Life;
 use common::machines::Setup;

@@ -1,7 +1,7 @@
 //! The referee watches SpOT, RMM and anchors in random lives, of one vCPU and of four, with host pages
 //! that are taken back between any two steps. And it catches those that trust what they must not.
 
-mod common;
+use crate::common;
 
 use common::Script;
 use common::lives::{Life, steps};

@@ -1,7 +1,7 @@
 //! SpOT, RMM and anchors by their published rules, on tables written by hand: what is predicted, served
 //! and filled, what it costs, and what an invalidation takes.
 
-mod common;
+use crate::common;
 
 use common::machines::{Setup, tlb, with_tiny_tlbs};
 use common::{Script, approve, bare_profile};

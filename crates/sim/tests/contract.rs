@@ -1,6 +1,6 @@
 //! What every scheme owes: the referee watches all of them over random lives of random guests.
 
-mod common;
+use crate::common;
 
 use common::machine_with;
 use nestwalk_hw::Profile;

@@ -1,6 +1,6 @@
 //! What a machine's tables say of contiguity, against look-ups page by page.
 
-mod common;
+use crate::common;
 
 use common::lives::{BASE, Life};
 use common::machines::Setup;

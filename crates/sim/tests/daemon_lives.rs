@@ -1,7 +1,7 @@
 //! The referee watches machines whose guests and hosts have daemons that move pages all the time:
 //! all schemes, random lives, one vCPU and four.
 
-mod common;
+use crate::common;
 
 use common::GIB;
 use common::lives::{Life, with_direct_map};

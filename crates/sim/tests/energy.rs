@@ -3,7 +3,7 @@
 
 #![allow(clippy::float_cmp, reason = "prices are such that the sums are exact")]
 
-mod common;
+use crate::common;
 
 use common::machines::{Probe, Setup, array, roomy_walk_cache, with_roomy_tlbs};
 use common::{Script, bare_profile};

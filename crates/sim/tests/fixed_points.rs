@@ -1,6 +1,6 @@
 //! Walks with nothing cached: their number and order are known from the papers and the manuals.
 
-mod common;
+use crate::common;
 
 use common::{Script, approve, bare_profile, machine_with, run};
 use nestwalk_sim::Dimension;

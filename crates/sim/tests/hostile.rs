@@ -1,7 +1,7 @@
 //! Streams that no guest makes: whatever they say, nothing panics, and what is refused is refused with a
 //! message.
 
-mod common;
+use crate::common;
 
 use common::machines::Setup;
 use nestwalk_hw::Profile;

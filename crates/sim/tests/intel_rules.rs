@@ -4,7 +4,7 @@
 //! combined ones (gVA to hPA, TLBs and paging-structure caches), guest-physical ones (gPA to hPA,
 //! nested TLB and caches of nested tables). What is left is seen by the references of the next walk.
 
-mod common;
+use crate::common;
 
 use common::machines::{Probe, Setup, array, exits, roomy_walk_cache, with_roomy_tlbs};
 use common::{Script, V0, approve, bare_profile};

@@ -1,7 +1,7 @@
 //! What KVM's parameters decide: accessed and dirty flags of nested entries, and what is executed of
 //! large pages.
 
-mod common;
+use crate::common;
 
 use common::machines::{Probe, Setup, exits, exits_by_name};
 use common::{Script, approve};

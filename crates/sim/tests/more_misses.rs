@@ -10,7 +10,7 @@
 //! `kaby-lake-i5-7600` (848,056 for 848,129 cycles). Other replacements are held in the mean of ten
 //! streams.
 
-mod common;
+use crate::common;
 
 use common::machines::plain;
 use nestwalk_hw::Profile;

@@ -1,7 +1,7 @@
 //! Machines of several nodes: what remote memory costs, against closed forms; where tables come to lie;
 //! and that the referee finds nothing.
 
-mod common;
+use crate::common;
 
 use common::lives::{BASE, Life};
 use common::machines::{Probe, Setup};

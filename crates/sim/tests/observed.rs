@@ -1,7 +1,7 @@
 //! A guest and its recording are the same guest to every machine: what a modelled guest says, taken for
 //! a recorded guest's stream, gives the same results to the last counter.
 
-mod common;
+use crate::common;
 
 use common::lives::{Life, with_direct_map};
 use nestwalk_hw::Profile;

@@ -1,7 +1,7 @@
 //! The same stream in other pieces is the same stream: splitting page runs, splitting batches, reading
 //! ahead and working on several threads change no counter.
 
-mod common;
+use crate::common;
 
 use common::lives::{Life, cut, join};
 use common::machines::Setup;

@@ -1,7 +1,7 @@
 //! The machine's TLB misses equal, exactly, those of a naive oracle of the same geometry, on random
 //! and on real streams, under every scheme and profile.
 
-mod common;
+use crate::common;
 
 use common::lives::Life;
 use common::machines::{ALL_SIZES, Setup, array, plain, tlb};

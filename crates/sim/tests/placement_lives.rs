@@ -1,7 +1,7 @@
 //! The referee watches every scheme in random lives of guests with each placement policy, on hosts with
 //! each: of one vCPU and of four, with pages that the host takes back in between.
 
-mod common;
+use crate::common;
 
 use common::lives::{BASE, Life, steps};
 use common::machines::Setup;

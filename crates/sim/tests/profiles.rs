@@ -2,7 +2,7 @@
 //! has everything at once; each mechanism does what it is said to do, by counts; and address spaces live
 //! in TLBs as long as was measured.
 
-mod common;
+use crate::common;
 
 use common::lives::Life;
 use common::machines::{Probe, Setup, array, plain, tlb};

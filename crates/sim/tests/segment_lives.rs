@@ -2,7 +2,7 @@
 //! much, segments that are made, grow, shrink and go between any two steps, and pages that the host
 //! takes back; of one vCPU and of four. And it catches those whose hardware goes wrong.
 
-mod common;
+use crate::common;
 
 use common::lives::{BASE, Life, steps};
 use common::machines::{Probe, Setup};

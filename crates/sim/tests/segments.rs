@@ -1,7 +1,7 @@
 //! Direct segments: references and checks of each mode in closed form, what goes into the TLBs,
 //! what escapes, and what the software does with segments.
 
-mod common;
+use crate::common;
 
 use common::machines::{Probe, Setup, plain, with_roomy_tlbs, with_tiny_tlbs};
 use common::{GIB, Script, V0, approve, bare_profile, machine_with, run};

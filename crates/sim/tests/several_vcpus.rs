@@ -1,7 +1,7 @@
 //! What vCPUs cost each other: flushes by the VMM, interrupts by the guest's kernel, and the lock of the
 //! shadow tables. Each is counted beforehand from what the guest does.
 
-mod common;
+use crate::common;
 
 use common::kernel::DATA;
 use common::machines::{Probe, Setup, exits, exits_by_name};

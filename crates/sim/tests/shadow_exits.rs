@@ -1,7 +1,7 @@
 //! Exits of shadow paging, counted beforehand from what the guest does: a first touch, a storm of forks,
 //! any life.
 
-mod common;
+use crate::common;
 
 use common::kernel::{DATA, cleared, count, setup, shadowed, write_fault};
 use common::lives::Life;

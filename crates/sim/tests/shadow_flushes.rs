@@ -2,7 +2,7 @@
 //! kernel's own mapping costs over shadowed tables. Linux 4.19: `kvm_set_cr3`, `fast_cr3_switch`,
 //! `kvm_mmu_load`, `kvm_mmu_invlpg`, `kvm_mmu_invpcid_gva`, `handle_invpcid`, `vmx_flush_tlb`.
 
-mod common;
+use crate::common;
 
 use common::kernel::{DATA, cleared, count, setup};
 use common::machines::Probe;

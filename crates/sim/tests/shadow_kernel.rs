@@ -2,7 +2,7 @@
 //! through a direct map of large pages, and events. Each exit is said beforehand, after KVM's rules
 //! (Linux 4.19 `mmu.c`: `mmu_need_write_protect`, `rmap_write_protect`, `kvm_mmu_pte_write`).
 
-mod common;
+use crate::common;
 
 use common::kernel::{DATA, setup};
 use common::lives::{DIRECT, Life, cut, join, with_direct_map};

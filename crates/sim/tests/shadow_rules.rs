@@ -1,7 +1,7 @@
 //! KVM's rules for shadow paging (Linux 4.19 `mmu.c`, `paging_tmpl.h`), each on a guest written by
 //! hand, so that every exit can be said beforehand.
 
-mod common;
+use crate::common;
 
 use common::kernel::{DATA, cleared, count, setup, shadowed, write_fault};
 use common::lives::Life;

@@ -1,6 +1,6 @@
 //! A TLB that software fills, under a hypervisor: traps of hand-written kernels, and random lives.
 
-mod common;
+use crate::common;
 
 use common::lives::Life;
 use common::machines::{Probe, Setup, exits_by_name, plain};

@@ -1,6 +1,6 @@
 //! The mechanism of switching paging modes: what a switch costs, what stays, who is told.
 
-mod common;
+use crate::common;
 
 use common::lives::{Life, cut, join};
 use common::machines::{Probe, Setup, exits, exits_by_name};

@@ -1,7 +1,7 @@
 //! The referee watches machines that change their paging mode at every step of random lives: between
 //! any two events, and between any two runs, of one vCPU and of four.
 
-mod common;
+use crate::common;
 
 use common::lives::{Life, steps, with_direct_map};
 use common::machines::{Setup, exits};

@@ -1,7 +1,7 @@
 //! Page tables of other kinds: lengths of walks by closed forms, the referee over random lives with host
 //! pages that are taken back and tables that grow and shrink, and structures that are wrong on purpose.
 
-mod common;
+use crate::common;
 
 use common::lives::{Life, steps};
 use common::machines::{Probe, Setup, plain, with_tiny_tlbs};

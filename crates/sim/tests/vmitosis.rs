@@ -2,7 +2,7 @@
 //! Costs against closed forms, whole lives under the referee, and copies that miss a store, which it
 //! must catch.
 
-mod common;
+use crate::common;
 
 use common::lives::{BASE, Life};
 use common::machines::{Probe, Setup};

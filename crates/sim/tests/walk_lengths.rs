@@ -2,7 +2,7 @@
 //! that neighbours share. Walk length off by one, a wrong start level, walk caches of a wrong
 //! granularity and page-table pages that are not shared were all found in simulators of the field.
 
-mod common;
+use crate::common;
 
 use common::machines::{Probe, Setup, array, only_to_level, roomy_walk_cache, with_tiny_tlbs};
 use common::{Script, V0, approve, bare_profile, machine_with, run};

@@ -1,7 +1,7 @@
 //! Direct paging: hypercalls, types and counts of hand-written kernels, and random lives whose
 //! records are counted again at every step.
 
-mod common;
+use crate::common;
 
 use common::lives::{Life, with_direct_map};
 use common::machines::{Probe, Setup, exits, exits_by_name};

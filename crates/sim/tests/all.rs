@@ -1,0 +1,45 @@
+//! All tests of this crate that use it from outside, as one program: what each file would instantiate and
+//! link for itself takes most of the time that tests take to compile.
+
+mod agile;
+mod agile_policy;
+mod blocks;
+mod bug_classes;
+mod canaries;
+mod closed_forms;
+mod coalescing;
+mod coalescing_canaries;
+mod common;
+mod contiguity_index;
+mod contiguity_lives;
+mod contiguity_schemes;
+mod contract;
+mod coverage;
+mod daemon_lives;
+mod energy;
+mod fixed_points;
+mod hostile;
+mod intel_rules;
+mod kvm_options;
+mod more_misses;
+mod nodes;
+mod observed;
+mod one_stream;
+mod oracle;
+mod placement_lives;
+mod policies;
+mod profiles;
+mod segment_lives;
+mod segments;
+mod several_vcpus;
+mod shadow_exits;
+mod shadow_flushes;
+mod shadow_kernel;
+mod shadow_rules;
+mod soft_tlb;
+mod switching;
+mod switching_lives;
+mod tables;
+mod vmitosis;
+mod walk_lengths;
+mod xen_pv;
