@@ -198,5 +198,8 @@ fn open_workload(name: &str, experiment: &Experiment) -> Result<Box<dyn Source>>
         populate: if experiment.populate { Populate::Yes } else { Populate::No },
     };
     let source = nestwalk_workloads::open(name, &spec)?;
-    Ok(if experiment.has_32_bit_guest() { adapt::narrow(source) } else { source })
+    Ok(match Layout::of(experiment.address_bits()) {
+        Some(layout) => adapt::narrow(source, layout),
+        None => source,
+    })
 }
