@@ -7,7 +7,7 @@ pub mod samples;
 use crate::experiment::Experiment;
 use anyhow::{Context, Result, anyhow, bail};
 use memory::Given;
-use nestwalk_adapt as adapt;
+use nestwalk_adapt::{self as adapt, Layout};
 use nestwalk_capture::Step;
 use nestwalk_capture::live::Live;
 use nestwalk_source::{
