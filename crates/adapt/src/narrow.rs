@@ -33,7 +33,11 @@ static BITS_39: Layout = Layout {
     low: (0x5555_5540_0000..0x555f_5540_0000, 0x5540_0000_0000),
     high: (0x7fe0_0000_0000..0x8000_0000_0000, 0x7fc0_0000_0000),
     end: 1 << 38,
-    words: ("39-bit addresses", "the 256 GiB of a process with 39-bit addresses", "a mode of 48 bits"),
+    words: (
+        "39-bit addresses",
+        "the 256 GiB of a process with 39-bit addresses",
+        "a mode of 48 bits",
+    ),
 };
 
 impl Layout {

@@ -30,14 +30,9 @@ fn names(fits: impl Fn(&&Mode) -> bool) -> String {
     fitting.join(", ")
 }
 
-fn by_name(
-    option: &str,
-    name: &str,
-    fits: impl Fn(&&Mode) -> bool,
-) -> Result<&'static Mode> {
-    Mode::by_name(name).ok_or_else(|| {
-        anyhow!("{option} {name}: no such paging mode; there are: {}", names(fits))
-    })
+fn by_name(option: &str, name: &str, fits: impl Fn(&&Mode) -> bool) -> Result<&'static Mode> {
+    Mode::by_name(name)
+        .ok_or_else(|| anyhow!("{option} {name}: no such paging mode; there are: {}", names(fits)))
 }
 
 /// The paging mode of that name for nested tables and the host; `option` is for messages.

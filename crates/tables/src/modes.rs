@@ -70,32 +70,24 @@ pub static ARM_64K_42: Mode = arm("arm-64k-42", Stage::First, (16, 2, 42), BLOCK
 pub static ARM_64K_52: Mode = arm("arm-64k-52", Stage::First, (16, 3, 52), BLOCKS_52);
 
 /// 4 KiB granule, 40 bits: two tables of level 1 side by side.
-pub static ARM_4K_IPA40: Mode =
-    arm("arm-4k-ipa40", Stage::Second(&ARM_4K), (12, 3, 40), BLOCKS_4K);
+pub static ARM_4K_IPA40: Mode = arm("arm-4k-ipa40", Stage::Second(&ARM_4K), (12, 3, 40), BLOCKS_4K);
 /// 4 KiB granule, 43 bits: 16 tables of level 1, as many as there can be.
-pub static ARM_4K_IPA43: Mode =
-    arm("arm-4k-ipa43", Stage::Second(&ARM_4K), (12, 3, 43), BLOCKS_4K);
+pub static ARM_4K_IPA43: Mode = arm("arm-4k-ipa43", Stage::Second(&ARM_4K), (12, 3, 43), BLOCKS_4K);
 /// 4 KiB granule, 48 bits, from level 0 on.
-pub static ARM_4K_IPA48: Mode =
-    arm("arm-4k-ipa48", Stage::Second(&ARM_4K), (12, 4, 48), BLOCKS_4K);
+pub static ARM_4K_IPA48: Mode = arm("arm-4k-ipa48", Stage::Second(&ARM_4K), (12, 4, 48), BLOCKS_4K);
 /// 4 KiB granule, 52 bits (FEAT_LPA2): 16 tables of level 0.
 pub static ARM_4K_IPA52: Mode =
     arm("arm-4k-ipa52", Stage::Second(&ARM_4K), (12, 4, 52), BLOCKS_4K_52);
 /// 16 KiB granule, 40 bits: 16 tables of level 2.
-pub static ARM_16K_IPA40: Mode =
-    arm("arm-16k-ipa40", Stage::Second(&ARM_16K), (14, 2, 40), BLOCKS);
+pub static ARM_16K_IPA40: Mode = arm("arm-16k-ipa40", Stage::Second(&ARM_16K), (14, 2, 40), BLOCKS);
 /// 16 KiB granule, 48 bits: two tables of level 1.
-pub static ARM_16K_IPA48: Mode =
-    arm("arm-16k-ipa48", Stage::Second(&ARM_16K), (14, 3, 48), BLOCKS);
+pub static ARM_16K_IPA48: Mode = arm("arm-16k-ipa48", Stage::Second(&ARM_16K), (14, 3, 48), BLOCKS);
 /// 64 KiB granule, 40 bits: a table of level 2 with 2048 entries.
-pub static ARM_64K_IPA40: Mode =
-    arm("arm-64k-ipa40", Stage::Second(&ARM_64K), (16, 2, 40), BLOCKS);
+pub static ARM_64K_IPA40: Mode = arm("arm-64k-ipa40", Stage::Second(&ARM_64K), (16, 2, 40), BLOCKS);
 /// 64 KiB granule, 46 bits: 16 tables of level 2.
-pub static ARM_64K_IPA46: Mode =
-    arm("arm-64k-ipa46", Stage::Second(&ARM_64K), (16, 2, 46), BLOCKS);
+pub static ARM_64K_IPA46: Mode = arm("arm-64k-ipa46", Stage::Second(&ARM_64K), (16, 2, 46), BLOCKS);
 /// 64 KiB granule, 48 bits, from level 1 on.
-pub static ARM_64K_IPA48: Mode =
-    arm("arm-64k-ipa48", Stage::Second(&ARM_64K), (16, 3, 48), BLOCKS);
+pub static ARM_64K_IPA48: Mode = arm("arm-64k-ipa48", Stage::Second(&ARM_64K), (16, 3, 48), BLOCKS);
 
 /// Every mode of AArch64.
 pub static ARM: [&Mode; 18] = [
@@ -138,14 +130,14 @@ mod tests {
         }
         for mode in RISCV.into_iter().chain(ARM) {
             assert_eq!(mode.address_mask(), u64::MAX >> (64 - mode.address_bits()));
-            let digits = mode.name.trim_end_matches("x4").trim_start_matches(|c: char| {
-                !c.is_ascii_digit()
-            });
+            let digits =
+                mode.name.trim_end_matches("x4").trim_start_matches(|c: char| !c.is_ascii_digit());
             let said = mode.name.rsplit(['-', 'v', 'a']).next().and_then(|d| d.parse().ok());
             if let (Some(said), true) = (said, mode.architecture == Architecture::Arm) {
                 assert_eq!(mode.address_bits(), said, "{}", mode.name);
             }
-            if let (Ok(own), true) = (digits.parse::<u32>(), mode.architecture == Architecture::RiscV)
+            if let (Ok(own), true) =
+                (digits.parse::<u32>(), mode.architecture == Architecture::RiscV)
             {
                 let more = if mode.stage == Stage::First { 0 } else { 2 };
                 assert_eq!(mode.address_bits(), own + more, "{}", mode.name);
@@ -167,7 +159,12 @@ mod tests {
         // Linux's KVM: as many levels as stage 1 would need for four bits less.
         for mode in ARM.into_iter().filter(|m| matches!(m.stage, Stage::Second(_))) {
             let shift = mode.lowest_bit(1);
-            assert_eq!(u32::from(mode.levels), (mode.address_bits() - 4 - 4) / (shift - 3), "{}", mode.name);
+            assert_eq!(
+                u32::from(mode.levels),
+                (mode.address_bits() - 4 - 4) / (shift - 3),
+                "{}",
+                mode.name
+            );
         }
     }
 
@@ -181,10 +178,9 @@ mod tests {
         assert_eq!(sizes(&ARM_4K), [12, 21, 30]);
         assert_eq!(sizes(&ARM_16K), [14, 25]);
         assert_eq!(sizes(&ARM_64K), [16, 29]);
-        assert_eq!([&ARM_4K_52, &ARM_16K_52, &ARM_64K_52].map(sizes), [
-            vec![12, 21, 30, 39],
-            vec![14, 25, 36],
-            vec![16, 29, 42]
-        ]);
+        assert_eq!(
+            [&ARM_4K_52, &ARM_16K_52, &ARM_64K_52].map(sizes),
+            [vec![12, 21, 30, 39], vec![14, 25, 36], vec![16, 29, 42]]
+        );
     }
 }

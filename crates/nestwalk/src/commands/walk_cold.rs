@@ -41,7 +41,8 @@ impl ByHand {
         };
         let known = |mode: &Mode, word: &str| {
             // A policy, with all that a kernel does.
-            mode.span(1) == PageSize::SIZE_4K && (PAGES.contains(&word) || size(mode, word).is_none())
+            mode.span(1) == PageSize::SIZE_4K
+                && (PAGES.contains(&word) || size(mode, word).is_none())
         };
         if known(modes.0, guest) && (!nested || known(modes.1, host)) {
             return Ok(None);

@@ -101,7 +101,8 @@ impl<A: Address> Built<A> {
         let mode = self.owner.mode;
         let level = mode.leaf_level(size).ok_or(ColdError::NoSuchSize { mode, size })?;
         let leaf = Entry::leaf(frame, Protection::ALL, level > 1);
-        let stored = store(&mut self.memory, mode, self.root, address, level, leaf, &mut self.owner);
+        let stored =
+            store(&mut self.memory, mode, self.root, address, level, leaf, &mut self.owner);
         // Every page of a dimension has the same size, so none stands in the way of another.
         debug_assert!(stored.is_ok());
         Ok(())

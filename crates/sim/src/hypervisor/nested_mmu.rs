@@ -84,8 +84,8 @@ impl NestedMmu {
         let (executed, copies) = (FxHashSet::default(), Vec::new());
         let limit = 1 << mode.address_bits();
         let mmu = Self { mode, memory, root, limit, rules, executed, copies };
-        let slots = host.iter().flat_map(HostMemory::slots);
-        slots.map(|s| mmu.hot_added(s.gpa, s.bytes)).collect::<Result<(), _>>()?;
+        let mut slots = host.iter().flat_map(HostMemory::slots);
+        slots.try_for_each(|s| mmu.hot_added(s.gpa, s.bytes))?;
         Ok(mmu)
     }
 
@@ -130,7 +130,8 @@ impl NestedMmu {
         let reason = if limit == 1 << self.mode.address_bits() {
             format!(
                 "guest memory ends at {end:#x}, beyond the {limit:#x} that {} nested tables can map; \
-                 take a smaller guest, or host paging of more bits", self.mode.name
+                 take a smaller guest, or host paging of more bits",
+                self.mode.name
             )
         } else {
             format!(
@@ -360,10 +361,7 @@ impl NestedMmu {
 }
 
 /// The cleared pages of a root table, aligned to its length.
-fn empty_root(
-    mode: &Mode,
-    host: &mut Option<HostMemory>,
-) -> Option<(TableMemory<Hpa>, Hpa)> {
+fn empty_root(mode: &Mode, host: &mut Option<HostMemory>) -> Option<(TableMemory<Hpa>, Hpa)> {
     let order = mode.root_order();
     let root = host.as_mut().and_then(|host| host.alloc_tables(order))?;
     let mut memory = TableMemory::new();
