@@ -8,7 +8,7 @@ mod narrow;
 mod pcids;
 mod warmup;
 
-pub use narrow::Narrow;
+pub use narrow::{Layout, Narrow};
 pub use pcids::Pcids;
 pub use warmup::Warmup;
 
@@ -33,10 +33,10 @@ pub fn warmup(source: Box<dyn Source>, accesses: u64) -> Box<dyn Source> {
     Box::new(Warmup::new(source, accesses))
 }
 
-/// A 64-bit program at 32-bit addresses: see [`Narrow`].
+/// A 64-bit program with fewer address bits: see [`Narrow`].
 #[must_use]
-pub fn narrow(source: Box<dyn Source>) -> Box<dyn Source> {
-    Box::new(Narrow::new(source))
+pub fn narrow(source: Box<dyn Source>, layout: &'static Layout) -> Box<dyn Source> {
+    Box::new(Narrow::new(source, layout))
 }
 
 /// A recording of a Linux guest as if its processor had PCIDs: see [`Pcids`].

@@ -433,7 +433,7 @@ fn together(
         let largest = members
             .iter()
             .filter_map(|m| m.spec.host)
-            .map(|h| h.pages.largest(first.plan.host_mode));
+            .map(|h| h.pages.largest(first.plan.host_mode.own()));
         let pages = largest.map(|size| size.base_pages()).max().unwrap_or(1);
         let slice = SHORT_SLICE as u64 * (pages + 8);
         let told: Vec<bool> = members.iter().map(|m| m.async_faults).collect();

@@ -141,9 +141,9 @@ impl Experiment {
         Ok(toml::to_string(self)?)
     }
 
-    /// Whether its guest has 32-bit addresses.
-    pub(crate) fn has_32_bit_guest(&self) -> bool {
-        Mode::by_name(&self.guest_paging).is_some_and(|m| m.address_bits() == 32)
+    /// Bits of its guest's virtual addresses.
+    pub(crate) fn address_bits(&self) -> u32 {
+        Mode::by_name(&self.guest_paging).map_or(64, Mode::address_bits)
     }
 
     /// Faulty frames of guest memory.

@@ -106,7 +106,7 @@ fn plan(experiment: &Experiment, catalogue: &Catalogue, threads: usize) -> Resul
         machines: machines.collect::<Result<_, _>>()?,
         profile: e.profile.clone(),
         guest_mode: words::mode("guest_paging", &e.guest_paging)?,
-        host_mode: words::mode("host_paging", &e.host_paging)?,
+        host_mode: words::host_mode("host_paging", &e.host_paging)?,
         vcpus: usize::from(e.vcpus),
         guest_bytes: e.guest_memory,
         host_bytes: e.host_memory,

@@ -5,17 +5,34 @@ use nestwalk_mm::{FREE_BLOCKS, Fragmentation, FreeBlocks, PagePolicy};
 use nestwalk_sim::compare::spec::{Defaults, GuestSpec, MachineSpec, PAGES};
 use nestwalk_sim::replacement::Kind;
 use nestwalk_sim::schemes::Catalogue;
-use nestwalk_tables::{MODES, Mode};
+use nestwalk_tables::{Mode, Stage};
+use nestwalk_types::PageSize;
 
 /// The paging mode of that name; `option` is for messages.
 ///
 /// # Errors
 /// There is none.
 pub fn mode(option: &str, name: &str) -> Result<&'static Mode> {
-    Mode::by_name(name).ok_or_else(|| {
-        let known = MODES.iter().map(|m| m.name).collect::<Vec<_>>().join(", ");
-        anyhow!("{option} {name}: no such paging mode; there are: {known}")
-    })
+    let fits = |m: &&Mode| !matches!(m.stage, Stage::Second(_));
+    let found = by_name(option, name, fits)?;
+    if !fits(&found) {
+        bail!(
+            "{option} {name}: maps physical addresses of guests, in nested tables alone; there are: {}",
+            names(fits)
+        );
+    }
+    Ok(found)
+}
+
+/// The names of the modes that fit.
+fn names(fits: impl Fn(&&Mode) -> bool) -> String {
+    let fitting: Vec<&str> = Mode::all().filter(|m| fits(m)).map(|m| m.name).collect();
+    fitting.join(", ")
+}
+
+fn by_name(option: &str, name: &str, fits: impl Fn(&&Mode) -> bool) -> Result<&'static Mode> {
+    Mode::by_name(name)
+        .ok_or_else(|| anyhow!("{option} {name}: no such paging mode; there are: {}", names(fits)))
 }
 
 /// The paging mode of that name for nested tables and the host; `option` is for messages.
@@ -23,15 +40,41 @@ pub fn mode(option: &str, name: &str) -> Result<&'static Mode> {
 /// # Errors
 /// There is none, or the host cannot have it.
 pub fn host_mode(option: &str, name: &str) -> Result<&'static Mode> {
-    let found = mode(option, name)?;
-    if found.levels < 4 {
-        let fit = MODES.iter().filter(|m| m.levels >= 4).map(|m| m.name);
+    let fits = |m: &&Mode| m.stage != Stage::First && m.address_bits() > 32;
+    let found = by_name(option, name, fits)?;
+    if found.address_bits() == 32 {
         bail!(
             "{option} {name}: nested tables and the host's have 64-bit addresses; there are: {}",
-            fit.collect::<Vec<_>>().join(", ")
+            names(fits)
+        );
+    }
+    if !fits(&found) {
+        bail!(
+            "{option} {name}: maps addresses of programs, and no guest's physical ones; there are: {}",
+            names(fits)
         );
     }
     Ok(found)
+}
+
+/// Whether a guest in this mode can have nested tables in that one.
+///
+/// # Errors
+/// They are of different architectures; the message names those that fit.
+pub fn pair(machine: &str, guest: &Mode, host: &Mode) -> Result<()> {
+    if guest.architecture == host.architecture {
+        return Ok(());
+    }
+    let fits = |m: &&Mode| {
+        m.architecture == guest.architecture && m.stage != Stage::First && m.address_bits() > 32
+    };
+    bail!(
+        "machine `{machine}`: a guest under {} paging and nested tables under {} are of two architectures; \
+         give --host-paging one of: {}",
+        guest.name,
+        host.name,
+        names(fits)
+    )
 }
 
 /// What stands for every scheme in a list of machines.
@@ -142,12 +185,24 @@ pub const fn process_bytes(mode: &Mode) -> u64 {
 /// Whether a machine can be built with these paging modes.
 ///
 /// # Errors
-/// A dimension has no pages of the size asked for.
+/// A dimension has no pages of the size asked for, or the modes do not go together.
 pub fn machine(spec: &MachineSpec, guest: &'static Mode, host: &'static Mode) -> Result<()> {
     let modelled = match spec.guest {
         GuestSpec::Observed => None,
         GuestSpec::Modelled(policies) => Some(policies),
     };
+    if spec.scheme.virtualized {
+        pair(&spec.name, guest, host)?;
+    }
+    for mode in [guest, host] {
+        if mode.span(1) != PageSize::SIZE_4K && (spec.scheme.virtualized || mode == guest) {
+            bail!(
+                "machine `{}`: modelled kernels have pages of 4 KiB, and {} has none; `walk` shows a walk of it",
+                spec.name,
+                mode.name
+            );
+        }
+    }
     let dimensions = [(modelled, guest, "guest"), (spec.host, host, "host")];
     for (dimension, mode, which) in dimensions {
         if let Some(dimension) = dimension {

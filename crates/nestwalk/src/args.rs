@@ -264,12 +264,12 @@ pub struct CompareArgs {
     /// With --io-gap reclaimed: what stays below the gap all the same [default: 256MiB]
     #[arg(long, value_name = "BYTES", help_heading = "Memory")]
     pub low_memory: Option<String>,
-    /// Paging mode of the guest: 4-level, 5-level, pae, 2-level [default: 4-level; that of a
-    /// recorded
-    /// guest]
+    /// Paging mode of the guest: 4-level, 5-level, pae, 2-level; sv39, sv48, sv57; arm-4k and others
+    /// [default: 4-level; that of a recorded guest]
     #[arg(long, help_heading = "Machines")]
     pub guest_paging: Option<String>,
-    /// Paging mode of nested tables and of the host: 4-level, 5-level
+    /// Paging mode of nested tables and of the host: 4-level, 5-level; sv39x4, sv48x4, sv57x4;
+    /// arm-4k-ipa40, arm-4k-ipa48 and others
     #[arg(long, default_value = "4-level", help_heading = "Machines")]
     pub host_paging: String,
     /// Fragmentation of guest memory at the start: a degree from 0 to 1; fresh, aged or bad; or a
@@ -370,7 +370,7 @@ pub struct WalkArgs {
     #[arg(default_value = "nested")]
     pub machine: String,
     /// Guest-virtual address, in hexadecimal [default: 0x7ffff7a01234; 0xb7a01234 with 32-bit
-    /// paging]
+    /// paging; less with 39 bits]
     #[arg(long)]
     pub address: Option<String>,
     /// Hardware profile
@@ -382,10 +382,10 @@ pub struct WalkArgs {
     /// Keep the profile's walk caches: references that they save are left out
     #[arg(long)]
     pub caches: bool,
-    /// Paging mode of the guest
+    /// Paging mode of the guest: those of `compare`, and arm-16k, arm-64k and others
     #[arg(long, default_value = "4-level")]
     pub guest_paging: String,
-    /// Paging mode of nested tables
+    /// Paging mode of nested tables: those of `compare`, and arm-16k-ipa48, arm-64k-ipa48 and others
     #[arg(long, default_value = "4-level")]
     pub host_paging: String,
     /// Also draw it

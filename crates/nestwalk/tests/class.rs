@@ -15,9 +15,15 @@ fn texts(svg: &str) -> Vec<String> {
 #[test]
 fn a_walk_is_drawn_reference_by_reference() {
     let lab = Lab::new();
-    for line in
-        ["nested", "shadow", "native", "nested:2m+4k", "agile", "native --guest-paging 2-level"]
-    {
+    for line in [
+        "nested",
+        "shadow",
+        "native",
+        "nested:2m+4k",
+        "agile",
+        "native --guest-paging 2-level",
+        "nested --guest-paging arm-64k --host-paging arm-64k-ipa40",
+    ] {
         let walk = parse(&lab.ok(&format!("walk {line} --svg w.svg --format json")));
         let texts = texts(&lab.read("w.svg"));
         let steps = walk["steps"].as_array().unwrap();

@@ -492,6 +492,18 @@ fn a_walk_shows_the_published_number_of_references() {
         ("nested:4k+2m", 19),
         ("nested:2m", 15),
         ("nested --guest-paging 5-level --host-paging 5-level", 35),
+        ("native --guest-paging sv39", 3),
+        ("shadow --guest-paging sv39 --host-paging sv39x4", 3),
+        ("nested --guest-paging sv39 --host-paging sv39x4", 15),
+        ("nested --guest-paging sv48 --host-paging sv48x4", 24),
+        ("nested --guest-paging sv57 --host-paging sv57x4", 35),
+        ("nested:512g+4k --guest-paging sv48 --host-paging sv48x4", 9),
+        ("nested --guest-paging arm-4k --host-paging arm-4k-ipa40", 19),
+        ("native --guest-paging arm-16k", 4),
+        ("nested --guest-paging arm-16k --host-paging arm-16k-ipa48", 19),
+        ("nested:16k+32m --guest-paging arm-16k --host-paging arm-16k-ipa40", 9),
+        ("nested --guest-paging arm-64k --host-paging arm-64k-ipa40", 11),
+        ("nested:512m --guest-paging arm-64k --host-paging arm-64k-ipa48", 8),
     ];
     for (line, references) in expected {
         let walk = parse(&lab.ok(&format!("walk {line} --format json")));

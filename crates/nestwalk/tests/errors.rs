@@ -20,7 +20,7 @@ fn refuses(lab: &Lab, line: &str, words: &[&str]) {
 #[test]
 fn names_that_do_not_exist_are_answered_with_those_that_do() {
     let lab = Lab::new();
-    let cases: [(&str, &[&str]); 16] = [
+    let cases: [(&str, &[&str]); 24] = [
         ("compare nosuch", &["no source `nosuch`", "forkstorm", "zipf", "phases"]),
         (
             "compare gups --machines nestde",
@@ -44,6 +44,32 @@ fn names_that_do_not_exist_are_answered_with_those_that_do() {
             &["--guest-paging 3-level", "4-level, 5-level, pae"],
         ),
         ("compare gups --host-paging 6-level", &["--host-paging 6-level", "4-level, 5-level"]),
+        ("compare gups --guest-paging sv48x4", &["--guest-paging sv48x4", "sv39, sv48, sv57"]),
+        ("compare gups --host-paging sv48", &["--host-paging sv48", "sv39x4, sv48x4, sv57x4"]),
+        (
+            "compare gups --guest-paging sv48 --machines nested",
+            &["`nested:4k+4k`", "two architectures", "--host-paging", "sv48x4"],
+        ),
+        (
+            "compare gups --guest-paging arm-16k --machines native",
+            &["`native:4k`", "arm-16k", "`walk`"],
+        ),
+        (
+            "compare gups --footprint 300GiB --guest-paging sv39 --machines native",
+            &["--footprint 300 GiB", "256 GiB", "sv39"],
+        ),
+        (
+            "walk nested:1g --guest-paging arm-64k --host-paging arm-64k-ipa40",
+            &["`nested:1g`", "64k, 512m"],
+        ),
+        (
+            "walk agile --guest-paging arm-64k --host-paging arm-64k-ipa40",
+            &["`agile`", "native and nested"],
+        ),
+        (
+            "walk nested --guest-paging arm-64k --host-paging arm-4k-ipa40",
+            &["arm-64k", "64k or more"],
+        ),
         ("compare gups --trace-format elf", &["--trace-format", "`elf`", "champsim"]),
         ("compare gups:colour=1", &["gups", "`colour`", "verify"]),
         ("compare zipf:colour=1", &["zipf", "`colour`", "theta"]),

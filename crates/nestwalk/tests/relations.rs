@@ -53,6 +53,12 @@ fn the_referee_agrees_under_5_level_paging() {
 }
 
 #[test]
+fn the_referee_agrees_under_paging_of_other_architectures() {
+    verify_all("--guest-paging sv39 --host-paging sv39x4", "native,shadow,nested,nested:thp+1g");
+    verify_all("--guest-paging arm-4k --host-paging arm-4k-ipa40", "native,nested:2m+4k,agile");
+}
+
+#[test]
 fn the_referee_agrees_under_32_bit_paging() {
     verify_all("--guest-paging pae", "native,shadow,nested,nested:thp+thp,shadow:2m+4k");
     let machines = "native,shadow,nested,nested:thp+2m,nested:4m+4k,shadow:4m+4k,shadow:thp+2m";

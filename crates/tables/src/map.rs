@@ -124,7 +124,8 @@ fn leaves_below<O: Address>(
 
 /// The kernel or VMM that owns a set of tables: gives frames for new tables and learns of stores.
 pub trait TableOwner<O> {
-    /// A free 4 KiB frame for a table of `level`, or `None` if memory is exhausted.
+    /// Free frames for a table of `level`, as long as the mode's are and aligned to that, or `None` if
+    /// memory is exhausted.
     fn new_table(&mut self, level: Level) -> Option<O>;
     /// An entry was stored.
     fn stored(&mut self, at: O, entry: Entry);
@@ -164,7 +165,8 @@ pub fn store<I: Address, O: Address>(
             table = here.target();
         } else {
             let new = owner.new_table(l - 1).ok_or(MapError::OutOfMemory)?;
-            memory.insert(new, None);
+            let pages = mode.table_bytes(l - 1) >> 12;
+            (0..pages).for_each(|page| memory.insert(new.offset_by(page << 12), None));
             let pointer = Entry::table(new);
             memory.write(at, mode.entry_bytes, pointer.0);
             owner.stored(at, pointer);
@@ -180,38 +182,39 @@ pub fn store<I: Address, O: Address>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mode::MODES;
     use nestwalk_types::{Gpa, Gva, Protection};
 
-    struct Bump(u64, Vec<(Gpa, Entry)>);
+    struct Bump(u64, u64, Vec<(Gpa, Entry)>);
     impl TableOwner<Gpa> for Bump {
         fn new_table(&mut self, _: Level) -> Option<Gpa> {
-            self.0 += 0x1000;
+            self.0 += self.1;
             Some(Gpa::new(self.0))
         }
         fn stored(&mut self, at: Gpa, entry: Entry) {
-            self.1.push((at, entry));
+            self.2.push((at, entry));
         }
     }
 
     #[test]
     fn what_is_stored_is_found_in_every_mode_and_size() {
-        for mode in MODES {
+        for mode in Mode::all() {
             for size in mode.page_sizes() {
                 let mut memory = TableMemory::new();
-                let root = Gpa::new(0x1000);
-                memory.insert(root, None);
-                let mut owner = Bump(0x1000, vec![]);
+                // As long as the longest root and table.
+                let root = Gpa::new(0x10_0000);
+                let pages = mode.table_bytes(mode.levels) >> 12;
+                (0..pages).for_each(|page| memory.insert(root.offset_by(page << 12), None));
+                let mut owner = Bump(0x10_0000, 0x10_0000, vec![]);
                 let level = mode.leaf_level(size).unwrap();
                 let gva = Gva::new(0xc765_4321 & mode.address_mask());
-                let frame = Gpa::new(0x8000_0000);
+                let frame = Gpa::new(size.bytes().max(0x8000_0000));
                 let leaf = Entry::leaf(frame, Protection::READ_WRITE, level > 1);
                 store(&mut memory, mode, root, gva, level, leaf, &mut owner).unwrap();
                 let found = look_up(&memory, mode, root, gva).unwrap();
                 assert_eq!((found.frame, found.size, found.level), (frame, size, level));
                 assert_eq!(found.apply(gva), frame.offset_by(gva.offset_in(size)));
                 assert!(found.permissions.write && found.permissions.user);
-                assert_eq!(owner.1.len(), usize::from(mode.levels - level) + 1);
+                assert_eq!(owner.2.len(), usize::from(mode.levels - level) + 1);
                 let other = Gva::new(gva.value() ^ size.bytes());
                 assert_eq!(look_up(&memory, mode, root, other), Err(NotMapped { level }));
                 // The whole space, a part of the page, and both sides of it.

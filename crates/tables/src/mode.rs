@@ -1,5 +1,7 @@
-//! Paging modes as data: one description, so that one walker serves them all.
+//! Paging modes as data: one description, so that one walker serves them all. Those of x86 and of
+//! IBM are here.
 
+use crate::modes::{ARM, RISCV};
 use nestwalk_types::{Address, PageSize};
 
 /// Level of a page table: 1 holds the entries of base pages, `Mode::levels` is the root.
@@ -8,11 +10,39 @@ pub type Level = u8;
 /// Most levels any mode has.
 pub const MAX_LEVELS: usize = 5;
 
+/// Who defines a mode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Architecture {
+    /// Intel and AMD.
+    X86,
+    /// IBM.
+    S390,
+    /// RISC-V.
+    RiscV,
+    /// AArch64.
+    Arm,
+}
+
+/// Which of the two dimensions can be in a mode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// Both.
+    Any,
+    /// Programs' addresses alone: a guest's tables, or a host's own.
+    First,
+    /// A guest's physical addresses alone. A host beside such tables has its own in this mode.
+    Second(&'static Mode),
+}
+
 /// A paging mode (SDM vol. 3A, chapter "Paging"; APM vol. 2, "Page Translation and Protection").
 #[derive(Debug, PartialEq, Eq)]
 pub struct Mode {
     /// Name on the command line and in results.
     pub name: &'static str,
+    /// Who defines it.
+    pub architecture: Architecture,
+    /// Which dimensions can have it.
+    pub stage: Stage,
     /// Number of levels.
     pub levels: Level,
     /// Bytes per entry, 4 or 8.
@@ -46,6 +76,8 @@ const fn masks(bits: [u8; MAX_LEVELS + 1]) -> [u64; MAX_LEVELS + 1] {
 /// 4-level paging: 48-bit addresses; also 4-level nested tables.
 pub static LONG4: Mode = Mode {
     name: "4-level",
+    architecture: Architecture::X86,
+    stage: Stage::Any,
     levels: 4,
     entry_bytes: 8,
     shifts: [0, 12, 21, 30, 39, 48],
@@ -59,6 +91,8 @@ pub static LONG4: Mode = Mode {
 /// 5-level paging: 57-bit addresses; also 5-level nested tables.
 pub static LONG5: Mode = Mode {
     name: "5-level",
+    architecture: Architecture::X86,
+    stage: Stage::Any,
     levels: 5,
     entry_bytes: 8,
     shifts: [0, 12, 21, 30, 39, 48],
@@ -72,6 +106,8 @@ pub static LONG5: Mode = Mode {
 /// PAE paging: 32-bit addresses, 8-byte entries, four page-directory pointers in registers.
 pub static PAE: Mode = Mode {
     name: "pae",
+    architecture: Architecture::X86,
+    stage: Stage::Any,
     levels: 3,
     entry_bytes: 8,
     shifts: [0, 12, 21, 30, 32, 0],
@@ -85,6 +121,8 @@ pub static PAE: Mode = Mode {
 /// 32-bit paging: 32-bit addresses, two levels of 4-byte entries, 4 MiB pages.
 pub static LEGACY32: Mode = Mode {
     name: "2-level",
+    architecture: Architecture::X86,
+    stage: Stage::Any,
     levels: 2,
     entry_bytes: 4,
     shifts: [0, 12, 22, 32, 0, 0],
@@ -102,6 +140,8 @@ pub static LEGACY32: Mode = Mode {
 /// guest is large, and contiguous: its index takes up to 24 bits, 16 TiB.
 pub static SIE: Mode = Mode {
     name: "sie",
+    architecture: Architecture::S390,
+    stage: Stage::Second(&LONG4),
     levels: 2,
     entry_bytes: 8,
     shifts: [0, 12, 20, 44, 0, 0],
@@ -116,9 +156,59 @@ pub static SIE: Mode = Mode {
 pub static MODES: [&Mode; 4] = [&LONG4, &LONG5, &PAE, &LEGACY32];
 
 impl Mode {
-    /// The mode of that name.
+    /// A mode of 8-byte entries in tables of one page: of `1 << shift` bytes, and the root longer where
+    /// that leaves bits of the address over. `leaves`: bit `l` set where level `l` may map a page.
+    pub(crate) const fn uniform(
+        name: &'static str,
+        (architecture, stage): (Architecture, Stage),
+        (shift, levels, address_bits): (u8, Level, u8),
+        leaves: u8,
+    ) -> Self {
+        let (mut shifts, mut bits) = ([0; MAX_LEVELS + 1], [0; MAX_LEVELS + 1]);
+        let mut level = 1;
+        while level <= levels as usize {
+            bits[level] = shift - 3;
+            shifts[level] = shift + (level as u8 - 1) * bits[level];
+            level += 1;
+        }
+        bits[levels as usize] = address_bits - shifts[levels as usize];
+        Self {
+            name,
+            architecture,
+            stage,
+            levels,
+            entry_bytes: 8,
+            shifts,
+            bits,
+            masks: masks(bits),
+            address_mask: u64::MAX >> (64 - address_bits),
+            leaf_levels: leaves,
+            root_in_registers: false,
+        }
+    }
+    /// The mode of that name, of any architecture.
     pub fn by_name(name: &str) -> Option<&'static Self> {
-        MODES.into_iter().find(|m| m.name == name)
+        Self::all().find(|m| m.name == name)
+    }
+    /// Every mode that has a name on the command line.
+    pub fn all() -> impl Iterator<Item = &'static Self> {
+        MODES.into_iter().chain(RISCV).chain(ARM)
+    }
+    /// The mode of a host's own tables, which has nested tables in this one.
+    pub const fn own(&'static self) -> &'static Self {
+        match self.stage {
+            Stage::Second(own) => own,
+            Stage::Any | Stage::First => self,
+        }
+    }
+    /// Bytes of the table of `level`, at least a page of 4 KiB.
+    pub const fn table_bytes(&self, level: Level) -> u64 {
+        let bytes = self.entries(level) * self.entry_bytes as u64;
+        if bytes < 4096 { 4096 } else { bytes }
+    }
+    /// Frames of 4 KiB that the root takes, as a power of two: tables that are concatenated count.
+    pub const fn root_order(&self) -> u32 {
+        (self.table_bytes(self.levels) >> 12).trailing_zeros()
     }
     /// Bits of an address that are translated, the offset included.
     pub const fn address_bits(&self) -> u32 {

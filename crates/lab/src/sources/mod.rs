@@ -7,7 +7,7 @@ pub mod samples;
 use crate::experiment::Experiment;
 use anyhow::{Context, Result, anyhow, bail};
 use memory::Given;
-use nestwalk_adapt as adapt;
+use nestwalk_adapt::{self as adapt, Layout};
 use nestwalk_capture::Step;
 use nestwalk_capture::live::Live;
 use nestwalk_source::{
@@ -198,5 +198,8 @@ fn open_workload(name: &str, experiment: &Experiment) -> Result<Box<dyn Source>>
         populate: if experiment.populate { Populate::Yes } else { Populate::No },
     };
     let source = nestwalk_workloads::open(name, &spec)?;
-    Ok(if experiment.has_32_bit_guest() { adapt::narrow(source) } else { source })
+    Ok(match Layout::of(experiment.address_bits()) {
+        Some(layout) => adapt::narrow(source, layout),
+        None => source,
+    })
 }

@@ -59,7 +59,7 @@ impl GuestConfig {
             seed: 0,
             bad_frames: BadFrames::default(),
             kernel_bytes: crate::host::KERNEL_BYTES,
-            pcids: mode.levels >= 4,
+            pcids: mode.address_bits() > 32,
             zero_page: false,
             primary: PrimaryConfig::default(),
             daemons: DaemonConfig::default(),

@@ -164,8 +164,12 @@ impl HostMemory {
         let mut memory = Memory::new(physical, false);
         let HostConfig { mode, policy, placement, .. } = *config;
         let space_config = SpaceConfig { mode, policy, placement, primary: None };
-        // Where Linux has its mmap area, in round numbers.
-        let mut hva = if mode.address_bits() > 32 { 0x6000_0000_0000 } else { 0 };
+        // Where Linux has its mmap area, in round numbers: with 39 bits, a quarter up what is a process's.
+        let mut hva = match mode.address_bits() {
+            32 => 0,
+            39 => 0x10_0000_0000,
+            _ => 0x6000_0000_0000,
+        };
         let mut placed = Vec::new();
         for &(gpa, bytes) in slots {
             let at = Hva::new(hva + gpa.value() % GIB);

@@ -28,7 +28,7 @@ pub enum RemapError {
     #[error(transparent)]
     Source(#[from] SourceError),
     /// User space is not the lower half of the addresses.
-    #[error("{} paging: only guests with 4 or 5 levels can be re-mapped", mode.name)]
+    #[error("{} paging: only guests with 64-bit addresses can be re-mapped", mode.name)]
     Mode {
         /// The guest's paging mode.
         mode: &'static Mode,
@@ -38,7 +38,7 @@ pub enum RemapError {
 fn spaces(info: &GuestInfo) -> Result<Spaces, RemapError> {
     let spaces = Spaces::new(info)?;
     let mode = spaces.mode();
-    if mode.levels < 4 { Err(RemapError::Mode { mode }) } else { Ok(spaces) }
+    if mode.address_bits() == 32 { Err(RemapError::Mode { mode }) } else { Ok(spaces) }
 }
 
 /// What every address space of a recording had mapped at some time, found in a pass over its controls.

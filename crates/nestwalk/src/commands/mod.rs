@@ -23,4 +23,5 @@ pub mod step;
 pub mod sweep;
 pub mod trace;
 pub mod walk;
+mod walk_cold;
 mod walk_picture;

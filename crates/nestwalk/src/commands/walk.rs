@@ -3,6 +3,7 @@
 use crate::args::WalkArgs;
 use crate::commands::entries;
 use crate::commands::step::entry_name;
+use crate::commands::walk_cold::ByHand;
 use crate::commands::walk_picture::{self, served};
 use crate::formats::{self, Found};
 use crate::screen::Screen;
@@ -29,6 +30,11 @@ pub fn walk(args: &WalkArgs) -> Result<()> {
     let guest_mode = words::mode("--guest-paging", &args.guest_paging)?;
     let host_mode = words::host_mode("--host-paging", &args.host_paging)?;
     let address = address(args, guest_mode)?;
+    if let Some(walk) = ByHand::asked(args, (guest_mode, host_mode))? {
+        let profile = without_walk_caches(Profile::load(&args.profile).context("--profile")?);
+        let steps = walk.steps(&profile, address)?;
+        return show(args, &Cold { machine: &walk.name, mode: guest_mode, address, steps });
+    }
     let default_pages = words::pages("--page-size", &args.page_size)?;
     let spec = MachineSpec::parse(&args.machine, default_pages)?;
     words::machine(&spec, guest_mode, host_mode)?;
@@ -40,12 +46,15 @@ pub fn walk(args: &WalkArgs) -> Result<()> {
     let profile = Profile::load(&args.profile).context("--profile")?;
     let profile = if args.caches { profile } else { without_walk_caches(profile) };
     let steps = steps(&spec, profile, (guest_mode, host_mode), address)?;
-    let walk = Cold { machine: &spec.name, mode: guest_mode, address, steps };
+    show(args, &Cold { machine: &spec.name, mode: guest_mode, address, steps })
+}
+
+fn show(args: &WalkArgs, walk: &Cold<'_>) -> Result<()> {
     if let Some(file) = &args.svg {
-        let scene = walk_picture::picture(&walk.title(), guest_mode, address, &walk.steps);
+        let scene = walk_picture::picture(&walk.title(), walk.mode, walk.address, &walk.steps);
         formats::write_file("--svg", file, &svg(&scene))?;
     }
-    let out = args.format.render(&walk)?;
+    let out = args.format.render(walk)?;
     std::io::stdout().lock().write_all(out.as_bytes())?;
     Ok(())
 }
@@ -95,7 +104,11 @@ pub fn steps(
 /// The address that was given, or one like those of a program's mappings.
 fn address(args: &WalkArgs, mode: &Mode) -> Result<u64> {
     let Some(text) = &args.address else {
-        return Ok(if mode.address_bits() == 32 { 0xb7a0_1234 } else { 0x7fff_f7a0_1234 });
+        // As far up in a process of fewer bits.
+        return Ok(match mode.address_bits() {
+            32 => 0xb7a0_1234,
+            _ => 0x7fff_f7a0_1234 & (words::process_bytes(mode) - 1),
+        });
     };
     let digits = text.strip_prefix("0x").unwrap_or(text);
     let address = u64::from_str_radix(digits, 16).ok();
@@ -147,7 +160,8 @@ impl Cold<'_> {
     pub fn split(&self) -> String {
         let levels = entries::split(self.mode, self.address).into_iter();
         let levels = levels.map(|(level, index, _)| format!("L{level} {index}"));
-        format!("{}, offset {:#x}", levels.collect::<Vec<_>>().join(", "), self.address & 0xfff)
+        let offset = self.address & self.mode.span(1).mask();
+        format!("{}, offset {offset:#x}", levels.collect::<Vec<_>>().join(", "))
     }
 }
 

@@ -51,9 +51,14 @@ fn address(scene: &mut Scene, mode: &Mode, address: u64) -> f64 {
         scene.text((x + wide / 2.0, 70.0), format!("L{level}: {index}"), Anchor::Middle);
         x += wide + 4.0;
     }
-    let offset = address & 0xfff;
+    let offset = address & mode.span(1).mask();
     scene.rect((x, 40.0), (104.0, 36.0), Ink::Pale(7), "");
-    scene.sized((x + 52.0, 54.0), "gVA[11:0]", Anchor::Middle, SMALL);
+    scene.sized(
+        (x + 52.0, 54.0),
+        format!("gVA[{}:0]", mode.span(1).shift() - 1),
+        Anchor::Middle,
+        SMALL,
+    );
     scene.text((x + 52.0, 70.0), format!("offset: {offset:#x}"), Anchor::Middle);
     x + 104.0
 }

@@ -201,7 +201,7 @@ fn modelled(plan: &Plan, spec: DimensionSpec) -> Result<ModelledGuest, CompareEr
         bad_frames: plan.bad_frames,
         daemons: plan.daemons.config(&plan.profile),
         seed: plan.seed,
-        pcids: plan.pcids && plan.guest_mode.levels >= 4,
+        pcids: plan.pcids && plan.guest_mode.address_bits() > 32,
         ..GuestConfig::new(plan.guest_mode, plan.guest_bytes)
     };
     let guest = spec.name();

@@ -33,7 +33,7 @@ pub fn configuration(plan: &Plan, spec: &MachineSpec) -> Result<MachineConfig, C
 pub fn host_config(plan: &Plan, host: DimensionSpec) -> HostConfig {
     HostConfig {
         bytes: plan.host_bytes,
-        mode: plan.host_mode,
+        mode: plan.host_mode.own(),
         policy: host.pages,
         placement: host.placement,
         fragmentation: plan.fragmentation.1,

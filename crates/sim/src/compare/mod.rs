@@ -7,6 +7,7 @@
 //! A source of processes is dealt with by modelled guests. One that is a recorded guest is *observed*,
 //! or *re-mapped*: what its processes did, with a modelled kernel's policies.
 
+pub mod cold;
 pub mod daemons;
 pub mod guests;
 mod machines;

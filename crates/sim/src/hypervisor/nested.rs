@@ -16,9 +16,9 @@ use nestwalk_hw::Translation;
 use nestwalk_policy::Mode as PagingMode;
 use nestwalk_types::{Address, Gpa, Hpa, PageSize, Run};
 
-/// Why tables of few levels have no copies.
-const SMALL: &str = "copies: pages for copies of the guest's tables lie at 1 TiB, which only tables of 4 and 5 levels \
-                     reach; leave it out";
+/// Why some tables have no copies.
+const SMALL: &str = "copies: pages for copies of the guest's tables lie at 1 TiB, which 32-bit guests and nested \
+                     tables of 40 bits do not reach; leave it out";
 
 /// The nested tables of the VM.
 pub struct Nested {
@@ -47,7 +47,7 @@ impl Nested {
             nested.mmu.replicate(nodes, &mut request.host)?;
         }
         if options.copies.gpt() {
-            if request.guest_mode.levels < 4 || request.nested_mode.levels < 4 {
+            if request.guest_mode.address_bits() == 32 || request.nested_mode.address_bits() < 41 {
                 let (machine, reason) = (request.name.clone(), SMALL.into());
                 return Err(MachineError::Variant { machine, reason });
             }

@@ -69,22 +69,24 @@ impl TableOwner<Hpa> for FromHost<'_> {
 }
 
 impl NestedMmu {
-    /// An empty root table, its frame taken from the host.
+    /// An empty root table, its frames taken from the host.
     ///
     /// # Errors
-    /// There is no host, or no frame.
+    /// There is no host, no frame, or the guest has more memory than such tables can map.
     pub fn new(
         mode: &'static Mode,
         host: &mut Option<HostMemory>,
         rules: VmmRules,
     ) -> Result<Self, MachineError> {
-        let no_frame =
-            MachineError::NoTableFrame { machine: String::new(), what: "nested root table" };
-        let root = host.as_mut().and_then(HostMemory::alloc_table).ok_or(no_frame)?;
-        let mut memory = TableMemory::new();
-        memory.insert(root, None);
+        let what = "nested root table";
+        let no_frame = MachineError::NoTableFrame { machine: String::new(), what };
+        let (memory, root) = empty_root(mode, host).ok_or(no_frame)?;
         let (executed, copies) = (FxHashSet::default(), Vec::new());
-        Ok(Self { mode, memory, root, limit: u64::MAX, rules, executed, copies })
+        let limit = 1 << mode.address_bits();
+        let mmu = Self { mode, memory, root, limit, rules, executed, copies };
+        let mut slots = host.iter().flat_map(HostMemory::slots);
+        slots.try_for_each(|s| mmu.hot_added(s.gpa, s.bytes))?;
+        Ok(mmu)
     }
 
     /// An empty root table with an entry for each piece of the guest's memory that one covers, in
@@ -118,17 +120,25 @@ impl NestedMmu {
     /// Whether there are entries for new memory.
     ///
     /// # Errors
-    /// It lies beyond a root table of fixed length.
+    /// It lies beyond what the root table has entries for.
     pub fn hot_added(&self, start: Gpa, bytes: u64) -> Result<(), MachineError> {
         let end = start.value().saturating_add(bytes);
         if end <= self.limit {
             return Ok(());
         }
         let (machine, limit) = (self.mode.name.into(), self.limit);
-        let reason = format!(
-            "new guest memory ends at {end:#x}, beyond the table in one piece, which was made for \
-             {limit:#x}; take another machine for guests that add memory"
-        );
+        let reason = if limit == 1 << self.mode.address_bits() {
+            format!(
+                "guest memory ends at {end:#x}, beyond the {limit:#x} that {} nested tables can map; \
+                 take a smaller guest, or host paging of more bits",
+                self.mode.name
+            )
+        } else {
+            format!(
+                "new guest memory ends at {end:#x}, beyond the table in one piece, which was made for \
+                 {limit:#x}; take another machine for guests that add memory"
+            )
+        };
         Err(MachineError::Variant { machine, reason })
     }
 
@@ -273,8 +283,10 @@ impl NestedMmu {
     /// Tables that were made, and the root if this is the first of them, come to lie on their node.
     fn place_tables(&self, platform: &mut Platform, made: Vec<Hpa>) {
         let Some(nodes) = platform.cpu.hardware.caches.nodes() else { return };
-        let root = nodes.of(self.root).is_none().then_some(self.root);
-        for table in root.into_iter().chain(made) {
+        if nodes.of(self.root).is_none() {
+            platform.place(self.root, self.mode.table_bytes(self.mode.levels), Use::NestedTable);
+        }
+        for table in made {
             platform.place(table, 4096, Use::NestedTable);
         }
     }
@@ -346,6 +358,15 @@ impl NestedMmu {
         }
         Ok(())
     }
+}
+
+/// The cleared pages of a root table, aligned to its length.
+fn empty_root(mode: &Mode, host: &mut Option<HostMemory>) -> Option<(TableMemory<Hpa>, Hpa)> {
+    let order = mode.root_order();
+    let root = host.as_mut().and_then(|host| host.alloc_tables(order))?;
+    let mut memory = TableMemory::new();
+    (0..1 << order).for_each(|page| memory.insert(root.offset_by(page << 12), None));
+    Some((memory, root))
 }
 
 /// Frees a table that is linked no more, and those below it.

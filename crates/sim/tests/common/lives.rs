@@ -54,7 +54,7 @@ impl Life {
     pub fn guest(&self) -> ModelledGuest {
         let config = GuestConfig {
             policy: PagePolicy::by_name(self.pages).unwrap(),
-            pcids: self.pcids && self.mode.levels >= 4,
+            pcids: self.pcids && self.mode.address_bits() > 32,
             ..GuestConfig::new(self.mode, 3 << 30)
         };
         ModelledGuest::new(config).unwrap()

@@ -55,7 +55,7 @@ impl Setup {
         let config = HostConfig {
             // As in `machine_with`.
             bytes: if self.guest_mode.entry_bytes == 8 { self.host_bytes } else { 4 * GIB },
-            mode: self.host_mode,
+            mode: self.host_mode.own(),
             policy: PagePolicy::by_name(self.host_pages).unwrap(),
             placement: self.host_placement,
             fragmentation: 0.0.into(),

@@ -235,7 +235,7 @@ pub fn machine_with(
             } else {
                 4 * GIB
             },
-            mode: host_mode,
+            mode: host_mode.own(),
             policy: PagePolicy::by_name(host_pages).unwrap(),
             placement: PlacementKind::default(),
             fragmentation: 0.0.into(),

@@ -99,6 +99,8 @@ fn walks(name: &str, profile: &str, setting: &Setting) -> Result<Vec<Explored>> 
     let (scheme, pages) = name.split_once(':').unwrap_or((name, ""));
     let guest = setting.modes.0;
     let addresses = if guest.address_bits() == 32 { ADDRESSES_32 } else { ADDRESSES };
+    // As far up in fewer bits.
+    let addresses = addresses.map(|a| a & (words::process_bytes(guest).next_power_of_two() - 1));
     let walk = |address: u64| {
         let processor = without_walk_caches(setting.profile.clone());
         let steps = steps(&spec, processor, setting.modes, address)?;

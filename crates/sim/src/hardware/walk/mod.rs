@@ -140,9 +140,10 @@ pub fn walk_1d_marking<A: Address>(
         mode.levels,
         Pointer { table: root, home: root.value(), ..Pointer::default() },
     ));
-    let mut held = tables.memory.reopen(pointer.handle, A::new(pointer.home));
+    let mut at = mode.entry_at(A::new(pointer.home), request.gva.value(), level);
+    // By the entry's address: a table may be longer than a page.
+    let mut held = tables.memory.reopen(pointer.handle, at);
     loop {
-        let at = mode.entry_at(A::new(pointer.home), request.gva.value(), level);
         let entry = Entry(tables.memory.entry(held, at, mode.entry_bytes));
         if !(mode.root_in_registers && level == mode.levels) {
             let at = Hpa::new(at.value());
@@ -171,9 +172,10 @@ pub fn walk_1d_marking<A: Address>(
             marked(at, ACCESSED);
         }
         let index = mode.index(request.gva.value(), level);
-        held = tables.memory.child(held, index, entry.target());
-        level -= 1;
         let table = entry.target::<Hpa>();
+        level -= 1;
+        at = mode.entry_at(A::new(table.value()), request.gva.value(), level);
+        held = tables.memory.child(held, index, at);
         pointer = Pointer { table, home: table.value(), handle: held, permissions, switched: 0 };
         hardware.cores[core].remember_walk(mode, request.gva, level, pointer);
     }
@@ -238,9 +240,9 @@ fn continue_2d<const FILL: bool, H: HostDimension, W: Watch<Gpa>>(
     watch: &mut W,
 ) -> Result<Translation, Fault> {
     let (mode, core) = (guest.mode, request.core());
-    let mut held = guest.memory.reopen(pointer.handle, Gpa::new(pointer.home));
+    let mut at = mode.entry_at(Gpa::new(pointer.home), request.gva.value(), level);
+    let mut held = guest.memory.reopen(pointer.handle, at);
     loop {
-        let at = mode.entry_at(Gpa::new(pointer.home), request.gva.value(), level);
         let entry = Entry(guest.memory.entry(held, at, mode.entry_bytes));
         if !(mode.root_in_registers && level == mode.levels) {
             let fetched_at = mode.entry_at(pointer.table, request.gva.value(), level);
@@ -267,8 +269,10 @@ fn continue_2d<const FILL: bool, H: HostDimension, W: Watch<Gpa>>(
             guest.memory.set_bits(at, ACCESSED);
         }
         let home: Gpa = entry.target();
-        held = guest.memory.child(held, mode.index(request.gva.value(), level), home);
+        let index = mode.index(request.gva.value(), level);
         level -= 1;
+        at = mode.entry_at(home, request.gva.value(), level);
+        held = guest.memory.child(held, index, at);
         let table =
             nested.translate(hardware, counters, core, home, Purpose::table(level))?.apply(home);
         let switched = pointer.switched;

@@ -166,7 +166,7 @@ pub fn translate_nested_watched(
     let (mut level, mut table, hint) =
         cached.map_or((mode.levels, root, Handle::default()), |(l, p)| (l, p.table, p.handle));
     let mut at = mode.entry_at(table, gpa.value(), level);
-    // By the entry's address: a flat root is longer than a page.
+    // By the entry's address: a table may be longer than a page.
     let mut held = nested.memory.reopen(hint, at);
     loop {
         let entry = Entry(nested.memory.entry(held, at, mode.entry_bytes));
@@ -192,9 +192,10 @@ pub fn translate_nested_watched(
             nested.memory.set_bits(at, ACCESSED);
         }
         table = entry.target();
-        held = nested.memory.child(held, mode.index(gpa.value(), level), table);
+        let index = mode.index(gpa.value(), level);
         level -= 1;
         at = mode.entry_at(table, gpa.value(), level);
+        held = nested.memory.child(held, index, at);
         let pointer = Pointer { table, home: table.value(), handle: held, ..Pointer::default() };
         hardware.cores[core].nested_walk_cache.fill_missed(mode, gpa, host, level, pointer);
     }

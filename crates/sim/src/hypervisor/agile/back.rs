@@ -76,7 +76,10 @@ impl AgileMmu {
                 continue;
             }
             let mut start = base + ((index as u64) << mode.span(level).shift());
-            if level == mode.levels && mode.levels > 3 && index >= 256 {
+            if level == mode.levels
+                && mode.address_bits() > 32
+                && index as u64 >= mode.entries(level) / 2
+            {
                 // The upper half is at the end of the 64-bit addresses.
                 start |= u64::MAX << mode.address_bits();
             }

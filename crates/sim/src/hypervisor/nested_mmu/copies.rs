@@ -3,7 +3,7 @@
 //!
 //! The tables themselves are the copy of node 0.
 
-use super::{FromHost, NestedMmu, clear, free_below, take};
+use super::{FromHost, NestedMmu, clear, empty_root, free_below, take};
 use crate::hardware::walk::NestedTables;
 use crate::scheme::{MachineError, Platform};
 use nestwalk_mm::HostMemory;
@@ -31,9 +31,7 @@ impl NestedMmu {
         host: &mut Option<HostMemory>,
     ) -> Result<(), MachineError> {
         for _ in 1..nodes {
-            let root = host.as_mut().and_then(HostMemory::alloc_table).ok_or(NO_FRAME)?;
-            let mut memory = TableMemory::new();
-            memory.insert(root, None);
+            let (memory, root) = empty_root(self.mode, host).ok_or(NO_FRAME)?;
             self.copies.push(NodeCopy { memory, root });
         }
         Ok(())
@@ -75,7 +73,7 @@ impl NestedMmu {
             let host = platform.host.as_mut().ok_or(NO_FRAME)?;
             let mut owner = FromHost::new(host);
             let stored = store(memory, self.mode, *root, gpa, level, entry, &mut owner);
-            let (mut made, stores) = (owner.made, owner.stores);
+            let (made, stores) = (owner.made, owner.stores);
             match stored {
                 Ok((_, old)) if level > 1 && old.is_present() && !old.has(LARGE) => {
                     free_below(memory, self.mode, (old.target(), level - 1), host);
@@ -87,7 +85,9 @@ impl NestedMmu {
             counters.nested_copy_stores += stores;
             counters.nested_copy_pages += made.len() as u64;
             if let Some(nodes) = platform.cpu.hardware.caches.nodes_mut() {
-                made.extend(nodes.of(*root).is_none().then_some(*root));
+                if nodes.of(*root).is_none() {
+                    nodes.place(*root, self.mode.table_bytes(self.mode.levels), i as u8 + 1);
+                }
                 for table in made {
                     nodes.place(table, 4096, i as u8 + 1);
                 }

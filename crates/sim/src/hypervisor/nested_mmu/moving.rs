@@ -53,6 +53,10 @@ impl Scan<'_> {
             }
         }
         self.looked += 1;
+        if self.mode.table_bytes(level) > 4096 {
+            // A root of several pages stays where it is.
+            return table;
+        }
         let own = self.nodes.of(table).unwrap_or(0);
         belongs(&counts, own).map_or(table, |node| self.to(table, node))
     }

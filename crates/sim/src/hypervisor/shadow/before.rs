@@ -51,7 +51,7 @@ impl ShadowMmu {
                 continue;
             }
             let mut start = base + i as u64 * span;
-            if level == mode.levels && i as u64 >= 256 {
+            if level == mode.levels && i as u64 >= mode.entries(level) / 2 {
                 // The upper half is at the end of the 64-bit addresses.
                 start |= u64::MAX << mode.address_bits();
             }
