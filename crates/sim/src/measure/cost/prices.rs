@@ -122,6 +122,8 @@ macro_rules! prices {
 
 prices! {
     Hypervisor exit_ns 1 (exits Exit);
+    Hypervisor nested_exit_ns 1 (reflected_exits);
+    Hypervisor switcher_exit_ns 1 (switcher_exits);
     Hypervisor nested_fill_ns 1 (nested_fills);
     Locked shadow_fill_ns 1 (shadow_fills);
     // A store that puts a leaf table out of step is a fault that is answered like others.
