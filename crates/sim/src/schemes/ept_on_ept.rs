@@ -1,5 +1,5 @@
-//! `ept-on-ept`: a VM in a VM, both with nested tables. L0 combines L1's with its own in one table, which
-//! hardware walks beside the guest's, 24 references at most.
+//! `ept-on-ept`: a VM in a VM, both with nested tables. L0 combines L1's with its own in one table,
+//! which hardware walks beside the guest's, 24 references at most.
 
 use super::{Definition, Facts};
 use crate::hypervisor::vm_in_vm::{EPT_OPTIONS, Kind, VmInVm};

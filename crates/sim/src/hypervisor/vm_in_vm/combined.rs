@@ -1,14 +1,14 @@
-//! EPT on EPT: L1's nested tables (gPA2 to gPA1) and L0's combination of them with its own (gPA2 to hPA),
-//! which hardware walks.
+//! EPT on EPT: L1's nested tables (gPA2 to gPA1) and L0's combination of them with its own (gPA2 to
+//! hPA), which hardware walks.
 //!
 //! A page that L2 uses for the first time is a violation that L0 reflects, since L1's tables lack it.
-//! L1 stores its entries, tables first, and each store to a table that L0 protects is an exit: L0 emulates
-//! it. L1 enters L2 again, L2 faults again, and now L0 fills its combination. With n stores that is
+//! L1 stores its entries, tables first, and each store to a table that L0 protects is an exit: L0
+//! emulates it. L1 enters L2 again, L2 faults again, and now L0 fills its combination. With n stores that is
 //! 4 + 2n + 2 world switches, n + 3 of them exits to L0 (L2's two, L1's entry of L2, and the stores).
 //!
 //! When a table is protected is an option. *Linked*: as soon as it is reachable from L1's root, so that
-//! every store exits; what the published count assumes. *Walked*: as KVM's shadow MMU does, when L0's fill
-//! goes through it first; a leaf table goes out of step at its first store, and later ones are free
+//! every store exits; what the published count assumes. *Walked*: as KVM's shadow MMU does, when L0's
+//! fill goes through it first; a leaf table goes out of step at its first store, and later ones are free
 //! until L1's INVEPT. Then a new branch costs one exit, for the entry that links it.
 //!
 //! L1 takes pages back by clearing entries, with INVEPT after it; L0 drops what it combined of them.
@@ -85,6 +85,10 @@ impl Combined {
                     self.protect_to(gpa);
                 }
                 self.combination.combine(platform, (gpa, fetch), size)?;
+                // To KVM the combination is a shadow of L1's tables: it is filled under that lock.
+                let counters = &mut platform.cpu.counters;
+                counters.nested_fills -= 1;
+                counters.shadow_fills += 1;
                 Ok(())
             }
         }
@@ -102,8 +106,8 @@ impl Combined {
         self.stored(levels, platform)
     }
 
-    /// L0's fill goes through these tables of L1: stores to them exit from now on, but to leaf tables that
-    /// are out of step.
+    /// L0's fill goes through these tables of L1: stores to them exit from now on, but to leaf tables
+    /// that are out of step.
     fn protect_to(&mut self, gpa: Gpa) {
         for table in self.inner.tables_to(gpa) {
             self.protected.entry(table.page_number()).or_insert(true);

@@ -9,11 +9,11 @@
 //! have frames of the host to themselves. So two records and one table always compose to the truth, and
 //! nothing is told to the referee. A gPA1 is an `Hpa` to L1's software, and a `Gpa` to L0's.
 //!
-//! **Three kinds** (PVM, SOSP 2023, has these names, and the counts of world switches for a page fault
+//! **Three kinds** (PVM, SOSP 2023, has these names, and counts of world switches for a page fault
 //! that stores n entries to protected tables):
 //!
-//! - *EPT on EPT*: L1 keeps nested tables (gPA2 to gPA1). Hardware cannot walk those, so L0 combines them
-//!   with its own (gPA1 to hPA) in one table, and protects L1's against stores: `combined`. 2n + 6.
+//! - *EPT on EPT*: L1 keeps nested tables (gPA2 to gPA1). Hardware cannot walk those, so L0 combines
+//!   them with its own (gPA1 to hPA) in one table, and protects L1's against stores: `combined`. 2n + 6.
 //! - *Shadow on EPT*: L1 keeps shadow tables (gVA to gPA1), hardware walks these and L0's in two
 //!   dimensions: `shadowed`. Every exit of L2 goes to L0, which enters L1 instead; when L1 enters L2,
 //!   that is an exit again: four switches for what would be two. 4n + 8.
@@ -25,8 +25,8 @@
 //! its own, when its kernel clears a page; that of a shadow table counts when hardware walks it first.
 //! A frame that held a table and becomes a page of L2 gets other memory of L0 then (in truth it would
 //! stay, and so would the count be lower by one violation). L1's other memory, its daemons, and its
-//! timer interrupts are left out, as is `nx_huge_pages` of L0 under shadow tables, and of L1 under nested
-//! ones. Walks of L1 itself are not simulated: its work has prices. Interrupts between vCPUs of L2 are
+//! timer interrupts are left out, as is `nx_huge_pages` of L0 under shadow tables, and of L1 under
+//! nested ones. Walks of L1 itself are not simulated: its work has prices. Interrupts between vCPUs of L2 are
 //! reflected as all other exits are.
 
 mod combined;

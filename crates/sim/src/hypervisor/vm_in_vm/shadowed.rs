@@ -2,8 +2,8 @@
 //! and L0's nested tables in two dimensions.
 //!
 //! What L1 does for L2 is what a hypervisor with shadow tables does, in its own memory; only how L2
-//! comes to it and back is another: by L0, or under PVM by the switcher. A fault that stores n entries to
-//! protected tables is 1 fault for L2's kernel, n stores and 1 hidden fault: n + 2 exits of 4 switches.
+//! comes to it and back is another: by L0, or under PVM by the switcher. A fault that stores n entries
+//! to protected tables is 1 fault for L2's kernel, n stores and 1 hidden fault: n + 2 exits of 4 switches.
 //!
 //! **Under KVM**, each INVVPID of L1 is an exit to L0, too; flushes that L1 asks of other vCPUs are
 //! one for each.
@@ -18,8 +18,8 @@
 //!   vCPUs meet at one table is not told.
 //!
 //! As recalled, not read: that the return is by way of L1, as the published count of 2n + 4 asks. Left
-//! out: system calls, which the switcher hands from L2's program to its kernel and back without L1, since
-//! streams do not show them, and the second shadow of each address space, without the kernel.
+//! out: system calls, which the switcher hands from L2's program to its kernel and back without L1,
+//! since streams do not show them, and the second shadow of each address space, without the kernel.
 
 use super::options::PvmOptions;
 use super::outer::Levels;

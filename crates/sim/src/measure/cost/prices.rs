@@ -139,6 +139,7 @@ prices! {
     Hypervisor inject_fault_ns 1 (async_faults);
     Locked emulate_write_ns 1 (exit TableWrite);
     Locked emulate_write_ns 1 (exit TableEmulation);
+    Locked emulate_write_ns 1 (exit InnerTableStore);
     Hypervisor context_exit_ns 1 (exit Cr3Load);
     Hypervisor invalidate_exit_ns 1 (exit Invalidation);
     Locked sync_entry_ns 1 (sync_entries);
