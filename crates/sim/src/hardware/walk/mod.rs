@@ -18,6 +18,7 @@ use nestwalk_tables::entry::{ACCESSED, DIRTY, GLOBAL, LARGE};
 use nestwalk_tables::{Entry, Level, Mode, Permissions, TableMemory};
 use nestwalk_types::{Address, Gpa, Hpa, PageSize};
 pub use sharing::ALIKE;
+use std::any::TypeId;
 pub use watch::{HostWatch, Nobody, WalkWatch, Watch};
 
 /// A walk that could not finish.
@@ -227,6 +228,13 @@ fn start_2d<A: Address, H: HostDimension>(
     Ok((level, Pointer { table, home, ..Pointer::default() }))
 }
 
+/// What references to tables of the first of two dimensions count as: the guest's, or a shadow of them.
+/// Known when the walker is compiled.
+#[inline(always)]
+fn first_dimension<A: Address>() -> Dimension {
+    if TypeId::of::<A>() == TypeId::of::<Hpa>() { Dimension::Shadow } else { Dimension::Guest }
+}
+
 /// A walk in two dimensions from a guest table of some level on. `FILL` puts what it passes into the
 /// walk cache, which is indexed by `cached_by`.
 #[inline]
@@ -246,7 +254,7 @@ fn continue_2d<const FILL: bool, A: Address, H: HostDimension, W: Watch<A>>(
         let entry = Entry(guest.memory.entry(held, at, mode.entry_bytes));
         if !(mode.root_in_registers && level == mode.levels) {
             let fetched_at = mode.entry_at(pointer.table, request.gva.value(), level);
-            hardware.reference(core, guest.dimension, (level, 0), fetched_at, entry.0);
+            hardware.reference(core, first_dimension::<A>(), (level, 0), fetched_at, entry.0);
         }
         if !entry.is_present() {
             return Err(Fault::Linear { level, protection: false });
