@@ -195,6 +195,11 @@ numbers! {
     /// Costs of the software that answers, in nanoseconds (cycles follow from the frequency).
     SoftwareProfile "software" {
         exit_ns: "A VM exit and the entry after it, with KVM's dispatch between.";
+        nested_exit_ns:
+            "An exit of a VM in a VM that the outer hypervisor hands on to the inner one, and the \
+             entry after it, which it makes for that: beyond exit_ns.";
+        switcher_exit_ns:
+            "An exit from a guest of PVM to its hypervisor by the switcher, and back: beyond exit_ns.";
         shadow_fill_ns:
             "Work of the VMM for a fault that it answers in the shadow tables, beyond the exit: \
              the guest's tables are walked, the host's page is found, an entry is made or \

@@ -85,6 +85,7 @@ fn json_has_the_documented_fields_and_no_others() {
              --profile sandy-bridge-e5-2430 --machines nested:4k@ranger \
              --daemons ranger-interval-ms=0.001"
         ),
+        format!("compare forkstorm {SMALL} --verify --machines ept-on-ept,spt-on-ept,pvm"),
         format!("compare gups {SMALL} --verify --machines ds,vmm-direct,guest-direct,dual-direct"),
         format!(
             "compare gups {SMALL} --verify --populate no --machines native:khugepaged@reserve,native:4k@ranger \

@@ -3,6 +3,7 @@
 
 mod agile;
 mod agile_policy;
+mod architectures;
 mod blocks;
 mod bug_classes;
 mod canaries;
@@ -40,6 +41,7 @@ mod soft_tlb;
 mod switching;
 mod switching_lives;
 mod tables;
+mod vm_in_vm;
 mod vmitosis;
 mod walk_lengths;
 mod xen_pv;

@@ -7,7 +7,7 @@
 //! Reference Manual", pseudocode of the start level and of the address of a descriptor; how many tables
 //! are concatenated, as Linux's KVM chooses (`stage2_pgtable.h`).
 
-mod common;
+use crate::common;
 
 use common::lives::Life;
 use common::machines::Setup;

@@ -200,6 +200,11 @@ fn exits_add_up_in_any_life() {
         ExitReason::Balloon,
         // The profile's processor delivers interrupts without one.
         ExitReason::InterruptReceived,
+        ExitReason::OuterViolation,
+        ExitReason::InnerTableStore,
+        ExitReason::CombinedFill,
+        ExitReason::InnerFlush,
+        ExitReason::FaultReturn,
     ];
     let paravirtual = ExitReason::ALL.iter().filter(|r| r.is_hypercall() || r.is_trap());
     let foreign: Vec<_> = foreign.iter().chain(paravirtual).collect();

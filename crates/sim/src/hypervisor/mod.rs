@@ -10,6 +10,7 @@ pub mod nested;
 pub mod nested_mmu;
 pub mod rmap;
 pub mod shadow;
+pub mod vm_in_vm;
 
 use nestwalk_tables::{Level, Mode};
 use nestwalk_types::PageSize;

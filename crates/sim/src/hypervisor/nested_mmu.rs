@@ -8,6 +8,7 @@
 //! minute so that they may become large again, is left out: simulated programs run for less.
 
 mod copies;
+mod followed;
 mod moving;
 
 use self::copies::NodeCopy;
@@ -37,6 +38,9 @@ pub struct NestedMmu {
     executed: FxHashSet<(Level, u64)>,
     /// Copies on other nodes than the first.
     copies: Vec<NodeCopy>,
+    /// Where entries were stored since this was last asked, if anybody asks: a hypervisor that runs in a
+    /// VM itself is watched by the one below it.
+    journal: Option<Vec<Hpa>>,
 }
 
 /// Entries in the group that KVM fills together.
@@ -49,11 +53,13 @@ struct FromHost<'a> {
     made: Vec<Hpa>,
     /// Entries that were stored.
     stores: u64,
+    /// Where, if anybody asks.
+    journal: Option<&'a mut Vec<Hpa>>,
 }
 
 impl<'a> FromHost<'a> {
     const fn new(host: &'a mut HostMemory) -> Self {
-        Self { host, made: Vec::new(), stores: 0 }
+        Self { host, made: Vec::new(), stores: 0, journal: None }
     }
 }
 
@@ -63,8 +69,11 @@ impl TableOwner<Hpa> for FromHost<'_> {
         self.made.push(table);
         Some(table)
     }
-    fn stored(&mut self, _at: Hpa, _entry: Entry) {
+    fn stored(&mut self, at: Hpa, _entry: Entry) {
         self.stores += 1;
+        if let Some(journal) = &mut self.journal {
+            journal.push(at);
+        }
     }
 }
 
@@ -82,8 +91,8 @@ impl NestedMmu {
         let no_frame = MachineError::NoTableFrame { machine: String::new(), what };
         let (memory, root) = empty_root(mode, host).ok_or(no_frame)?;
         let (executed, copies) = (FxHashSet::default(), Vec::new());
-        let limit = 1 << mode.address_bits();
-        let mmu = Self { mode, memory, root, limit, rules, executed, copies };
+        let (limit, journal) = (1 << mode.address_bits(), None);
+        let mmu = Self { mode, memory, root, limit, rules, executed, copies, journal };
         let mut slots = host.iter().flat_map(HostMemory::slots);
         slots.try_for_each(|s| mmu.hot_added(s.gpa, s.bytes))?;
         Ok(mmu)
@@ -114,7 +123,8 @@ impl NestedMmu {
         let mut memory = TableMemory::new();
         (0..pages).for_each(|page| memory.insert(root.offset_by(page << 12), None));
         let (rules, executed) = (VmmRules::PLAIN, FxHashSet::default());
-        Ok(Self { mode, memory, root, limit, rules, executed, copies: Vec::new() })
+        let (copies, journal) = (Vec::new(), None);
+        Ok(Self { mode, memory, root, limit, rules, executed, copies, journal })
     }
 
     /// Whether there are entries for new memory.
@@ -181,9 +191,20 @@ impl NestedMmu {
     /// # Errors
     /// As [`NestedMmu::violation`].
     pub fn map(&mut self, platform: &mut Platform, gpa: Gpa) -> Result<PageSize, MachineError> {
-        let (host_frame, host_size) = platform.host_page(gpa)?;
         // A segment's pages may be larger in the host's own tables than the policy has them.
-        let allowed = platform.host.as_ref().map_or(host_size, HostMemory::largest_page);
+        let largest = platform.host.as_ref().map(HostMemory::largest_page);
+        self.map_at_most(platform, gpa, largest)
+    }
+
+    /// As [`NestedMmu::map`], by an entry of at most this size.
+    fn map_at_most(
+        &mut self,
+        platform: &mut Platform,
+        gpa: Gpa,
+        most: Option<PageSize>,
+    ) -> Result<PageSize, MachineError> {
+        let (host_frame, host_size) = platform.host_page(gpa)?;
+        let allowed = most.unwrap_or(host_size);
         let (mut level, mut size) = super::largest_leaf(self.mode, host_size.min(allowed));
         while level > 1 && self.is_executed(level, gpa) {
             let smaller = PageSize::from_shift(size.shift() as u8 - 1);
@@ -259,7 +280,7 @@ impl NestedMmu {
         // KVM marks writable entries accessed and dirty when it makes them (`set_spte`).
         let flags = if self.rules.ept_ad { ACCESSED | DIRTY } else { 0 };
         let leaf = Entry::leaf(frame, allowed, level > 1).with(flags);
-        let mut owner = FromHost::new(host);
+        let mut owner = FromHost { journal: self.journal.as_mut(), ..FromHost::new(host) };
         let stored = store(&mut self.memory, self.mode, self.root, gpa, level, leaf, &mut owner);
         let made = owner.made;
         match stored {
@@ -318,7 +339,7 @@ impl NestedMmu {
     /// As [`NestedMmu::host_changed`], of a range.
     pub fn unmap_range(&mut self, platform: &mut Platform, at: Gpa, bytes: u64) -> u64 {
         let Some(host) = &mut platform.host else { return 0 };
-        let mut owner = FromHost::new(host);
+        let mut owner = FromHost { journal: self.journal.as_mut(), ..FromHost::new(host) };
         let cleared = clear(&mut self.memory, (self.mode, self.root), at, bytes, &mut owner);
         if !self.copies.is_empty() {
             self.clear_copies(platform, at, bytes);

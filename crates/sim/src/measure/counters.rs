@@ -376,6 +376,11 @@ counters! {
         entries_validated: "count",
             "direct paging: present entries of pages that became tables, checked once each";
         updates_refused: "count", "direct paging: entries not taken as they were asked for";
+        reflected_exits: "count",
+            "VM in a VM: of the exits, the ones that the outer hypervisor handed on to the inner one: \
+             four world switches each, from the guest by the outer hypervisor to the inner one and back";
+        switcher_exits: "count",
+            "PVM: of the exits, the ones by its switcher, which the outer hypervisor does not see";
     }
     Inner {
         assist_hits: "count",
@@ -466,6 +471,11 @@ impl Counters {
     pub fn of(&self, section: Section) -> impl Iterator<Item = (&'static CounterRow, u64)> {
         const ROWS: &[CounterRow] = &Counters::ROWS;
         ROWS.iter().zip(self.values()).filter(move |(row, _)| row.section == section)
+    }
+    /// Switches from one world to another, a guest's or a hypervisor's: two for each exit, and two more
+    /// where an outer hypervisor hands it on to an inner one, and is asked to enter the guest again.
+    pub fn world_switches(&self) -> u64 {
+        2 * (self.exits_total() + self.reflected_exits)
     }
     /// Exits of all reasons.
     pub fn exits_total(&self) -> u64 {

@@ -167,6 +167,10 @@ results! {
         vm_exits: Named, "count", "exits to the hypervisor by reason"
             = some(ExitReason::ALL.iter().map(|r| (r.name(), c.exits[*r as usize])));
         vm_exits_total: u64, "count", "exits of all reasons" = c.exits_total();
+        world_switches: u64, "count",
+            "switches between guest and hypervisor, or between hypervisors: two for each exit, four for \
+             each that an outer hypervisor reflects"
+            = c.world_switches();
         vmm_cycles: f64, "cycles", "the hypervisor's and the host kernel's work" = b.cycles.vmm;
         lock_wait_cycles: f64, "cycles",
             "of these, waiting for the lock of the shadow tables" = b.cycles.lock_wait;

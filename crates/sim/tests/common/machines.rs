@@ -8,6 +8,7 @@ use nestwalk_sim::assist::segments::{DUAL, GUEST, SegmentedVm, VMM};
 use nestwalk_sim::hypervisor::agile::OPTIONS;
 use nestwalk_sim::hypervisor::bare_metal::Native;
 use nestwalk_sim::hypervisor::nested::Nested;
+use nestwalk_sim::hypervisor::vm_in_vm::{EPT_OPTIONS, Kind, PVM_OPTIONS, SHADOW_OPTIONS, VmInVm};
 use nestwalk_sim::scheme::MachineConfig;
 use nestwalk_sim::scheme::vmm_options::VmmOptions;
 use nestwalk_sim::schemes::agile::Agile;
@@ -116,6 +117,17 @@ impl Setup {
         let mut build = MachineConfig { variant: variant.into(), ..self.build("agile", true) };
         let config = OPTIONS.parse(variant).unwrap();
         Machine::new(Agile::new(config, &mut build).unwrap(), build).unwrap()
+    }
+    /// A VM in a VM, by its keys.
+    pub fn vm_in_vm(&self, kind: Kind, variant: &str) -> (VmInVm, MachineConfig) {
+        let (name, table) = match kind {
+            Kind::EptOnEpt => ("ept-on-ept", &EPT_OPTIONS),
+            Kind::ShadowOnEpt => ("spt-on-ept", &SHADOW_OPTIONS),
+            Kind::Pvm => ("pvm", &PVM_OPTIONS),
+        };
+        let mut build = MachineConfig { variant: variant.into(), ..self.build(name, true) };
+        let options = table.parse(variant).unwrap();
+        (VmInVm::new(kind, &options, &mut build).unwrap(), build)
     }
     pub fn shadow(&self) -> Machine<Shadow> {
         let build = self.build("shadow", true);

@@ -48,6 +48,8 @@ const EVENTS: &[&str] = &[
     "hypercall_operations",
     "entries_validated",
     "updates_refused",
+    "reflected_exits",
+    "switcher_exits",
     "anchor_changes",
     "contiguity_updates",
 ];

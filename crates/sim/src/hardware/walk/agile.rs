@@ -161,7 +161,7 @@ pub fn walk_agile(
     let AgileTables { guest, nested, .. } = tables;
     let start = (mode, (level, pointer));
     let found =
-        continue_2d::<true, _, _>(hardware, counters, guest, nested, request, start, &mut ());
+        continue_2d::<true, _, _, _>(hardware, counters, guest, nested, request, start, &mut ());
     if found.is_ok() {
         counters.walks_switched[usize::from(pointer.switched)] += 1;
     }
@@ -261,7 +261,7 @@ fn set_guest_bits(
     let start = start_2d(hardware, counters, guest, nested, request.core());
     let start = start.and_then(|start| {
         let start = (guest.mode, start);
-        continue_2d::<false, _, _>(hardware, counters, guest, nested, request, start, &mut ())
+        continue_2d::<false, _, _, _>(hardware, counters, guest, nested, request, start, &mut ())
     });
     start.map(|_| ()).map_err(|fault| AgileFault { fault, nested: true })
 }

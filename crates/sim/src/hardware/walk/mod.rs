@@ -18,6 +18,7 @@ use nestwalk_tables::entry::{ACCESSED, DIRTY, GLOBAL, LARGE};
 use nestwalk_tables::{Entry, Level, Mode, Permissions, TableMemory};
 use nestwalk_types::{Address, Gpa, Hpa, PageSize};
 pub use sharing::ALIKE;
+use std::any::TypeId;
 pub use watch::{HostWatch, Nobody, WalkWatch, Watch};
 
 /// A walk that could not finish.
@@ -183,18 +184,20 @@ pub fn walk_1d_marking<A: Address>(
 
 /// Walks guest tables in two dimensions: each guest entry is fetched at the host-physical address
 /// that the nested tables give, and so is the page at the end. 24 references for 4 on 4 levels with
-/// nothing cached, 35 for 5 on 5: `g * h + g + h`. `watch` sees the guest's leaf entry.
+/// nothing cached, 35 for 5 on 5: `g * h + g + h`. `watch` sees the guest's leaf entry. What the guest's
+/// tables hold are guest-physical addresses; where those are shadow tables of a hypervisor that is a
+/// guest itself, it takes them for host-physical ones (`A = Hpa`).
 ///
 /// # Errors
 /// The fault that the access meets, of either dimension.
 #[inline]
-pub fn walk_2d<H: HostDimension>(
+pub fn walk_2d<A: Address, H: HostDimension>(
     hardware: &mut Hardware,
     counters: &mut Counters,
-    guest: &mut Tables<'_, Gpa>,
+    guest: &mut Tables<'_, A>,
     nested: &mut H,
     request: &Request,
-    watch: &mut impl Watch<Gpa>,
+    watch: &mut impl Watch<A>,
 ) -> Result<Translation, Fault> {
     let (mode, core) = (guest.mode, request.core());
     let cached = hardware.cores[core].partial_walk(mode, request.gva);
@@ -204,19 +207,19 @@ pub fn walk_2d<H: HostDimension>(
         Some(found) => found,
         None => start_2d(hardware, counters, guest, nested, core)?,
     };
-    continue_2d::<true, H, _>(hardware, counters, guest, nested, request, (mode, start), watch)
+    continue_2d::<true, A, H, _>(hardware, counters, guest, nested, request, (mode, start), watch)
 }
 
 /// The guest's root table, at the host-physical address that the nested tables give.
 #[inline]
-fn start_2d<H: HostDimension>(
+fn start_2d<A: Address, H: HostDimension>(
     hardware: &mut Hardware,
     counters: &mut Counters,
-    guest: &Tables<'_, Gpa>,
+    guest: &Tables<'_, A>,
     nested: &mut H,
     core: usize,
 ) -> Result<(Level, Pointer), Fault> {
-    let (home, level) = (guest.root, guest.mode.levels);
+    let (home, level) = (Gpa::new(guest.root.value()), guest.mode.levels);
     // PAE: the four entries were read when CR3 was loaded.
     let table = if guest.mode.root_in_registers {
         Hpa::new(0)
@@ -227,26 +230,33 @@ fn start_2d<H: HostDimension>(
     Ok((level, Pointer { table, home, ..Pointer::default() }))
 }
 
+/// What references to tables of the first of two dimensions count as: the guest's, or a shadow of them.
+/// Known when the walker is compiled.
+#[inline(always)]
+fn first_dimension<A: Address>() -> Dimension {
+    if TypeId::of::<A>() == TypeId::of::<Hpa>() { Dimension::Shadow } else { Dimension::Guest }
+}
+
 /// A walk in two dimensions from a guest table of some level on. `FILL` puts what it passes into the
 /// walk cache, which is indexed by `cached_by`.
 #[inline]
-fn continue_2d<const FILL: bool, H: HostDimension, W: Watch<Gpa>>(
+fn continue_2d<const FILL: bool, A: Address, H: HostDimension, W: Watch<A>>(
     hardware: &mut Hardware,
     counters: &mut Counters,
-    guest: &mut Tables<'_, Gpa>,
+    guest: &mut Tables<'_, A>,
     nested: &mut H,
     request: &Request,
     (cached_by, (mut level, mut pointer)): (&Mode, (Level, Pointer)),
     watch: &mut W,
 ) -> Result<Translation, Fault> {
     let (mode, core) = (guest.mode, request.core());
-    let mut at = mode.entry_at(Gpa::new(pointer.home), request.gva.value(), level);
+    let mut at = mode.entry_at(A::new(pointer.home), request.gva.value(), level);
     let mut held = guest.memory.reopen(pointer.handle, at);
     loop {
         let entry = Entry(guest.memory.entry(held, at, mode.entry_bytes));
         if !(mode.root_in_registers && level == mode.levels) {
             let fetched_at = mode.entry_at(pointer.table, request.gva.value(), level);
-            hardware.reference(core, Dimension::Guest, (level, 0), fetched_at, entry.0);
+            hardware.reference(core, first_dimension::<A>(), (level, 0), fetched_at, entry.0);
         }
         if !entry.is_present() {
             return Err(Fault::Linear { level, protection: false });
@@ -271,7 +281,7 @@ fn continue_2d<const FILL: bool, H: HostDimension, W: Watch<Gpa>>(
         let home: Gpa = entry.target();
         let index = mode.index(request.gva.value(), level);
         level -= 1;
-        at = mode.entry_at(home, request.gva.value(), level);
+        at = mode.entry_at(entry.target(), request.gva.value(), level);
         held = guest.memory.child(held, index, at);
         let table =
             nested.translate(hardware, counters, core, home, Purpose::table(level))?.apply(home);
@@ -285,14 +295,14 @@ fn continue_2d<const FILL: bool, H: HostDimension, W: Watch<Gpa>>(
 
 /// The last host walk, and the combination: the smaller page, what both dimensions permit.
 #[inline]
-fn finish_2d<H: HostDimension>(
+fn finish_2d<A: Address, H: HostDimension>(
     hardware: &mut Hardware,
     counters: &mut Counters,
     nested: &mut H,
     request: &Request,
-    found: &Found<Gpa>,
+    found: &Found<A>,
 ) -> Result<Translation, Fault> {
-    let gpa = found.frame.offset_by(request.gva.offset_in(found.size));
+    let gpa = Gpa::new(found.frame.offset_by(request.gva.offset_in(found.size)).value());
     let purpose = Purpose::page(request.write, request.fetch);
     let host = nested.translate(hardware, counters, request.core(), gpa, purpose)?;
     let size = found.size.min(host.size());

@@ -122,6 +122,8 @@ macro_rules! prices {
 
 prices! {
     Hypervisor exit_ns 1 (exits Exit);
+    Hypervisor nested_exit_ns 1 (reflected_exits);
+    Hypervisor switcher_exit_ns 1 (switcher_exits);
     Hypervisor nested_fill_ns 1 (nested_fills);
     Locked shadow_fill_ns 1 (shadow_fills);
     // A store that puts a leaf table out of step is a fault that is answered like others.
@@ -137,6 +139,7 @@ prices! {
     Hypervisor inject_fault_ns 1 (async_faults);
     Locked emulate_write_ns 1 (exit TableWrite);
     Locked emulate_write_ns 1 (exit TableEmulation);
+    Locked emulate_write_ns 1 (exit InnerTableStore);
     Hypervisor context_exit_ns 1 (exit Cr3Load);
     Hypervisor invalidate_exit_ns 1 (exit Invalidation);
     Locked sync_entry_ns 1 (sync_entries);

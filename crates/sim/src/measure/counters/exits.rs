@@ -84,6 +84,16 @@ exit_reasons! {
         "a vCPU's store to the interrupt controller to interrupt another";
     InterruptReceived "interrupt_received" Exit
         "a vCPU called out of the guest for an interrupt of another";
+    OuterViolation "outer_violation" Exit
+        "VM in a VM: the inner hypervisor's own memory, touched for the first time";
+    InnerTableStore "inner_table_store" Exit
+        "VM in a VM: a store of the inner hypervisor to its nested tables, emulated by the outer one";
+    CombinedFill "combined_fill" Exit
+        "VM in a VM: only the outer hypervisor's combination of both nested tables lacked an entry";
+    InnerFlush "inner_flush" Exit
+        "VM in a VM: INVEPT or INVVPID of the inner hypervisor, made by the outer one";
+    FaultReturn "fault_return" Exit
+        "PVM: hypercall by which the guest's kernel returns from a page fault";
     MmuUpdate "mmu_update" Hypercall "direct paging: hypercall that updates entries of tables";
     Pin "pin" Hypercall "direct paging: hypercall that makes pages tables, or tables pages";
     BasePointer "base_pointer" Hypercall "direct paging: hypercall that loads a root";
