@@ -98,7 +98,7 @@ fn json_has_the_documented_fields_and_no_others() {
         "compare gups --footprint 64MiB --guest-memory 256MiB --accesses 200k --populate no --quiet \
          --verify --host-fragmentation bad --machines vmm-direct/start=paged/compact=40000000"
             .into(),
-        format!("compare gups {SMALL} --verify --machines hashed,native-hashed"),
+        format!("compare gups {SMALL} --verify --machines hashed,native-hashed,inverted-shadow"),
         format!(
             "compare gups {SMALL} --verify --machines nested/nodes=2/ept=1/copies=gpt,native/nodes=2/data=1 \
              --profile cascade-lake-6252"
@@ -161,13 +161,16 @@ fn has_segments(scheme: &Value) -> bool {
 
 fn has_tables(scheme: &Value) -> bool {
     scheme.as_str().is_some_and(|s| {
-        ["hashed", "flattened", "ecpt", "dmt", "learned", "utopia"].iter().any(|t| s.contains(t))
+        ["hashed", "flat", "inverted", "ecpt", "dmt", "learned", "utopia"]
+            .iter()
+            .any(|t| s.contains(t))
     })
 }
 
 fn uses_contiguity(scheme: &Value) -> bool {
     let scheme = scheme.as_str().unwrap_or_default();
-    ["spot", "rmm", "anchor"].contains(&scheme.strip_prefix("native-").unwrap_or(scheme))
+    ["spot", "rmm", "anchor", "inverted-shadow"]
+        .contains(&scheme.strip_prefix("native-").unwrap_or(scheme))
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! All tests of this crate that use it from outside, as one program: what each file would instantiate and
 //! link for itself takes most of the time that tests take to compile.
 
+mod common;
 mod agile;
 mod agile_policy;
 mod architectures;
@@ -10,7 +11,6 @@ mod canaries;
 mod closed_forms;
 mod coalescing;
 mod coalescing_canaries;
-mod common;
 mod contiguity_index;
 mod contiguity_lives;
 mod contiguity_schemes;
@@ -38,6 +38,7 @@ mod shadow_flushes;
 mod shadow_kernel;
 mod shadow_rules;
 mod soft_tlb;
+mod swift;
 mod switching;
 mod switching_lives;
 mod tables;

@@ -6,9 +6,10 @@ use crate::common;
 use common::lives::{Life, steps};
 use common::machines::{Probe, Setup, plain, with_tiny_tlbs};
 use common::{Script, approve, bare_profile, run};
-use nestwalk_hw::Profile;
+use nestwalk_hw::{Profile, Translation};
 use nestwalk_sim::assist::tables::cuckoo::{Cuckoo, CuckooConfig};
 use nestwalk_sim::assist::tables::direct::{Direct, DirectConfig};
+use nestwalk_sim::assist::tables::flat::Flat;
 use nestwalk_sim::assist::tables::flattened::{FlatConfig, Flattened};
 use nestwalk_sim::assist::tables::hashed::{HashConfig, Hashed};
 use nestwalk_sim::assist::tables::learned::{Learned, LearnedConfig};
@@ -17,13 +18,16 @@ use nestwalk_sim::assist::tables::{
     Found, GuestTable, HostTable, Key, NoHost, NoMemory, RadixGuest, Structure, StructureState,
     Supply, Tabled, Work,
 };
+use nestwalk_sim::hardware::Request;
+use nestwalk_sim::hardware::walk::{Fault, WalkWatch};
 use nestwalk_sim::hypervisor::nested_mmu::NestedMmu;
-use nestwalk_sim::scheme::Scheme;
 use nestwalk_sim::scheme::vmm_options::VmmRules;
+use nestwalk_sim::scheme::{Event, Handled, MachineError, Platform, Processor, Scheme, Software};
 use nestwalk_sim::schemes::by_name;
+use nestwalk_sim::schemes::inverted_shadow::InvertedShadow;
 use nestwalk_sim::{Counters, Dimension, DynMachine, Machine, MachineConfig};
 use nestwalk_tables::{Entry, LEGACY32, LONG4, LONG5, Mode, PAE};
-use nestwalk_types::{Gpa, GuestBatch, PageSize, SplitMix64};
+use nestwalk_types::{Address, Gpa, GuestBatch, PageSize, SplitMix64};
 
 const S4K: PageSize = PageSize::SIZE_4K;
 const S2M: PageSize = PageSize::SIZE_2M;
@@ -81,6 +85,118 @@ fn flattened_walks_have_the_length_of_the_formula() {
         let none = cold("flattened/refused=100", &LONG4, size, host);
         assert_eq!(none, (g, (g + 1) * h), "{what}");
     }
+}
+
+/// One reference of the host for each line of the guest's tables, and one for the page: 9 with pages of
+/// 4 KiB, whatever the host's are.
+#[test]
+fn flat_walks_have_the_length_of_the_formula() {
+    for (mode, sizes) in [(&LONG4, [S4K, S2M]), (&LONG5, [S4K, S2M]), (&PAE, [S4K, S2M])] {
+        for size in sizes {
+            let g = u64::from(mode.walk_references(mode.leaf_level(size).unwrap()));
+            for host in ["4k", "2m", "1g"] {
+                let what = format!("{} {size} on {host}", mode.name);
+                assert_eq!(cold("flat-nested", mode, size, host), (g, g + 1), "{what}");
+            }
+        }
+    }
+    assert_eq!(cold("flat-nested", &LONG4, S4K, "4k"), (4, 5));
+    // The inverted table is one more beside the walk that checks it.
+    assert_eq!(cold("inverted-shadow", &LONG4, S4K, "4k"), (4, 5));
+}
+
+/// A guess hides all of the walk but the reference to its line; a stale one is met by the walk, and
+/// costs what it costs.
+#[test]
+fn an_inverted_shadow_guesses_and_the_walk_checks() {
+    let mut build = Setup::new(with_tiny_tlbs(bare_profile())).build("inverted-shadow", true);
+    let mut m = Machine::new(InvertedShadow::new(&mut build).unwrap(), build).unwrap();
+    let mut s = Script::new(&LONG4);
+    s.map_used(0x40_0000, 0x4000_0000, S4K);
+    s.load(0x40_0000);
+    let c = m.count(&s.take());
+    assert_eq!((c.predictions, c.prediction_fills), (0, 1));
+    m.forget();
+    let _ = m.platform().cpu.hardware.take_caches();
+    s.load(0x40_0000);
+    let c = m.count(&s.take());
+    let hardware = &m.platform().cpu.hardware;
+    let line = hardware.latency[3] + hardware.walk_cache_cycles;
+    assert_eq!((c.walks, c.predictions, c.predictions_right), (1, 1, 1));
+    assert_eq!(c.walk_cycles - c.hidden_walk_cycles, line, "the line of the inverted table");
+    let shadow = |c: &Counters| c.references.0[Dimension::Shadow as usize].iter().sum::<u64>();
+    assert_eq!((shadow(&c), c.prediction_fills), (1, 0));
+    // The guest maps another frame, and says nothing but INVLPG.
+    s.unmap(0x40_0000, S4K);
+    s.map_used(0x40_0000, 0x4000_1000, S4K);
+    s.invlpg(0x40_0000);
+    m.run(&s.take()).unwrap();
+    s.load(0x40_0000);
+    let c = m.count(&s.take());
+    let right = c.predictions_right;
+    assert_eq!((right, c.predictions_wrong + c.predictions_squashed), (0, c.predictions));
+    assert_eq!((c.predictions_wrong, c.misprediction_cycles), (1, 20));
+    assert_eq!((c.hidden_walk_cycles, c.prediction_fills), (0, 1));
+    // What may not be stored to has no guess for a store.
+    m.forget();
+    s.load(0x40_0000);
+    let c = m.count(&s.take());
+    assert_eq!((c.predictions, c.predictions_right), (1, 1));
+    approve(&m);
+}
+
+/// One that takes the table's word for it.
+struct Unverified(InvertedShadow, bool);
+
+impl Scheme for Unverified {
+    fn walk<W: WalkWatch>(
+        &mut self,
+        cpu: &mut Processor,
+        request: &Request,
+        watch: &mut W,
+    ) -> Result<Translation, Fault> {
+        let guess = self.0.table.guess(cpu.world.root(request.vcpu), request);
+        let t = self.0.walk(cpu, request, watch)?;
+        let Some(guess) = guess.filter(|_| self.1) else { return Ok(t) };
+        let frame = guess.align_down(S4K);
+        Ok(Translation::new(frame, S4K, t.permissions(), t.is_dirty(), false))
+    }
+}
+
+impl Software for Unverified {
+    fn handle_fault(
+        &mut self,
+        platform: &mut Platform,
+        request: &Request,
+        fault: Fault,
+    ) -> Result<Handled, MachineError> {
+        self.0.handle_fault(platform, request, fault)
+    }
+    fn on(&mut self, platform: &mut Platform, event: Event<'_>) -> Result<(), MachineError> {
+        self.0.on(platform, event)
+    }
+}
+
+#[test]
+fn the_referee_approves_of_guesses_that_are_checked_and_of_no_others() {
+    let mut sums = [[0; 2]; 2];
+    let mut wrong = [0; 2];
+    for unverified in [false, true] {
+        let [found, right] = &mut sums[usize::from(unverified)];
+        for case in Case::all() {
+            let mut build = case.build(true);
+            let scheme = Unverified(InvertedShadow::new(&mut build).unwrap(), unverified);
+            let mut m = Machine::new(scheme, build).unwrap();
+            let (c, violations, finished) = live(&case, &mut m);
+            assert!(finished || unverified, "life {} of {}", case.seed, case.mode.name);
+            *found += violations;
+            *right += c.predictions_right;
+            wrong[usize::from(unverified)] += c.predictions_wrong;
+        }
+    }
+    assert_eq!(sums[0][0], 0);
+    assert!(sums[0][1] > 500 && wrong[0] > 100, "{sums:?} {wrong:?}");
+    assert!(sums[1][0] > 0, "no stale guess was caught");
 }
 
 /// One reference for what a register is for; in `pvdmt` the guest's needs no translation. What has none
@@ -381,6 +497,38 @@ fn the_referee_approves_of_restricted_segments_in_random_lives() {
         "{}",
         c.guest_table_copies
     );
+}
+
+/// A structure in the host alone, over all lives: the accesses that met violations, and whether the
+/// referee caught anything.
+fn lives_in_host<S: Structure + 'static>(
+    make: impl Fn(&mut dyn Supply) -> Option<S>,
+) -> (u64, bool) {
+    let (mut fills, mut caught) = (0, false);
+    for case in Case::all() {
+        let mut build = case.build(true);
+        let host = HostTable::new(&LONG4, &mut build.host, &make).unwrap();
+        let mut m = Machine::new(Tabled { guest: RadixGuest, host }, build).unwrap();
+        let (c, violations, finished) = live(&case, &mut m);
+        assert!(finished || violations > 0, "life {} of {}", case.seed, case.mode.name);
+        fills += c.nested_fills;
+        caught |= violations > 0;
+    }
+    (fills, caught)
+}
+
+/// An array for little memory: most is added later.
+fn small_flat(memory: &mut dyn Supply) -> Option<Flat> {
+    Flat::new(64, memory)
+}
+
+#[test]
+fn the_referee_approves_of_a_flat_table_in_random_lives_and_of_no_wrong_one() {
+    let (fills, caught) = lives_in_host(small_flat);
+    assert!(fills > 1_000 && !caught, "{fills}");
+    let spoilt = |inner, wrong| Some(Spoilt { inner, wrong });
+    assert!(lives_in_host(|m| spoilt(small_flat(m)?, Wrong::Stale)).1, "entries that go stay");
+    assert!(lives_in_host(|m| spoilt(small_flat(m)?, Wrong::Neighbour)).1, "a neighbour's entry");
 }
 
 // ---- canaries ----------------------------------------------------------------------------------

@@ -431,16 +431,16 @@ counters! {
         nested_copy_pages: "4 KiB pages", "pages that it cleared for such copies";
     }
     Contiguity {
-        predictions: "count", "SpOT: walks beside which the program went on with a guess";
+        predictions: "count", "SpOT, inverted shadows: walks beside which the program went on with a guess";
         predictions_right: "count", "of these, the ones that the walk confirmed";
         predictions_wrong: "count", "of these, the ones whose walk found another frame";
         predictions_squashed: "count", "of these, the ones whose walk ended in a fault";
         prediction_fills: "count",
-            "SpOT: entries put into prediction tables, new offsets of old entries among them";
+            "entries put into prediction tables and inverted shadows, news of old entries among them";
         prediction_bypasses: "count",
             "SpOT: walks that filled no entry because all of the set were trusted";
-        hidden_walk_cycles: "cycles", "SpOT: of walk_cycles, those that right guesses hid";
-        misprediction_cycles: "cycles", "SpOT: delay by wrong guesses beyond their walks";
+        hidden_walk_cycles: "cycles", "of walk_cycles, those that right guesses hid";
+        misprediction_cycles: "cycles", "delay by wrong guesses beyond their walks";
         range_hits: "count",
             "RMM: first-level TLB misses that the range TLB served beside the second level";
         range_checks: "count", "RMM: comparisons with ranges in range TLBs";

@@ -48,11 +48,15 @@ impl Shadow {
     /// # Errors
     /// The processor has not what is asked for.
     pub fn new(request: &MachineConfig) -> Result<Self, MachineError> {
-        let guest_pages = request.guest_bytes >> 12;
         let VmmRules { nx_huge_pages, kvm, .. } = request.rules(VmmKind::Shadow)?;
-        let rules = Rules { nx_huge_pages, kvm, ..Rules::default() };
+        Ok(Self::with_rules(request, Rules { nx_huge_pages, kvm, ..Rules::default() }))
+    }
+
+    /// The same with rules that are no KVM's.
+    pub fn with_rules(request: &MachineConfig, rules: Rules) -> Self {
+        let guest_pages = request.guest_bytes >> 12;
         let mmu = ShadowMmu::new(request.guest_mode, request.vcpus, guest_pages);
-        Ok(Self { mmu: mmu.with_rules(rules), hints: LeafHints::default() })
+        Self { mmu: mmu.with_rules(rules), hints: LeafHints::default() }
     }
 }
 

@@ -3,6 +3,7 @@
 
 use super::cuckoo::Cuckoo;
 use super::direct::Direct;
+use super::flat::Flat;
 use super::flattened::Flattened;
 use super::hashed::Hashed;
 use super::learned::Learned;
@@ -77,4 +78,4 @@ macro_rules! any {
     };
 }
 
-any!(Hashed Flattened Cuckoo Direct Learned Restricted);
+any!(Hashed Flattened Flat Cuckoo Direct Learned Restricted);

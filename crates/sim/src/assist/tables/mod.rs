@@ -12,6 +12,7 @@
 mod any;
 pub mod cuckoo;
 pub mod direct;
+pub mod flat;
 pub mod flattened;
 mod guest;
 pub mod hashed;

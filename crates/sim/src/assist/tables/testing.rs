@@ -45,10 +45,21 @@ impl Supply for Ledger {
     }
 }
 
+/// [`lives_like_a_map_of`] three regions.
+pub fn lives_like_a_map<S: Structure>(
+    structure: &mut S,
+    memory: &mut Ledger,
+    seed: u64,
+    check: impl Fn(&S),
+) {
+    lives_like_a_map_of(3, structure, memory, seed, check);
+}
+
 /// Puts and removes pages of several sizes and regions at random, in step with a plain map, which the
 /// structure must agree with at every time; `check` looks at it now and then. It grows, shrinks, and
 /// grows again.
-pub fn lives_like_a_map<S: Structure>(
+pub fn lives_like_a_map_of<S: Structure>(
+    regions: u64,
     structure: &mut S,
     memory: &mut Ledger,
     seed: u64,
@@ -58,7 +69,7 @@ pub fn lives_like_a_map<S: Structure>(
     // By region and first page: size and entry. Pages of several sizes do not overlap.
     let mut plain: BTreeMap<(u32, u64), (u8, u64)> = BTreeMap::new();
     for i in 0..24_000_u64 {
-        let region = r.below(3) as u32;
+        let region = r.below(regions) as u32;
         let size = r.below(10);
         let (shift, page) = match size {
             0 => (21, r.below(64) << 9),
@@ -80,7 +91,7 @@ pub fn lives_like_a_map<S: Structure>(
             assert_eq!(there, plain.remove(&(region, page)).is_some());
         }
         let (region, page) = match r.below(2) {
-            0 => (r.below(3) as u32, r.below((64 << 9) + 20_000)),
+            0 => (r.below(regions) as u32, r.below((64 << 9) + 20_000)),
             _ => plain
                 .keys()
                 .nth(r.below(1 + plain.len() as u64 / 64) as usize)

@@ -122,8 +122,10 @@ impl ShadowMmu {
         pcid: u16,
         keep: bool,
     ) -> Result<(), MachineError> {
-        platform.cpu.counters.exit(ExitReason::Cr3Load);
         let known = self.take_up_root(platform, vcpu, pcid, keep)?;
+        if self.rules.write_protect || !keep || !known {
+            platform.cpu.counters.exit(ExitReason::Cr3Load);
+        }
         platform.cpu.hardware.load_cr3(vcpu, pcid, keep);
         // The VPID as a whole, whatever the PCID: `kvm_set_cr3` and `fast_cr3_switch` for a load that
         // flushes, `kvm_mmu_load` for a root that was not at hand.
@@ -277,6 +279,9 @@ impl ShadowMmu {
 
     /// INVLPG: an out-of-sync leaf is dropped and read anew (`FNAME(invlpg)`).
     pub(super) fn invalidate_page(&mut self, platform: &mut Platform, root: PageId, gva: Gva) {
+        if !self.rules.write_protect {
+            return self.resync_address(platform, root, gva);
+        }
         let mut page = root;
         for level in (1..=self.mode.levels).rev() {
             let index = self.mode.index(gva.value(), level);

@@ -51,7 +51,7 @@ pub(super) fn with_permissions(spte: Entry, guest: Entry, hardware_ad: bool) -> 
     Entry(rest | bits | writable)
 }
 
-fn permission_bits(guest: Entry) -> Access {
+pub(super) fn permission_bits(guest: Entry) -> Access {
     let write = if guest.has(WRITE | DIRTY) { WRITE } else { 0 };
     guest.0 & (USER | NO_EXECUTE) | write
 }
@@ -262,6 +262,7 @@ impl ShadowMmu {
             // until the guest flushes (`kvm_mmu_get_child_sp` returns `-EEXIST`).
             if let Some(child) =
                 self.linked(spte).filter(|c| self.pages[*c as usize].role() == role)
+                && self.may_stay(spte, direct, guest)
             {
                 page = child;
                 continue;

@@ -31,6 +31,7 @@ pub mod observe;
 mod pages;
 mod partial;
 mod protect;
+mod swift;
 #[cfg(test)]
 pub(super) mod tests;
 mod unload;
@@ -135,6 +136,9 @@ pub struct Rules {
     /// The hardware sets A and D in the guest's tables beside the shadow's. Otherwise the VMM does, and
     /// the first store to a page exits.
     pub hardware_ad: bool,
+    /// Stores to shadowed tables are met. Otherwise no table is protected, and each may be out of step
+    /// until the guest flushes (`swift`).
+    pub write_protect: bool,
     /// Roots remembered besides the current one.
     pub previous_roots: usize,
     /// Large entries forbid fetches, and what is executed is mapped by 4 KiB (`nx_huge_pages`).
@@ -149,6 +153,7 @@ impl Default for Rules {
         Self {
             out_of_sync: true,
             hardware_ad: false,
+            write_protect: true,
             previous_roots: PREVIOUS_ROOTS,
             nx_huge_pages: false,
             kvm: KvmVersion::default(),
@@ -302,7 +307,11 @@ impl ShadowMmu {
         let split = self.is_narrow().then_some(PAE_ROOT);
         let page = self.page(platform, (gfn, self.mode.levels, split, 0, FULL))?;
         self.pages[page as usize].holders += 1;
-        self.sync_root(platform, page);
+        if self.rules.write_protect {
+            self.sync_root(platform, page);
+        } else {
+            platform.lock();
+        }
         Ok(Root { page, gfn, pcid })
     }
 

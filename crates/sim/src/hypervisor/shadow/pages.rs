@@ -18,7 +18,9 @@ impl ShadowMmu {
         role: Role,
     ) -> Result<PageId, MachineError> {
         if let Some(&page) = self.by_role.get(&role) {
-            if self.pages[page as usize].unsync {
+            if !self.rules.write_protect {
+                self.resync(platform, page);
+            } else if self.pages[page as usize].unsync {
                 // KVM compares it before it is linked, and leaves it out of sync.
                 self.compare(platform, page);
             }
@@ -68,7 +70,7 @@ impl ShadowMmu {
         self.by_role.insert(role, page);
         self.by_table.insert(table.page_number(), page);
         self.by_age.push_back((page, generation));
-        if split.is_none() {
+        if split.is_none() && self.rules.write_protect {
             self.protect(platform, page);
         }
         self.tell_page(page, |p| ShadowEvent::Got(p, true));
@@ -201,7 +203,7 @@ impl ShadowMmu {
     }
 
     /// The guest frame that a leaf entry maps.
-    fn mapped_gfn(&self, owner: PageId, spte: Hpa) -> u64 {
+    pub(super) fn mapped_gfn(&self, owner: PageId, spte: Hpa) -> u64 {
         let p = &self.pages[owner as usize];
         let index = (spte.value() >> 3 & 511) as usize;
         match &p.gfns {
@@ -296,6 +298,10 @@ impl ShadowMmu {
 
     /// Brings all leaf pages below a root in step (`mmu_sync_roots`).
     pub(super) fn sync_root(&mut self, platform: &mut Platform, root: PageId) {
+        if !self.rules.write_protect {
+            platform.lock();
+            return self.resync(platform, root);
+        }
         if self.unsync.is_empty() {
             return;
         }
