@@ -160,7 +160,9 @@ fn has_segments(scheme: &Value) -> bool {
 
 fn has_tables(scheme: &Value) -> bool {
     scheme.as_str().is_some_and(|s| {
-        ["hashed", "flattened", "ecpt", "dmt", "learned", "utopia"].iter().any(|t| s.contains(t))
+        ["hashed", "flattened", "ecpt", "dmt", "learned", "utopia", "asap"]
+            .iter()
+            .any(|t| s.contains(t))
     })
 }
 
