@@ -161,7 +161,7 @@ fn has_segments(scheme: &Value) -> bool {
 
 fn has_tables(scheme: &Value) -> bool {
     scheme.as_str().is_some_and(|s| {
-        ["hashed", "flat", "inverted", "ecpt", "dmt", "learned", "utopia"]
+        ["hashed", "flat", "inverted", "ecpt", "dmt", "learned", "utopia", "asap"]
             .iter()
             .any(|t| s.contains(t))
     })

@@ -400,6 +400,7 @@ fn other_tables_have_their_published_numbers_beside_them() {
         "flattened",
         "ecpt",
         "pvdmt",
+        "asap",
         "learned",
         "utopia",
         "pom-tlb",

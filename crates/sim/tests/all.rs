@@ -1,16 +1,17 @@
 //! All tests of this crate that use it from outside, as one program: what each file would instantiate and
 //! link for itself takes most of the time that tests take to compile.
 
-mod common;
 mod agile;
 mod agile_policy;
 mod architectures;
+mod asap;
 mod blocks;
 mod bug_classes;
 mod canaries;
 mod closed_forms;
 mod coalescing;
 mod coalescing_canaries;
+mod common;
 mod contiguity_index;
 mod contiguity_lives;
 mod contiguity_schemes;

@@ -403,7 +403,12 @@ fn small_cuckoo(memory: &mut dyn Supply) -> Option<Cuckoo> {
 
 /// Mappings of few pages, more of them than registers, with memory of the host.
 fn small_direct(_memory: &mut dyn Supply) -> Option<Direct> {
-    Some(Direct::new(DirectConfig { registers: 1, least: 24, host_memory: true }))
+    Some(Direct::new(DirectConfig {
+        registers: 1,
+        least: 24,
+        host_memory: true,
+        ..DirectConfig::default()
+    }))
 }
 
 fn small_learned(_memory: &mut dyn Supply) -> Option<Learned> {

@@ -85,6 +85,14 @@ impl Hardware {
         }
     }
 
+    /// A reference ahead of one that a walk will make, counted as those that nothing waits for. Returns
+    /// its cycles. None may wait.
+    pub fn ahead(&mut self, counters: &mut Counters, core: usize, at: Hpa) -> u64 {
+        let served = self.caches.data(core, at) as usize;
+        counters.background[served] += 1;
+        self.latency[served]
+    }
+
     /// Counts what waited: references of walks that have ended, and of the one under way in its tally.
     #[inline(never)]
     fn count_waiting(&mut self, counters: &mut Counters) {

@@ -77,7 +77,7 @@ schemes! {
     shared_tlb + NATIVE, shadow_colt, hashed + NESTED + GUEST + NATIVE,
     flattened + NESTED + GUEST + NATIVE, flat_nested, inverted_shadow, ecpt + NESTED + GUEST + NATIVE, pom_tlb + NATIVE,
     dmt + PARAVIRTUAL + NATIVE, learned + NESTED + NATIVE, utopia + NESTED + GUEST + NATIVE,
-    victima + NATIVE,
+    victima + NATIVE, asap + NESTED + GUEST + NATIVE,
 }
 
 /// Other names of schemes: what vendors and kernels call them.

@@ -1,9 +1,12 @@
 //! The guest's side: its radix tables, or a structure that its OS would keep in their place.
 
+use super::arriving::Arriving;
 use super::host::{HostSide, LINES, in_background, references};
 use super::mirror::{Mirror, region_bytes, region_level};
 use super::supply::Asking;
-use super::{BACKGROUND, DIRECT, GuestArea, Key, Structure, StructureState, Supply, Work};
+use super::{
+    AHEAD, BACKGROUND, DIRECT, GuestArea, Key, MET, Structure, StructureState, Supply, Work,
+};
 use crate::hardware::walk::{Fault, HostDimension, Purpose, WalkWatch, walk_2d};
 use crate::hardware::world::World;
 use crate::hardware::{Hardware, Request};
@@ -255,6 +258,26 @@ fn fetch<H: HostDimension>(
     Ok(())
 }
 
+/// As [`fetch`], of a line that is fetched ahead or was. The host translates its guest-physical address
+/// when the walk comes to it.
+#[inline(never)]
+fn fetch_ahead<H: HostDimension>(
+    hardware: &mut Hardware,
+    counters: &mut crate::measure::counters::Counters,
+    host: &mut H,
+    (core, level, arriving): (usize, u8, &mut Arriving),
+    line: u64,
+) -> Result<(), Fault> {
+    if level & AHEAD != 0 {
+        arriving.fetch(hardware, counters, (core, level), line);
+        return Ok(());
+    }
+    let purpose = Purpose::table(level & !MET);
+    host.translate(hardware, counters, core, Gpa::new(line), purpose)?;
+    arriving.meet(hardware, (core, Dimension::Guest, level, 0));
+    Ok(())
+}
+
 impl<S: Structure> GuestSide for GuestTable<S> {
     #[inline]
     fn walk<H: HostDimension, W: WalkWatch>(
@@ -275,8 +298,14 @@ impl<S: Structure> GuestSide for GuestTable<S> {
         if hardware.is_shown() {
             self.structure.forget_walks(core);
         }
-        let mut read =
-            |level: u8, lines: &[u64]| fetch(hardware, counters, host, (core, level), lines);
+        let mut arriving = Arriving::default();
+        let mut read = |level: u8, lines: &[u64]| {
+            if Arriving::concerns(level) {
+                let place = (core, level, &mut arriving);
+                return fetch_ahead(hardware, counters, host, place, lines[0]);
+            }
+            fetch(hardware, counters, host, (core, level), lines)
+        };
         let found = self.structure.look_up(core, Key { region, page }, &mut read)?;
         let found = found.ok_or(missing(1))?;
         let (entry, size) = (found.entry, found.size());

@@ -1,6 +1,7 @@
 //! The host's side: what translates guest-physical addresses, and the VMM's half of it.
 
-use super::{BACKGROUND, Key, Structure, StructureState, Supply, Work};
+use super::arriving::Arriving;
+use super::{AHEAD, BACKGROUND, Key, Structure, StructureState, Supply, Work};
 use crate::hardware::walk::{Fault, HostDimension, NestedTables, Purpose};
 use crate::hardware::{Hardware, Request};
 use crate::hypervisor::largest_leaf;
@@ -349,7 +350,16 @@ impl<S: Structure> HostDimension for HostLookUp<'_, S> {
         if hardware.is_shown() {
             self.structure.forget_walks(core);
         }
+        let mut arriving = Arriving::default();
         let mut fetch_lines = |level: u8, lines: &[u64]| {
+            if level & AHEAD != 0 {
+                arriving.fetch(hardware, counters, (core, level), lines[0]);
+                return Ok(());
+            }
+            if Arriving::concerns(level) {
+                arriving.meet(hardware, (core, Dimension::Nested, level, on_behalf));
+                return Ok(());
+            }
             let at = lines.iter().map(|at| Hpa::new(*at));
             if level == BACKGROUND {
                 in_background(hardware, counters, core, at);

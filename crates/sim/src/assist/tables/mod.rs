@@ -10,6 +10,7 @@
 //! that is stored, each that a larger table makes it move, memory that is cleared.
 
 mod any;
+mod arriving;
 pub mod cuckoo;
 pub mod direct;
 pub mod flat;
@@ -98,6 +99,13 @@ pub const BACKGROUND: u8 = 0;
 /// Set in the level of lines of a guest's structure that lie in memory which the guest has from its
 /// host: their addresses are host-physical, and nothing translates them.
 pub const DIRECT: u8 = 0x80;
+
+/// Set in the level of a line that a look-up will come to: it is fetched now, and nothing waits until
+/// then. Its address is host-physical.
+pub const AHEAD: u8 = 0x40;
+
+/// Set in the level of a line that was fetched ahead: the look-up has come to it.
+pub const MET: u8 = 0x20;
 
 /// A structure that maps pages.
 pub trait Structure: Send {

@@ -9,12 +9,18 @@
 //!
 //! With `host_memory` the guest has the pieces from the host, by hypercalls, and registers hold
 //! host-physical addresses (pvDMT): an entry of the guest needs no translation to be read.
+//!
+//! With `ahead` nothing is read in place of a walk, but ahead of it (ASAP, in `ahead.rs`).
 
 use super::{DIRECT, Found, Key, NoMemory, Structure, StructureState, Supply, Work};
+use ahead::Walks;
 use nestwalk_tables::Entry;
 
+mod ahead;
 #[cfg(test)]
 mod tests;
+
+pub use ahead::Ahead;
 
 const PAGE: u64 = 4096;
 /// Bytes of the base pages' entries of a GiB.
@@ -31,11 +37,13 @@ pub struct DirectConfig {
     pub least: u64,
     /// Pieces come from the host by hypercalls.
     pub host_memory: bool,
+    /// Walks are those of radix tables, and entries are fetched ahead of them.
+    pub ahead: Option<Ahead>,
 }
 
 impl Default for DirectConfig {
     fn default() -> Self {
-        Self { registers: 16, least: 512, host_memory: false }
+        Self { registers: 16, least: 512, host_memory: false, ahead: None }
     }
 }
 
@@ -44,7 +52,7 @@ impl DirectConfig {
     /// a whole slot.
     #[must_use]
     pub const fn of_host(self) -> Self {
-        Self { registers: u64::MAX, least: 1, host_memory: false }
+        Self { registers: u64::MAX, least: 1, host_memory: false, ahead: self.ahead }
     }
 }
 
@@ -67,6 +75,8 @@ struct Gib {
     piece: Option<(u64, bool)>,
     /// The large pages' entries in memory that the guest has from the host; 0 if they are not.
     large_piece: u64,
+    /// Where what is fetched ahead lies in the host's memory: entries of base pages, of large ones.
+    ahead: [u64; 2],
     registered: bool,
     /// None was to be had; not asked for again.
     refused: bool,
@@ -103,12 +113,15 @@ pub struct Direct {
     /// Entries by size: 4 KiB, 2 MiB or 4 MiB, 1 GiB.
     sizes: [u64; 3],
     work: Work,
+    /// Walk caches, by core.
+    walks: Vec<Walks>,
 }
 
 impl Direct {
     /// No tables.
     pub fn new(config: DirectConfig) -> Self {
-        Self { config, regions: Vec::new(), bytes: 0, sizes: [0; 3], work: Work::default() }
+        let (regions, walks, work) = (Vec::new(), Vec::new(), Work::default());
+        Self { config, regions, bytes: 0, sizes: [0; 3], work, walks }
     }
 
     fn table(&mut self, memory: &mut dyn Supply) -> Result<u64, NoMemory> {
@@ -163,6 +176,7 @@ impl Direct {
             at,
             piece: None,
             large_piece: 0,
+            ahead: [0; 2],
             registered: false,
             refused: false,
             small: 0,
@@ -180,17 +194,16 @@ impl Direct {
         if gib.piece.is_some() || gib.refused || gib.small + gib.large * (ENTRIES as u64) < least {
             return;
         }
+        if self.config.ahead.is_some() {
+            return self.promote_ahead(key, memory);
+        }
         let from_host = if wants_host { memory.take_host(PIECE) } else { None };
         let piece = match from_host {
             Some(at) => Some((at, true)),
             None => memory.take(PIECE).map(|at| (at, false)),
         };
         let Some(piece) = piece else {
-            self.work.refused += 1;
-            if let Some(gib) = self.gib_mut(key) {
-                gib.refused = true;
-            }
-            return;
+            return self.refuse(key);
         };
         self.work.pages += PIECE / PAGE;
         self.bytes += PIECE;
@@ -204,8 +217,21 @@ impl Direct {
         region.registers += u64::from(registered);
         let Some(gib) = self.gib_mut(key) else { return };
         (gib.piece, gib.large_piece, gib.registered) = (Some(piece), large_piece, registered);
-        // What was in tables moves into the piece.
-        let moved = gib.small + if large_piece == 0 { 0 } else { gib.large };
+        self.work.moves += if large_piece == 0 { 0 } else { gib.large };
+        self.move_in(key, memory);
+    }
+
+    fn refuse(&mut self, key: Key) {
+        self.work.refused += 1;
+        if let Some(gib) = self.gib_mut(key) {
+            gib.refused = true;
+        }
+    }
+
+    /// What was in tables of base pages moves into the piece.
+    fn move_in(&mut self, key: Key, memory: &mut dyn Supply) {
+        let Some(gib) = self.gib_mut(key) else { return };
+        let moved = gib.small;
         let tables = gib.parts.iter_mut().filter_map(|part| match part {
             Part::Small { at, .. } => Some(std::mem::take(at)),
             _ => None,
@@ -222,7 +248,11 @@ impl Direct {
         }
         let region = &mut self.regions[key.region as usize];
         let Some(gib) = region.gibs[(key.page >> 18) as usize].take() else { return };
-        region.registers -= u64::from(gib.registered);
+        if self.config.ahead.is_some() {
+            self.drop_ahead(key, &gib, memory);
+        } else {
+            region.registers -= u64::from(gib.registered);
+        }
         match gib.piece {
             Some((at, true)) => {
                 memory.give_host(at, PIECE);
@@ -291,10 +321,13 @@ impl Structure for Direct {
     #[inline]
     fn look_up<E>(
         &mut self,
-        _core: usize,
+        core: usize,
         key: Key,
         fetch: &mut impl FnMut(u8, &[u64]) -> Result<(), E>,
     ) -> Result<Option<Found>, E> {
+        if let Some(ahead) = self.config.ahead {
+            return self.look_up_ahead(core, key, ahead, fetch);
+        }
         let (part, index) = ((key.page >> 9) as usize % ENTRIES, key.page as usize % ENTRIES);
         let within = (part * ENTRIES + index) as u64 * 8;
         if let Some(gib) = self.gib(key)
@@ -440,6 +473,12 @@ impl Structure for Direct {
 
     fn shifts(&self) -> Vec<u8> {
         [12, 21, 30].into_iter().zip(self.sizes).filter(|s| s.1 > 0).map(|s| s.0).collect()
+    }
+
+    fn forget_walks(&mut self, core: usize) {
+        if let Some(walks) = self.walks.get_mut(core) {
+            *walks = Walks::default();
+        }
     }
 
     fn work(&mut self) -> &mut Work {
