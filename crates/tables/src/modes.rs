@@ -1,14 +1,15 @@
 //! Paging modes of other architectures than x86.
 //!
-//! RISC-V: "The RISC-V Instruction Set Manual", volume II, chapters "Sv39", "Sv48", "Sv57" and "Two-Stage
-//! Address Translation". A leaf may stand at any level. A guest's physical addresses have two bits more
-//! than a host's virtual ones, and their root is four pages long, aligned to its 16 KiB.
+//! RISC-V: "The RISC-V Instruction Set Manual", volume II, chapters "Sv39", "Sv48", "Sv57" and
+//! "Two-Stage Address Translation". A leaf may stand at any level. A guest's physical addresses have two
+//! bits more than a host's virtual ones, and their root is four pages long, aligned to its 16 KiB.
 //!
-//! AArch64: "Arm Architecture Reference Manual for A-profile", chapter "The AArch64 Virtual Memory System
-//! Architecture". A table has the granule's size, and so has a page. Levels are numbered the other way
-//! round there: its level 3 is our level 1. Blocks stand at its levels 1 and 2 with 4 KiB, at level 2
-//! with 16 and 64 KiB; with 52-bit addresses at one more. At the level where a walk of stage 2 starts, up
-//! to 16 tables are concatenated, where that saves a level; with Linux's KVM always (`stage2_pgtable.h`).
+//! AArch64: "Arm Architecture Reference Manual for A-profile", chapter "The AArch64 Virtual Memory
+//! System Architecture". A table has the granule's size, and so has a page. Levels are numbered the
+//! other way round there: its level 3 is our level 1. Blocks stand at its levels 1 and 2 with 4 KiB, at
+//! level 2 with 16 and 64 KiB; with 52-bit addresses at one more. At the level where a walk of stage 2
+//! starts, up to 16 tables are concatenated, where that saves a level; with Linux's KVM always
+//! (`stage2_pgtable.h`).
 //!
 //! Entries keep the layout of x86's in all of them, in the simulator's own memory: which bits they are
 //! changes no reference. So what is a leaf says a bit, and no combination of permissions (RISC-V), and

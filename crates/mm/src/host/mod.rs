@@ -164,7 +164,7 @@ impl HostMemory {
         let mut memory = Memory::new(physical, false);
         let HostConfig { mode, policy, placement, .. } = *config;
         let space_config = SpaceConfig { mode, policy, placement, primary: None };
-        // Where Linux has its mmap area, in round numbers: with 39 bits, a quarter up what is a process's.
+        // Where Linux has its mmap area, in round numbers; with 39 bits, a quarter up a process's half.
         let mut hva = match mode.address_bits() {
             32 => 0,
             39 => 0x10_0000_0000,

@@ -20,7 +20,7 @@ pub type Mapping = (&'static Mode, PageSize);
 #[derive(Debug, Error)]
 pub enum ColdError {
     /// The mode has no page of that size.
-    #[error("{} paging has no {size} pages; it has {}", mode.name, mode.page_sizes().map(PageSize::short).collect::<Vec<_>>().join(", "))]
+    #[error("{} paging has no {size} pages; it has {}", mode.name, sizes(mode))]
     NoSuchSize {
         /// The paging mode.
         mode: &'static Mode,
@@ -57,6 +57,10 @@ pub enum ColdError {
         /// The address.
         gva: u64,
     },
+}
+
+fn sizes(mode: &Mode) -> String {
+    mode.page_sizes().map(PageSize::short).collect::<Vec<_>>().join(", ")
 }
 
 /// Where tables begin.
