@@ -54,7 +54,7 @@ pub use physical::{
 };
 pub use placement::{
     Ca, CaConfig, Eager, FirstFit, HostPages, HugeTlb, Ideal, Linux, Outcome, PLACEMENTS,
-    POOL_PERCENT, PagePolicy, Placed, Placement, PlacementKind, Request, Reserve,
+    POOL_PERCENT, PagePolicy, Placed, Placement, PlacementKind, PteMagnet, Request, Reserve,
 };
 pub use placement_stats::PlacementStats;
 pub use remap::{Mappings, Remap, RemapError, RemapStats, Survey};

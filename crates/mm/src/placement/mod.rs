@@ -9,6 +9,7 @@ mod ideal;
 mod linux;
 mod listed;
 mod policy;
+mod ptemagnet;
 mod reservations;
 mod reserve;
 mod scattered;
@@ -23,6 +24,7 @@ pub use listed::HostPages;
 pub(crate) use listed::Listed;
 pub use policy::PagePolicy;
 pub(crate) use policy::Sizes;
+pub use ptemagnet::PteMagnet;
 pub use reserve::Reserve;
 use scattered::Scattered;
 
@@ -144,6 +146,8 @@ pub enum PlacementKind {
     Reserve,
     /// See [`HugeTlb`].
     HugeTlb,
+    /// See [`PteMagnet`].
+    PteMagnet,
     /// Each page at a place of its own, a control.
     Scattered,
     /// As [`FirstFit`], but that contiguous frames are set aside for the largest mapping of each
@@ -178,6 +182,11 @@ pub const PLACEMENTS: &[(&str, PlacementKind, &str)] = &[
     ),
     ("reserve", PlacementKind::Reserve, "4 KiB pages in reserved large blocks, joined when full"),
     ("hugetlb", PlacementKind::HugeTlb, "large pages from pools that are filled at the start"),
+    (
+        "ptemagnet",
+        PlacementKind::PteMagnet,
+        "PTEMagnet: aligned groups of eight pages in reserved 32 KiB",
+    ),
     ("scattered", PlacementKind::Scattered, "each page at a random place: least contiguity"),
     ("primary", PlacementKind::Primary, "contiguous memory behind each process's largest mapping"),
     (
@@ -213,6 +222,7 @@ impl PlacementKind {
             Self::Ideal => Box::new(Ideal::default()),
             Self::Reserve => Box::new(Reserve::new(pages, mode)),
             Self::HugeTlb => Box::new(HugeTlb::new(pages, mode)),
+            Self::PteMagnet => Box::new(PteMagnet::default()),
             Self::Scattered => Box::new(Scattered::default()),
         }
     }
