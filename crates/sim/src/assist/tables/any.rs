@@ -1,6 +1,7 @@
 //! The structures of the catalogue as one type, so that the loop of a machine is compiled once for each
 //! pair of sides and not for each structure.
 
+use super::classic::Classic;
 use super::cuckoo::Cuckoo;
 use super::direct::Direct;
 use super::flattened::Flattened;
@@ -77,4 +78,4 @@ macro_rules! any {
     };
 }
 
-any!(Hashed Flattened Cuckoo Direct Learned Restricted);
+any!(Hashed Classic Flattened Cuckoo Direct Learned Restricted);

@@ -10,6 +10,7 @@
 //! that is stored, each that a larger table makes it move, memory that is cleared.
 
 mod any;
+pub mod classic;
 pub mod cuckoo;
 pub mod direct;
 pub mod flattened;
