@@ -13,6 +13,7 @@ mod ptemagnet;
 mod reservations;
 mod reserve;
 mod scattered;
+mod tiers;
 
 pub use ca::{Ca, CaConfig};
 pub use default::FirstFit;
@@ -27,6 +28,7 @@ pub(crate) use policy::Sizes;
 pub use ptemagnet::PteMagnet;
 pub use reserve::Reserve;
 use scattered::Scattered;
+pub use tiers::{TIERS, Tiered, Tiers};
 
 use crate::physical::PhysicalMemory;
 use nestwalk_tables::Mode;
@@ -148,6 +150,8 @@ pub enum PlacementKind {
     HugeTlb,
     /// See [`PteMagnet`].
     PteMagnet,
+    /// See [`Tiered`].
+    Tiered,
     /// Each page at a place of its own, a control.
     Scattered,
     /// As [`FirstFit`], but that contiguous frames are set aside for the largest mapping of each
@@ -187,6 +191,11 @@ pub const PLACEMENTS: &[(&str, PlacementKind, &str)] = &[
         PlacementKind::PteMagnet,
         "PTEMagnet: aligned groups of eight pages in reserved 32 KiB",
     ),
+    (
+        "tiered",
+        PlacementKind::Tiered,
+        "Revelator: 4 KiB pages at one of six hashes of their numbers",
+    ),
     ("scattered", PlacementKind::Scattered, "each page at a random place: least contiguity"),
     ("primary", PlacementKind::Primary, "contiguous memory behind each process's largest mapping"),
     (
@@ -223,6 +232,7 @@ impl PlacementKind {
             Self::Reserve => Box::new(Reserve::new(pages, mode)),
             Self::HugeTlb => Box::new(HugeTlb::new(pages, mode)),
             Self::PteMagnet => Box::new(PteMagnet::default()),
+            Self::Tiered => Box::new(Tiered::default()),
             Self::Scattered => Box::new(Scattered::default()),
         }
     }
