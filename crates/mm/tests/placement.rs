@@ -244,8 +244,8 @@ fn a_reserved_group_ends_when_a_page_of_it_goes() {
     assert_eq!((t.aside(), t.frame(5) % 8), (7, 5));
     t.stores(3..8);
     assert_eq!((t.aside(), t.frame(7)), (3, t.frame(3) + 4));
-    // One page of another group goes: the others stay where they are, what was kept for them is free, and
-    // the next fault reserves anew.
+    // One page of another group goes: the others stay where they are, what was kept for them is free,
+    // and the next fault reserves anew.
     t.stores(8..11);
     let (old, free) = (t.frame(10), t.guest.memory().physical.free_frames());
     t.unmap(9, 1);

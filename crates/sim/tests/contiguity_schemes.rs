@@ -372,8 +372,8 @@ fn thirty_two_bit_guests_have_ranges_and_anchors_too() {
     }
 }
 
-/// Pages at the frames of a tier, loaded once each: their lines are fetched while they are walked. In a VM
-/// the host has first-fit frames, which no hash says.
+/// Pages at the frames of a tier, loaded once each: their lines are fetched while they are walked. In a
+/// VM the host has first-fit frames, which no hash says.
 #[test]
 fn what_lies_at_its_hash_is_there_when_the_walk_ends() {
     let setup = Setup::new(with_tiny_tlbs(bare_profile()));

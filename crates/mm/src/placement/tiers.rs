@@ -8,10 +8,10 @@
 //! none of them free   whatever the default placement gives
 //! ```
 //!
-//! The number of the process is in no hash, as there: pages of two processes at one address have the same
-//! tiers. Left out: page tables, which the released allocator puts at hashes of their own, and its pages of
-//! 2 MiB; large pages are allocated as without. Chosen: six tiers, as many as the released engine has
-//! thresholds for; the hash function (`mix64` for `CityHash64`).
+//! The number of the process is in no hash, as there: pages of two processes at one address have the
+//! same tiers. Left out: page tables, which the released allocator puts at hashes of their own, and its
+//! pages of 2 MiB; large pages are allocated as without. Chosen: six tiers, as many as the released
+//! engine has thresholds for; the hash function (`mix64` for `CityHash64`).
 
 use crate::physical::PhysicalMemory;
 use crate::placement::{Outcome, Placed, Placement, Request};

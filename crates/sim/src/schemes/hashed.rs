@@ -6,7 +6,8 @@
 //! `hashed-nested` has it in the host alone, under a radix guest whose walks have the profile's caches
 //! (Hoang et al., CAL 2010); `hashed-guest` in the guest alone, over nested tables; `native-hashed` on
 //! bare metal. `kind=vhpt` and `kind=htab` have Itanium's table or PowerPC's in its place, which are in
-//! `assist/tables/classic.rs`. The packed table is in `assist/tables/hashed.rs`, with what was chosen where the paper has none.
+//! `assist/tables/classic.rs`. The packed table is in `assist/tables/hashed.rs`, with what was chosen
+//! where the paper has none.
 
 use super::{Definition, Facts};
 use crate::assist::tables::classic::{Classic, Rule};

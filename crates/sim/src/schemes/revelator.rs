@@ -1,20 +1,21 @@
 //! `revelator`: nested paging beside which hardware fetches the data from where the page probably is
-//! (Kanellopoulos et al., "Revelator", arXiv 2508.02007). The OS puts a page at one of a few hashes of its
-//! number (placement `tiered`, in `mm/placement/tiers.rs`), and the VMM's host does so with guest memory.
-//! After a miss of the last level of TLBs hardware computes the same hashes: of the page a few guest
-//! frames, of each of these a few host frames. It fetches the line from each of them while the walk goes
-//! on, and the program uses the walk's translation.
+//! (Kanellopoulos et al., "Revelator", arXiv 2508.02007). The OS puts a page at one of a few hashes of
+//! its number (placement `tiered`, in `mm/placement/tiers.rs`), and the VMM's host does so with guest
+//! memory. After a miss of the last level of TLBs hardware computes the same hashes: of the page a few
+//! guest frames, of each of these a few host frames. It fetches the line from each of them while the
+//! walk goes on, and the program uses the walk's translation.
 //!
-//! - *A right guess* has the line in the first-level cache, or on its way there, when the walk ends. What
-//!   is left of its latency then is `late_data_cycles`. (The released engine, `revelator.cc` of the
+//! - *A right guess* has the line in the first-level cache, or on its way there, when the walk ends.
+//!   What is left of its latency then is `late_data_cycles`. (The released engine, `revelator.cc` of the
 //!   simulator Virtuoso, read, has it in the second level.)
 //! - *A wrong one* costs a reference to a line that nobody wanted, and no flush: nothing was computed.
-//! - *Hardware knows* where memory lies in both dimensions, and of each part of guest memory the distance
-//!   to the VMM's addresses, which the host's pages are numbered by (chosen).
+//! - *Hardware knows* where memory lies in both dimensions, and of each part of guest memory the
+//!   distance to the VMM's addresses, which the host's pages are numbered by (chosen).
 //!
 //! Left out: the guess of the last page table's entry, since page tables here are at no hashes; the
-//! released engine's own mode of data alone is that. Its filters are left out, too: `guesses` says how many
-//! tiers are guessed in each dimension, 2 unless given (chosen). Fetches of instructions are not guessed.
+//! released engine's own mode of data alone is that. Its filters are left out, too: `guesses` says how
+//! many tiers are guessed in each dimension, 2 unless given (chosen). Fetches of instructions are not
+//! guessed.
 
 use super::spot::Spot;
 use super::{Definition, Facts};

@@ -1,25 +1,26 @@
 //! Hash tables that processors had: an entry for each page, and a rule for those that collide.
 //!
-//! - [`Rule::Chains`]: Itanium's long format (Itanium Architecture Software Developer's Manual, volume 2,
-//!   4.1.5.4 and 5.3.2, read). An entry has 32 bytes: translation, key and size, tag, and a word that
-//!   software may use "to link VHPT entries to [...] hash collision chains". A place of the table has the
-//!   first entry of its chain; the others lie in memory beside the table. Itanium's walker reads the first
-//!   entry alone and leaves the rest to software; here hardware follows the chain, as the simulations do
-//!   that compare such a table with radix trees (recalled of "Hash, Don't Cache").
-//! - [`Rule::Groups`]: PowerPC's. An entry has 16 bytes, eight make a group of 128; a page's entry is in the
-//!   group that its hash names or in the one of the complement, as QEMU's `ppc_hash64_htab_lookup` (read)
-//!   looks for it. A group is two lines here, both of which are read at once.
+//! - [`Rule::Chains`]: Itanium's long format (Itanium Architecture Software Developer's Manual, volume
+//!   2, 4.1.5.4 and 5.3.2, read). An entry has 32 bytes: translation, key and size, tag, and a word that
+//!   software may use "to link VHPT entries to [...] hash collision chains". A place of the table has
+//!   the first entry of its chain; the others lie in memory beside the table. Itanium's walker reads the
+//!   first entry alone and leaves the rest to software; here hardware follows the chain, as the
+//!   simulations do that compare such a table with radix trees (recalled of "Hash, Don't Cache").
+//! - [`Rule::Groups`]: PowerPC's. An entry has 16 bytes, eight make a group of 128; a page's entry is in
+//!   the group that its hash names or in the one of the complement, as QEMU's `ppc_hash64_htab_lookup`
+//!   (read) looks for it. A group is two lines here, both of which are read at once.
 //!
-//! Neither puts entries of neighbouring pages on purpose into one line: that, not hashing, is what packed
-//! clusters (`hashed.rs`) are better at. POWER's hash is `vsid ^ page` within a segment of 256 MiB, which
-//! puts neighbours into neighbouring groups; Itanium's is each model's own. Here the segment's number is
-//! mixed, and the page's is added to it, for both.
+//! Neither puts entries of neighbouring pages on purpose into one line: that, not hashing, is what
+//! packed clusters (`hashed.rs`) are better at. POWER's hash is `vsid ^ page` within a segment of 256
+//! MiB, which puts neighbours into neighbouring groups; Itanium's is each model's own. Here the
+//! segment's number is mixed, and the page's is added to it, for both.
 //!
-//! Chosen, as in `hashed.rs`: pages of several sizes are looked for one size after another, beginning with
-//! what a predictor says; above `load` percent the table doubles at once, below an eighth of that it
-//! halves. (Itanium's kernels fill the table with as many entries for a large page as it has small ones;
-//! Linux sizes PowerPC's table at boot and takes an entry of a full group out, which is a fault the next
-//! time.) A table whose two groups for a page are full doubles as well, so that nothing is ever missing.
+//! Chosen, as in `hashed.rs`: pages of several sizes are looked for one size after another, beginning
+//! with what a predictor says; above `load` percent the table doubles at once, below an eighth of that
+//! it halves. (Itanium's kernels fill the table with as many entries for a large page as it has small
+//! ones; Linux sizes PowerPC's table at boot and takes an entry of a full group out, which is a fault
+//! the next time.) A table whose two groups for a page are full doubles as well, so that nothing is ever
+//! missing.
 
 use super::hashed::{Predictors, count_size, mix};
 use super::{Found, Key, NoMemory, Structure, StructureState, Supply, Work};
@@ -95,8 +96,8 @@ const fn tag(key: Key, shift: u8) -> u64 {
 }
 
 impl Classic {
-    /// An empty table for so many cores, with entries in `load` percent of its places at most and `places`
-    /// of them at first, a power of two from 64 on; `None` if there is no memory.
+    /// An empty table for so many cores, with entries in `load` percent of its places at most and
+    /// `places` of them at first, a power of two from 64 on; `None` if there is no memory.
     pub fn new(
         rule: Rule,
         (load, places): (u64, u64),
@@ -127,7 +128,8 @@ impl Classic {
         (bytes, if matches!(self.rule, Rule::Chains) { bytes / 2 } else { 0 })
     }
 
-    /// Takes memory for so many places, all of them empty; false, and nothing has changed, if there is none.
+    /// Takes memory for so many places, all of them empty; false, and nothing has changed, if there is
+    /// none.
     fn take(&mut self, places: u64, memory: &mut dyn Supply) -> bool {
         let (bytes, more) = self.bytes(places);
         let Some(base) = memory.take(bytes) else { return false };
