@@ -4,7 +4,7 @@
 //! `mm/mem_reservations.c`, read).
 //!
 //! ```text
-//! first fault of an aligned group of eight pages   a free block of 32 KiB is reserved, one frame is used
+//! first fault of an aligned group of eight pages   a free block of 32 KiB is reserved, a frame is used
 //! later faults of the group                        the frame at the page's place in the block
 //! no free block of 32 KiB                          a single page, as without
 //! a page of the group is unmapped, or copied       the reservation ends: what nobody used is free, and
