@@ -91,7 +91,7 @@ fn groups_overflow_as_often_as_theory_says() {
         }
         let (steps, lines) = reads(&mut table, &there, true);
         let expected = 1.0 + above / mean;
-        assert_eq!(lines, 2.0 * steps);
+        assert!((lines - 2.0 * steps).abs() < 1e-9, "{lines} {steps}");
         assert!(((steps - 1.0) / (expected - 1.0) - 1.0).abs() < 0.25, "{steps} {expected}");
         assert_eq!(reads(&mut table, &others, false), (2.0, 4.0));
     }
