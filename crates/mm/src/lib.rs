@@ -54,7 +54,8 @@ pub use physical::{
 };
 pub use placement::{
     Ca, CaConfig, Eager, FirstFit, HostPages, HugeTlb, Ideal, Linux, Outcome, PLACEMENTS,
-    POOL_PERCENT, PagePolicy, Placed, Placement, PlacementKind, Request, Reserve,
+    POOL_PERCENT, PagePolicy, Placed, Placement, PlacementKind, PteMagnet, Request, Reserve, TIERS,
+    Tiered, Tiers,
 };
 pub use placement_stats::PlacementStats;
 pub use remap::{Mappings, Remap, RemapError, RemapStats, Survey};

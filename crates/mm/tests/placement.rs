@@ -181,7 +181,9 @@ fn reserved_blocks_stay_small_pages_where_the_policy_has_no_others_or_permission
 
 #[test]
 fn reservations_are_broken_rather_than_memory_being_refused() {
-    for (placement, pages) in [("reserve", "thp"), ("ideal", "4k"), ("ideal", "thp")] {
+    for (placement, pages) in
+        [("reserve", "thp"), ("ideal", "4k"), ("ideal", "thp"), ("ptemagnet", "4k")]
+    {
         let mut t = Test::new(placement, pages, 64);
         // Every 37th page of 120 MiB in a guest with 31 MiB free, then pages one by one.
         t.map(0, 30_000);
@@ -204,6 +206,63 @@ fn reservations_are_broken_rather_than_memory_being_refused() {
         t.control(Control::Exit { process: P });
         assert_eq!((t.aside(), t.stats().resident_bytes), (0, 0));
     }
+}
+
+#[test]
+fn groups_of_eight_lie_together_however_processes_interleave() {
+    const Q: ProcessId = ProcessId(2);
+    // How many of 64 groups lie in one aligned block of frames.
+    let together = |placement: &str| {
+        let mut t = Test::new(placement, "4k", 64);
+        t.map(0, 512);
+        t.control(Control::Switch { vcpu: VcpuId(0), process: Q });
+        let (start, bytes, protection) = (at(0), 512 << 12, Protection::ALL);
+        t.control(Control::Map { process: Q, start, bytes, protection });
+        for page in 0..512 {
+            for process in [P, Q] {
+                t.control(Control::Switch { vcpu: VcpuId(0), process });
+                t.store(page);
+            }
+        }
+        let whole = |first: &u64| {
+            let frame = t.frame(8 * first);
+            frame % 8 == 0 && (0..8).all(|i| t.frame(8 * first + i) == frame + i)
+        };
+        ((0..64).filter(whole).count(), t.aside())
+    };
+    assert_eq!(together("ptemagnet"), (64, 0));
+    assert_eq!(together("linux").0, 0);
+    assert_eq!(together("default").0, 0);
+}
+
+#[test]
+fn a_reserved_group_ends_when_a_page_of_it_goes() {
+    let mut t = Test::new("ptemagnet", "4k", 64);
+    // The mapping begins and ends within groups, which are reserved nevertheless.
+    t.map(3, 20);
+    t.store(5);
+    assert_eq!((t.aside(), t.frame(5) % 8), (7, 5));
+    t.stores(3..8);
+    assert_eq!((t.aside(), t.frame(7)), (3, t.frame(3) + 4));
+    // One page of another group goes: the others stay where they are, what was kept for them is free,
+    // and the next fault reserves anew.
+    t.stores(8..11);
+    let (old, free) = (t.frame(10), t.guest.memory().physical.free_frames());
+    t.unmap(9, 1);
+    assert_eq!((t.aside(), t.frame(10)), (3, old));
+    assert_eq!(t.guest.memory().physical.free_frames(), free + 6);
+    t.store(12);
+    assert_eq!((t.aside(), t.frame(12) % 8), (3 + 7, 4));
+    assert!(t.frame(12) >> 3 != old >> 3);
+    // A copy ends its group's, a child has none.
+    t.control(Control::Fork { parent: P, child: ProcessId(2) });
+    t.store(12);
+    assert_eq!(t.aside(), 3);
+    let s = t.stats().placement;
+    assert_eq!((s.placed_elsewhere, s.reservations_broken), (0, 0));
+    t.control(Control::Exit { process: ProcessId(2) });
+    t.control(Control::Exit { process: P });
+    assert_eq!((t.aside(), t.stats().resident_bytes), (0, 0));
 }
 
 #[test]

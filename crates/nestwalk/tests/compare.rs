@@ -92,7 +92,7 @@ fn json_has_the_documented_fields_and_no_others() {
              --daemons khugepaged-interval-ms=0.001,ranger-interval-ms=0.001"
         ),
         format!(
-            "compare gups {SMALL} --verify --machines spot,rmm,anchor,native-colt,clustered \
+            "compare gups {SMALL} --verify --machines spot,revelator,rmm,anchor,native-colt,clustered \
              --contiguity --contiguity-every 5k"
         ),
         "compare gups --footprint 64MiB --guest-memory 256MiB --accesses 200k --populate no --quiet \
@@ -169,7 +169,7 @@ fn has_tables(scheme: &Value) -> bool {
 
 fn uses_contiguity(scheme: &Value) -> bool {
     let scheme = scheme.as_str().unwrap_or_default();
-    ["spot", "rmm", "anchor", "inverted-shadow"]
+    ["spot", "revelator", "rmm", "anchor", "inverted-shadow"]
         .contains(&scheme.strip_prefix("native-").unwrap_or(scheme))
 }
 

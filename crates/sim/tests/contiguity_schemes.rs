@@ -5,10 +5,11 @@ use crate::common;
 
 use common::machines::{Setup, tlb, with_tiny_tlbs};
 use common::{Script, approve, bare_profile};
+use nestwalk_mm::{Tiers, pc_memory_map};
 use nestwalk_sim::schemes::by_name;
 use nestwalk_sim::{Counters, Cycles, Dimension, DynMachine};
 use nestwalk_tables::{LONG4, PAE};
-use nestwalk_types::{Control, GuestBatch, Gva, Invalidation, PageSize, Protection};
+use nestwalk_types::{Control, Gpa, GuestBatch, Gva, Invalidation, PageSize, Protection};
 
 const BASE: u64 = 0x4000_0000;
 const FRAME: u64 = 0x1000_0000;
@@ -369,4 +370,67 @@ fn thirty_two_bit_guests_have_ranges_and_anchors_too() {
         let c = added(&mut m, &by(&mut script, 0x401000));
         assert!(c.range_hits + c.anchor_hits + c.predictions_right > 60, "{name}: {c:?}");
     }
+}
+
+/// Pages at the frames of a tier, loaded once each: their lines are fetched while they are walked. In a
+/// VM the host has first-fit frames, which no hash says.
+#[test]
+fn what_lies_at_its_hash_is_there_when_the_walk_ends() {
+    let setup = Setup::new(with_tiny_tlbs(bare_profile()));
+    let tiers = Tiers::new::<Gpa>(&pc_memory_map(setup.guest_bytes));
+    for (name, tier, right) in [
+        ("native-revelator", 0, true),
+        ("native-revelator", 1, true),
+        ("native-revelator", 2, false),
+        ("native-revelator/guesses=3", 2, true),
+        ("revelator", 0, false),
+    ] {
+        let (scheme, variant) = name.split_once('/').unwrap_or((name, ""));
+        let mut m = machine_on("4k", scheme, variant);
+        let mut script = Script::new(&LONG4);
+        let (pages, first) = (16, BASE >> 12);
+        for page in first..first + pages {
+            script.map_used(page << 12, tiers.frame(page, tier) << 12, PageSize::SIZE_4K);
+        }
+        loads(&mut script, &(0..pages).collect::<Vec<_>>());
+        let c = added(&mut m, &script.take());
+        let (yes, no) = if right { (pages, 0) } else { (0, pages) };
+        assert_eq!((c.predictions_right, c.predictions_wrong), (yes, no), "{name}");
+        // The host has no page yet: each is guessed once more after a violation.
+        let squashed = if scheme == "revelator" { pages } else { 0 };
+        assert_eq!((c.predictions, c.predictions_squashed), (pages + squashed, squashed), "{name}");
+        // Nobody but the walk waits: the program finds its line in the first level.
+        assert_eq!(c.data[0], yes, "{name}: {:?}", c.data);
+        assert_eq!((c.hidden_walk_cycles, c.misprediction_cycles), (0, 0));
+        let lines = match scheme {
+            "revelator" => 2 * 2 * 2 * pages,
+            _ if variant.is_empty() => 2 * pages,
+            _ => 3 * pages,
+        };
+        assert_eq!(c.background.iter().sum::<u64>(), lines, "{name}");
+        assert_eq!(c.late_data_cycles > 0, right, "{name}");
+    }
+}
+
+/// What is left to wait for is the line's latency less the walk's.
+#[test]
+fn a_line_that_is_later_than_its_walk_is_waited_for() {
+    let setup = Setup::new(with_tiny_tlbs(bare_profile()));
+    let tiers = Tiers::new::<Gpa>(&pc_memory_map(setup.guest_bytes));
+    let mut m = machine_on("4k", "native-revelator", "");
+    let mut script = Script::new(&LONG4);
+    let first = BASE >> 12;
+    for page in first..first + 2 {
+        script.map_used(page << 12, tiers.frame(page, 0) << 12, PageSize::SIZE_4K);
+    }
+    loads(&mut script, &[0]);
+    let profile = bare_profile();
+    let beyond = profile.caches.memory_cycles.value as u64 - u64::from(profile.caches.l1d.cycles);
+    // A cold walk is four references to memory: the line is there long before.
+    let cold = added(&mut m, &script.take());
+    assert!(cold.walk_cycles > 4 * beyond && cold.late_data_cycles == 0, "{cold:?}");
+    // The neighbour's tables are in the first level.
+    loads(&mut script, &[1]);
+    let warm = added(&mut m, &script.take());
+    assert_eq!(warm.late_data_cycles, beyond - warm.walk_cycles);
 }

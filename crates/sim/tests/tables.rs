@@ -7,6 +7,7 @@ use common::lives::{Life, steps};
 use common::machines::{Probe, Setup, plain, with_tiny_tlbs};
 use common::{Script, approve, bare_profile, run};
 use nestwalk_hw::{Profile, Translation};
+use nestwalk_sim::assist::tables::classic::{Classic, Rule};
 use nestwalk_sim::assist::tables::cuckoo::{Cuckoo, CuckooConfig};
 use nestwalk_sim::assist::tables::direct::{Direct, DirectConfig};
 use nestwalk_sim::assist::tables::flat::Flat;
@@ -65,6 +66,23 @@ fn hashed_walks_have_the_length_of_the_formula() {
                 assert_eq!(cold("native-hashed", mode, size, host), (1, 0), "{what}");
                 assert_eq!(cold("hashed-nested", mode, size, host), (g, g + 1), "{what}");
                 assert_eq!(cold("hashed-guest", mode, size, host), (1, 2 * h), "{what}");
+            }
+        }
+    }
+}
+
+/// A line for the first entry of a chain, two at once for a group.
+#[test]
+fn walks_of_vendors_hash_tables_have_the_length_of_the_formula() {
+    for (mode, size) in [(&LONG4, S4K), (&LONG4, S2M), (&PAE, S4K)] {
+        let g = u64::from(mode.walk_references(mode.leaf_level(size).unwrap()));
+        for host in ["4k", "2m"] {
+            let what = format!("{} {size} on {host}", mode.name);
+            for (kind, lines) in [("vhpt", 1), ("htab", 2)] {
+                let of = |scheme: &str| cold(&format!("{scheme}/kind={kind}"), mode, size, host);
+                assert_eq!(of("hashed"), (lines, (lines + 1) * lines), "{kind} {what}");
+                assert_eq!(of("native-hashed"), (lines, 0), "{kind} {what}");
+                assert_eq!(of("hashed-nested"), (g, (g + 1) * lines), "{kind} {what}");
             }
         }
     }
@@ -397,6 +415,14 @@ fn small(memory: &mut dyn Supply) -> Option<Hashed> {
     Hashed::new(HashConfig { places: 64, ..HashConfig::default() }, 4, memory)
 }
 
+fn small_chains(memory: &mut dyn Supply) -> Option<Classic> {
+    Classic::new(Rule::Chains, (60, 64), 4, memory)
+}
+
+fn small_groups(memory: &mut dyn Supply) -> Option<Classic> {
+    Classic::new(Rule::Groups, (60, 64), 4, memory)
+}
+
 fn small_cuckoo(memory: &mut dyn Supply) -> Option<Cuckoo> {
     Cuckoo::new(CuckooConfig { entries: 512, ..CuckooConfig::default() }, 4, memory)
 }
@@ -468,6 +494,14 @@ fn lives<S: Structure + 'static>(make: fn(&mut dyn Supply) -> Option<S>) -> Coun
 fn the_referee_approves_of_hash_tables_in_random_lives() {
     let c = lives(small);
     assert!(c.table_resizes > 40 && c.guest_table_updates > 10_000, "{}", c.table_resizes);
+}
+
+#[test]
+fn the_referee_approves_of_vendors_hash_tables_in_random_lives() {
+    for make in [small_chains, small_groups] {
+        let c = lives(make);
+        assert!(c.table_resizes > 40 && c.guest_table_updates > 10_000, "{}", c.table_resizes);
+    }
 }
 
 #[test]

@@ -9,9 +9,11 @@ mod ideal;
 mod linux;
 mod listed;
 mod policy;
+mod ptemagnet;
 mod reservations;
 mod reserve;
 mod scattered;
+mod tiers;
 
 pub use ca::{Ca, CaConfig};
 pub use default::FirstFit;
@@ -23,8 +25,10 @@ pub use listed::HostPages;
 pub(crate) use listed::Listed;
 pub use policy::PagePolicy;
 pub(crate) use policy::Sizes;
+pub use ptemagnet::PteMagnet;
 pub use reserve::Reserve;
 use scattered::Scattered;
+pub use tiers::{TIERS, Tiered, Tiers};
 
 use crate::physical::PhysicalMemory;
 use nestwalk_tables::Mode;
@@ -144,6 +148,10 @@ pub enum PlacementKind {
     Reserve,
     /// See [`HugeTlb`].
     HugeTlb,
+    /// See [`PteMagnet`].
+    PteMagnet,
+    /// See [`Tiered`].
+    Tiered,
     /// Each page at a place of its own, a control.
     Scattered,
     /// As [`FirstFit`], but that contiguous frames are set aside for the largest mapping of each
@@ -178,6 +186,16 @@ pub const PLACEMENTS: &[(&str, PlacementKind, &str)] = &[
     ),
     ("reserve", PlacementKind::Reserve, "4 KiB pages in reserved large blocks, joined when full"),
     ("hugetlb", PlacementKind::HugeTlb, "large pages from pools that are filled at the start"),
+    (
+        "ptemagnet",
+        PlacementKind::PteMagnet,
+        "PTEMagnet: aligned groups of eight pages in reserved 32 KiB",
+    ),
+    (
+        "tiered",
+        PlacementKind::Tiered,
+        "Revelator: 4 KiB pages at one of six hashes of their numbers",
+    ),
     ("scattered", PlacementKind::Scattered, "each page at a random place: least contiguity"),
     ("primary", PlacementKind::Primary, "contiguous memory behind each process's largest mapping"),
     (
@@ -213,6 +231,8 @@ impl PlacementKind {
             Self::Ideal => Box::new(Ideal::default()),
             Self::Reserve => Box::new(Reserve::new(pages, mode)),
             Self::HugeTlb => Box::new(HugeTlb::new(pages, mode)),
+            Self::PteMagnet => Box::new(PteMagnet::default()),
+            Self::Tiered => Box::new(Tiered::default()),
             Self::Scattered => Box::new(Scattered::default()),
         }
     }

@@ -56,7 +56,8 @@ impl Cycles {
             + core.data_exposed.value
                 * (beyond_l1(&c.data, profile)
                     + beyond_l1(&c.fetch, profile)
-                    + c.remote_cycles as f64);
+                    + c.remote_cycles as f64
+                    + c.late_data_cycles as f64);
         let translation = core.walk_exposed.value
             * (c.walk_cycles.saturating_sub(c.hidden_walk_cycles) as f64
                 + second_level_lookups(c) as f64 * core.l2_tlb_hit_cycles.value

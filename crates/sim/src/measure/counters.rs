@@ -441,6 +441,8 @@ counters! {
             "SpOT: walks that filled no entry because all of the set were trusted";
         hidden_walk_cycles: "cycles", "of walk_cycles, those that right guesses hid";
         misprediction_cycles: "cycles", "delay by wrong guesses beyond their walks";
+        late_data_cycles: "cycles",
+            "Revelator: of lines that right guesses fetched, what was left to wait for when walks had ended";
         range_hits: "count",
             "RMM: first-level TLB misses that the range TLB served beside the second level";
         range_checks: "count", "RMM: comparisons with ranges in range TLBs";

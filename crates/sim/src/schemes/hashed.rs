@@ -5,9 +5,12 @@
 //!
 //! `hashed-nested` has it in the host alone, under a radix guest whose walks have the profile's caches
 //! (Hoang et al., CAL 2010); `hashed-guest` in the guest alone, over nested tables; `native-hashed` on
-//! bare metal. The table is in `assist/tables/hashed.rs`, with what was chosen where the paper has none.
+//! bare metal. `kind=vhpt` and `kind=htab` have Itanium's table or PowerPC's in its place, which are in
+//! `assist/tables/classic.rs`. The packed table is in `assist/tables/hashed.rs`, with what was chosen
+//! where the paper has none.
 
 use super::{Definition, Facts};
+use crate::assist::tables::classic::{Classic, Rule};
 use crate::assist::tables::hashed::{HashConfig, Hashed};
 use crate::assist::tables::{self, Any, Sides};
 use crate::machine::DynMachine;
@@ -58,6 +61,8 @@ pub const NATIVE: Definition = Definition {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 struct Config<const CACHES: bool> {
     table: HashConfig,
+    /// Not packed clusters.
+    rule: Option<Rule>,
     other: bool,
 }
 
@@ -69,8 +74,19 @@ impl<const CACHES: bool> Config<CACHES> {
 
 const YES: [(&str, bool); 2] = [("yes", true), ("no", false)];
 
-const fn rows<const CACHES: bool>() -> [OptionRow<Config<CACHES>>; 3] {
+const KINDS: [(&str, Option<Rule>); 3] =
+    [("packed", None), ("vhpt", Some(Rule::Chains)), ("htab", Some(Rule::Groups))];
+
+const fn rows<const CACHES: bool>() -> [OptionRow<Config<CACHES>>; 4] {
     [
+        OptionRow {
+            name: "kind",
+            values: "packed|vhpt|htab",
+            meaning: "the table: packed clusters of eight; Itanium's long format, an entry a page and chains; \
+                      PowerPC's groups of eight with two hashes (packed)",
+            set: |c, value| one_of(value, &KINDS).map(|kind| c.rule = kind),
+            get: |c| word_of(&c.rule, &KINDS),
+        },
         OptionRow {
             name: "load",
             values: "PERCENT",
@@ -113,7 +129,15 @@ fn make<const CACHES: bool>(
 ) -> Result<Box<dyn DynMachine>, MachineError> {
     let (config, cores) = (request.options(options)?, request.vcpus);
     tables::build(request, sides, config.cached(), move |_, m| {
-        Hashed::new(config.table, cores, m).map(Any::from)
+        let HashConfig { load, places } = config.table;
+        let mut classic = |rule, each| {
+            Classic::new(rule, (load, places * each), cores, m).map(Any::from)
+        };
+        match config.rule {
+            None => Hashed::new(config.table, cores, m).map(Any::from),
+            Some(Rule::Chains) => classic(Rule::Chains, 2),
+            Some(Rule::Groups) => classic(Rule::Groups, 4),
+        }
     })
 }
 
@@ -140,11 +164,11 @@ mod tests {
 
     #[test]
     fn options_are_read_back() {
-        let all = "load=70/kib=128/caches=yes";
+        let all = "kind=htab/load=70/kib=128/caches=yes";
         assert_eq!(UNCACHED.normalize(all).unwrap(), all);
-        assert_eq!(CACHED.normalize(all).unwrap(), "load=70/kib=128");
-        assert_eq!(UNCACHED.normalize("load=60/kib=64/caches=no").unwrap(), "");
-        for (text, words) in [("load=95", "10 to 90"), ("kib=3", "4 to"), ("kib=12", "power of two")] {
+        assert_eq!(CACHED.normalize(all).unwrap(), "kind=htab/load=70/kib=128");
+        assert_eq!(UNCACHED.normalize("kind=packed/load=60/kib=64/caches=no").unwrap(), "");
+        for (text, words) in [("kind=x", "vhpt"), ("load=95", "10 to 90"), ("kib=3", "4 to"), ("kib=12", "power of two")] {
             let e = UNCACHED.normalize(text).unwrap_err();
             assert!(e.contains(words), "{e}");
         }

@@ -72,8 +72,8 @@ macro_rules! schemes {
 
 schemes! {
     ideal, native, nested, shadow, ssp, agile, switching, xen_pv, sie, soft_tlb, ept_on_ept, spt_on_ept, pvm, ds,
-    vmm_direct, guest_direct,
-    dual_direct, spot + NATIVE, rmm + NATIVE, anchor + NATIVE, colt + NATIVE, clustered + NATIVE,
+    vmm_direct, guest_direct, dual_direct, spot + NATIVE, revelator + NATIVE, rmm + NATIVE, anchor + NATIVE,
+    colt + NATIVE, clustered + NATIVE,
     shared_tlb + NATIVE, shadow_colt, hashed + NESTED + GUEST + NATIVE,
     flattened + NESTED + GUEST + NATIVE, flat_nested, inverted_shadow, ecpt + NESTED + GUEST + NATIVE, pom_tlb + NATIVE,
     dmt + PARAVIRTUAL + NATIVE, learned + NESTED + NATIVE, utopia + NESTED + GUEST + NATIVE,

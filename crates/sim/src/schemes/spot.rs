@@ -6,6 +6,7 @@
 //! a flush of the pipeline, and has sent a reference to a wrong place through the caches. Nothing else
 //! comes of a guess: what the program uses is the walk's translation.
 
+use super::revelator::Guesser;
 use super::{Definition, Facts};
 use crate::assist::ranges::{Base, Runs, Unit, background, machine};
 use crate::hardware::Request;
@@ -116,6 +117,8 @@ impl Default for SpotConfig {
 pub struct Spot {
     config: SpotConfig,
     tables: Vec<PredictionTable>,
+    /// Guesses are computed, and fetch data alone: `revelator`.
+    guesser: Option<Guesser>,
 }
 
 impl Spot {
@@ -128,7 +131,12 @@ impl Spot {
         let wrong = |reason| MachineError::Variant { machine: build.name.clone(), reason };
         let table = PredictionTable::new(config.entries, config.ways);
         let tables = vec![table.map_err(|e| wrong(e.to_string()))?; build.vcpus];
-        Ok(Self { config, tables })
+        Ok(Self { config, tables, guesser: None })
+    }
+
+    /// Without tables: guesses are computed, and nothing but data is fetched by them.
+    pub fn by_hash(guesser: Guesser) -> Self {
+        Self { config: SpotConfig::default(), tables: Vec::new(), guesser: Some(guesser) }
     }
 
     /// The guess for an access, if there is one. Instruction fetches have none, nor have accesses whose
@@ -175,6 +183,13 @@ impl Unit for Spot {
         (cpu, request): (&mut Processor, &Request),
         watch: &mut W,
     ) -> Result<Translation, Fault> {
+        if let Some(guesser) = &self.guesser {
+            let walked = base.walk(cpu, request, watch);
+            if !request.fetch {
+                fetch_guessed(guesser, cpu, request, walked.as_ref().ok());
+            }
+            return walked;
+        }
         let guess = self.predict(request);
         let walked = base.walk(cpu, request, watch);
         if let Some(guess) = guess {
@@ -186,10 +201,50 @@ impl Unit for Spot {
         walked
     }
 
+    // Where the guessed line was served is asked at once.
+    #[inline]
+    fn may_wait(&self) -> bool {
+        self.guesser.is_none()
+    }
+
     fn switched(&mut self, _runs: &Runs, _platform: &mut Platform, core: usize) {
         if self.config.flush {
             self.tables[core].flush();
         }
+    }
+}
+
+/// Fetches an access's line from wherever it may be, while the walk went on that found `found`.
+fn fetch_guessed(
+    guesser: &Guesser,
+    cpu: &mut Processor,
+    request: &Request,
+    found: Option<&Translation>,
+) {
+    // What the walk has cost is to be known.
+    cpu.settle();
+    let Processor { hardware, counters, .. } = cpu;
+    let walk = hardware.tally.cycles;
+    let there = found.map(|t| t.apply(request.gva));
+    let mut late = None;
+    guesser.each(request.gva, |guess| {
+        let before = counters.background;
+        background(hardware, counters, request.core(), guess);
+        if there == Some(guess) && late.is_none() {
+            let mut served = before.iter().zip(&counters.background);
+            let served = served.position(|(b, a)| b != a).unwrap_or(0);
+            let waits = hardware.latency[served].saturating_sub(hardware.latency[0]);
+            late = Some(waits.saturating_sub(walk));
+        }
+    });
+    counters.predictions += 1;
+    match late {
+        Some(late) => {
+            counters.predictions_right += 1;
+            counters.late_data_cycles += late;
+        }
+        None if found.is_some() => counters.predictions_wrong += 1,
+        None => counters.predictions_squashed += 1,
     }
 }
 

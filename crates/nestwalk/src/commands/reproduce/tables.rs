@@ -50,6 +50,20 @@ const SUBJECTS: &[Subject] = &[
               miss caches where neighbours of a radix tree share lines",
     },
     Subject {
+        machine: "hashed/kind=vhpt",
+        published: &[],
+        paper: "up to 5 times the accesses to memory of radix tables with walk caches (Barr et al., ISCA 2010), \
+                which Hash, Don't Cache says is this design's and not hashing's; 3 references",
+        why: "an entry has 32 bytes, so that a line has two pages where packed clusters have eight; hardware \
+              follows chains",
+    },
+    Subject {
+        machine: "hashed/kind=htab",
+        published: &[],
+        paper: "nothing beside nested paging that we know of; 3 look-ups",
+        why: "a group is two lines of 64 bytes, and neighbouring pages lie in neighbouring groups",
+    },
+    Subject {
         machine: "hashed-nested",
         published: &[],
         paper: "not worse than nested radix tables, sometimes better (Hoang et al.); 9 references cold",

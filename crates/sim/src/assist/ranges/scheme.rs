@@ -149,6 +149,12 @@ pub trait Unit: Send {
         core.fill_second_level(request.gva, request.fetch, found);
     }
 
+    /// See [`Scheme::may_wait`].
+    #[inline(always)]
+    fn may_wait(&self) -> bool {
+        true
+    }
+
     /// Translations of a core are void.
     fn invalidate(&mut self, _platform: &mut Platform, _core: usize, _scope: Scope) {}
 
@@ -334,6 +340,11 @@ impl<B: Base, U: Unit> Scheme for Contiguous<B, U> {
     #[inline(always)]
     fn looks_up_first(&self) -> bool {
         true
+    }
+
+    #[inline(always)]
+    fn may_wait(&self) -> bool {
+        self.unit.may_wait()
     }
 
     #[inline]

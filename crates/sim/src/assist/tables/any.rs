@@ -1,6 +1,7 @@
 //! The structures of the catalogue as one type, so that the loop of a machine is compiled once for each
 //! pair of sides and not for each structure.
 
+use super::classic::Classic;
 use super::cuckoo::Cuckoo;
 use super::direct::Direct;
 use super::flat::Flat;
@@ -78,4 +79,4 @@ macro_rules! any {
     };
 }
 
-any!(Hashed Flattened Flat Cuckoo Direct Learned Restricted);
+any!(Hashed Classic Flattened Flat Cuckoo Direct Learned Restricted);

@@ -53,13 +53,61 @@ const fn tag(key: Key, shift: u8) -> u64 {
     (key.of_size(shift) / CLUSTER) << 6 | shift as u64
 }
 
-/// Mixes all bits of a tag and a region (Stafford's variant 13 of the finalizer of `MurmurHash3`).
+/// Mixes all bits of a tag and a region.
 #[inline]
 const fn hash(tag: u64, region: u32) -> u64 {
-    let mut x = tag ^ (region as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    mix(tag ^ (region as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15))
+}
+
+/// Mixes all bits (Stafford's variant 13 of the finalizer of `MurmurHash3`).
+#[inline]
+pub(super) const fn mix(mut x: u64) -> u64 {
     x = (x ^ x >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     x = (x ^ x >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
     x ^ x >> 31
+}
+
+/// By core: the size that was found last.
+pub(super) struct Predictors(Vec<[u8; PREDICTOR]>);
+
+impl Predictors {
+    pub(super) fn new(cores: usize) -> Self {
+        Self(vec![[12; PREDICTOR]; cores])
+    }
+
+    const fn at(key: Key) -> usize {
+        (key.page >> 9) as usize % PREDICTOR
+    }
+
+    /// What a core begins with.
+    #[inline]
+    pub(super) fn size(&self, core: usize, key: Key) -> u8 {
+        self.0.get(core).map_or(12, |p| p[Self::at(key)])
+    }
+
+    /// A core has found a page of another size.
+    #[inline]
+    pub(super) fn learn(&mut self, core: usize, key: Key, shift: u8) {
+        if let Some(predictor) = self.0.get_mut(core) {
+            predictor[Self::at(key)] = shift;
+        }
+    }
+}
+
+/// One page more or less of a size.
+pub(super) fn count_size(sizes: &mut Vec<(u8, u64)>, shift: u8, more: bool) {
+    let found = sizes.binary_search_by_key(&shift, |s| s.0);
+    match (found, more) {
+        (Ok(i), true) => sizes[i].1 += 1,
+        (Ok(i), false) => {
+            sizes[i].1 -= 1;
+            if sizes[i].1 == 0 {
+                sizes.remove(i);
+            }
+        }
+        (Err(i), true) => sizes.insert(i, (shift, 1)),
+        (Err(_), false) => {}
+    }
 }
 
 /// The table.
@@ -70,8 +118,7 @@ pub struct Hashed {
     used: u64,
     /// Sizes in use, smallest first, and how many entries have each.
     sizes: Vec<(u8, u64)>,
-    /// By core: the size that was found last.
-    predictors: Vec<[u8; PREDICTOR]>,
+    predictors: Predictors,
     work: Work,
 }
 
@@ -81,7 +128,7 @@ impl Hashed {
         let base = memory.take(config.places * LINE)?;
         let work = Work { pages: (config.places * LINE).div_ceil(4096), ..Work::default() };
         let places = vec![Place::default(); config.places as usize];
-        let predictors = vec![[12; PREDICTOR]; cores];
+        let predictors = Predictors::new(cores);
         Some(Self { config, base, places, used: 0, sizes: Vec::new(), predictors, work })
     }
 
@@ -102,21 +149,6 @@ impl Hashed {
                 return (at, true);
             }
             at = (at + 1) & self.mask() as usize;
-        }
-    }
-
-    fn count_size(&mut self, shift: u8, more: bool) {
-        let found = self.sizes.binary_search_by_key(&shift, |s| s.0);
-        match (found, more) {
-            (Ok(i), true) => self.sizes[i].1 += 1,
-            (Ok(i), false) => {
-                self.sizes[i].1 -= 1;
-                if self.sizes[i].1 == 0 {
-                    self.sizes.remove(i);
-                }
-            }
-            (Err(i), true) => self.sizes.insert(i, (shift, 1)),
-            (Err(_), false) => {}
         }
     }
 
@@ -171,11 +203,6 @@ impl Hashed {
         self.places[gap] = Place::default();
         self.used -= 1;
     }
-
-    #[inline]
-    fn predicted(&self, core: usize, key: Key) -> Option<&u8> {
-        self.predictors.get(core).map(|p| &p[(key.page >> 9) as usize % PREDICTOR])
-    }
 }
 
 impl Structure for Hashed {
@@ -186,7 +213,7 @@ impl Structure for Hashed {
         key: Key,
         fetch: &mut impl FnMut(u8, &[u64]) -> Result<(), E>,
     ) -> Result<Option<Found>, E> {
-        let first = self.predicted(core, key).copied().unwrap_or(12);
+        let first = self.predictors.size(core, key);
         let (mask, mut turn) = (self.mask(), 0);
         // The predicted size, if there is any page of it, and then the others.
         let mut tried = usize::MAX;
@@ -225,10 +252,8 @@ impl Structure for Hashed {
                     if place.present >> within & 1 == 0 {
                         break;
                     }
-                    if shift != first
-                        && let Some(predictor) = self.predictors.get_mut(core)
-                    {
-                        predictor[(key.page >> 9) as usize % PREDICTOR] = shift;
+                    if shift != first {
+                        self.predictors.learn(core, key, shift);
                     }
                     return Ok(Some(Found { entry, shift, slot: at * CLUSTER as usize + within }));
                 }
@@ -272,7 +297,7 @@ impl Structure for Hashed {
         place.present |= 1 << within;
         place.entries[within] = entry;
         if new {
-            self.count_size(shift, true);
+            count_size(&mut self.sizes, shift, true);
         }
         self.work.updates += 1;
         Ok(())
@@ -289,7 +314,7 @@ impl Structure for Hashed {
         if self.places[at].present == 0 {
             self.close(at);
         }
-        self.count_size(shift, false);
+        count_size(&mut self.sizes, shift, false);
         self.work.updates += 1;
         let places = self.places.len() as u64;
         if places > self.config.places && self.used * 800 < places * self.config.load {

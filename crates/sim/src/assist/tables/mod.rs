@@ -11,6 +11,7 @@
 
 mod any;
 mod arriving;
+pub mod classic;
 pub mod cuckoo;
 pub mod direct;
 pub mod flat;
