@@ -72,7 +72,8 @@ macro_rules! schemes {
 
 schemes! {
     ideal, native, nested, shadow, agile, switching, xen_pv, sie, soft_tlb, ept_on_ept, spt_on_ept, pvm,
-    ds, vmm_direct, guest_direct, dual_direct, spot + NATIVE, rmm + NATIVE, anchor + NATIVE, colt + NATIVE, clustered + NATIVE,
+    ds, vmm_direct, guest_direct, dual_direct, spot + NATIVE, rmm + NATIVE, anchor + NATIVE,
+    colt + NATIVE, clustered + NATIVE,
     shared_tlb + NATIVE, shadow_colt, hashed + NESTED + GUEST + NATIVE,
     flattened + NESTED + GUEST + NATIVE, ecpt + NESTED + GUEST + NATIVE, pom_tlb + NATIVE,
     dmt + PARAVIRTUAL + NATIVE, learned + NESTED + NATIVE, utopia + NESTED + GUEST + NATIVE,
