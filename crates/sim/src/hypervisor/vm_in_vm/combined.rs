@@ -3,8 +3,9 @@
 //!
 //! A page that L2 uses for the first time is a violation that L0 reflects, since L1's tables lack it.
 //! L1 stores its entries, tables first, and each store to a table that L0 protects is an exit: L0
-//! emulates it. L1 enters L2 again, L2 faults again, and now L0 fills its combination. With n stores that is
-//! 4 + 2n + 2 world switches, n + 3 of them exits to L0 (L2's two, L1's entry of L2, and the stores).
+//! emulates it. L1 enters L2 again, L2 faults again, and now L0 fills its combination. With n stores
+//! that is 4 + 2n + 2 world switches, n + 3 of them exits to L0: L2's two, L1's entry of L2, and the
+//! stores.
 //!
 //! When a table is protected is an option. *Linked*: as soon as it is reachable from L1's root, so that
 //! every store exits; what the published count assumes. *Walked*: as KVM's shadow MMU does, when L0's

@@ -26,8 +26,8 @@
 //! A frame that held a table and becomes a page of L2 gets other memory of L0 then (in truth it would
 //! stay, and so would the count be lower by one violation). L1's other memory, its daemons, and its
 //! timer interrupts are left out, as is `nx_huge_pages` of L0 under shadow tables, and of L1 under
-//! nested ones. Walks of L1 itself are not simulated: its work has prices. Interrupts between vCPUs of L2 are
-//! reflected as all other exits are.
+//! nested ones. Walks of L1 itself are not simulated: its work has prices. Interrupts between vCPUs of
+//! L2 are reflected as all other exits are.
 
 mod combined;
 mod options;

@@ -3,7 +3,8 @@
 //!
 //! What L1 does for L2 is what a hypervisor with shadow tables does, in its own memory; only how L2
 //! comes to it and back is another: by L0, or under PVM by the switcher. A fault that stores n entries
-//! to protected tables is 1 fault for L2's kernel, n stores and 1 hidden fault: n + 2 exits of 4 switches.
+//! to protected tables is 1 fault for L2's kernel, n stores and 1 hidden fault: n + 2 exits of 4
+//! switches.
 //!
 //! **Under KVM**, each INVVPID of L1 is an exit to L0, too; flushes that L1 asks of other vCPUs are
 //! one for each.
