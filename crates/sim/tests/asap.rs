@@ -1,5 +1,5 @@
-//! Entries that are fetched ahead of walks: how many references a walk has, and how long it takes, against
-//! the formula of its steps; the referee over random lives.
+//! Entries that are fetched ahead of walks: how many references a walk has, and how long it takes,
+//! against the formula of its steps; the referee over random lives.
 
 use crate::common;
 

@@ -1,9 +1,9 @@
-//! `asap`: address translation with prefetching in both dimensions (Margaritov et al., "Prefetched Address
-//! Translation", MICRO 2019). Registers say where the entries of the two lowest levels of radix tables
-//! lie; a miss fetches them at once, beside the walk, which finds them in the caches or on their way.
-//! Walks have their 24 references, each look-up up to 2 more beside them (`background`).
-//! `asap-nested` has it in the host alone, `asap-guest` in the guest alone, over nested tables;
-//! `native-asap` is on bare metal. The tables are in `assist/tables/direct`, with what was chosen.
+//! `asap`: address translation with prefetching in both dimensions (Margaritov et al., "Prefetched
+//! Address Translation", MICRO 2019). Registers say where the entries of the two lowest levels of
+//! radix tables lie; a miss fetches them at once, beside the walk, which finds them in the caches or
+//! on their way. Walks have their 24 references, each look-up up to 2 more beside them. `asap-nested`
+//! has it in the host alone, `asap-guest` in the guest alone, over nested tables; `native-asap` is on
+//! bare metal. The tables are in `assist/tables/direct`, with what was chosen.
 
 use super::{Definition, Facts};
 use crate::assist::tables::direct::{Ahead, Direct, DirectConfig};

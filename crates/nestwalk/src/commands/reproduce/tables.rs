@@ -133,8 +133,9 @@ const SUBJECTS: &[Subject] = &[
             ("xsbench", 1.166),
         ],
         paper: "native: walks 25 % shorter on average, 42 % at most, beside another thread of the core (MICRO 2019)",
-        why: "published is a formula over walks without a nested TLB, in which a line that is on its way costs \
-              nothing more; walk caches and the nested TLB leave a walk little that could be fetched ahead",
+        why: "published is a formula over a walk's latencies, dimension by dimension; here the guest's entries are \
+              on their way while the host's look-ups for them go on, and where walk caches and the nested TLB \
+              leave a walk one reference there is nothing to fetch ahead of it",
     },
     Subject {
         machine: "learned",

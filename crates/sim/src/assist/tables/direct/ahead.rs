@@ -1,17 +1,18 @@
-//! Address translation with prefetching (ASAP; Margaritov et al., "Prefetched Address Translation", MICRO
-//! 2019): the pages of radix tables lie in the order of what they map, so that a register of a mapping,
-//! base and offset, says where the entries of the two lowest levels are. A miss fetches those at once,
-//! and walks as ever: nothing is believed that the walk has not read, but what it comes to is on its way.
+//! Address translation with prefetching (ASAP; Margaritov et al., "Prefetched Address Translation",
+//! MICRO 2019): the pages of radix tables lie in the order of what they map, so that a register of a
+//! mapping, base and offset, says where the entries of the two lowest levels are. A miss fetches those
+//! at once, and walks as ever: nothing is believed that the walk has not read, but what it comes to is
+//! on its way.
 //!
-//! - *A register* is for a mapping in one piece: GiBs on end share one. Each GiB's entries are 2 MiB in
-//!   one piece; that those of neighbours are on end is taken as so.
-//! - *What is fetched*: entries of both levels, whatever walk caches know, since the paper looks registers
-//!   up beside them (recalled); those of base pages only where the GiB has any.
-//! - *In a VM* the guest's entries lie in memory that the guest has asked its host for by a hypercall, and
-//!   the register holds a host-physical address (recalled from the paper). The guest's walk translates
-//!   their guest-physical addresses as any others. Host and guest have a block each for that: the
-//!   host's is what is read, the guest's what is translated. Without a block of the host the mapping has
-//!   no register.
+//! - *A register* is for a mapping in one piece: GiBs on end share one. Each GiB's entries are 2 MiB
+//!   in one piece; that those of neighbours are on end is taken as so.
+//! - *What is fetched*: entries of both levels, whatever walk caches know, since the paper looks
+//!   registers up beside them (recalled); those of base pages only where the GiB has any.
+//! - *In a VM* the guest's entries lie in memory that the guest has asked its host for by a hypercall,
+//!   and the register holds a host-physical address (recalled from the paper). The guest's walk
+//!   translates their guest-physical addresses as any others. Host and guest have a block each for
+//!   that: the host's is what is read, the guest's what is translated. Without a block of the host the
+//!   mapping has no register.
 //! - *Walk caches* have as many entries as the profile's, each fully associative.
 
 use super::super::{AHEAD, Found, Key, MET, Structure, Supply};
