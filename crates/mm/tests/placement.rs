@@ -226,7 +226,7 @@ fn groups_of_eight_lie_together_however_processes_interleave() {
         }
         let whole = |first: &u64| {
             let frame = t.frame(8 * first);
-            frame % 8 == 0 && (0..8).all(|i| t.frame(8 * first + i) == frame + i)
+            frame.is_multiple_of(8) && (0..8).all(|i| t.frame(8 * first + i) == frame + i)
         };
         ((0..64).filter(whole).count(), t.aside())
     };
