@@ -1,5 +1,5 @@
-//! All tests of this crate that use it from outside, as one program: what each file would instantiate and
-//! link for itself takes most of the time that tests take to compile.
+//! All tests of this crate that use it from outside, as one program: what each file would instantiate
+//! and link for itself takes most of the time that tests take to compile.
 
 mod common;
 mod fleet;

@@ -1,5 +1,5 @@
-//! All tests of this crate that use it from outside, as one program: what each file would instantiate and
-//! link for itself takes most of the time that tests take to compile.
+//! All tests of this crate that use it from outside, as one program: what each file would instantiate
+//! and link for itself takes most of the time that tests take to compile.
 
 mod agile;
 mod agile_policy;
@@ -22,6 +22,7 @@ mod energy;
 mod fixed_points;
 mod hostile;
 mod intel_rules;
+mod inverted_shadow;
 mod kvm_options;
 mod more_misses;
 mod nodes;

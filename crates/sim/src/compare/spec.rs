@@ -229,11 +229,6 @@ impl MachineSpec {
         let (vmm, own) = of_vmm.take(variant.split('/')).map_err(wrong)?;
         let own = own.join("/");
         let variant = scheme.options.normalize_beside(&own, &of_vmm.keys()).map_err(wrong)?;
-        let halves = |text: Option<&str>| match text.map(|t| t.split_once('+').ok_or(t)) {
-            None => (None, None),
-            Some(Ok((guest, host))) => (Some(guest.to_owned()), Some(host.to_owned())),
-            Some(Err(both)) => (Some(both.to_owned()), None),
-        };
         let (guest_pages, host_pages) = halves(pages);
         let (mut guest_placement, mut host_placement) = halves(placement);
         let observed = guest_pages
@@ -330,6 +325,15 @@ impl MachineSpec {
         }
         all.append(&mut asked);
         Ok(all)
+    }
+}
+
+/// What is said of guest and host; of one alone it is the guest's.
+fn halves(text: Option<&str>) -> (Option<String>, Option<String>) {
+    match text.map(|t| t.split_once('+').ok_or(t)) {
+        None => (None, None),
+        Some(Ok((guest, host))) => (Some(guest.to_owned()), Some(host.to_owned())),
+        Some(Err(both)) => (Some(both.to_owned()), None),
     }
 }
 

@@ -20,7 +20,7 @@ pub const DEFINITION: Definition = Definition {
     name: "ssp",
     summary: "shadow tables without write protection, compared when the guest flushes (swift shadow paging)",
     virtualized: true,
-    facts: Facts { flushes_by_itself: true, ..Facts::NONE },
+    facts: Facts { flushes_by_itself: true, sampled: true, ..Facts::NONE },
     vmm: VmmKind::Other,
     options: &OPTIONS,
     build,

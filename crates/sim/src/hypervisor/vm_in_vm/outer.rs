@@ -123,7 +123,7 @@ impl Levels {
             });
             let slots: Vec<(Gpa, u64)> = host.slots().iter().map(|s| (s.gpa, s.bytes)).collect();
             let bytes = host.physical().bytes();
-            HostMemory::new(bytes, request.nested_mode, policy, 0.0, L1_SEED, &slots)
+            HostMemory::new(bytes, request.nested_mode.own(), policy, 0.0, L1_SEED, &slots)
         });
         // Walks of L1's tables are writes, as everywhere with accessed and dirty flags.
         let rules = VmmRules { ept_ad: true, ..VmmRules::PLAIN };
