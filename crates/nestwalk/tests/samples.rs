@@ -83,7 +83,7 @@ fn samples_that_cannot_be_are_refused_before_the_work() {
     for (args, expected) in [
         (
             "--machines native,agile --samples d",
-            "nested, shadow, switching, sie, colt, clustered, shadow-colt are",
+            "nested, shadow, ssp, switching, sie, colt, clustered, shadow-colt are",
         ),
         ("--samples d --sample-every 1s", "`1s` is no interval; simulated milliseconds"),
         ("--samples d --sample-every 0ms", "0.001ms to 10000ms"),

@@ -8,9 +8,9 @@
 //! with `zen2` and `zen3` (probably since walks then show more neighbours to coalesce), one way of the
 //! second level under `anchor` with `zen2` to `zen4`, 7 of 8 ways of instructions under `clustered` with
 //! `kaby-lake-i5-7600` (848,056 for 848,129 cycles). Other replacements are held in the mean of ten
-//! streams. `inverted-shadow` hides walks behind guesses: what longer ones cost is not paid, and the lines
-//! that they keep in the data caches serve others (one way of the walk cache: 869,906 for 869,910 cycles).
-//! Of structures for walks, its cycles of walks are held in place of all cycles.
+//! streams. `inverted-shadow` hides walks behind guesses: what longer ones cost is not paid, and the
+//! lines that they keep in the data caches serve others (one way of the walk cache: 869,906 for 869,910
+//! cycles). Of structures for walks, its cycles of walks are held in place of all cycles.
 
 use crate::common;
 
